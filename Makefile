@@ -1,0 +1,43 @@
+# Two commands on a fresh machine: `make search` and `make test`. Both install what they need.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NATIVE := $(shell find csrc kernels -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+
+.PHONY: install search test bench gpu lint clean
+
+install: $(STAMP)
+
+# torch first and by itself: a range would fetch gigabytes of CUDA packages.
+$(STAMP): $(NATIVE)
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,triton]'
+	touch $@
+
+# The main job: a NoisyDARTS search on real images; its report is runs/quickstart/report.md.
+search: $(STAMP)
+	$(BIN)/fastnas search --config quickstart.yaml --resume
+	@cat runs/quickstart/report.md
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/fastnas bench all
+
+# On a machine with a GPU, nvcc and a python that has torch: builds in place, installs nothing.
+# PART picks one of build, tests, bench; OUT is the folder of the results.
+gpu:
+	PYTHON=$(PYTHON) bash benchmarks/gpu.sh $(or $(OUT),runs/gpu) $(PART)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info fastnas/_C*.so fastnas/_cuda*.so

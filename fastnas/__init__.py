@@ -1,0 +1,8 @@
+"""fastnas: differentiable architecture search, the same mathematics in less time and memory."""
+
+from fastnas._version import __version__
+from fastnas.backends import BackendError, use_backend
+from fastnas.ops import mixed_sum
+from fastnas.reference import SkipNoise
+
+__all__ = ["BackendError", "SkipNoise", "__version__", "mixed_sum", "use_backend"]

@@ -1,0 +1,114 @@
+"""Builds the native modules with CMake and ninja. Imports no torch: the build environment has none.
+
+FASTNAS_BUILD=auto    _C where there is a C++ compiler, _cuda where there is nvcc (default)
+             =python  neither: pure Python, eager and Triton backends only
+             =cpu     _C, or fail
+             =cuda    _C and _cuda, or fail
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+WISHES = ("auto", "python", "cpu", "cuda")
+
+
+def wish() -> str:
+    value = os.environ.get("FASTNAS_BUILD", "auto")
+    if value not in WISHES:
+        sys.exit(f"FASTNAS_BUILD is '{value}'; allowed: {', '.join(WISHES)}")
+    return value
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [shutil.which("nvcc"), home and f"{home}/bin/nvcc", "/usr/local/cuda/bin/nvcc"]
+    return next((c for c in candidates if c and Path(c).is_file()), None)
+
+
+class CMakeBuild(build_ext):
+    """One CMake run builds and installs all modules beside the Python package."""
+
+    def run(self) -> None:
+        wanted = wish()
+        nvcc = find_nvcc()
+        if wanted == "cuda" and nvcc is None:
+            sys.exit("FASTNAS_BUILD=cuda: no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda")
+        plans = {
+            "cpu": [False],
+            "cuda": [True],
+            "auto": [True, False] if nvcc else [False],
+        }[wanted]
+        failures = []
+        for with_cuda in plans:
+            try:
+                self.build(nvcc if with_cuda else None)
+            except (subprocess.CalledProcessError, OSError) as error:
+                failures.append(f"{'_C and _cuda' if with_cuda else '_C'}: {error}")
+                continue
+            self.summary(["_C", "_cuda"] if with_cuda else ["_C"], failures, nvcc)
+            return
+        if wanted != "auto":
+            sys.exit(f"FASTNAS_BUILD={wanted} failed: {'; '.join(failures)}")
+        self.summary([], failures, nvcc)
+
+    def build(self, nvcc: str | None) -> None:
+        import pybind11
+
+        package = Path(self.get_ext_fullpath("fastnas._C")).parent.resolve()
+        temporary = Path(self.build_temp).resolve() / ("cuda" if nvcc else "cpu")
+        temporary.mkdir(parents=True, exist_ok=True)
+        arguments = [
+            f"-DCMAKE_INSTALL_PREFIX={package}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DFASTNAS_CUDA={'ON' if nvcc else 'OFF'}",
+        ]
+        if nvcc:
+            arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+        cmake = shutil.which("cmake") or "cmake"
+        for command in (
+            [cmake, "-G", "Ninja", *arguments, str(ROOT)],
+            [cmake, "--build", "."],
+            [cmake, "--install", "."],
+        ):
+            subprocess.run(command, cwd=temporary, check=True)
+
+    def summary(self, built: list[str], failures: list[str], nvcc: str | None) -> None:
+        lines = [f"fastnas: built {', '.join(built) or 'no native module (pure Python)'}"]
+        lines += [f"fastnas: could not build {failure}" for failure in failures]
+        if not nvcc:
+            lines.append("fastnas: no nvcc found, so no _cuda")
+        print("\n".join(lines), file=sys.stderr)
+
+    def get_outputs(self) -> list[str]:
+        package = Path(self.get_ext_fullpath("fastnas._C")).parent
+        return [str(path) for path in package.glob("_*.so")]
+
+
+def version() -> str:
+    text = (ROOT / "fastnas" / "_version.py").read_text()
+    match = re.search(r'__version__ = "([^"]+)"', text)
+    assert match, "fastnas/_version.py has no __version__"
+    return match.group(1)
+
+
+benchmark_packages = find_packages(include=["benchmarks", "benchmarks.*"])
+setup(
+    version=version(),
+    packages=[
+        *find_packages(include=["fastnas", "fastnas.*"]),
+        "fastnas.kernels",
+        *(f"fastnas.{name}" for name in benchmark_packages),
+    ],
+    package_dir={"fastnas.kernels": "kernels", "fastnas.benchmarks": "benchmarks"},
+    ext_modules=[] if wish() == "python" else [Extension("fastnas._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)
