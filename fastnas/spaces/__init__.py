@@ -1,0 +1,61 @@
+"""Search spaces and genotypes as plain data; nothing here needs torch."""
+
+from fastnas.spaces.genotype import (
+    NB201_OPS,
+    Genotype,
+    NB201Genotype,
+    parameter_free_count,
+    skip_count,
+)
+from fastnas.spaces.genotype_formats import (
+    FORMATS,
+    dump,
+    from_darts,
+    from_json,
+    from_nb201,
+    parse,
+    to_darts,
+    to_fairdarts,
+    to_json,
+    to_nb201,
+    to_ptdarts,
+)
+from fastnas.spaces.space import (
+    CELL_TYPES,
+    DARTS_PRIMITIVES,
+    OPS,
+    PARAMETER_FREE,
+    SPACES,
+    CellType,
+    Space,
+    get_space,
+    uniform_space,
+)
+
+__all__ = [
+    "CELL_TYPES",
+    "DARTS_PRIMITIVES",
+    "FORMATS",
+    "NB201_OPS",
+    "OPS",
+    "PARAMETER_FREE",
+    "SPACES",
+    "CellType",
+    "Genotype",
+    "NB201Genotype",
+    "Space",
+    "dump",
+    "from_darts",
+    "from_json",
+    "from_nb201",
+    "get_space",
+    "parameter_free_count",
+    "parse",
+    "skip_count",
+    "to_darts",
+    "to_fairdarts",
+    "to_json",
+    "to_nb201",
+    "to_ptdarts",
+    "uniform_space",
+]
