@@ -1,0 +1,267 @@
+"""The DARTS operations as eager modules.
+
+Module structure, and with it every state-dict name, is that of the public code: quark0/darts
+``cnn/operations.py``, and automl/RobustDARTS ``src/operations.py`` for :class:`Noise`.
+
+All take x [N, C, H, W] to y [N, C, ceil(H / s), ceil(W / s)] at stride s = 1 or 2.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class ReLUConvBN(nn.Module):
+    """y = BN(conv(relu(x))): a dense convolution, [N, C_in, H, W] -> [N, C_out, H', W'].
+
+    Args:
+        C_in: input channels.
+        C_out: output channels.
+        kernel_size, stride, padding: of the convolution, as in ``nn.Conv2d``.
+        affine: whether the batch norm has a scale and a shift.
+    """
+
+    def __init__(
+        self,
+        C_in: int,
+        C_out: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.op = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(C_in, C_out, kernel_size, stride, padding, bias=False),
+            nn.BatchNorm2d(C_out, affine=affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+def _depthwise_separable(
+    C_in: int,
+    C_out: int,
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    affine: bool,
+) -> tuple[nn.Module, ...]:
+    depthwise = nn.Conv2d(
+        C_in, C_in, kernel_size, stride, padding, dilation, groups=C_in, bias=False
+    )
+    pointwise = nn.Conv2d(C_in, C_out, 1, bias=False)
+    return nn.ReLU(), depthwise, pointwise, nn.BatchNorm2d(C_out, affine=affine)
+
+
+class DilConv(nn.Module):
+    """y = BN(pointwise(depthwise(relu(x)))), the depthwise convolution dilated.
+
+    Args:
+        C_in, C_out, kernel_size, stride, padding, dilation: of the convolutions; the
+            pointwise one changes the channels.
+        affine: whether the batch norm has a scale and a shift.
+    """
+
+    def __init__(
+        self,
+        C_in: int,
+        C_out: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        dilation: int,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.op = nn.Sequential(
+            *_depthwise_separable(C_in, C_out, kernel_size, stride, padding, dilation, affine)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class SepConv(nn.Module):
+    """y = f_2(f_1(x)) with f_i(x) = BN(pointwise(depthwise(relu(x)))).
+
+    The first depthwise convolution has the stride, the second pointwise one changes the
+    channels.
+
+    Args:
+        C_in, C_out, kernel_size, stride, padding: of the convolutions.
+        affine: whether the batch norms have a scale and a shift.
+    """
+
+    def __init__(
+        self,
+        C_in: int,
+        C_out: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        affine: bool = True,
+    ) -> None:
+        super().__init__()
+        self.op = nn.Sequential(
+            *_depthwise_separable(C_in, C_in, kernel_size, stride, padding, 1, affine),
+            *_depthwise_separable(C_in, C_out, kernel_size, 1, padding, 1, affine),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Identity(nn.Module):
+    """y = x, the very same tensor. Drop path leaves outputs of this class alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Zero(nn.Module):
+    """y = 0 * x[..., ::s, ::s]: zeros where x is finite, NaN where it is not.
+
+    Args:
+        stride: s.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, :: self.stride, :: self.stride].mul(0.0)
+
+
+class Noise(nn.Module):
+    """y ~ N(0, 1), drawn anew at every call, in training and evaluation alike.
+
+    Only the shape, dtype and device of y come from x; no gradient goes back to it. The draw
+    is from torch's generator. Source: RobustDARTS, space S4.
+
+    Args:
+        stride: s; y has the shape of x[..., ::s, ::s].
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class FactorizedReduce(nn.Module):
+    """y = BN(concat[conv_1(u), conv_2(u shifted by one pixel in h and w)]), u = relu(x).
+
+    Both convolutions are 1x1 with stride 2 and give half the channels:
+    y[:, :C/2, h, w] reads u[..., 2h, 2w] and y[:, C/2:, h, w] reads u[..., 2h + 1, 2w + 1],
+    [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)].
+
+    Where H or W is odd the shifted positions end one short. The public code fails there; here
+    u counts as zero one row below and one column right of the image. Even sizes never read
+    that padding.
+
+    Args:
+        C_in: input channels.
+        C_out: output channels, an even number.
+        affine: whether the batch norm has a scale and a shift.
+
+    Raises:
+        ValueError: ``C_out`` is odd.
+    """
+
+    def __init__(self, C_in: int, C_out: int, affine: bool = True) -> None:
+        super().__init__()
+        if C_out % 2:
+            raise ValueError(
+                f"FactorizedReduce needs an even number of channels, got C_out={C_out}"
+            )
+        self.relu = nn.ReLU()
+        self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(C_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+        padded = F.pad(x, (0, odd_w, 0, odd_h)) if odd_h or odd_w else x
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(padded[:, :, 1:, 1:])], dim=1))
+
+
+def _skip_connect(C: int, stride: int, affine: bool) -> nn.Module:
+    return Identity() if stride == 1 else FactorizedReduce(C, C, affine)
+
+
+def _sep_conv(kernel_size: int) -> Callable[[int, int, bool], nn.Module]:
+    return lambda C, stride, affine: SepConv(C, C, kernel_size, stride, kernel_size // 2, affine)
+
+
+def _dil_conv(kernel_size: int) -> Callable[[int, int, bool], nn.Module]:
+    return lambda C, stride, affine: DilConv(C, C, kernel_size, stride, kernel_size - 1, 2, affine)
+
+
+def _conv_7x1_1x7(C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(C, C, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
+        nn.Conv2d(C, C, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
+        nn.BatchNorm2d(C, affine=affine),
+    )
+
+
+_PRIMITIVES: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "none": lambda C, stride, affine: Zero(stride),
+    "max_pool_3x3": lambda C, stride, affine: nn.MaxPool2d(3, stride, padding=1),
+    "avg_pool_3x3": lambda C, stride, affine: nn.AvgPool2d(
+        3, stride, padding=1, count_include_pad=False
+    ),
+    "skip_connect": _skip_connect,
+    "sep_conv_3x3": _sep_conv(3),
+    "sep_conv_5x5": _sep_conv(5),
+    "sep_conv_7x7": _sep_conv(7),
+    "dil_conv_3x3": _dil_conv(3),
+    "dil_conv_5x5": _dil_conv(5),
+    "conv_7x1_1x7": _conv_7x1_1x7,
+    "noise": lambda C, stride, affine: Noise(stride),
+}
+
+
+def primitive(name: str, C: int, stride: int, affine: bool) -> nn.Module:
+    """Build an operation, [N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)].
+
+    Args:
+        name: one of :data:`fastnas.spaces.OPS`.
+        C: channels in and out.
+        stride: 1 or 2.
+        affine: whether its batch norms have a scale and a shift.
+
+    Raises:
+        ValueError: no such operation, fewer than one channel, another stride, or
+            ``skip_connect`` at stride 2 with an odd number of channels.
+    """
+    if not isinstance(name, str) or name not in _PRIMITIVES:
+        raise ValueError(f"no operation {name!r}; there are {', '.join(_PRIMITIVES)}")
+    if C < 1:
+        raise ValueError(f"{name}: C must be at least 1, got {C}")
+    if stride not in (1, 2):
+        raise ValueError(f"{name}: stride must be 1 or 2, got {stride}")
+    return _PRIMITIVES[name](C, stride, affine)
+
+
+def search_candidate(name: str, C: int, stride: int) -> nn.Module:
+    """Build an operation as the DARTS search network has it: every batch norm non-affine, and
+    one more after each pool, ``nn.Sequential(pool, BatchNorm2d(C, affine=False))``.
+
+    Args and errors as in :func:`primitive`. Source: quark0/darts ``cnn/model_search.py``.
+    """
+    op = primitive(name, C, stride, affine=False)
+    if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
+        return nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
+    return op

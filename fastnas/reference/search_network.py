@@ -1,0 +1,247 @@
+"""The DARTS search network in eager torch: mixed op, cell, network, and the step of its search.
+
+Semantics and state-dict names are those of the public code (quark0/darts model_search.py), so its
+checkpoints load. Mixing weights are arguments; the logits live in `fastnas.nn.ArchParameters`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.reference.eval_network import drop_path
+from fastnas.reference.mixed_sum import weighted_sum
+from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
+from fastnas.reference.skip_noise import SkipNoise, skip_noise
+from fastnas.spaces import CellType, Space
+
+Factory = Callable[[int, int], nn.Module]
+"""(C, stride) to a module [N, C, H, W] -> [N, C, H / stride, W / stride]."""
+
+Candidate = str | nn.Module
+Weights = Mapping[str, Tensor]
+"""Cell type ("normal", "reduce") to the mixing weights of its edges, [E, K]."""
+
+
+class MixedOp(nn.Module):
+    """obar(x) = sum_k w_k o_k(x), with noise on the output of the skip connections (DARTS eq. 2).
+
+    Args:
+        candidates: names of primitives (`fastnas.spaces.OPS`, or of `extra`), or modules, mixed at
+            will; modules are used as they are.
+        C: channels in and out.
+        stride: 1 or 2.
+        noise: drawn on the output of every "skip_connect" in training mode, never in eval mode.
+        skip_drop_path: probability with which a sample's skip output is dropped in training,
+            after the noise. 0 is the paper's formula; the NoisyDARTS code has a hidden 0.3.
+        extra: factories of further candidates by name.
+        skips: which candidates are skip connections; None: those named "skip_connect".
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        C: int,
+        stride: int,
+        *,
+        noise: SkipNoise | None = None,
+        skip_drop_path: float = 0.0,
+        extra: Mapping[str, Factory] | None = None,
+        skips: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if not candidates:
+            raise ValueError("MixedOp: candidates is empty; at least one is needed")
+        if not 0 <= skip_drop_path < 1:
+            raise ValueError(f"skip_drop_path is {skip_drop_path}; 0 <= p < 1 is allowed")
+        self._ops = nn.ModuleList(_build(c, C, stride, extra or {}) for c in candidates)
+        named = [k for k, c in enumerate(candidates) if c == "skip_connect"]
+        self.skips = tuple(named if skips is None else skips)
+        if any(not 0 <= k < len(candidates) for k in self.skips):
+            raise ValueError(f"skips is {self.skips}; indices below {len(candidates)} are allowed")
+        self.noise = noise
+        self.noise_amplitude = 1.0
+        self.skip_drop_path = skip_drop_path
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x [N, C, H, W], w [K] -> [N, C, H / stride, W / stride]."""
+        outputs = [op(x) for op in self._ops]
+        for k in self.skips if self.training else ():
+            if self.noise is not None:
+                outputs[k] = skip_noise(outputs[k], self.noise, self.noise_amplitude)
+            if self.skip_drop_path:
+                outputs[k] = drop_path(outputs[k], self.skip_drop_path)
+        return weighted_sum(outputs, w)
+
+
+def _build(candidate: Candidate, C: int, stride: int, extra: Mapping[str, Factory]) -> nn.Module:
+    if isinstance(candidate, nn.Module):
+        return candidate
+    return (
+        extra[candidate](C, stride)
+        if candidate in extra
+        else search_candidate(candidate, C, stride)
+    )
+
+
+class Cell(nn.Module):
+    """x_j = sum_{i<j} obar_ij(x_i); the output concatenates the intermediate nodes (DARTS eq. 1).
+
+    Args:
+        space: candidates and edges.
+        cell_type: "normal" or "reduce"; a reduction cell has stride 2 on edges leaving its inputs.
+        C_before_last, C_last: channels of the outputs of the two cells before.
+        C: channels of every node.
+        reduced_before: whether the cell before was a reduction, which halves s1 but not s0.
+        options: keyword arguments of `MixedOp`.
+    """
+
+    mixed_op: type[MixedOp] = MixedOp
+
+    def __init__(
+        self,
+        space: Space,
+        cell_type: CellType,
+        C_before_last: int,
+        C_last: int,
+        C: int,
+        reduced_before: bool,
+        **options: object,
+    ) -> None:
+        super().__init__()
+        self.cell_type = cell_type
+        self.nodes = space.nodes
+        self.preprocess0: nn.Module = (
+            FactorizedReduce(C_before_last, C, affine=False)
+            if reduced_before
+            else ReLUConvBN(C_before_last, C, 1, 1, 0, affine=False)
+        )
+        self.preprocess1: nn.Module = ReLUConvBN(C_last, C, 1, 1, 0, affine=False)
+        self._ops = nn.ModuleList(
+            self.mixed_op(names, C, space.stride(cell_type, edge), **options)  # type: ignore[arg-type]
+            for edge, names in zip(space.edges, space.candidates(cell_type))
+        )
+
+    def edges_into(self, node: int) -> range:
+        """Indices of the edges into intermediate node 0 .. nodes - 1; edge e starts at state e."""
+        first = sum(range(2, 2 + node))
+        return range(first, first + 2 + node)
+
+    def forward(self, s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
+        """s0, s1 [N, C', H', W'] of the two cells before, w [E, K] -> [N, nodes C, H, W]."""
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for node in range(self.nodes):
+            edges = self.edges_into(node)
+            states.append(sum(self._ops[e](x, w[e]) for e, x in zip(edges, states)))
+        return torch.cat(states[2:], dim=1)
+
+
+class SearchNetwork(nn.Module):
+    """Stem, cells, global average pooling, classifier; reduction at 1/3 and 2/3 of the depth.
+
+    Args:
+        space: a search space (`fastnas.spaces.get_space`).
+        C: channels of the first cells, doubled by every reduction cell.
+        num_classes: outputs.
+        layers: cells, at least 1.
+        in_channels: channels of the images.
+        stem_multiplier: the stem has stem_multiplier C channels.
+        noise, skip_drop_path, extra: see `MixedOp`.
+    """
+
+    cell: type[Cell] = Cell
+
+    def __init__(
+        self,
+        space: Space,
+        C: int,
+        num_classes: int,
+        layers: int,
+        *,
+        in_channels: int = 3,
+        stem_multiplier: int = 3,
+        noise: SkipNoise | None = None,
+        skip_drop_path: float = 0.0,
+        extra: Mapping[str, Factory] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("C", C), ("num_classes", num_classes), ("layers", layers)):
+            if value < 1:
+                raise ValueError(f"SearchNetwork: {name} is {value}; at least 1 is needed")
+        self.space = space
+        channels = stem_multiplier * C
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+        before_last, last, current, reduced = channels, channels, C, False
+        cells = []
+        for layer in range(layers):
+            reduction = layer in {layers // 3, 2 * layers // 3}
+            current *= 2 if reduction else 1
+            cells.append(
+                self.cell(
+                    space,
+                    "reduce" if reduction else "normal",
+                    before_last,
+                    last,
+                    current,
+                    reduced,
+                    noise=noise,
+                    skip_drop_path=skip_drop_path,
+                    extra=extra,
+                )
+            )
+            before_last, last, reduced = last, space.nodes * current, reduction
+        self.cells = nn.ModuleList(cells)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(last, num_classes)
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        """Images [N, in_channels, H, W] and the mixing weights of both cell types -> logits."""
+        s0 = s1 = self.stem(x)
+        for cell in self.cells:
+            s0, s1 = s1, cell(s0, s1, weights[cast(Cell, cell).cell_type])
+        return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def mixed_ops(self) -> Iterator[MixedOp]:
+        """All mixed ops, cell by cell and edge by edge."""
+        return (module for module in self.modules() if isinstance(module, MixedOp))
+
+    def set_noise_amplitude(self, amplitude: float) -> None:
+        """r of the noise (`SkipNoise`) on every edge, 1 where it does not decay."""
+        for op in self.mixed_ops():
+            op.noise_amplitude = amplitude
+
+
+def search_step(
+    network: SearchNetwork,
+    alphas: Mapping[str, Tensor],
+    params_optimizer: torch.optim.Optimizer,
+    alphas_optimizer: torch.optim.Optimizer,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    grad_clip: float = 5.0,
+) -> Tensor:
+    """One first-order DARTS step as the public code writes it; returns the training loss.
+
+    Each half computes all gradients, those of the params in the architecture step and those of
+    the logits in the weight step included: the baseline that the benchmarks compare with.
+    """
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        weights = {cell: torch.softmax(alpha, dim=-1) for cell, alpha in alphas.items()}
+        return nn.functional.cross_entropy(network(batch[0], weights), batch[1])
+
+    alphas_optimizer.zero_grad()
+    loss_of(valid).backward()
+    alphas_optimizer.step()
+
+    params_optimizer.zero_grad()
+    loss = loss_of(train)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
+    params_optimizer.step()
+    return loss.detach()
