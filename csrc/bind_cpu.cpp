@@ -1,0 +1,45 @@
+// fastnas._C: the CPU kernels. Addresses in, nothing allocated, the GIL released while they run.
+#include <pybind11/pybind11.h>
+
+#include "bind_mixed_sum.h"
+#include "cpu/isa.h"
+#include "cpu/mixed_sum.h"
+
+namespace fastnas {
+namespace {
+
+Isa current_isa = best_isa();
+
+void use_isa(const std::string& name) {
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (name != isa_name(isa)) continue;
+    if (!isa_supported(isa)) throw std::invalid_argument("this CPU has no " + name);
+    current_isa = isa;
+    return;
+  }
+  throw std::invalid_argument("unknown instruction set '" + name + "'; baseline, avx2 and avx512 are allowed");
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512})
+    if (isa_supported(isa)) names.push_back(isa_name(isa));
+  return names;
+}
+
+}  // namespace
+}  // namespace fastnas
+
+PYBIND11_MODULE(_C, m) {
+  using namespace fastnas;
+  m.doc() = "fastnas CPU kernels";
+  m.def("isa", [] { return isa_name(current_isa); });
+  m.def("supported_isas", &supported_isas);
+  m.def("use_isa", &use_isa);
+
+  using Run = void (*)(const MixedSumParams&);
+  bind_mixed_sum<int>(
+      m, [](MixedSumParams& p, int threads) { p.threads = threads; },
+      Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_fwd)(p); }),
+      Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_bwd)(p); }));
+}

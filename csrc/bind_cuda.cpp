@@ -1,0 +1,32 @@
+// fastnas._cuda: the CUDA kernels. Imports without a driver; device_problem() says what is missing.
+#include <pybind11/pybind11.h>
+
+#include "bind_mixed_sum.h"
+#include "cuda/device.h"
+#include "cuda/mixed_sum.h"
+
+namespace fastnas {
+namespace {
+
+void check(const char* op, int error) {
+  if (error) throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cuda::error_text(error));
+}
+
+}  // namespace
+}  // namespace fastnas
+
+#ifndef FASTNAS_MODULE
+#define FASTNAS_MODULE _cuda
+#endif
+
+PYBIND11_MODULE(FASTNAS_MODULE, m) {
+  using namespace fastnas;
+  m.doc() = "fastnas CUDA kernels";
+  m.def("device_problem", &cuda::device_problem);
+
+  using Run = void (*)(const MixedSumParams&);
+  bind_mixed_sum<Address>(
+      m, [](MixedSumParams& p, Address stream) { p.stream = as_pointer<void>(stream); },
+      Run([](const MixedSumParams& p) { check("mixed_sum_fwd", cuda::mixed_sum_fwd(p)); }),
+      Run([](const MixedSumParams& p) { check("mixed_sum_bwd", cuda::mixed_sum_bwd(p)); }));
+}

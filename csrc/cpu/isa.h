@@ -1,0 +1,20 @@
+// The instruction set that the CPU kernels run on: the best this machine has, or the one that use_isa() named.
+#pragma once
+
+namespace fastnas {
+
+enum class Isa { baseline, avx2, avx512 };
+
+bool isa_supported(Isa isa);
+Isa best_isa();
+const char* isa_name(Isa isa);
+
+// The variant of `op` for the instruction set in use.
+#if defined(__x86_64__)
+#define FASTNAS_ISA_SELECT(isa, op) \
+  ((isa) == Isa::avx512 ? avx512::op : (isa) == Isa::avx2 ? avx2::op : baseline::op)
+#else
+#define FASTNAS_ISA_SELECT(isa, op) (baseline::op)
+#endif
+
+}  // namespace fastnas

@@ -1,0 +1,259 @@
+// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms in groups of four.
+// Compiled once per instruction set; FASTNAS_ISA names the namespace.
+#include "mixed_sum.h"
+
+#include "../formulas/mixed_sum.h"
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+constexpr int64_t kTile = 1024;  // 4 KiB of fp32: dy, four terms and the sum fit a 32 KiB L1
+constexpr int kGroup = 4;
+static_assert(kBlock % kTile == 0 && kTile % 4 == 0);
+
+// A tile in the accumulation dtype: where it lies if it is that already, else converted.
+template <class T, class A>
+const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
+  const T* src = static_cast<const T*>(base) + begin;
+  if constexpr (std::is_same_v<T, A>) {
+    return src;
+  } else {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = load(src[i]);
+    return scratch;
+  }
+}
+
+// Integers first, floating point second: two loops that g++ vectorises, where it gives up on one.
+template <bool gaussian, class A>
+void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
+  alignas(64) uint32_t words[4][kTile / 4];
+  const uint64_t key = draw.key, offset = draw.offset;
+  const A shift = draw.shift, spread = draw.spread;
+#pragma omp simd
+  for (int64_t q = 0; q < quads; ++q) {
+    const Words block = philox(key, uint64_t(first + q), offset);
+    words[0][q] = block.v[0], words[1][q] = block.v[1], words[2][q] = block.v[2], words[3][q] = block.v[3];
+  }
+#pragma omp simd
+  for (int64_t q = 0; q < quads; ++q) {
+    const Draws<A> eps = draws<A>(gaussian, {{words[0][q], words[1][q], words[2][q], words[3][q]}});
+    d[4 * q] = shift + spread * eps.v[0], d[4 * q + 1] = shift + spread * eps.v[1];
+    d[4 * q + 2] = shift + spread * eps.v[2], d[4 * q + 3] = shift + spread * eps.v[3];
+  }
+}
+
+// The draws of the elements [begin, begin + count) in memory order.
+template <class A>
+void draw_tile(const MixedSumParams& p, int ordinal, int64_t begin, int64_t count, A* d) {
+  const Draw<A> draw(p, ordinal);
+  if (p.channels == 0) {
+    const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;
+    quads(draw, begin / 4, (count + 3) / 4, d);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) d[i] = draw.element(uint64_t(logical_index(p, begin + i)));
+}
+
+template <class A>
+void apply_draw(bool multiplicative, const A* x, const A* d, int64_t count, A* v) {
+  for (int64_t i = 0; i < count; ++i) v[i] = mixed_value(multiplicative, x[i], d[i]);
+}
+
+template <class A>
+void add_group(int size, const A* const* v, const A* w, bool first, int64_t count, A* acc) {
+  const A *v0 = v[0], *v1 = v[size > 1], *v2 = v[size > 2 ? 2 : 0], *v3 = v[size > 3 ? 3 : 0];
+  const A w0 = w[0], w1 = w[size > 1], w2 = w[size > 2 ? 2 : 0], w3 = w[size > 3 ? 3 : 0];
+  // A missing term is left out, not given weight 0, which would turn its inf into NaN.
+  const auto run = [&](auto value) {
+    if (first) {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) acc[i] = value(i);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) acc[i] += value(i);
+    }
+  };
+  if (size == 4) run([=](int64_t i) { return (w0 * v0[i] + w1 * v1[i]) + (w2 * v2[i] + w3 * v3[i]); });
+  if (size == 3) run([=](int64_t i) { return (w0 * v0[i] + w1 * v1[i]) + w2 * v2[i]; });
+  if (size == 2) run([=](int64_t i) { return w0 * v0[i] + w1 * v1[i]; });
+  if (size == 1) run([=](int64_t i) { return w0 * v0[i]; });
+}
+
+template <class T, class A>
+void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
+  alignas(64) A sum[kTile], scratch[kGroup][kTile], d[kTile];
+  const A* w = static_cast<const A*>(p.w);
+  T* y = static_cast<T*>(p.y) + begin;
+  A* acc = sum;
+  if constexpr (std::is_same_v<T, A>) acc = y;
+
+  for (int k = 0; k < p.terms; k += kGroup) {
+    const int size = p.terms - k < kGroup ? p.terms - k : kGroup;
+    const A* v[kGroup] = {};
+    for (int j = 0; j < size; ++j) {
+      v[j] = load_tile<T, A>(p.x[k + j], begin, count, scratch[j]);
+      if (p.ordinal[k + j] < 0) continue;
+      draw_tile(p, p.ordinal[k + j], begin, count, d);
+      apply_draw(is_multiplicative(p.form), v[j], d, count, scratch[j]);
+      v[j] = scratch[j];
+    }
+    add_group(size, v, w + k, k == 0, count, acc);
+  }
+  if constexpr (!std::is_same_v<T, A>)
+    for (int64_t i = 0; i < count; ++i) y[i] = store<T>(sum[i]);
+}
+
+template <class A>
+A dot(const A* dy, const A* v, int64_t count) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += dy[i] * v[i];
+  return sum;
+}
+
+template <class T, class A>
+void store_scaled(A w, const A* dy, int64_t count, T* dx) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
+}
+
+template <class T, class A>
+A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) {
+    sum += dy[i] * v[i];
+    dx[i] = store<T>(mixed_dx(w, dy[i]));
+  }
+  return sum;
+}
+
+template <class T, class A>
+void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw) {
+  alignas(64) A dy_scratch[kTile], x_scratch[kTile], v_scratch[kTile], d[kTile], scaled[kTile];
+  const A* w = static_cast<const A*>(p.w);
+  const A* dy = load_tile<T, A>(p.dy, begin, count, dy_scratch);
+  const bool multiplicative = is_multiplicative(p.form);
+
+  for (int k = 0; k < p.terms; ++k) {
+    T* dx = p.dx[k] ? static_cast<T*>(p.dx[k]) + begin : nullptr;
+    const bool noisy = p.ordinal[k] >= 0;
+    const A* v = nullptr;
+    if (noisy && (p.dw || (dx && multiplicative))) draw_tile(p, p.ordinal[k], begin, count, d);
+    if (p.dw) {
+      v = load_tile<T, A>(p.x[k], begin, count, x_scratch);
+      if (noisy) {
+        apply_draw(multiplicative, v, d, count, v_scratch);
+        v = v_scratch;
+      }
+    }
+    const A* into = dy;
+    if (dx && noisy && multiplicative) {
+      apply_draw(true, dy, d, count, scaled);
+      into = scaled;
+    }
+    if (v && dx && into == dy) {
+      dw[k] += dot_and_store_scaled(w[k], dy, v, count, dx);
+      continue;
+    }
+    if (v) dw[k] += dot(dy, v, count);
+    if (dx) store_scaled(w[k], into, count, dx);
+  }
+}
+
+// Two passes over a tile that lies in L1: exact where one pass would cancel (mean 100 std away).
+template <class T, class A>
+Moments tile_moments(const void* x, int64_t begin, int64_t count) {
+  alignas(64) A scratch[kTile];
+  const A* v = load_tile<T, A>(x, begin, count, scratch);
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += v[i];
+  const A mean = sum / A(count);
+  A squares = 0, rest = 0;
+#pragma omp simd reduction(+ : squares, rest)
+  for (int64_t i = 0; i < count; ++i) {
+    const A delta = v[i] - mean;
+    squares += delta * delta;
+    rest += delta;
+  }
+  const double correction = double(rest) / double(count);
+  return {double(count), double(mean) + correction, double(squares) - double(rest) * correction};
+}
+
+// f(tile begin, tile size, block index) over all tiles; the tiles of a block stay on one thread.
+template <class F>
+void for_each_tile(const MixedSumParams& p, F f) {
+  const int64_t blocks = block_count(p.n);
+  const int threads = int(blocks < p.threads ? blocks : p.threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t end = (block + 1) * kBlock < p.n ? (block + 1) * kBlock : p.n;
+    for (int64_t begin = block * kBlock; begin < end; begin += kTile)
+      f(begin, end - begin < kTile ? end - begin : kTile, block);
+  }
+}
+
+template <class T, class A>
+void standard_deviations(const MixedSumParams& p) {
+  for (int k = 0; k < p.terms; ++k) {
+    if (p.ordinal[k] < 0) continue;
+    double* partial = p.partial + 3 * block_count(p.n) * p.ordinal[k];
+    for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
+      double* part = partial + 3 * block;
+      const Moments so_far = begin == block * kBlock ? Moments{} : Moments{part[0], part[1], part[2]};
+      const Moments m = merge(so_far, tile_moments<T, A>(p.x[k], begin, count));
+      part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
+    });
+    Moments total;
+    for (int64_t b = 0; b < block_count(p.n); ++b)
+      total = merge(total, {partial[3 * b], partial[3 * b + 1], partial[3 * b + 2]});
+    p.std[p.ordinal[k]] = unbiased_std(total);
+  }
+}
+
+template <class T>
+void fwd(const MixedSumParams& p) {
+  using A = typename Accumulate<T>::type;
+  if (is_relative(p.form)) standard_deviations<T, A>(p);
+  for_each_tile(p, [&](int64_t begin, int64_t count, int64_t) { fwd_tile<T, A>(p, begin, count); });
+}
+
+template <class T>
+void bwd(const MixedSumParams& p) {
+  using A = typename Accumulate<T>::type;
+  const int64_t blocks = block_count(p.n);
+  if (p.dw)
+    for (int64_t i = 0; i < blocks * p.terms; ++i) p.partial[i] = 0;
+  for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
+    bwd_tile<T, A>(p, begin, count, p.partial + block * p.terms);
+  });
+  if (!p.dw) return;
+  for (int k = 0; k < p.terms; ++k) {
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; ++b) sum += p.partial[b * p.terms + k];
+    static_cast<A*>(p.dw)[k] = A(sum);
+  }
+}
+
+}  // namespace
+
+void mixed_sum_fwd(const MixedSumParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return fwd<float>(p);
+    case DType::bf16: return fwd<bf16_t>(p);
+    case DType::f16: return fwd<f16_t>(p);
+    case DType::f64: return fwd<double>(p);
+  }
+}
+
+void mixed_sum_bwd(const MixedSumParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return bwd<float>(p);
+    case DType::bf16: return bwd<bf16_t>(p);
+    case DType::f16: return bwd<f16_t>(p);
+    case DType::f64: return bwd<double>(p);
+  }
+}
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,36 @@
+#include "device.h"
+
+#include "launch.h"
+
+namespace fastnas::cuda {
+
+#if defined(__CUDACC__)
+
+namespace {
+__global__ void probe_kernel() {}
+}  // namespace
+
+std::string error_text(int code) { return cudaGetErrorString(cudaError_t(code)); }
+
+std::string device_problem() {
+  int count = 0;
+  cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver || error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
+    cudaGetLastError();
+    return error == cudaErrorInsufficientDriver ? "no driver, or one older than this build's CUDA" : "no CUDA device";
+  }
+  cudaFuncAttributes attributes;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  if (error == cudaSuccess) return "";
+  cudaGetLastError();
+  return error_text(int(error));
+}
+
+#else
+
+std::string error_text(int code) { return "host shim error " + std::to_string(code); }
+std::string device_problem() { return ""; }
+
+#endif
+
+}  // namespace fastnas::cuda

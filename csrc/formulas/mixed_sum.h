@@ -1,0 +1,67 @@
+// y = sum_k w_k v_k,  v_k = x_k | x_k + d_k | x_k d_k,  d = shift + scale eps (std(x) eps if gaussian additive)
+// dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backward: drawn again, never stored.
+#pragma once
+
+#include "../params.h"
+#include "philox.h"
+
+namespace fastnas {
+
+FASTNAS_HD bool is_gaussian(NoiseForm form) {
+  return form == NoiseForm::gaussian_additive || form == NoiseForm::gaussian_multiplicative;
+}
+FASTNAS_HD bool is_multiplicative(NoiseForm form) {
+  return form == NoiseForm::gaussian_multiplicative || form == NoiseForm::uniform_multiplicative;
+}
+FASTNAS_HD bool is_relative(NoiseForm form) { return form == NoiseForm::gaussian_additive; }
+
+// d = shift + spread eps, with what a whole term shares worked out once.
+template <class A> struct Draw {
+  bool gaussian;
+  uint64_t key, offset;
+  A shift, spread;
+
+  FASTNAS_HD Draw(const MixedSumParams& p, int ordinal)
+      : gaussian(is_gaussian(p.form)),
+        key(uint64_t(p.rng[0])),
+        offset(uint64_t(p.rng[1]) + uint64_t(ordinal)),
+        shift(A(p.level[0])),
+        spread(A(is_relative(p.form) ? p.level[1] * p.std[ordinal] : p.level[1])) {}
+
+  FASTNAS_HD Draws<A> quad(uint64_t index) const {
+    Draws<A> d = draws<A>(gaussian, philox(key, index, offset));
+    for (int i = 0; i < 4; ++i) d.v[i] = shift + spread * d.v[i];
+    return d;
+  }
+  FASTNAS_HD A element(uint64_t index) const {
+    const Draws<A> d = quad(index >> 2);
+    const A low = index & 1 ? d.v[1] : d.v[0], high = index & 1 ? d.v[3] : d.v[2];
+    return index & 2 ? high : low;
+  }
+};
+
+// NCHW position of the element at a memory index.
+FASTNAS_HD int64_t logical_index(const MixedSumParams& p, int64_t memory) {
+  if (p.channels == 0) return memory;
+  const int64_t image = memory / (p.channels * p.pixels), rest = memory % (p.channels * p.pixels);
+  return (image * p.channels + rest % p.channels) * p.pixels + rest / p.channels;
+}
+
+template <class A> FASTNAS_HD A mixed_value(bool multiplicative, A x, A d) {
+  return multiplicative ? x * d : x + d;
+}
+template <class A> FASTNAS_HD A mixed_dx(A w, A dy) { return w * dy; }
+
+// Count, mean and sum of squared deviations of a part; merging is Chan, Golub, LeVeque (1979).
+struct Moments {
+  double count = 0, mean = 0, squares = 0;
+};
+FASTNAS_HD Moments merge(const Moments& a, const Moments& b) {
+  if (b.count == 0) return a;
+  const double count = a.count + b.count, delta = b.mean - a.mean;
+  return {count, a.mean + delta * (b.count / count),
+          a.squares + b.squares + delta * delta * (a.count * b.count / count)};
+}
+FASTNAS_HD double unbiased_std(const Moments& m) { return sqrt(m.squares / (m.count - 1)); }
+
+}  // namespace fastnas

@@ -1,0 +1,134 @@
+"""Which backend computes: argument > use_backend > FASTNAS_BACKEND > auto."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Protocol
+
+from torch import Tensor
+
+from fastnas.backends.cpu import CpuBackend
+from fastnas.backends.cuda import CudaBackend
+from fastnas.backends.eager import EagerBackend
+from fastnas.backends.request import Request
+from fastnas.backends.triton import TritonBackend
+
+logger = logging.getLogger("fastnas")
+
+
+class Backend(Protocol):
+    """One way to compute the ops: says whether it can, then allocates and calls."""
+
+    name: str
+
+    def unavailable(self) -> str | None:
+        """Why nothing can run on it here, or None."""
+
+    def can_run(self, request: Request) -> str | None:
+        """Why this request cannot run on it, or None."""
+
+    def mixed_sum_fwd(
+        self,
+        x: list[Tensor],
+        w: Tensor,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+    def mixed_sum_bwd(
+        self,
+        dy: Tensor,
+        x: list[Tensor],
+        w: Tensor,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        std: Tensor,
+        needs_dx: list[bool],
+        needs_dw: bool,
+    ) -> tuple[list[Tensor], Tensor]: ...
+
+
+BACKENDS: MutableMapping[str, Backend] = {
+    backend.name: backend
+    for backend in (EagerBackend(), CpuBackend(), CudaBackend(), TritonBackend())
+}
+# What auto tries, by the device of the tensors. Interpreted Triton is only ever an explicit choice.
+PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
+AUTO = "auto"
+
+_wish: list[str] = []
+_chosen: dict[tuple[str, str, object, int, str], str] = {}
+_announced: set[tuple[str, str]] = set()
+
+
+class BackendError(ValueError):
+    """An explicit choice of backend cannot run; the message says why."""
+
+
+def _check_name(name: str, source: str) -> None:
+    if name != AUTO and name not in BACKENDS:
+        allowed = ", ".join([*BACKENDS, AUTO])
+        raise BackendError(f"{source} is '{name}'; allowed: {allowed}")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Every op inside the block runs on `name` ("auto" lifts an outer choice), or raises.
+
+    Holds for the whole process, not for one thread: on CUDA, backward runs on autograd's threads.
+    """
+    _check_name(name, "use_backend")
+    _wish.append(name)
+    try:
+        yield
+    finally:
+        _wish.pop()
+
+
+def choose(request: Request, explicit: str | None = None) -> str:
+    """The name of the backend for a request; BackendError if an explicit choice cannot run it."""
+    if explicit is not None:
+        wish, source = explicit, "backend"
+    elif _wish:
+        wish, source = _wish[-1], "use_backend"
+    else:
+        wish, source = os.environ.get("FASTNAS_BACKEND", AUTO), "FASTNAS_BACKEND"
+    key = (request.op.stem, request.device, request.dtype, request.terms, wish)
+    name = _chosen.get(key)
+    if name is None:
+        _check_name(wish, source)
+        name = _choose_auto(request) if wish == AUTO else _demand(request, wish, source)
+        _chosen[key] = name
+    return name
+
+
+def _demand(request: Request, name: str, source: str) -> str:
+    backend = BACKENDS[name]
+    reason = backend.unavailable() or backend.can_run(request)
+    if reason is not None:
+        raise BackendError(f"{source}='{name}' cannot run {request.op.stem}: {reason}")
+    return name
+
+
+def _choose_auto(request: Request) -> str:
+    for name in PREFERENCE.get(request.device, ("eager",)):
+        reason = BACKENDS[name].unavailable() or BACKENDS[name].can_run(request)
+        if reason is None:
+            return name
+        if (name, reason) not in _announced:
+            _announced.add((name, reason))
+            logger.warning("fastnas: %s falls back from %s: %s", request.op.stem, name, reason)
+    raise AssertionError("eager runs everything")
+
+
+def forget_choices() -> None:
+    """Drops cached choices, for when what is available changes (tests)."""
+    _chosen.clear()
+    _announced.clear()

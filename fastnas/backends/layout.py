@@ -1,0 +1,27 @@
+"""Memory layout that the terms of an op share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def common_format(x: Sequence[Tensor]) -> torch.memory_format:
+    """channels_last if every tensor is laid out so and not also contiguous, else contiguous."""
+    layout = _CHANNELS_LAST.get(x[0].dim())
+    if layout is None or all(t.is_contiguous() for t in x):
+        return torch.contiguous_format
+    if all(t.is_contiguous(memory_format=layout) for t in x):
+        return layout
+    return torch.contiguous_format
+
+
+def channels_and_pixels(like: Tensor, layout: torch.memory_format) -> tuple[int, int]:
+    """(C, pixels of one image) for a channels-last layout, (0, 0) for memory in logical order."""
+    if layout == torch.contiguous_format or like.numel() == 0:
+        return 0, 0
+    return like.shape[1], like.shape[2:].numel()

@@ -1,0 +1,258 @@
+"""y = sum_k w_k v_k,  v_k = x_k | x_k + d_k | x_k d_k,  d = shift + scale eps (std(x) eps if gaussian additive)
+dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backward: drawn again, never stored.
+"""  # noqa: E501
+
+import triton
+import triton.language as tl
+from fastnas.kernels.noise import standard_draws
+
+# Elements of one program and of one partial sum: fixed, so results do not depend on the device.
+BLOCK = 4096
+WARPS = 8
+
+
+def block_count(n):
+    return triton.cdiv(n, BLOCK)
+
+
+@triton.jit
+def _draw(
+    level_ptr,
+    rng_ptr,
+    std_ptr,
+    ordinal,
+    i_block,
+    channels,
+    pixels,
+    GAUSSIAN: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """d = shift + scale eps of one block."""
+    scale = tl.load(level_ptr + 1)
+    if RELATIVE:
+        scale = scale * tl.load(std_ptr + ordinal)
+    eps = standard_draws(
+        rng_ptr, ordinal, i_block, channels, pixels, GAUSSIAN, CHANNELS_LAST, BLOCK
+    )
+    return tl.load(level_ptr).to(tl.float32) + scale.to(tl.float32) * eps
+
+
+@triton.jit
+def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
+    """count, mean and squared deviations of a block, about its own mean."""
+    i_block = tl.program_id(0).to(tl.int64)
+    o = i_block * BLOCK + tl.arange(0, BLOCK)
+    m = o < n
+    b_x = tl.load(x_ptr + o, mask=m, other=0.0).to(tl.float32)
+    count = tl.minimum(n - i_block * BLOCK, BLOCK).to(tl.float32)
+    mean = tl.sum(b_x) / count
+    delta = tl.where(m, b_x - mean, 0.0)
+    rest = tl.sum(delta)
+    correction = (rest / count).to(tl.float64)
+    p_part = partial_ptr + 3 * i_block
+    tl.store(p_part, count.to(tl.float64))
+    tl.store(p_part + 1, mean.to(tl.float64) + correction)
+    squares = tl.sum(delta * delta).to(tl.float64) - rest.to(tl.float64) * correction
+    tl.store(p_part + 2, squares)
+
+
+@triton.jit
+def mixed_sum_std_kernel(partial_ptr, std_ptr, blocks, CHUNK: tl.constexpr):
+    """Unbiased std from the moments of all blocks (Chan, Golub, LeVeque), in fp64."""
+    o = tl.arange(0, CHUNK)
+    count = tl.zeros([CHUNK], tl.float64)
+    total = tl.zeros([CHUNK], tl.float64)
+    for start in range(0, blocks, CHUNK):
+        m = start + o < blocks
+        b_count = tl.load(partial_ptr + 3 * (start + o), mask=m, other=0.0)
+        count += b_count
+        total += b_count * tl.load(partial_ptr + 3 * (start + o) + 1, mask=m, other=0.0)
+    n = tl.sum(count)
+    mean = tl.sum(total) / n
+    squares = tl.zeros([CHUNK], tl.float64)
+    for start in range(0, blocks, CHUNK):
+        m = start + o < blocks
+        b_count = tl.load(partial_ptr + 3 * (start + o), mask=m, other=0.0)
+        delta = tl.load(partial_ptr + 3 * (start + o) + 1, mask=m, other=0.0) - mean
+        squares += tl.load(partial_ptr + 3 * (start + o) + 2, mask=m, other=0.0)
+        squares += tl.where(m, b_count * delta * delta, 0.0)
+    tl.store(std_ptr, tl.sqrt(tl.sum(squares) / (n - 1.0)))
+
+
+@triton.jit
+def mixed_sum_fwd_kernel(
+    x_ptrs,
+    w_ptr,
+    y_ptr,
+    level_ptr,
+    rng_ptr,
+    std_ptr,
+    n,
+    channels,
+    pixels,
+    TERMS: tl.constexpr,
+    ORDINALS: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    MULTIPLICATIVE: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_block = tl.program_id(0).to(tl.int64)
+    o = i_block * BLOCK + tl.arange(0, BLOCK)
+    m = o < n
+    b_y = tl.zeros([BLOCK], tl.float32)
+    for k in tl.static_range(TERMS):
+        b_v = tl.load(x_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
+        if ORDINALS[k] >= 0:
+            b_d = _draw(
+                level_ptr,
+                rng_ptr,
+                std_ptr,
+                ORDINALS[k],
+                i_block,
+                channels,
+                pixels,
+                GAUSSIAN,
+                RELATIVE,
+                CHANNELS_LAST,
+                BLOCK,
+            )
+            if MULTIPLICATIVE:
+                b_v = b_v * b_d
+            else:
+                b_v = b_v + b_d
+        b_y += tl.load(w_ptr + k) * b_v
+    tl.store(y_ptr + o, b_y.to(y_ptr.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def mixed_sum_bwd_kernel(
+    dy_ptr,
+    x_ptrs,
+    w_ptr,
+    dx_ptrs,
+    partial_ptr,
+    level_ptr,
+    rng_ptr,
+    std_ptr,
+    n,
+    channels,
+    pixels,
+    TERMS: tl.constexpr,
+    ORDINALS: tl.constexpr,
+    NEEDS_DX: tl.constexpr,
+    NEEDS_DW: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    MULTIPLICATIVE: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    i_block = tl.program_id(0).to(tl.int64)
+    o = i_block * BLOCK + tl.arange(0, BLOCK)
+    m = o < n
+    b_dy = tl.load(dy_ptr + o, mask=m, other=0.0).to(tl.float32)
+    for k in tl.static_range(TERMS):
+        b_scaled = b_dy
+        if ORDINALS[k] >= 0:
+            b_d = _draw(
+                level_ptr,
+                rng_ptr,
+                std_ptr,
+                ORDINALS[k],
+                i_block,
+                channels,
+                pixels,
+                GAUSSIAN,
+                RELATIVE,
+                CHANNELS_LAST,
+                BLOCK,
+            )
+            if MULTIPLICATIVE:
+                b_scaled = b_dy * b_d
+        if NEEDS_DX[k]:
+            b_dx = tl.load(w_ptr + k) * b_scaled
+            tl.store(dx_ptrs[k] + o, b_dx.to(dy_ptr.dtype.element_ty), mask=m)
+        if NEEDS_DW:
+            b_v = tl.load(x_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
+            if ORDINALS[k] >= 0:
+                if MULTIPLICATIVE:
+                    b_v = b_v * b_d
+                else:
+                    b_v = b_v + b_d
+            dot = tl.sum(b_dy * b_v)
+            tl.store(partial_ptr + i_block * TERMS + k, dot.to(tl.float64))
+
+
+@triton.jit
+def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr):
+    """dw_k from the partials of all blocks, in fp64, in an order fixed by their number."""
+    k = tl.program_id(0)
+    o = tl.arange(0, CHUNK)
+    b_sum = tl.zeros([CHUNK], tl.float64)
+    for start in range(0, blocks, CHUNK):
+        m = start + o < blocks
+        b_sum += tl.load(partial_ptr + (start + o).to(tl.int64) * terms + k, mask=m, other=0.0)
+    tl.store(dw_ptr + k, tl.sum(b_sum).to(tl.float32))
+
+
+def _noise_constants(terms, noisy, form, channels):
+    ordinals = [-1] * terms
+    for ordinal, k in enumerate(noisy):
+        ordinals[k] = ordinal
+    return {
+        "TERMS": terms,
+        "ORDINALS": tuple(ordinals),
+        "GAUSSIAN": form.startswith("gaussian"),
+        "MULTIPLICATIVE": form.endswith("multiplicative"),
+        "RELATIVE": form == "gaussian_additive",
+        "CHANNELS_LAST": channels > 0,
+        "BLOCK": BLOCK,
+    }
+
+
+def forward(x, w, y, noisy, form, level, rng, std, partial, channels, pixels):
+    """Fills y, and std [len(noisy)] where the noise is relative."""
+    n = y.numel()
+    blocks = block_count(n)
+    if n == 0:
+        return
+    for ordinal, k in enumerate(noisy[: std.numel()]):
+        part = partial[3 * blocks * ordinal :]
+        mixed_sum_moments_kernel[(blocks,)](x[k], part, n, BLOCK=BLOCK, num_warps=WARPS)
+        mixed_sum_std_kernel[(1,)](part, std[ordinal:], blocks, CHUNK=1024)
+    constants = _noise_constants(len(x), noisy, form, channels)
+    # Pointers that this call does not read must still be tensors.
+    noise = (w if level is None else level, w if rng is None else rng, std if len(std) else w)
+    mixed_sum_fwd_kernel[(blocks,)](
+        tuple(x), w, y, *noise, n, channels, pixels, **constants, num_warps=WARPS
+    )
+
+
+def backward(dy, x, w, dx, dw, noisy, form, level, rng, std, partial, channels, pixels):
+    """Fills dx[k] where it is not None, and dw where it is not empty (x may be empty if it is)."""
+    n, terms, needs_dw = dy.numel(), w.numel(), dw.numel() > 0
+    blocks = block_count(n)
+    constants = _noise_constants(terms, noisy, form, channels)
+    constants["NEEDS_DX"] = tuple(d is not None for d in dx)
+    constants["NEEDS_DW"] = needs_dw
+    noise = (w if level is None else level, w if rng is None else rng, std if len(std) else w)
+    if n > 0:
+        mixed_sum_bwd_kernel[(blocks,)](
+            dy,
+            tuple(x) if needs_dw else (dy,) * terms,
+            w,
+            tuple(dy if d is None else d for d in dx),
+            partial if needs_dw else w,
+            *noise,
+            n,
+            channels,
+            pixels,
+            **constants,
+            num_warps=WARPS,
+        )
+    if needs_dw:
+        mixed_sum_dw_kernel[(terms,)](partial, dw, blocks, terms, CHUNK=1024)
