@@ -1,0 +1,16 @@
+"""Modules: the mixed op, cell and search network on fused ops, and the network of a genotype."""
+
+from fastnas.nn.arch_parameters import ArchParameters
+from fastnas.nn.cell import Cell, SearchNetwork
+from fastnas.nn.mixed_op import MixedOp, NoiseDraw
+from fastnas.reference.eval_network import EvalNetwork, count_parameters
+
+__all__ = [
+    "ArchParameters",
+    "Cell",
+    "EvalNetwork",
+    "MixedOp",
+    "NoiseDraw",
+    "SearchNetwork",
+    "count_parameters",
+]

@@ -1,0 +1,98 @@
+"""Cell and SearchNetwork: one `mixed_sum` per node, over all candidates of all its edges."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from fastnas import reference
+from fastnas.nn.mixed_op import MixedOp, NoiseDraw, select
+from fastnas.ops import draw_rng
+
+
+class Cell(reference.Cell):
+    """`reference.Cell`, each node summed at once: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
+
+    An edge's sum is never written and read again; of the edges into a node only the sum exists.
+    """
+
+    mixed_op = MixedOp
+
+    def forward(self, s0: Tensor, s1: Tensor, w: Tensor, draw: NoiseDraw | None = None) -> Tensor:
+        """s0, s1 [N, C', H', W'], w [E, K] -> [N, nodes C, H, W].
+
+        draw: level and the streams of the nodes, int64 [nodes, 2]; None draws them.
+        """
+        edges, candidates = len(self._ops), len(cast(MixedOp, self._ops[0])._ops)
+        if w.shape != (edges, candidates):
+            raise ValueError(
+                f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
+                " candidates"
+            )
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for node in range(self.nodes):
+            states.append(self._node(node, states, w, draw))
+        return torch.cat(states[2:], dim=1)
+
+    def _node(self, node: int, states: list[Tensor], w: Tensor, draw: NoiseDraw | None) -> Tensor:
+        edges = self.edges_into(node)
+        outputs: list[Tensor] = []
+        weight_index: list[int] = []
+        noisy: list[int] = []
+        for position, (e, x) in enumerate(zip(edges, states)):
+            terms = cast(MixedOp, self._ops[e]).terms(x)
+            noisy += [len(outputs) + t for t in terms.noisy]
+            weight_index += [position * w.shape[1] + k for k in terms.weight_index]
+            outputs += terms.outputs
+        flat = w[edges.start : edges.stop].reshape(-1)
+        own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
+        return cast(MixedOp, self._ops[0]).reduce(outputs, select(flat, weight_index), noisy, own)
+
+
+class SearchNetwork(reference.SearchNetwork):
+    """`reference.SearchNetwork` on fused cells; same arguments, state-dict names and results."""
+
+    cell = Cell
+
+    def draw(self, device: torch.device | None = None) -> NoiseDraw | None:
+        """The noise of one forward pass of the whole network, None where it draws none.
+
+        Streams int64 [cells nodes, 2], drawn and copied to the device at once. Giving the same
+        draw to two passes gives them the same noise (the unrolled step needs that).
+        """
+        op = next(self.mixed_ops())
+        if op.noise is None or not self.training:
+            return None
+        level = op.noise.level(op.noise_amplitude, device)
+        return NoiseDraw(level, draw_rng(len(self.cells) * self.space.nodes, device))
+
+    def forward(
+        self, x: Tensor, weights: reference.Weights, draw: NoiseDraw | None = None
+    ) -> Tensor:
+        """Images [N, in_channels, H, W], weights {"normal": [E, K], "reduce": [E, K]} -> logits."""
+        self._check(x, weights)
+        draw = self.draw(x.device) if draw is None else draw
+        nodes = self.space.nodes
+        s0 = s1 = self.stem(x)
+        for i, cell in enumerate(self.cells):
+            own = None
+            if draw is not None:
+                own = NoiseDraw(draw.level, draw.rng[i * nodes : (i + 1) * nodes])
+            w = weights[cast(Cell, cell).cell_type]
+            s0, s1 = s1, cell(s0, s1, w, own)
+        return self.classifier(self.global_pooling(s1).flatten(1))
+
+    def _check(self, x: Tensor, weights: reference.Weights) -> None:
+        channels = self.stem[0].in_channels
+        if x.dim() != 4 or x.shape[1] != channels:
+            raise ValueError(
+                f"SearchNetwork: images have shape {list(x.shape)}; [N, {channels}, H, W] is needed"
+            )
+        used = {cast(Cell, cell).cell_type for cell in self.cells}
+        missing = sorted(used - set(weights))
+        if missing:
+            raise ValueError(
+                f"SearchNetwork: weights has {sorted(weights)}; {', '.join(missing)} is missing"
+            )

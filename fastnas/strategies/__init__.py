@@ -1,0 +1,22 @@
+"""Search methods, one file each. A new one is a file here and a line in STRATEGIES."""
+
+from typing import Any
+
+from fastnas.strategies.base import Strategy
+from fastnas.strategies.darts import DARTS
+from fastnas.strategies.fair_darts import FairDARTS
+from fastnas.strategies.noisy_darts import NoisyDARTS
+
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (DARTS, NoisyDARTS, FairDARTS)
+}
+
+
+def get_strategy(name: str, **options: Any) -> Strategy:
+    """The method of that name; ValueError names the methods, or the options, that there are."""
+    if name not in STRATEGIES:
+        raise ValueError(f"method is {name!r}; allowed: {', '.join(STRATEGIES)}")
+    return STRATEGIES[name](**options)
+
+
+__all__ = ["DARTS", "STRATEGIES", "FairDARTS", "NoisyDARTS", "Strategy", "get_strategy"]

@@ -1,0 +1,69 @@
+"""FairDARTS (Chu et al., ECCV 2020, arXiv 1911.12126): candidates that do not compete."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnas.nn import ArchParameters
+from fastnas.spaces import Genotype, Space
+from fastnas.strategies.base import Strategy, check_order
+from fastnas.strategies.derivation import derive_top_edges
+
+LOSSES = ("l2", "l1")
+
+
+class FairDARTS(Strategy):
+    """obar(x) = sum_o sigmoid(alpha_o) o(x), with a loss that drives each sigmoid to 0 or 1.
+
+    The architecture loss is L_val + w01 L01 (eq. 5), over all entries of both cell types:
+        l2: L01 = -mean((sigmoid(alpha) - 1/2)^2),  l1: L01 = -mean|sigmoid(alpha) - 1/2|
+
+    The genotype keeps at most two edges a node, those whose sigma reaches `threshold`. A search
+    too short to reach it anywhere would derive an empty cell; then each node keeps its best edge.
+
+    Options: order; zero_one_weight (w01); zero_one_loss "l2" or "l1"; threshold.
+    """
+
+    name = "fair-darts"
+    source = "Chu et al., ECCV 2020, arXiv 1911.12126"
+    drops_none = True
+    alpha_scale = 0.0
+    alpha_betas = (0.9, 0.999)
+    options = {"order": 1, "zero_one_weight": 10.0, "zero_one_loss": "l2", "threshold": 0.85}
+    defaults = {"arch_lr": 3e-3, "lr": 0.005, "batch_size": 128}
+
+    order: int
+    zero_one_weight: float
+    zero_one_loss: str
+    threshold: float
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        check_order(self.order)
+        if self.zero_one_loss not in LOSSES:
+            allowed = ", ".join(LOSSES)
+            raise ValueError(f"zero_one_loss is {self.zero_one_loss!r}; allowed: {allowed}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; 0 to 1 is allowed")
+
+    def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
+        return {cell: torch.sigmoid(alpha) for cell, alpha in arch.alphas().items()}
+
+    def regulariser(self, arch: ArchParameters) -> Tensor:
+        sigma = torch.cat([w.flatten() for w in self.mixing_weights(arch).values()]) - 0.5
+        distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
+        return -self.zero_one_weight * distance.mean()
+
+    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
+        with torch.no_grad():
+            weights = self.mixing_weights(arch)
+        kept = derive_top_edges(weights, space, threshold=self.threshold)
+        best = derive_top_edges(weights, space, edges_per_node=1)
+        cells = {
+            cell: kept.nodes(cell) if kept.live_nodes(cell) else best.nodes(cell)
+            for cell in ("normal", "reduce")
+        }
+        return Genotype(cells["normal"], kept.normal_concat, cells["reduce"], kept.reduce_concat)
