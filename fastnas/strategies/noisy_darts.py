@@ -25,6 +25,7 @@ class NoisyDARTS(Strategy):
     name = "noisy-darts"
     source = "Chu et al., arXiv 2005.03566"
     drops_none = True
+    defaults = {"lr": 0.05, "batch_size": 128}
     options = {
         "order": 1,
         "noise_kind": "gaussian",

@@ -1,0 +1,111 @@
+"""The course of a search, drawn from its history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
+
+from fastnas.report.figures import picture_path, save_figure
+
+FIRST, SECOND = "#0072B2", "#D55E00"
+
+
+@dataclass(frozen=True)
+class _Panel:
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]
+    counts: bool = False
+
+
+PANELS = (
+    _Panel("loss", "cross entropy", (("train_loss", "train"), ("valid_loss", "validation"))),
+    _Panel("accuracy", "share of images", (("train_accuracy", "train"), ("valid_accuracy", "validation"))),
+    _Panel(
+        "skip connections",
+        "edges of the genotype",
+        (("skips_normal", "normal cell"), ("skips_reduce", "reduction cell")),
+        counts=True,
+    ),
+    _Panel(
+        "alpha entropy",
+        "share of log K, mean over edges",
+        (("entropy_normal", "normal cell"), ("entropy_reduce", "reduction cell")),
+    ),
+)
+
+
+def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
+    """Draw losses, accuracies, skip counts and alpha entropies over the epochs of a search.
+
+    Args:
+        history: one entry for each epoch, with the key `epoch` and any of `train_loss`,
+            `valid_loss` (nats), `train_accuracy`, `valid_accuracy` (0..1), `skips_normal`,
+            `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K). Other keys are
+            ignored, those missing or None left out; a panel without any line is not drawn.
+        path: where to write; the suffix .png or .svg chooses the format.
+
+    Raises:
+        ValueError: if the path has another suffix, the history is empty, an entry has no
+            epoch, or none has anything to draw.
+    """
+    path = picture_path(path)
+    save_figure(history_figure(history), path)
+
+
+def history_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
+    """The picture that `draw_history` saves: a figure with one axes for each panel."""
+    if not history:
+        raise ValueError("history is empty; expected an entry for at least one epoch")
+    for position, entry in enumerate(history):
+        if "epoch" not in entry:
+            raise ValueError(f"history[{position}] has no epoch; it has {', '.join(entry)}")
+    panels = [
+        panel
+        for panel in PANELS
+        if any(entry.get(key) is not None for key, _ in panel.lines for entry in history)
+    ]
+    if not panels:
+        keys = ", ".join(key for panel in PANELS for key, _ in panel.lines)
+        raise ValueError(f"history has nothing to draw; expected any of {keys}")
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(
+        figsize=(5 * columns, 3.2 * rows), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    )
+    for position, panel in enumerate(panels, 1):
+        _draw(figure.add_subplot(rows, columns, position), panel, history)
+    return figure
+
+
+def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, float | None]]) -> None:
+    marker = "o" if len(history) <= 30 else None
+    for (key, label), colour in zip(panel.lines, (FIRST, SECOND)):
+        points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
+        if points:
+            epochs, values = zip(*points)
+            axes.plot(
+                epochs,
+                values,
+                color=colour,
+                label=label,
+                marker=marker,
+                markersize=3,
+                drawstyle="steps-mid" if panel.counts else "default",
+            )
+    axes.set_title(panel.title, fontsize=11, fontweight="bold")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(panel.unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if panel.counts:
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)

@@ -1,0 +1,38 @@
+"""Saving figures, without matplotlib's global state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+SUFFIXES = (".png", ".svg")
+DPI = 160
+
+
+def picture_path(path: Path | str) -> Path:
+    """The path, if its suffix names a format that can be written.
+
+    Raises:
+        ValueError: if the suffix is neither .png nor .svg.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"path {str(path)!r} has suffix {path.suffix!r}; expected {' or '.join(SUFFIXES)}"
+        )
+    return path
+
+
+def save_figure(figure: Figure, path: Path | str) -> None:
+    """Write a figure as PNG or SVG, as the suffix says; equal figures give equal bytes.
+
+    Raises:
+        ValueError: if the suffix is neither .png nor .svg.
+    """
+    path = picture_path(path)
+    kind = path.suffix.lower()[1:]
+    with matplotlib.rc_context({"svg.hashsalt": "fastnas"}):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(path, format=kind, dpi=DPI, metadata=metadata)

@@ -1,0 +1,156 @@
+"""Which images make up which batch: a stratified split and an endless, resumable stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide a labelled set in two parts with the same mix of classes.
+
+    The first part has round(fraction * N) members, and of each class its exact share rounded
+    down or up.
+
+    Args:
+        labels: non-negative integers [N].
+        fraction: share of the first part, strictly between 0 and 1.
+        seed: chooses the members.
+
+    Returns:
+        Two disjoint ascending int64 index tensors on the CPU that together cover 0 .. N - 1.
+
+    Raises:
+        TypeError: if the labels are not integers.
+        ValueError: if the labels are not one-dimensional or negative, the fraction is out of
+            range, or a part would be empty.
+    """
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels have dtype {labels.dtype}; expected integers")
+    if labels.dim() != 1:
+        raise ValueError(f"labels have shape {list(labels.shape)}; expected [N]")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction is {fraction}; expected a number strictly between 0 and 1")
+    total = len(labels)
+    size = round(fraction * total)
+    if not 0 < size < total:
+        raise ValueError(f"a fraction of {fraction} of {total} images leaves one part empty")
+    labels = labels.cpu().long()
+    if labels.min() < 0:
+        raise ValueError(f"labels hold {int(labels.min())}; expected 0 or more")
+
+    class_sizes = torch.bincount(labels)
+    shares = class_sizes.double() * (size / total)
+    counts = shares.floor().long()
+    largest_remainders = (shares - counts).argsort(descending=True, stable=True)
+    counts[largest_remainders[: size - int(counts.sum())]] += 1
+
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    order = order[labels[order].argsort(stable=True)]
+    class_starts = class_sizes.cumsum(0) - class_sizes
+    rank_in_class = torch.arange(total) - class_starts.repeat_interleave(class_sizes)
+    first = rank_in_class < counts[labels[order]]
+    return order[first].sort().values, order[~first].sort().values
+
+
+class Batches:
+    """An endless stream of index batches over a fixed index set, shuffled anew each pass.
+
+    Its random numbers are its own: nothing else that draws can change the stream, and a
+    restored state continues it bit for bit.
+
+    Args:
+        indices: int64 [N], the set to draw from.
+        batch_size: indices per batch.
+        seed: chooses the stream.
+        drop_last: leave out the incomplete batch at the end of a pass.
+
+    Raises:
+        TypeError: if the indices are not int64 or the batch size is not an integer.
+        ValueError: if the indices are not one-dimensional or empty, or no batch can be formed.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
+        if indices.dtype != torch.int64:
+            raise TypeError(f"indices have dtype {indices.dtype}; expected torch.int64")
+        if indices.dim() != 1 or len(indices) == 0:
+            raise ValueError(f"indices have shape {list(indices.shape)}; expected [N] with N > 0")
+        if not isinstance(batch_size, int):
+            raise TypeError(f"batch_size is {batch_size!r}; expected an integer")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
+        if drop_last and batch_size > len(indices):
+            raise ValueError(
+                f"batch_size is {batch_size}; expected at most {len(indices)}, the number of "
+                "indices, or drop_last=False"
+            )
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self._indices = indices.clone()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._start_pass()
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one pass over the indices."""
+        whole, rest = divmod(len(self._indices), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def next(self) -> Tensor:
+        """The next batch: int64 [batch_size], or fewer at the end of a pass without drop_last."""
+        if self._position == self.batches_per_epoch:
+            self._start_pass()
+        start = self._position * self.batch_size
+        self._position += 1
+        return self._shuffled[start : start + self.batch_size]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The exact position in the stream, as one uint8 tensor and plain numbers."""
+        return {
+            "generator": self._pass_state.clone(),
+            "position": self._position,
+            **self._setting(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called.
+
+        Raises:
+            ValueError: if the state is incomplete, or was made with another number of indices,
+                batch size or drop_last.
+        """
+        missing = {"generator", "position", *self._setting()} - set(state)
+        if missing:
+            raise ValueError(f"state of the batches lacks {', '.join(sorted(missing))}")
+        for key, mine in self._setting().items():
+            if state[key] != mine:
+                raise ValueError(f"state of the batches has {key} {state[key]}; expected {mine}")
+        if not 0 <= state["position"] <= self.batches_per_epoch:
+            raise ValueError(
+                f"state of the batches has position {state['position']}; "
+                f"expected 0..{self.batches_per_epoch}"
+            )
+        generator = state["generator"]
+        if not isinstance(generator, Tensor) or generator.shape != self._pass_state.shape:
+            raise ValueError(
+                f"state of the batches has a generator that is no uint8 tensor of shape "
+                f"{list(self._pass_state.shape)}"
+            )
+        self._generator.set_state(generator.cpu())
+        self._start_pass()
+        self._position = int(state["position"])
+
+    def _setting(self) -> dict[str, int]:
+        return {
+            "length": len(self._indices),
+            "batch_size": self.batch_size,
+            "drop_last": int(self.drop_last),
+        }
+
+    def _start_pass(self) -> None:
+        self._pass_state = self._generator.get_state()
+        order = torch.randperm(len(self._indices), generator=self._generator)
+        self._shuffled = self._indices[order.to(self._indices.device)]
+        self._position = 0

@@ -1,0 +1,74 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastnas.search.files import write_atomically
+
+VERSION = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; one line says which and why."""
+
+
+def save_checkpoint(path: Path, kind: str, state: dict[str, Any]) -> None:
+    """Writes atomically. The state is tensors, numbers, text and containers of them."""
+    content = {"kind": kind, "version": VERSION, **state}
+    write_atomically(path, lambda stream: torch.save(content, stream))
+
+
+def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, loaded with weights_only=True: no code in it is run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"no checkpoint at {path}") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} is broken: {_first_line(error)}") from error
+    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"checkpoint {path} is broken: {_first_line(error)}") from error
+    if not isinstance(state, dict) or "kind" not in state or "version" not in state:
+        raise CheckpointError(f"{path} is no fastnas checkpoint")
+    if state["kind"] != kind:
+        raise CheckpointError(f"checkpoint {path} is of a {state['kind']}, not of a {kind}")
+    if state["version"] != VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has version {state['version']}; this fastnas reads {VERSION}"
+        )
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every global generator that a candidate may draw from."""
+    legacy: Any = np.random.get_state()  # noqa: NPY002
+    _, keys, position, has_gauss, cached = legacy
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    keys, position, has_gauss, cached = state["numpy"]
+    legacy = ("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached)
+    np.random.set_state(legacy)  # noqa: NPY002

@@ -1,0 +1,226 @@
+"""What a run is told: dataclasses that flags, a YAML or JSON file and Python fill alike."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from fastnas.spaces import get_space
+from fastnas.strategies import STRATEGIES, Strategy, get_strategy
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; one line says which, what was given and what is allowed."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A field with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What searching and training share."""
+
+    out: str = option("runs/run", "folder of the run; everything it writes goes there")
+    data: str = option("digits", "digits, cifar10, cifar100, svhn, imagefolder:DIR, or FILE.npz")
+    data_dir: str = option("data", "where torchvision keeps its data sets")
+    image_size: int | None = option(None, "bring every image to this many pixels a side")
+    crop: int | None = option(None, "random shift in pixels (default: 1 for digits, else 4)")
+    flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
+    seed: int = option(0, "seed of everything random")
+    device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+    threads: int | None = option(None, "CPU threads (default: as torch has them)")
+    tensorboard: bool = option(True, "write TensorBoard logs")
+    checkpoint_every: int = option(0, "also checkpoint every N steps (0: at the end of epochs)")
+
+    def validate(self) -> None:
+        """ConfigError for values that no run can have."""
+        _at_least(self, 1, "threads", "image_size")
+        _at_least(self, 0, "crop", "checkpoint_every", "seed")
+
+
+@dataclass(frozen=True)
+class SearchConfig(RunConfig):
+    """A search. None stands for the method's published setting, or for "not this method's"."""
+
+    method: str = option("noisy-darts", f"one of {', '.join(STRATEGIES)}")
+    space: str = option("S0", "search space: S0 (DARTS), or S1 to S4 (RobustDARTS)")
+    backend: str = option("auto", "auto, cpu, cuda, triton or eager")
+    channels: int = option(16, "channels of the first cells")
+    layers: int = option(8, "cells of the search network")
+    channels_last: bool = option(False, "images and activations channels last")
+    epochs: int = option(50, "epochs of the search")
+    batch_size: int | None = option(None, "images per batch (default: the method's, DARTS 64)")
+    images: int | None = option(None, "search on this many training images (default: all)")
+    train_fraction: float = option(0.5, "share of them for the weights, the rest for the logits")
+    lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)")
+    lr_min: float = option(0.001, "learning rate at the end of its cosine")
+    momentum: float = option(0.9, "of SGD")
+    weight_decay: float = option(3e-4, "of SGD")
+    grad_clip: float = option(5.0, "largest norm of the weight gradient")
+    arch_lr: float | None = option(None, "Adam learning rate of the logits (default: the method's)")
+    arch_weight_decay: float = option(1e-3, "of Adam")
+    arch_start_epoch: int = option(0, "epochs before the logits start to move")
+    cutout: int = option(0, "side of the square cut out of training images")
+    validate_every: int = option(1, "epochs between validations of the supernet (0: only the last)")
+    order: int | None = option(None, "1: first order, 2: unrolled")
+    noise_kind: str | None = option(None, "noisy-darts: gaussian or uniform")
+    noise_mixture: str | None = option(None, "noisy-darts: additive or multiplicative")
+    noise_mean: float | None = option(None, "noisy-darts: mean of the noise")
+    noise_factor: float | None = option(None, "noisy-darts: lambda")
+    noise_decay: str | None = option(None, "noisy-darts: none or cosine")
+    skip_drop_path: float | None = option(None, "noisy-darts: drop-path on the skips")
+    zero_one_weight: float | None = option(None, "fair-darts: weight of the zero-one loss")
+    zero_one_loss: str | None = option(None, "fair-darts: l2 or l1")
+    threshold: float | None = option(None, "fair-darts: sigma from which an edge is kept")
+    train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
+    train_channels: int = option(16, "channels of the derived network")
+    train_layers: int = option(8, "cells of the derived network")
+    train_batch_size: int = option(96, "images per batch of the derived network")
+    train_lr: float = option(0.025, "learning rate of the derived network")
+    compare_steps: int = option(5, "steps timed beside the eager step at the end (0: none)")
+
+    def strategy(self) -> Strategy:
+        """The method with its options; ConfigError where one is another method's or wrong."""
+        given = {name: getattr(self, name) for name in METHOD_OPTIONS}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        try:
+            return get_strategy(self.method, **chosen)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def resolved(self, name: str) -> Any:
+        """A setting, or the method's published one where it is None."""
+        value = getattr(self, name)
+        if value is not None:
+            return value
+        return STRATEGIES[self.method].defaults.get(name, PUBLISHED[name])
+
+    def validate(self) -> None:
+        super().validate()
+        self.strategy()
+        try:
+            get_space(self.space)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
+        _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
+        _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")
+        _at_least(self, 0, "validate_every", "lr_min", "momentum", "weight_decay")
+        _at_least(self, 0, "arch_weight_decay")
+        _above_zero(self, "lr", "arch_lr", "grad_clip", "train_lr")
+        if not 0 < self.train_fraction < 1:
+            raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
+
+
+PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4}
+METHOD_OPTIONS = tuple(
+    dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
+)
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """The training of a genotype from scratch; defaults are those of DARTS on CIFAR-10."""
+
+    genotype: str = option("", "a genotype file, or its text, in any of the formats")
+    channels: int = option(36, "channels of the first cells")
+    layers: int = option(20, "cells")
+    epochs: int = option(600, "epochs")
+    batch_size: int = option(96, "images per batch")
+    images: int | None = option(None, "train on this many images (default: all)")
+    lr: float = option(0.025, "SGD learning rate, cosine to 0")
+    momentum: float = option(0.9, "of SGD")
+    weight_decay: float = option(3e-4, "of SGD")
+    grad_clip: float = option(5.0, "largest norm of the gradient")
+    cutout: int = option(16, "side of the square cut out of training images")
+    drop_path: float = option(0.2, "drop-path probability at the last epoch, linear from 0")
+    auxiliary: bool = option(True, "train with the auxiliary classifier")
+    auxiliary_weight: float = option(0.4, "of its loss")
+    test_every: int = option(1, "epochs between tests (0: only the last)")
+
+    def validate(self) -> None:
+        super().validate()
+        _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
+        _at_least(self, 0, "momentum", "weight_decay", "cutout", "auxiliary_weight", "test_every")
+        _above_zero(self, "lr", "grad_clip")
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path is {self.drop_path}; 0 <= p < 1 is allowed")
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def _at_least(config: RunConfig, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} is {value}; at least {least} is needed")
+
+
+def _above_zero(config: RunConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ConfigError(f"{name} is {value}; above 0 is needed")
+
+
+def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
+    """A checked config from plain settings; ConfigError names what is unknown or wrong."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}
+    for name in settings:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"unknown setting {name!r}{hint} Allowed: {', '.join(sorted(known))}")
+    values = {name: _typed(name, value, hints[name]) for name, value in settings.items()}
+    config = kind(**values)
+    config.validate()
+    return config
+
+
+def _typed(name: str, value: Any, hint: Any) -> Any:
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if isinstance(value, int) and not isinstance(value, bool) and int not in allowed:
+        value = float(value) if float in allowed else value
+    if type(value) not in allowed:
+        names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
+        raise ConfigError(f"{name} is {value!r}; {names} is needed")
+    return value
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML or JSON file (JSON is YAML)."""
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"config file {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"config file {path} is neither YAML nor JSON: {where}") from error
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"config file {path} holds {type(settings).__name__}; settings are needed"
+        )
+    return settings
+
+
+def config_text(config: RunConfig) -> str:
+    return json.dumps(asdict(config), indent=2) + "\n"
+
+
+def default_of(kind: type[RunConfig], name: str) -> Any:
+    """The default of a field."""
+    value = next(f for f in fields(kind) if f.name == name).default
+    assert value is not MISSING
+    return value

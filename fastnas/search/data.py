@@ -1,0 +1,89 @@
+"""Image data sets by name: the bundled digits, a .npz file, or what torchvision reads."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from fastnas.search.archive import divide, read_archive
+from fastnas.search.images import DataError, Images
+from fastnas.search.vision import read_folder, read_known
+
+__all__ = ["DataError", "Images", "load_images"]
+
+KNOWN = ("cifar10", "cifar100", "svhn")
+FOLDER = "imagefolder:"
+
+
+def load_images(
+    name_or_path: str | Path,
+    *,
+    data_dir: Path = Path("data"),
+    image_size: int | None = None,
+) -> Images:
+    """Load a data set into memory.
+
+    Args:
+        name_or_path: one of
+
+            - "digits": scikit-learn's 1,797 grey 8x8 digits, a fifth held back for the test;
+            - a path ending in .npz, see `fastnas.search.archive.read_archive`;
+            - "cifar10", "cifar100" or "svhn": read by torchvision, which downloads what is missing;
+            - "imagefolder:PATH": PATH/train and PATH/test (or PATH/val), one folder a class,
+              read by torchvision.
+        data_dir: where torchvision keeps its files.
+        image_size: side in pixels to bring every image to: the shorter side is scaled
+            (bilinear, antialiased) and the centre cropped. Required for an image folder.
+
+    Raises:
+        TypeError: if image_size is not an integer.
+        ValueError: if it is not positive.
+        DataError: if the data set is unknown, missing or broken, or needs torchvision and it is
+            not installed.
+    """
+    name = str(name_or_path)
+    if image_size is not None:
+        if not isinstance(image_size, int) or isinstance(image_size, bool):
+            raise TypeError(f"image_size is {image_size!r}; expected a whole number of pixels")
+        if image_size < 1:
+            raise ValueError(f"image_size is {image_size}; expected 1 or more pixels")
+    if name.startswith(FOLDER):
+        if image_size is None:
+            raise DataError(f"{name}: image_size is not given; an image folder needs one")
+        root = Path(name[len(FOLDER) :]).expanduser()
+        return read_folder(_torchvision_datasets(name), root, image_size)
+    if name == "digits":
+        images = _digits()
+    elif name in KNOWN:
+        images = read_known(_torchvision_datasets(name), name, data_dir)
+    elif name.lower().endswith(".npz"):
+        images = read_archive(Path(name).expanduser())
+    else:
+        raise DataError(
+            f"unknown data set {name!r}; expected digits, {', '.join(KNOWN)}, "
+            "imagefolder:PATH or a path ending in .npz"
+        )
+    return images if image_size is None else images.resized(image_size)
+
+
+def _digits() -> Images:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    return divide("digits", torch.from_numpy(pixels)[:, None], labels)
+
+
+def _torchvision_datasets(name: str) -> ModuleType:
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except ImportError as error:
+        raise DataError(
+            f"{name}: needs torchvision, which cannot be imported ({error}); "
+            "install it with: pip install fastnas[vision]"
+        ) from error

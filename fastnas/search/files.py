@@ -1,0 +1,29 @@
+"""Writing files that a crash cannot spoil: temporary file, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """`path` holds either what it held before or all that `write` wrote, whenever power fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One name per path, not a random one: a killed run leaves one stray file at most.
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda stream: stream.write(text.encode()))

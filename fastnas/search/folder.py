@@ -1,0 +1,58 @@
+"""The folder of a run: who may write there, and what a resumed run must agree with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fastnas.search.config import RunConfig, config_text, make_config
+from fastnas.search.files import write_text
+
+CONFIG = "config.json"
+# May differ between a run and its continuation: they change no result.
+FREE = {"out", "data_dir", "threads", "tensorboard", "checkpoint_every", "compare_steps"}
+
+
+class RunFolderError(ValueError):
+    """The folder of a run cannot be used; one line says why."""
+
+
+def claim_folder(config: RunConfig, resume: bool) -> Path:
+    """Makes the run's folder and writes its config there.
+
+    Raises:
+        RunFolderError: it holds a run and `resume` is off, or one with other settings, or is no
+            folder, or cannot be written. Nothing in it has been touched then.
+    """
+    out = Path(config.out)
+    path = out / CONFIG
+    if path.exists():
+        if not resume:
+            raise RunFolderError(
+                f"{out} holds a run; continue it with --resume, or name another folder with --out"
+            )
+        _check_same(config, path)
+        return out
+    try:
+        if out.exists() and any(out.iterdir()):
+            raise RunFolderError(f"{out} is not empty and holds no run; name another with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(path, config_text(config))
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
+    return out
+
+
+def _check_same(config: RunConfig, path: Path) -> None:
+    try:
+        settings = json.loads(path.read_text())
+        before = make_config(type(config), settings)
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is broken, so its run cannot be resumed: {error}") from error
+    differing = [
+        f"{name} {getattr(before, name)!r} -> {getattr(config, name)!r}"
+        for name in settings
+        if name not in FREE and getattr(before, name) != getattr(config, name)
+    ]
+    if differing:
+        raise RunFolderError(f"{path.parent} was run with other settings: {', '.join(differing)}")

@@ -1,0 +1,144 @@
+"""Labelled image data held in memory as bytes: what every data source is turned into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_STD = 1 / 255
+RESIZE_CHUNK = 512
+
+
+class DataError(ValueError):
+    """A data set cannot be used; one line says where, what was found and what is expected."""
+
+
+def one_line(error: Exception) -> str:
+    """What the error says, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Training and test images with their labels, on any device.
+
+    Attributes:
+        name: what the data set is called in logs and reports.
+        train: uint8 [N, C, H, W].
+        train_labels: int64 [N], values 0 .. classes - 1.
+        test: uint8 [M, C, H, W].
+        test_labels: int64 [M], values 0 .. classes - 1.
+        classes: number of classes.
+    """
+
+    name: str
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    classes: int
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.train.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.train.shape[2], self.train.shape[3]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the training pixels, float32 [C], in units of 0..1."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of the training pixels, float32 [C], at least 1/255, units of 0..1."""
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        # Counting the 256 values is exact, so every device and thread count finds the same bits.
+        counts = torch.stack(
+            [
+                torch.bincount(plane.reshape(-1), minlength=256).cpu()
+                for plane in self.train.unbind(1)
+            ]
+        ).double()
+        share = counts / counts.sum(1, keepdim=True)
+        values = torch.arange(256, dtype=torch.float64) / 255
+        mean = share @ values
+        variance = (share * (values - mean[:, None]) ** 2).sum(1)
+        std = variance.sqrt().clamp(min=SMALLEST_STD)
+        device = self.train.device
+        return mean.float().to(device), std.float().to(device)
+
+    def normalise(self, batch: Tensor) -> Tensor:
+        """(batch / 255 - mean) / std.
+
+        Args:
+            batch: uint8 [..., C, H, W].
+
+        Returns:
+            float32 of the same shape, on the batch's device.
+
+        Raises:
+            TypeError: if the batch is not uint8.
+            ValueError: if its channels are not those of the data.
+        """
+        if batch.dtype != torch.uint8:
+            raise TypeError(f"batch has dtype {batch.dtype}; expected torch.uint8")
+        if batch.dim() < 3 or batch.shape[-3] != self.channels:
+            raise ValueError(
+                f"batch has shape {list(batch.shape)}; expected [..., {self.channels}, H, W]"
+            )
+        mean, std = (m.to(batch.device)[:, None, None] for m in (self.mean, self.std))
+        return batch.float().div_(255).sub_(mean).div_(std)
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images with all four tensors on `device`."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            train_labels=self.train_labels.to(device),
+            test=self.test.to(device),
+            test_labels=self.test_labels.to(device),
+        )
+
+    def resized(self, size: int) -> Images:
+        """The same data with every image brought to `size` x `size` pixels, see `resize`."""
+        return replace(self, train=resize(self.train, size), test=resize(self.test, size))
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Scale the shorter side to `size` (bilinear, antialiased) and crop the centre to a square.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        size: side of the result in pixels.
+
+    Returns:
+        uint8 [N, C, size, size].
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    short = min(height, width)
+    scaled = (round(height * size / short), round(width * size / short))
+    top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
+    parts = [
+        F.interpolate(part.float(), scaled, mode="bilinear", antialias=True)[
+            ..., top : top + size, left : left + size
+        ]
+        .round_()
+        .clamp_(0, 255)
+        .to(torch.uint8)
+        for part in images.split(RESIZE_CHUNK)
+    ]
+    return torch.cat(parts)

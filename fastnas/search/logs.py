@@ -1,0 +1,31 @@
+"""TensorBoard logs of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class Logs:
+    """Scalars per epoch; a resumed run hides what was logged after its checkpoint."""
+
+    def __init__(self, folder: Path, enabled: bool, first_epoch: int = 0) -> None:
+        self._writer = None
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
+
+    def epoch(self, figures: Mapping[str, object]) -> None:
+        if self._writer is None:
+            return
+        step = int(figures["epoch"])  # type: ignore[call-overload]
+        for name, value in figures.items():
+            if isinstance(value, int | float) and name != "epoch" and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

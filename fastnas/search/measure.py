@@ -1,0 +1,90 @@
+"""How many bytes autograd holds for the backward pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from threading import RLock
+
+import torch
+from torch import Tensor
+
+Storage = tuple[int, int]
+"""Address and bytes."""
+
+
+def _storage(tensor: Tensor) -> Storage:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the memory behind the tensors, each storage counted once (views share theirs)."""
+    return sum(size for _, size in {_storage(tensor) for tensor in tensors})
+
+
+class _Held:
+    """A saved tensor; when autograd drops it, the ledger hears of it."""
+
+    def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
+        self.tensor = tensor
+        self.ledger = ledger
+        self.storage = _storage(tensor)
+        ledger.take(self.storage)
+
+    def __del__(self) -> None:
+        self.ledger.drop(self.storage)
+
+
+class _Ledger:
+    """Bytes held at a time, and the most there were. Reentrant: a drop can interrupt a take."""
+
+    def __init__(self, exclude: Iterable[Tensor]) -> None:
+        self.excluded = {_storage(tensor) for tensor in exclude}
+        self.holders: Counter[Storage] = Counter()
+        self.held = 0
+        self.peak = 0
+        self.lock = RLock()
+
+    def take(self, storage: Storage) -> None:
+        if storage in self.excluded:
+            return
+        with self.lock:
+            self.holders[storage] += 1
+            if self.holders[storage] == 1:
+                self.held += storage[1]
+                self.peak = max(self.peak, self.held)
+
+    def drop(self, storage: Storage) -> None:
+        if storage in self.excluded:
+            return
+        with self.lock:
+            self.holders[storage] -= 1
+            if self.holders[storage] == 0:
+                del self.holders[storage]
+                self.held -= storage[1]
+
+
+def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
+    """The most bytes that autograd holds for backward at any moment while `run()` runs.
+
+    For one forward pass that is everything it saves. Counted are whole storages, each once, of
+    what goes through `save_for_backward`, inputs of checkpointed parts included; what a graph drops
+    after its backward no longer counts, so `run` may be a whole step.
+
+    Args:
+        run: called once; what it returns is dropped.
+        exclude: tensors whose storages do not count, such as parameters and inputs.
+    """
+    exclude = list(exclude)
+    ledger = _Ledger(exclude)
+
+    def pack(tensor: Tensor) -> _Held:
+        return _Held(tensor, ledger)
+
+    def unpack(held: _Held) -> Tensor:
+        return held.tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        run()
+    return ledger.peak

@@ -1,0 +1,58 @@
+"""What to watch in a search: skips, entropy, parameter-free operations, collapse to skips."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fastnas.spaces import CELL_TYPES, Genotype, parameter_free_count, skip_count
+
+COLLAPSE_SHARE = 0.5
+COLLAPSE_PATIENCE = 3
+
+
+def entropy(w: Tensor) -> float:
+    """Mean over edges of the entropy of an edge's weights, as a share of its maximum log K.
+
+    Weights that do not sum to 1 (sigmoids) are normalised first. 1: undecided, 0: decided.
+    """
+    p = w.detach().double()
+    p = p / p.sum(dim=-1, keepdim=True)
+    candidates = p.shape[-1]
+    if candidates == 1:
+        return 0.0
+    return float(-torch.xlogy(p, p).sum(-1).mean() / math.log(candidates))
+
+
+def observe(weights: Mapping[str, Tensor], genotype: Genotype) -> dict[str, float]:
+    """One epoch's figures: per cell type skips, parameter-free operations (of the edges that the
+    genotype keeps) and alpha entropy."""
+    figures: dict[str, float] = {}
+    for cell in CELL_TYPES:
+        figures[f"skips_{cell}"] = skip_count(genotype, cell)
+        figures[f"parameter_free_{cell}"] = parameter_free_count(genotype, cell)
+        figures[f"entropy_{cell}"] = entropy(weights[cell])
+    return figures
+
+
+def has_collapsed(
+    skips: Sequence[float],
+    edges: int,
+    share: float = COLLAPSE_SHARE,
+    patience: int = COLLAPSE_PATIENCE,
+) -> bool:
+    """Whether more than `share` of the normal cell's edges were skips in each of the last epochs.
+
+    DARTS' known failure (RobustDARTS section 3): the cell fills with skip connections and its test
+    accuracy falls while validation accuracy rises. One epoch with many skips is no sign of it;
+    `patience` of them in a row are.
+
+    Args:
+        skips: skips in the normal cell, epoch by epoch.
+        edges: edges that the derived cell has (8 in the DARTS space).
+    """
+    recent = skips[-patience:]
+    return len(recent) == patience and all(count > share * edges for count in recent)

@@ -1,0 +1,114 @@
+"""report.json and report.md: what a run found, and on what grounds."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastnas._version import __version__
+from fastnas.search.files import write_text
+from fastnas.spaces import CELL_TYPES, Genotype
+
+REPORT_JSON = "report.json"
+REPORT_MD = "report.md"
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures of a run depend on besides its config."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "fastnas": __version__,
+    }
+
+
+def write_report(out: Path, report: Mapping[str, Any], text: str) -> None:
+    write_text(out / REPORT_JSON, json.dumps(report, indent=2) + "\n")
+    write_text(out / REPORT_MD, text)
+
+
+def cell_table(genotype: Genotype) -> list[str]:
+    """A genotype as a Markdown table, one row a node."""
+    lines = ["| cell | node | edges (operation from node) |", "|---|---|---|"]
+    for cell in CELL_TYPES:
+        for node, edges in enumerate(genotype.nodes(cell), 2):
+            text = ", ".join(f"{op} from {source}" for op, source in edges) or "none"
+            lines.append(f"| {cell} | {node} | {text} |")
+    return lines
+
+
+def search_text(report: Mapping[str, Any], genotype: Genotype) -> str:
+    """report.md of a search: the search, the comparison, and last the cell and its accuracy."""
+    env = report["environment"]
+    lines = [
+        f"# {report['method']} on {report['data']}, space {report['space']}",
+        "",
+        f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
+        f" backend {report['backend']}, {env['device']}, {env['threads']} threads,"
+        f" torch {env['torch']}, fastnas {env['fastnas']}.",
+        "",
+    ]
+    if report["collapsed"]:
+        lines += [
+            "**The search is collapsing**: more than half of the normal cell's edges have been"
+            " skip connections for three epochs. Its cell will probably do badly.",
+            "",
+        ]
+    if report["step_speedup_vs_eager"] is not None:
+        lines += [
+            "## Beside eager",
+            "",
+            "One first-order search step, measured in this run, eager as the public DARTS code"
+            " writes it:",
+            "",
+            "| | eager | fastnas | eager / fastnas |",
+            "|---|---|---|---|",
+            f"| step | {1e3 * report['eager_step_seconds']:.0f} ms"
+            f" | {1e3 * report['step_seconds']:.0f} ms"
+            f" | {report['step_speedup_vs_eager']:.2f} |",
+            f"| saved for backward | {report['eager_saved_bytes'] / 2**20:.1f} MiB"
+            f" | {report['saved_bytes'] / 2**20:.1f} MiB"
+            f" | {report['saved_bytes_ratio_vs_eager']:.2f} |",
+            "",
+        ]
+    lines += ["## The cell", "", "![cell](cell.png)", "", *cell_table(genotype), ""]
+    lines += ["```", report["genotype"], "```", ""]
+    if report["test_accuracy"] is not None:
+        lines += [
+            f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
+            f" ({report['train_epochs']} epochs, {report['parameters']:,} parameters,"
+            f" {report['train_seconds']:.0f} s; {report['test_images']} held-back images).",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def train_text(report: Mapping[str, Any], genotype: Genotype) -> str:
+    """report.md of a training."""
+    env = report["environment"]
+    return "\n".join(
+        [
+            f"# A genotype trained on {report['data']}",
+            "",
+            f"{report['epochs']} epochs in {report['train_seconds']:.0f} s, seed {report['seed']},"
+            f" {env['device']}, {env['threads']} threads, torch {env['torch']},"
+            f" fastnas {env['fastnas']}.",
+            "",
+            *cell_table(genotype),
+            "",
+            "```",
+            report["genotype"],
+            "```",
+            "",
+            f"Test accuracy: **{report['test_accuracy']:.4f}** ({report['parameters']:,}"
+            f" parameters, {report['test_images']} held-back images).",
+            "",
+        ]
+    )

@@ -1,0 +1,188 @@
+"""Whole runs: search (then train what it derives, then compare), and train. All the CLI does."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastnas.report.cell_drawing import draw_genotype
+from fastnas.report.curves import draw_history
+from fastnas.search.compare import compare_with_eager
+from fastnas.search.config import ConfigError, RunConfig, SearchConfig, TrainConfig
+from fastnas.search.files import write_text
+from fastnas.search.folder import claim_folder
+from fastnas.search.progress import stage
+from fastnas.search.run_report import (
+    REPORT_MD,
+    environment,
+    search_text,
+    train_text,
+    write_report,
+)
+from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
+from fastnas.search.searcher import Searcher, to_text
+from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
+from fastnas.search.trainer import Trainer
+from fastnas.spaces import Genotype, parse, to_json
+
+
+def run_search(
+    config: SearchConfig, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Searches, trains the derived network shortly, compares with eager, reports.
+
+    Leaves in config.out: config.json, search.pt and train.pt (checkpoints), genotype.json,
+    cell.png, cell.svg, history.png, tensorboard logs, report.json, report.md.
+
+    Args:
+        resume: go on with the run that config.out holds, if any.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ConfigError, DataError, BackendError, CheckpointError, RunFolderError: with nothing
+            overwritten.
+    """
+    console = console or Console()
+    searcher = Searcher(config)
+    checkpoint = Path(config.out) / SEARCH_CHECKPOINT
+    if resume and checkpoint.exists():
+        searcher.resume(checkpoint)
+    out = claim_folder(config, resume)
+    console.print(
+        f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
+    )
+    searcher.run(out, console)
+
+    genotype = searcher.genotype()
+    _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+    draw_history(searcher.history, out / "history.png")
+    report: dict[str, Any] = {
+        "method": config.method,
+        "space": config.space,
+        "data": config.data,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "genotype": to_text(genotype),
+        "collapsed": searcher.history[-1]["collapsed"],
+        "skips_normal": searcher.history[-1]["skips_normal"],
+        "skips_reduce": searcher.history[-1]["skips_reduce"],
+        "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
+        "search_seconds": searcher.seconds,
+        "backend": searcher.backend,
+        "environment": environment(searcher.device),
+        **_train_derived(config, genotype, out, resume, console),
+        **_compare(config, searcher, console),
+    }
+    write_report(out, report, search_text(report, genotype))
+    console.print(f"\nreport: {out / REPORT_MD}")
+    return report
+
+
+def run_train(
+    config: TrainConfig, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Trains a genotype and reports its test accuracy; arguments and errors as `run_search`.
+
+    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
+    logs, report.json, report.md.
+    """
+    console = console or Console()
+    genotype = read_genotype(config.genotype)
+    trainer = Trainer(config, genotype)
+    checkpoint = Path(config.out) / TRAIN_CHECKPOINT
+    if resume and checkpoint.exists():
+        trainer.resume(checkpoint)
+    out = claim_folder(config, resume)
+    console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
+    test_accuracy = trainer.run(out, console)
+    _leave_genotype(out, genotype, f"trained on {config.data}")
+    report = {
+        "data": config.data,
+        "seed": config.seed,
+        "epochs": config.epochs,
+        "genotype": to_text(genotype),
+        "parameters": trainer.parameters,
+        "test_accuracy": test_accuracy,
+        "test_images": len(trainer.images.test),
+        "train_seconds": trainer.seconds,
+        "environment": environment(trainer.device),
+    }
+    write_report(out, report, train_text(report, genotype))
+    console.print(f"\nreport: {out / REPORT_MD}")
+    return report
+
+
+def read_genotype(text_or_file: str) -> Genotype:
+    """A genotype of the DARTS kind from a file, or from text in any of the formats."""
+    if not text_or_file:
+        raise ConfigError("genotype is empty; a genotype file or a genotype's text is needed")
+    text, name = text_or_file, "genotype"
+    path = Path(text_or_file)
+    if "(" not in text and "{" not in text and "|" not in text:
+        name = f"genotype file {path}"
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name} cannot be read: {error}") from error
+    try:
+        genotype = parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if not isinstance(genotype, Genotype):
+        raise ConfigError(f"{name} is a NAS-Bench-201 cell; a DARTS genotype is needed")
+    return genotype
+
+
+def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
+    write_text(out / "genotype.json", to_json(genotype) + "\n")
+    for suffix in ("png", "svg"):
+        draw_genotype(genotype, out / f"cell.{suffix}", title=title)
+
+
+def _train_derived(
+    config: SearchConfig, genotype: Genotype, out: Path, resume: bool, console: Console
+) -> dict[str, Any]:
+    if config.train_epochs == 0:
+        return dict.fromkeys(
+            ("test_accuracy", "parameters", "train_epochs", "train_seconds", "test_images")
+        )
+    shared = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    settings = TrainConfig(
+        **shared,
+        genotype=to_json(genotype),
+        channels=config.train_channels,
+        layers=config.train_layers,
+        epochs=config.train_epochs,
+        batch_size=config.train_batch_size,
+        lr=config.train_lr,
+        cutout=config.cutout,
+        drop_path=0.0,
+        auxiliary=False,
+        test_every=0,
+    )
+    trainer = Trainer(settings, genotype)
+    checkpoint = out / TRAIN_CHECKPOINT
+    if resume and checkpoint.exists():
+        trainer.resume(checkpoint)
+    console.print(f"training the derived network, {trainer.parameters:,} parameters", style="bold")
+    if not trainer.finished:
+        trainer.run(out, console)
+    return {
+        "test_accuracy": trainer.history[-1]["test_accuracy"],
+        "parameters": trainer.parameters,
+        "train_epochs": config.train_epochs,
+        "train_seconds": trainer.seconds,
+        "test_images": len(trainer.images.test),
+    }
+
+
+def _compare(config: SearchConfig, searcher: Searcher, console: Console) -> dict[str, Any]:
+    if config.compare_steps == 0:
+        return {"step_speedup_vs_eager": None, "saved_bytes_ratio_vs_eager": None}
+    with stage(console, f"timing {config.compare_steps} steps beside eager"):
+        return compare_with_eager(searcher, config.compare_steps)

@@ -1,0 +1,91 @@
+"""The parts that searching and training build alike: device, data, batches, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.search.augment import Augment
+from fastnas.search.config import ConfigError, RunConfig
+from fastnas.search.data import Images, load_images
+
+# Mirroring an image changes what it shows, or is not done in the published settings.
+NOT_MIRRORED = {"digits", "svhn"}
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one; ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {name!r}; cpu, cuda, cuda:N and auto are allowed")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}; there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def seeded(config: RunConfig) -> torch.device:
+    """Seeds and sizes the process for a run; returns its device."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    return pick_device(config.device)
+
+
+def load_data(config: RunConfig, device: torch.device) -> Images:
+    images = load_images(config.data, data_dir=Path(config.data_dir), image_size=config.image_size)
+    return images.to(device)
+
+
+def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
+    """The config's, by default crop 1 for digits, crop 4 and mirroring for photographs."""
+    digits = images.name == "digits"
+    crop = (1 if digits else 4) if config.crop is None else config.crop
+    flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
+    return Augment(crop=crop, flip=flip, cutout=cutout)
+
+
+@dataclass
+class Pipeline:
+    """Batches of augmented, normalised images, all on the device."""
+
+    images: Images
+    augment: Augment
+    generator: torch.Generator
+    channels_last: bool = False
+
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images of an index [B], and their labels."""
+        index = index.to(self.images.train.device)
+        # Padded before they are normalised, as in the public code: black, not grey.
+        fill = -self.images.mean / self.images.std
+        batch = self.augment(
+            self.images.normalise(self.images.train[index]), self.generator, fill=fill
+        )
+        return self.laid_out(batch), self.images.train_labels[index]
+
+    def laid_out(self, batch: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return batch.contiguous(memory_format=layout)
+
+
+def in_channels_last(network: nn.Module) -> None:
+    """Lays the convolution weights out channels last, in place."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
+    """Learning rate of an epoch, from `start` to `end` along half a cosine (SGDR, no restarts)."""
+    return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(1) == labels).double().mean())

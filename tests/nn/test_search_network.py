@@ -1,0 +1,211 @@
+"""fastnas.nn against fastnas.reference: outputs, gradients, running statistics, names."""
+
+import pytest
+import torch
+
+from fastnas import nn, reference
+from fastnas.ops import draw_rng
+from fastnas.reference import SkipNoise
+from fastnas.spaces import SPACES, get_space
+
+
+def networks(space, **options):
+    eager = reference.SearchNetwork(space, 4, 10, 3, **options).double()
+    fused = nn.SearchNetwork(space, 4, 10, 3, **options).double()
+    fused.load_state_dict(eager.state_dict())
+    return eager, fused
+
+
+def run(network, arch, x):
+    weights = {cell: alpha.softmax(-1) for cell, alpha in arch.alphas().items()}
+    y = network(x, weights)
+    inputs = [*arch.parameters(), *network.parameters()]
+    return y, torch.autograd.grad(y.square().sum(), inputs, allow_unused=True)
+
+
+@pytest.mark.parametrize("name", [name for name in SPACES if name != "S4"])
+def test_equals_the_reference(name):
+    space = get_space(name)
+    eager, fused = networks(space)
+    arch = nn.ArchParameters(space, scale=1.0).double()
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    expected, expected_grads = run(eager, arch, x)
+    y, grads = run(fused, arch, x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+    for g, e in zip(grads, expected_grads):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-11 * float(e.abs().max() + 1))
+    state, expected_state = fused.state_dict(), eager.state_dict()
+    assert list(state) == list(expected_state)
+    for key, value in expected_state.items():
+        torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12)
+
+
+def test_s4_draws_its_noise_candidate():
+    space = get_space("S4")
+    eager, fused = networks(space)
+    arch = nn.ArchParameters(space).double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected, _ = run(eager, arch, x)
+    torch.manual_seed(3)
+    y, _ = run(fused, arch, x)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_weight_of_none_gets_gradient_zero():
+    space = get_space("S0")
+    _, fused = networks(space)
+    arch = nn.ArchParameters(space).double()
+    w = {cell: alpha.softmax(-1).detach().requires_grad_() for cell, alpha in arch.alphas().items()}
+    fused(torch.randn(2, 3, 8, 8, dtype=torch.float64), w).sum().backward()
+    assert torch.equal(w["normal"].grad[:, 0], torch.zeros(14, dtype=torch.float64))
+    assert (w["normal"].grad[:, 1:] != 0).all()
+
+
+def test_names_are_those_of_the_public_code():
+    keys = set(nn.SearchNetwork(get_space("S0"), 4, 10, 3).state_dict())
+    assert {
+        "stem.0.weight",
+        "stem.1.running_mean",
+        "cells.0.preprocess0.op.1.weight",
+        "cells.2.preprocess0.conv_1.weight",
+        "cells.0._ops.0._ops.1.1.running_var",
+        "cells.0._ops.13._ops.4.op.6.weight",
+        "cells.1._ops.0._ops.3.conv_2.weight",
+        "classifier.weight",
+    } <= keys
+    assert not any("alpha" in key for key in keys)
+
+
+def test_edges_into():
+    cell = nn.Cell(get_space("S2"), "normal", 8, 8, 4, False)
+    assert [list(cell.edges_into(n)) for n in range(4)] == [
+        [0, 1],
+        [2, 3, 4],
+        [5, 6, 7, 8],
+        [9, 10, 11, 12, 13],
+    ]
+
+
+@pytest.mark.parametrize("form", ["gaussian", "uniform"])
+def test_noise_reaches_every_skip_and_only_in_training(form):
+    space = get_space("S2")
+    _, quiet = networks(space)
+    _, noisy = networks(space, noise=SkipNoise(form))
+    noisy.load_state_dict(quiet.state_dict())
+    arch = nn.ArchParameters(space).double()
+    weights = {cell: alpha.softmax(-1) for cell, alpha in arch.alphas().items()}
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    draw = noisy.draw()
+    assert draw is not None and draw.rng.shape == (3 * 4, 2)
+    assert torch.equal(noisy(x, weights, draw), noisy(x, weights, draw))
+    assert not torch.equal(noisy(x, weights), noisy(x, weights))
+    noisy.set_noise_amplitude(0.0)
+    torch.testing.assert_close(noisy(x, weights), quiet(x, weights), rtol=1e-9, atol=1e-10)
+    noisy.set_noise_amplitude(1.0)
+    assert not torch.allclose(noisy(x, weights), quiet(x, weights))
+    noisy.eval(), quiet.eval()
+    noisy.load_state_dict(quiet.state_dict())
+    assert noisy.draw() is None
+    torch.testing.assert_close(noisy(x, weights), quiet(x, weights))
+
+
+def test_cell_draws_as_the_reference_formula():
+    noise = SkipNoise(factor=0.5)
+    op = nn.MixedOp(["skip_connect", "avg_pool_3x3"], 3, 1, noise=noise).double()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    w = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    torch.manual_seed(7)
+    y = op(x, w)
+    torch.manual_seed(7)
+    rng = draw_rng()[0]
+    terms = [op._ops[0](x), op._ops[1](x)]
+    expected = reference.mixed_sum(terms, w, [0], noise.form, noise.level(), rng)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_noise_sits_on_stride_2_skips_too():
+    op = nn.MixedOp(["skip_connect"], 4, 2, noise=SkipNoise())
+    x, w = torch.randn(2, 4, 8, 8), torch.ones(1)
+    assert not torch.equal(op(x, w), op(x, w))
+    op.eval()
+    assert torch.equal(op(x, w), op(x, w))
+
+
+def test_skip_drop_path_drops_whole_samples_and_keeps_the_mean():
+    op = nn.MixedOp(["skip_connect"], 2, 1, skip_drop_path=0.3)
+    x, w = torch.ones(4000, 2, 1, 1), torch.ones(1)
+    y = op(x, w)
+    dropped = (y == 0).all(dim=(1, 2, 3)) if hasattr(y, "all") else None
+    values = y.unique()
+    assert dropped is not None and 0.25 < float(dropped.double().mean()) < 0.35
+    torch.testing.assert_close(values, torch.tensor([0.0, 1 / 0.7]))
+    op.eval()
+    assert torch.equal(op(x, w), x)
+
+
+def test_drop_path_with_noise_drops_the_noise_too():
+    op = nn.MixedOp(["skip_connect"], 2, 1, noise=SkipNoise(), skip_drop_path=0.5)
+    x, w = torch.randn(200, 2, 3, 3), torch.ones(1)
+    y = op(x, w)
+    dropped = (y == 0).flatten(1).all(1)
+    assert 60 < int(dropped.sum()) < 140
+    kept = y[~dropped]
+    assert not torch.allclose(kept, 2 * x[~dropped])
+
+
+def test_candidates_by_module_and_by_own_name():
+    own = {"halve": lambda C, stride: torch.nn.AvgPool2d(1, stride)}
+    op = nn.MixedOp(["halve", torch.nn.Identity(), "none"], 3, 1, extra=own)
+    x = torch.randn(2, 3, 4, 4)
+    y = op(x, torch.tensor([1.0, 2.0, 5.0]))
+    torch.testing.assert_close(y, 3 * x)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: nn.MixedOp([], 3, 1), "candidates is empty"),
+        (lambda: nn.MixedOp(["sep_conv_4x4"], 3, 1), "sep_conv_4x4"),
+        (lambda: nn.MixedOp(["none"], 3, 1, skip_drop_path=1.0), "skip_drop_path is 1.0"),
+        (lambda: nn.MixedOp(["none"], 3, 1, skips=[2]), "skips"),
+        (
+            lambda: nn.MixedOp(["none"], 3, 1)(torch.ones(1, 3, 2, 2), torch.ones(2)),
+            r"w has shape \[2\]; \[1\] is needed",
+        ),
+        (lambda: nn.SearchNetwork(get_space("S2"), 0, 10, 3), "C is 0"),
+        (
+            lambda: nn.SearchNetwork(get_space("S2"), 4, 10, 3)(torch.ones(1, 1, 8, 8), {}),
+            r"images have shape \[1, 1, 8, 8\]; \[N, 3, H, W\] is needed",
+        ),
+        (
+            lambda: nn.SearchNetwork(get_space("S2"), 4, 10, 3)(torch.ones(1, 3, 8, 8), {}),
+            "normal, reduce is missing",
+        ),
+        (
+            lambda: nn.Cell(get_space("S2"), "normal", 8, 8, 4, False)(
+                torch.ones(1, 8, 4, 4), torch.ones(1, 8, 4, 4), torch.ones(14, 3)
+            ),
+            r"w has shape \[14, 3\]; \[14, 2\] is needed",
+        ),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_weight_step_saves_no_candidate_for_frozen_weights():
+    op = nn.MixedOp(["skip_connect", "avg_pool_3x3"], 3, 1)
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    shapes = []
+
+    def pack(t):
+        shapes.append(tuple(t.shape))
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        outputs = op.terms(x).outputs
+        shapes.clear()
+        op.reduce(outputs, torch.ones(2), [], None)
+    assert tuple(x.shape) not in shapes

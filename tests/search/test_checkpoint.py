@@ -1,0 +1,83 @@
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from fastnas.search.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from fastnas.search.files import write_atomically
+
+
+def test_round_trip_with_weights_only(tmp_path):
+    path = tmp_path / "search.pt"
+    save_checkpoint(path, "search", {"a": torch.arange(3), "n": 3, "history": [{"x": 1.0}]})
+    state = load_checkpoint(path, "search")
+    assert torch.equal(state["a"], torch.arange(3)) and state["history"] == [{"x": 1.0}]
+
+
+def test_a_failing_write_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "search.pt"
+    save_checkpoint(path, "search", {"n": 1})
+
+    def half(stream):
+        stream.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, half)
+    assert load_checkpoint(path, "search")["n"] == 1
+
+
+def test_broken_checkpoints(tmp_path):
+    path = tmp_path / "search.pt"
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load_checkpoint(path, "search")
+    save_checkpoint(path, "search", {"n": torch.ones(1000)})
+    whole = path.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2], whole[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="is broken") as caught:
+            load_checkpoint(path, "search")
+        assert "\n" not in str(caught.value)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="no fastnas checkpoint"):
+        load_checkpoint(path, "search")
+    save_checkpoint(path, "training", {})
+    with pytest.raises(CheckpointError, match="is of a training, not of a search"):
+        load_checkpoint(path, "search")
+    torch.save({"kind": "search", "version": 99}, path)
+    with pytest.raises(CheckpointError, match="version 99"):
+        load_checkpoint(path, "search")
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    path = tmp_path / "search.pt"
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "evil"),)
+
+    torch.save({"kind": "search", "version": 1, "x": Evil()}, path)
+    with pytest.raises(CheckpointError, match="is broken"):
+        load_checkpoint(path, "search")
+    assert not (tmp_path / "evil").exists()
+
+
+def test_random_state_of_every_generator(tmp_path):
+    def draw():
+        return torch.rand(2).tolist(), random.random(), np.random.rand()  # noqa: NPY002
+
+    path = tmp_path / "state.pt"
+    draw()
+    save_checkpoint(path, "search", {"random": random_state()})
+    expected = draw()
+    draw()
+    restore_random_state(load_checkpoint(path, "search")["random"])
+    assert draw() == expected

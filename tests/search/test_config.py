@@ -1,0 +1,97 @@
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import fastnas.search
+from fastnas.search.config import (
+    METHOD_OPTIONS,
+    ConfigError,
+    SearchConfig,
+    TrainConfig,
+    config_text,
+    make_config,
+    read_settings,
+)
+from fastnas.strategies import STRATEGIES
+
+SOURCES = "\n".join(
+    path.read_text()
+    for path in Path(fastnas.search.__file__).parent.glob("*.py")
+    if path.name != "config.py"
+)
+
+
+@pytest.mark.parametrize("kind", [SearchConfig, TrainConfig])
+def test_every_field_is_used(kind):
+    """Read by the code that runs, or an option of a method; nothing is accepted and ignored."""
+    for field in fields(kind):
+        used = re.search(rf'config\.{field.name}\b|resolved\("{field.name}"\)', SOURCES)
+        assert used or field.name in METHOD_OPTIONS, f"{field.name} is read nowhere"
+
+
+@pytest.mark.parametrize("name", METHOD_OPTIONS)
+def test_an_option_of_one_method_is_rejected_by_the_others(name):
+    value = next(s.options[name] for s in STRATEGIES.values() if name in s.options)
+    value = 0.5 if value is None else value
+    for method, strategy in STRATEGIES.items():
+        settings = {"method": method, name: value}
+        if name in strategy.options:
+            make_config(SearchConfig, settings)
+        else:
+            with pytest.raises(ConfigError, match=f"{name} given, which method {method}"):
+                make_config(SearchConfig, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs?"),
+        ({"epochs": "3"}, "epochs is '3'; int is needed"),
+        ({"epochs": 1.5}, "epochs is 1.5; int is needed"),
+        ({"epochs": True}, "epochs is True; int is needed"),
+        ({"epochs": 0}, "epochs is 0; at least 1"),
+        ({"lr": -1}, "lr is -1.0; above 0"),
+        ({"lr": float("nan")}, "lr is nan; above 0"),
+        ({"seed": None}, "seed is None; int is needed"),
+        ({"method": "enas"}, "method is 'enas'; allowed: darts, noisy-darts, fair-darts"),
+        ({"space": "S9"}, "no search space 'S9'"),
+        ({"train_fraction": 1.0}, "train_fraction is 1.0"),
+        ({"order": 3}, "order is 3"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_config(SearchConfig, settings)
+
+
+def test_published_settings_of_the_methods():
+    noisy = make_config(SearchConfig, {"method": "noisy-darts"})
+    assert (noisy.resolved("lr"), noisy.resolved("batch_size")) == (0.05, 128)
+    darts = make_config(SearchConfig, {"method": "darts", "lr": 1})
+    assert (darts.resolved("lr"), darts.resolved("batch_size")) == (1.0, 64)
+    assert make_config(SearchConfig, {"method": "fair-darts"}).resolved("arch_lr") == 3e-3
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_a_file_builds_the_same_config(tmp_path, suffix):
+    config = make_config(SearchConfig, {"epochs": 3, "noise_factor": 0.1})
+    path = tmp_path / f"settings.{suffix}"
+    path.write_text(config_text(config) if suffix == "json" else "epochs: 3\nnoise_factor: 0.1\n")
+    assert make_config(SearchConfig, read_settings(path)) == config
+    assert json.loads(config_text(config))["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- 1\n- 2\n", "holds list"), ("a: [", "neither YAML nor JSON")]
+)
+def test_bad_files(tmp_path, text, message):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        read_settings(tmp_path / "absent.yaml")

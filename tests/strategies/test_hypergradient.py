@@ -1,0 +1,108 @@
+"""Hyper-gradients against a bilevel problem whose answer is known in closed form."""
+
+import pytest
+import torch
+
+from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+
+N, M = 5, 3
+
+
+@pytest.fixture
+def toy():
+    """L_train = 1/2 ||A w - B alpha||^2, L_val = 1/2 ||C w - t||^2 + 1/2 ||alpha||^2, in fp64.
+
+    grad_w L_train = A^T (A w - B alpha), so d(grad_w L_train)/d(alpha) = -A^T B.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    A, B, C, t = normal(N, N), normal(N, M), normal(N, N), normal(N)
+    w, alpha = normal(N).requires_grad_(), normal(M).requires_grad_()
+    buffer, stat = normal(N), normal(2)
+
+    def train_loss():
+        stat.add_(1)
+        return 0.5 * (A @ w - B @ alpha).square().sum()
+
+    def valid_loss():
+        return 0.5 * (C @ w - t).square().sum() + 0.5 * alpha.square().sum()
+
+    problem = Problem(
+        [w], [alpha], train_loss, valid_loss, [stat], 0.05, 0.9, 0.01, momentum_buffers=[buffer]
+    )
+    return problem, A, B, C, t, buffer
+
+
+def test_first_order(toy):
+    problem, *_ = toy
+    (gradient,), loss = first_order(problem)
+    torch.testing.assert_close(gradient, problem.alphas[0].detach())
+    assert not loss.requires_grad
+    assert problem.params[0].requires_grad
+
+
+def closed_form(problem, A, B, C, t, buffer):
+    w, alpha = problem.params[0].detach(), problem.alphas[0].detach()
+    xi, momentum, decay = problem.lr, problem.momentum, problem.weight_decay
+    ahead = w - xi * (momentum * buffer + A.T @ (A @ w - B @ alpha) + decay * w)
+    v = C.T @ (C @ ahead - t)
+    return alpha - xi * (-(A.T @ B).T @ v)
+
+
+def test_unrolled_equals_the_closed_form(toy):
+    problem, *rest = toy
+    (gradient,), loss = unrolled(problem)
+    torch.testing.assert_close(gradient, closed_form(problem, *rest), rtol=1e-9, atol=1e-9)
+    assert not loss.requires_grad
+
+
+def test_unrolled_is_not_first_order(toy):
+    problem, *_ = toy
+    (a,), _ = first_order(problem)
+    (b,), _ = unrolled(problem)
+    assert (a - b).abs().max() > 1e-2
+
+
+def test_unrolled_puts_params_and_buffers_back_bit_for_bit(toy):
+    problem, *_ = toy
+    before = [t.detach().clone() for t in (*problem.params, *problem.buffers)]
+    unrolled(problem)
+    assert all(torch.equal(a, b) for a, b in zip(before, (*problem.params, *problem.buffers)))
+    assert problem.params[0].grad is None and problem.alphas[0].grad is None
+
+
+def test_unrolled_puts_them_back_when_a_loss_raises(toy):
+    problem, *_ = toy
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return problem.train_loss()
+
+    broken = Problem(**{**problem.__dict__, "train_loss": failing})
+    before = problem.params[0].detach().clone()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        unrolled(broken)
+    assert torch.equal(before, problem.params[0])
+    assert problem.params[0].requires_grad and problem.alphas[0].requires_grad
+
+
+def test_momentum_and_weight_decay_matter(toy):
+    problem, *_ = toy
+    full = unrolled(problem)[0][0]
+    for change in ({"momentum": 0.0}, {"weight_decay": 0.0}, {"lr": 0.01}):
+        other = unrolled(Problem(**{**problem.__dict__, **change}))[0][0]
+        assert (full - other).abs().max() > 1e-6
+
+
+def test_logits_without_effect_get_zero(toy):
+    problem, *_ = toy
+    idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    wider = Problem(**{**problem.__dict__, "alphas": [*problem.alphas, idle]})
+    for gradient in (first_order, unrolled):
+        assert torch.equal(gradient(wider)[0][1], torch.zeros(2, dtype=torch.float64))
