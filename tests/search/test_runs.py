@@ -1,0 +1,186 @@
+"""Whole runs: every method and order, the report, resume after SIGKILL."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastnas.search.config import SearchConfig, TrainConfig, make_config
+from fastnas.search.folder import RunFolderError
+from fastnas.search.runs import run_search, run_train
+from fastnas.spaces import parse
+
+TINY = {
+    "space": "S2",
+    "channels": 2,
+    "layers": 3,
+    "images": 128,
+    "batch_size": 16,
+    "epochs": 2,
+    "train_epochs": 1,
+    "train_channels": 2,
+    "train_layers": 3,
+    "train_batch_size": 64,
+    "compare_steps": 1,
+    "tensorboard": False,
+    "threads": 1,
+}
+QUIET = Console(quiet=True)
+KEYS = {
+    "method",
+    "space",
+    "data",
+    "seed",
+    "genotype",
+    "test_accuracy",
+    "search_seconds",
+    "step_speedup_vs_eager",
+    "saved_bytes_ratio_vs_eager",
+    "backend",
+}
+
+
+def search(out, **settings):
+    config = make_config(SearchConfig, {**TINY, "out": str(out), **settings})
+    return run_search(config, console=QUIET)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("method", ["darts", "noisy-darts", "fair-darts"])
+def test_every_method_and_order(tmp_path, method, order):
+    report = search(tmp_path / "run", method=method, order=order, epochs=1, images=64)
+    assert set(report) >= KEYS
+    assert json.loads((tmp_path / "run/report.json").read_text()) == report
+    assert str(parse(report["genotype"])) == str(
+        parse((tmp_path / "run/genotype.json").read_text())
+    )
+    assert 0 <= report["test_accuracy"] <= 1 and report["step_speedup_vs_eager"] > 0
+
+
+def test_what_a_run_leaves(tmp_path):
+    report = search(tmp_path / "run", tensorboard=True)
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {
+        "config.json",
+        "search.pt",
+        "train.pt",
+        "genotype.json",
+        "cell.png",
+        "cell.svg",
+        "history.png",
+        "report.json",
+        "report.md",
+        "tensorboard",
+        "tensorboard-train",
+    }
+    assert list((tmp_path / "run/tensorboard").glob("events*"))
+    text = (tmp_path / "run/report.md").read_text()
+    assert f"{report['test_accuracy']:.4f}" in text and "saved for backward" in text
+
+
+def test_a_seed_fixes_the_search(tmp_path):
+    first = search(tmp_path / "a", train_epochs=0, compare_steps=0)
+    again = search(tmp_path / "b", train_epochs=0, compare_steps=0)
+    other = search(tmp_path / "c", train_epochs=0, compare_steps=0, seed=1)
+    states = [torch.load(tmp_path / n / "search.pt") for n in "abc"]
+    assert first["genotype"] == again["genotype"]
+    assert torch.equal(states[0]["arch"]["normal"], states[1]["arch"]["normal"])
+    assert not torch.equal(states[0]["arch"]["normal"], states[2]["arch"]["normal"])
+    assert other["test_accuracy"] is None
+
+
+def test_arch_start_epoch_holds_the_logits(tmp_path):
+    search(tmp_path / "run", arch_start_epoch=2, train_epochs=0, compare_steps=0)
+    state = torch.load(tmp_path / "run/search.pt")
+    assert state["arch_optimizer"]["state"] == {}
+    assert all("valid_loss" not in epoch for epoch in state["history"])
+
+
+def test_train(tmp_path):
+    search(tmp_path / "run", train_epochs=0, compare_steps=0)
+    settings = {
+        "genotype": str(tmp_path / "run/genotype.json"),
+        "out": str(tmp_path / "train"),
+        "channels": 4,
+        "layers": 3,
+        "epochs": 2,
+        "batch_size": 64,
+        "images": 128,
+        "tensorboard": False,
+    }
+    report = run_train(make_config(TrainConfig, settings), console=QUIET)
+    assert json.loads((tmp_path / "train/report.json").read_text()) == report
+    assert report["parameters"] > 0 and 0 <= report["test_accuracy"] <= 1
+    again = run_train(make_config(TrainConfig, settings), resume=True, console=QUIET)
+    assert again["test_accuracy"] == report["test_accuracy"]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    search(tmp_path / "run", epochs=1, train_epochs=0, compare_steps=0)
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    with pytest.raises(RunFolderError, match="holds a run; continue it with --resume"):
+        search(tmp_path / "run", epochs=1)
+    config = make_config(SearchConfig, {**TINY, "out": str(tmp_path / "run"), "epochs": 3})
+    with pytest.raises(RunFolderError, match="other settings: epochs 1 -> 3"):
+        run_search(config, resume=True, console=QUIET)
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+
+
+def command(out, *flags):
+    # `threads` is fixed: the order of torch's own reductions depends on it.
+    settings = {**TINY, "compare_steps": 0, "epochs": 3, "train_epochs": 2, "checkpoint_every": 2}
+    text = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if k != "tensorboard"]
+    arguments = [*text, "--no-tensorboard", f"--out={out}", *flags]
+    return [sys.executable, "-m", "fastnas", "search", *arguments]
+
+
+def results(out: Path):
+    """Everything but the clock."""
+    found = {}
+    for name in ("search.pt", "train.pt"):
+        state = torch.load(out / name)
+        del state["seconds"]
+        found[name] = state
+    found["genotype"] = (out / "genotype.json").read_text()
+    return found
+
+
+def difference(a, b, where=""):
+    """Where two results first differ in a bit, or None."""
+    if isinstance(a, torch.Tensor):
+        return None if a.dtype == b.dtype and torch.equal(a, b) else where
+    if isinstance(a, dict | list | tuple):
+        keys = a.keys() if isinstance(a, dict) else range(len(a))
+        if len(a) != len(b) or (isinstance(a, dict) and a.keys() != b.keys()):
+            return where
+        found = (difference(a[k], b[k], f"{where}/{k}") for k in keys)
+        return next((place for place in found if place is not None), None)
+    return None if a == b else where
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(tmp_path):
+    """FASTNAS_KILLS sets how many moments; the state may be anything from no folder to finished."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    started = time.perf_counter()
+    subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
+    duration = time.perf_counter() - started
+    expected = results(tmp_path / "whole")
+    moments = random.Random(0)
+    for i in range(int(os.environ.get("FASTNAS_KILLS", "2"))):
+        out = tmp_path / f"killed{i}"
+        process = subprocess.Popen(command(out, "--resume"), **quiet)
+        time.sleep(moments.uniform(0.2, 1.0) * duration)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        again = subprocess.run(command(out, "--resume"), check=False, **quiet)
+        assert again.returncode == 0, again.stderr.decode()
+        assert difference(results(out), expected) is None, f"kill {i}"

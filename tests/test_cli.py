@@ -1,0 +1,147 @@
+"""The command line: wrong input is one line on stderr, exit code 2, no traceback, nothing written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastnas import cli
+from fastnas.search.checkpoint import save_checkpoint
+
+GENOTYPE = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
+    " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
+)
+
+
+@pytest.fixture
+def fastnas(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["fastnas", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        output = capsys.readouterr()
+        return caught.value.code, output.out, output.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search", "--method", "enas"], "method is 'enas'; allowed: darts"),
+        (["search", "--space", "S9"], "no search space 'S9'; there are S0, S1, S2, S3, S4"),
+        (["search", "--epochs", "0"], "epochs is 0; at least 1 is needed"),
+        (["search", "--epochs", "many"], "should be a valid integer"),
+        (["search", "--noise-facto", "1"], "No such option"),
+        (["search", "--method", "darts", "--noise-factor", "1"], "method darts does not take"),
+        (["search", "--backend", "tpu"], "use_backend is 'tpu'; allowed: eager, cpu, cuda, triton"),
+        (["search", "--device", "abacus"], "device is 'abacus'"),
+        (["search", "--data", "mnist"], "unknown data set 'mnist'"),
+        (["search", "--data", "absent.npz"], "absent.npz"),
+        (["search", "--batch-size", "5000"], "batch_size is 5000; expected at most"),
+        (["search", "--config", "absent.yaml"], "config file absent.yaml: No such file"),
+        (["search", "--config", "unknown.yaml"], "unknown setting 'epoch'; did you mean epochs?"),
+        (["search", "--data", "text.npz"], "text.npz"),
+        (["search", "--data", "tables.npz"], "tables.npz"),
+        (["search", "--data", "cifar10"], "torchvision"),
+        (["search", "--out", "full"], "full is not empty and holds no run"),
+        (["search", "--out", "unknown.yaml/run"], "cannot hold a run"),
+        (["train"], "genotype is empty"),
+        (["train", "absent.json"], "genotype file absent.json cannot be read"),
+        (["train", "unknown.yaml"], "genotype file unknown.yaml:"),
+        (["train", GENOTYPE.replace("sep_conv_3x3", "conv_9x9")], "conv_9x9"),
+        (["train", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "NAS-Bench-201 cell"),
+        (["draw", GENOTYPE, "cell.gif"], "cell.gif"),
+        (["draw", GENOTYPE, "full/kept.png"], "exists; --force replaces it"),
+        (["draw", "Genotype(normal=", "cell.png"], "genotype"),
+        (["bench", "everything"], "everything"),
+        (["paint"], "No such command 'paint'"),
+    ],
+)
+def test_wrong_input(fastnas, tmp_path, arguments, message):
+    (tmp_path / "unknown.yaml").write_text("epoch: 3\n")
+    (tmp_path / "text.npz").write_text("not a zip")
+    np.savez(tmp_path / "tables.npz", prices=np.ones(3))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/kept.png").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    code, _, error = fastnas(*arguments)
+    assert code == 2, error
+    assert error.startswith("fastnas: error: ") and error.count("\n") == 1
+    assert message in error and "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "full/kept.png").read_text() == "kept"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other network", "missing key", "not ours"])
+def test_broken_checkpoint(fastnas, tmp_path, damage):
+    flags = ["--out=run", "--space=S2", "--channels=2", "--layers=1", "--images=64"]
+    flags += ["--batch-size=16", "--epochs=1", "--train-epochs=0", "--compare-steps=0"]
+    flags += ["--no-tensorboard"]
+    code, _, error = fastnas("search", *flags)
+    assert code == 0, error
+    path = tmp_path / "run/search.pt"
+    state = torch.load(path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:5000])
+    elif damage == "other network":
+        state["network"]["classifier.weight"] = torch.ones(3, 3)
+        save_checkpoint(path, "search", state)
+    elif damage == "missing key":
+        del state["augment"]
+        save_checkpoint(path, "search", state)
+    else:
+        torch.save([1, 2, 3], path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    code, _, error = fastnas("search", *flags, "--resume")
+    assert code == 2
+    assert error.startswith("fastnas: error: ") and error.count("\n") == 1
+    assert "checkpoint run/search.pt" in error or "run/search.pt is no" in error
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+
+def test_flags_and_file_build_one_config(fastnas, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("fastnas.search.runs.run_search", lambda config, **_: seen.append(config))
+    (tmp_path / "a.yaml").write_text("epochs: 3\nseed: 5\nflip: true\n")
+    code, _, error = fastnas("search", "--config", "a.yaml", "--seed", "7", "--no-flip")
+    assert code == 0, error
+    assert (seen[0].epochs, seen[0].seed, seen[0].flip) == (3, 7, False)
+    assert seen[0].tensorboard is True
+
+
+def test_draw(fastnas, tmp_path):
+    for name in ("cell.png", "cell.svg"):
+        code, _, error = fastnas("draw", GENOTYPE, name)
+        assert code == 0, error
+        assert (tmp_path / name).stat().st_size > 1000
+    (tmp_path / "genotype.json").write_text(
+        json.dumps(
+            {
+                "normal": [["skip_connect", 0], ["skip_connect", 1]],
+                "normal_concat": [2],
+                "reduce": [["skip_connect", 0], ["skip_connect", 1]],
+                "reduce_concat": [2],
+            }
+        )
+    )
+    assert fastnas("draw", "genotype.json", "cell.png", "--force")[0] == 0
+
+
+def test_info(fastnas):
+    code, out, _ = fastnas("info")
+    assert code == 0
+    for word in ("eager", "triton", "mixed_sum", "float64", torch.__version__):
+        assert word in out
+
+
+def test_help_lists_the_settings():
+    result = CliRunner().invoke(cli.app, ["search", "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    assert "--noise-factor" in result.output and "--resume" in result.output
