@@ -1,8 +1,16 @@
 """fastnas: differentiable architecture search, the same mathematics in less time and memory."""
 
 from fastnas._version import __version__
+from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError, use_backend
 from fastnas.ops import mixed_sum
 from fastnas.reference import SkipNoise
 
-__all__ = ["BackendError", "SkipNoise", "__version__", "mixed_sum", "use_backend"]
+__all__ = [
+    "BackendError",
+    "SkipNoise",
+    "__version__",
+    "keep_freed_memory",
+    "mixed_sum",
+    "use_backend",
+]

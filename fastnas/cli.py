@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
@@ -152,6 +153,7 @@ def bench(
 
 def main() -> None:
     """The command line: a wrong input is one line on stderr and exit code 2."""
+    keep_freed_memory()
     try:
         code = app(standalone_mode=False)
     except ClickException as error:

@@ -20,6 +20,15 @@ def common_format(x: Sequence[Tensor]) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_format]:
+    """The tensors in their common format, copied where they are not, and the format."""
+    layout = common_format(x)
+    return [
+        t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
+        for t in x
+    ], layout
+
+
 def channels_and_pixels(like: Tensor, layout: torch.memory_format) -> tuple[int, int]:
     """(C, pixels of one image) for a channels-last layout, (0, 0) for memory in logical order."""
     if layout == torch.contiguous_format or like.numel() == 0:

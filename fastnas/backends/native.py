@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnas.backends.layout import channels_and_pixels, common_format
+from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format
 from fastnas.backends.request import Request
 
 DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -36,6 +36,8 @@ class NativeBackend:
     def __init__(self, module: ModuleType | None, missing: str | None) -> None:
         self.module: Any = module
         self.missing = missing
+        if module is not None:
+            self._no_noise = module.NoiseArguments(module.NoiseForm.none, [], 0, 0, 0, 0, 0)
 
     def launch_argument(self, like: Tensor) -> int:
         """Threads on a CPU, the current stream on a GPU."""
@@ -56,8 +58,7 @@ class NativeBackend:
         level: Tensor | None,
         rng: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        layout = common_format(x)
-        x = [t.contiguous(memory_format=layout) for t in x]
+        x, layout = in_common_format(x)
         y = torch.empty_like(x[0], memory_format=layout)
         std = self._float64(y, len(noisy) if form == "gaussian_additive" else 0)
         n = y.numel()
@@ -120,7 +121,9 @@ class NativeBackend:
         rng: Tensor | None,
         std: Tensor,
     ) -> Any:
-        channels, pixels = channels_and_pixels(like, layout) if noisy else (0, 0)
+        if not noisy:
+            return self._no_noise
+        channels, pixels = channels_and_pixels(like, layout)
         return self.module.NoiseArguments(
             getattr(self.module.NoiseForm, form),
             noisy,

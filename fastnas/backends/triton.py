@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnas.backends.layout import channels_and_pixels, common_format
+from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format
 from fastnas.backends.native import accumulation_dtype
 from fastnas.backends.request import Request
 
@@ -50,8 +50,7 @@ class TritonBackend:
         level: Tensor | None,
         rng: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        layout = common_format(x)
-        x = [t.contiguous(memory_format=layout) for t in x]
+        x, layout = in_common_format(x)
         y = torch.empty_like(x[0], memory_format=layout)
         std = self._float64(y, len(noisy) if form == "gaussian_additive" else 0)
         partial = self._float64(y, 3 * self.kernels.block_count(y.numel()) * std.numel())

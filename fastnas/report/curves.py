@@ -26,7 +26,11 @@ class _Panel:
 
 PANELS = (
     _Panel("loss", "cross entropy", (("train_loss", "train"), ("valid_loss", "validation"))),
-    _Panel("accuracy", "share of images", (("train_accuracy", "train"), ("valid_accuracy", "validation"))),
+    _Panel(
+        "accuracy",
+        "share of images",
+        (("train_accuracy", "train"), ("valid_accuracy", "validation")),
+    ),
     _Panel(
         "skip connections",
         "edges of the genotype",
@@ -47,8 +51,8 @@ def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> N
     Args:
         history: one entry for each epoch, with the key `epoch` and any of `train_loss`,
             `valid_loss` (nats), `train_accuracy`, `valid_accuracy` (0..1), `skips_normal`,
-            `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K). Other keys are
-            ignored, those missing or None left out; a panel without any line is not drawn.
+            `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K). Others
+            are ignored, those missing or None left out; a panel without any line is not drawn.
         path: where to write; the suffix .png or .svg chooses the format.
 
     Raises:

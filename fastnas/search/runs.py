@@ -56,7 +56,7 @@ def run_search(
     console.print(
         f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
     )
-    searcher.run(out, console)
+    searcher.search(out, console)
 
     genotype = searcher.genotype()
     _leave_genotype(out, genotype, f"{config.method} on {config.data}")
@@ -99,7 +99,7 @@ def run_train(
         trainer.resume(checkpoint)
     out = claim_folder(config, resume)
     console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
-    test_accuracy = trainer.run(out, console)
+    test_accuracy = trainer.train(out, console)
     _leave_genotype(out, genotype, f"trained on {config.data}")
     report = {
         "data": config.data,
@@ -171,7 +171,7 @@ def _train_derived(
         trainer.resume(checkpoint)
     console.print(f"training the derived network, {trainer.parameters:,} parameters", style="bold")
     if not trainer.finished:
-        trainer.run(out, console)
+        trainer.train(out, console)
     return {
         "test_accuracy": trainer.history[-1]["test_accuracy"],
         "parameters": trainer.parameters,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.search.augment import Augment
+from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, RunConfig
 from fastnas.search.data import Images, load_images
 
@@ -55,6 +56,14 @@ def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
     crop = (1 if digits else 4) if config.crop is None else config.crop
     flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
     return Augment(crop=crop, flip=flip, cutout=cutout)
+
+
+def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
+    """Indices of `count` training images, the same mix of classes; None: of all of them."""
+    labels = images.train_labels.cpu()
+    if count is None or count >= len(labels):
+        return torch.arange(len(labels))
+    return split_indices(labels, count / len(labels), seed)[0]
 
 
 @dataclass

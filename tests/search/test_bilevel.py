@@ -25,7 +25,9 @@ def problem():
     torch.manual_seed(1)
     network = nn.SearchNetwork(SPACE, 2, 4, 3).double()
     arch = nn.ArchParameters(SPACE, scale=1.0).double()
-    batches = [(torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 3])) for _ in "ab"]
+    batches = [
+        (torch.randn(3, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 3])) for _ in "ab"
+    ]
     return network, arch, *batches
 
 

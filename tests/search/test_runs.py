@@ -101,7 +101,7 @@ def test_arch_start_epoch_holds_the_logits(tmp_path):
     search(tmp_path / "run", arch_start_epoch=2, train_epochs=0, compare_steps=0)
     state = torch.load(tmp_path / "run/search.pt")
     assert state["arch_optimizer"]["state"] == {}
-    assert all("valid_loss" not in epoch for epoch in state["history"])
+    assert all(epoch["valid_loss"] is None for epoch in state["history"])
 
 
 def test_train(tmp_path):

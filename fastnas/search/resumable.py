@@ -1,0 +1,132 @@
+"""A run over epochs and steps that can stop at any step and go on as if it had not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from fastnas.search.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.logs import Logs
+from fastnas.search.progress import StepBar
+
+
+class ResumableRun:
+    """Epochs, steps and checkpoints; subclasses say what a step and the end of an epoch do.
+
+    Attributes:
+        epoch, step: epochs done, and steps done in the one under way.
+        seconds: spent in steps.
+        sums: figures summed over the steps of the epoch under way.
+        history: one mapping of figures per epoch done.
+    """
+
+    kind: ClassVar[str]
+    """What its checkpoints say they are of."""
+    summed: ClassVar[tuple[str, ...]]
+    """Names of the figures in `sums`."""
+    config: SearchConfig | TrainConfig
+    device: torch.device
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        self.step = 0
+        self.seconds = 0.0
+        self.sums = dict.fromkeys(self.summed, 0.0)
+        self.history: list[dict[str, Any]] = []
+
+    @property
+    def steps_per_epoch(self) -> int:
+        raise NotImplementedError
+
+    def parts(self) -> dict[str, Any]:
+        """Name to what has state_dict() and load_state_dict()."""
+        raise NotImplementedError
+
+    def generators(self) -> dict[str, torch.Generator]:
+        raise NotImplementedError
+
+    def start_epoch(self) -> None:
+        """Sets what depends on the epoch; called again when the run resumes within it."""
+        raise NotImplementedError
+
+    def run_step(self) -> None:
+        """One step, its figures added to `sums`."""
+        raise NotImplementedError
+
+    def end_epoch(self) -> dict[str, Any]:
+        """The figures of the epoch besides the means of `sums`."""
+        raise NotImplementedError
+
+    def progress(self, seconds: float) -> str:
+        """What the bar shows after a step that took `seconds`."""
+        raise NotImplementedError
+
+    def epoch_line(self) -> str:
+        """What stays on the screen of an epoch done."""
+        raise NotImplementedError
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch == self.config.epochs
+
+    def run(self, checkpoint: Path, logs: Logs, bar: StepBar) -> None:
+        """Goes on to the last epoch."""
+        while not self.finished:
+            self.start_epoch()
+            while self.step < self.steps_per_epoch:
+                started = time.perf_counter()
+                self.run_step()
+                self.step += 1
+                seconds = time.perf_counter() - started
+                self.seconds += seconds
+                bar.advance(self.progress(seconds))
+                if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
+                    self.save(checkpoint)
+            means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
+            self.history.append({"epoch": self.epoch, **means, **self.end_epoch()})
+            self.sums = dict.fromkeys(self.summed, 0.0)
+            self.epoch += 1
+            self.step = 0
+            logs.epoch(self.history[-1])
+            bar.line(self.epoch_line())
+            self.save(checkpoint)
+
+    def save(self, path: Path) -> None:
+        """Everything that the rest of the run depends on."""
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "history": self.history,
+            "random": random_state(),
+            **{name: g.get_state() for name, g in self.generators().items()},
+            **{name: part.state_dict() for name, part in self.parts().items()},
+        }
+        save_checkpoint(path, self.kind, state)
+
+    def resume(self, path: Path) -> None:
+        """Goes back to the state that a checkpoint holds, bit for bit."""
+        state = load_checkpoint(path, self.kind)
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+            for name, generator in self.generators().items():
+                generator.set_state(state[name])
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.seconds, self.sums = state["seconds"], dict(state["sums"])
+            self.history = list(state["history"])
+            restore_random_state(state["random"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"checkpoint {path} does not fit this run: {text}") from error
