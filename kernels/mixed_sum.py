@@ -199,47 +199,50 @@ def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr)
     tl.store(dw_ptr + k, tl.sum(b_sum).to(tl.float32))
 
 
-def _noise_constants(terms, noisy, form, channels):
+def _noise_arguments(terms, noise, dummy):
+    """Pointers that the kernels may read (`dummy` where there is nothing to), and constants."""
     ordinals = [-1] * terms
-    for ordinal, k in enumerate(noisy):
+    for ordinal, k in enumerate(noise.noisy):
         ordinals[k] = ordinal
-    return {
+    pointers = (
+        dummy if noise.level is None else noise.level,
+        dummy if noise.rng is None else noise.rng,
+        noise.std if noise.std.numel() else dummy,
+    )
+    constants = {
         "TERMS": terms,
         "ORDINALS": tuple(ordinals),
-        "GAUSSIAN": form.startswith("gaussian"),
-        "MULTIPLICATIVE": form.endswith("multiplicative"),
-        "RELATIVE": form == "gaussian_additive",
-        "CHANNELS_LAST": channels > 0,
+        "GAUSSIAN": noise.form.startswith("gaussian"),
+        "MULTIPLICATIVE": noise.form.endswith("multiplicative"),
+        "RELATIVE": noise.form == "gaussian_additive",
+        "CHANNELS_LAST": noise.channels > 0,
         "BLOCK": BLOCK,
+        "num_warps": WARPS,
     }
+    return pointers, constants
 
 
-def forward(x, w, y, noisy, form, level, rng, std, partial, channels, pixels):
-    """Fills y, and std [len(noisy)] where the noise is relative."""
+def forward(x, w, y, noise, partial):
+    """Fills y, and noise.std where it has room. noise: `fastnas.backends.fused.MixedSumNoise`."""
     n = y.numel()
     blocks = block_count(n)
     if n == 0:
         return
-    for ordinal, k in enumerate(noisy[: std.numel()]):
+    for ordinal, k in enumerate(noise.noisy[: noise.std.numel()]):
         part = partial[3 * blocks * ordinal :]
         mixed_sum_moments_kernel[(blocks,)](x[k], part, n, BLOCK=BLOCK, num_warps=WARPS)
-        mixed_sum_std_kernel[(1,)](part, std[ordinal:], blocks, CHUNK=1024)
-    constants = _noise_constants(len(x), noisy, form, channels)
-    # Pointers that this call does not read must still be tensors.
-    noise = (w if level is None else level, w if rng is None else rng, std if len(std) else w)
+        mixed_sum_std_kernel[(1,)](part, noise.std[ordinal:], blocks, CHUNK=1024)
+    pointers, constants = _noise_arguments(len(x), noise, w)
     mixed_sum_fwd_kernel[(blocks,)](
-        tuple(x), w, y, *noise, n, channels, pixels, **constants, num_warps=WARPS
+        tuple(x), w, y, *pointers, n, noise.channels, noise.pixels, **constants
     )
 
 
-def backward(dy, x, w, dx, dw, noisy, form, level, rng, std, partial, channels, pixels):
-    """Fills dx[k] where it is not None, and dw where it is not empty (x may be empty if it is)."""
+def backward(dy, x, w, dx, dw, noise, partial):
+    """Fills dx[k] where it is not None, and dw unless it is empty (x is empty then)."""
     n, terms, needs_dw = dy.numel(), w.numel(), dw.numel() > 0
     blocks = block_count(n)
-    constants = _noise_constants(terms, noisy, form, channels)
-    constants["NEEDS_DX"] = tuple(d is not None for d in dx)
-    constants["NEEDS_DW"] = needs_dw
-    noise = (w if level is None else level, w if rng is None else rng, std if len(std) else w)
+    pointers, constants = _noise_arguments(terms, noise, w)
     if n > 0:
         mixed_sum_bwd_kernel[(blocks,)](
             dy,
@@ -247,12 +250,13 @@ def backward(dy, x, w, dx, dw, noisy, form, level, rng, std, partial, channels, 
             w,
             tuple(dy if d is None else d for d in dx),
             partial if needs_dw else w,
-            *noise,
+            *pointers,
             n,
-            channels,
-            pixels,
+            noise.channels,
+            noise.pixels,
+            NEEDS_DX=tuple(d is not None for d in dx),
+            NEEDS_DW=needs_dw,
             **constants,
-            num_warps=WARPS,
         )
     if needs_dw:
         mixed_sum_dw_kernel[(terms,)](partial, dw, blocks, terms, CHUNK=1024)
