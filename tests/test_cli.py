@@ -1,4 +1,4 @@
-"""The command line: wrong input is one line on stderr, exit code 2, no traceback, nothing written."""
+"""The command line: wrong input is one line on stderr, exit code 2, and nothing is written."""
 
 import json
 

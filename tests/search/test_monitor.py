@@ -45,7 +45,7 @@ def test_collapse_needs_epochs_in_a_row():
 def test_on_the_traces_of_real_searches():
     """Second-order searches of RobustDARTS: weak regularisation collapses, strong does not."""
     verdicts = defaultdict(list)
-    for trace in json.load(gzip.open(TRACES)):
+    for trace in json.loads(gzip.decompress(TRACES.read_bytes())):
         skips = [
             sum(op == "skip_connect" for op, _ in epoch["genotype"]["normal"])
             for epoch in trace["epochs"]

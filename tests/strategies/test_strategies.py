@@ -83,8 +83,11 @@ def test_fair_darts_drops_edges_below_the_threshold():
     space = strategy.space(SPACE)
     arch = arch_with(
         space,
-        {("normal", 0, "sep_conv_3x3"): 3.0, ("normal", 1, "skip_connect"): 1.0,
-         ("reduce", 0, "max_pool_3x3"): 3.0},
+        {
+            ("normal", 0, "sep_conv_3x3"): 3.0,
+            ("normal", 1, "skip_connect"): 1.0,
+            ("reduce", 0, "max_pool_3x3"): 3.0,
+        },
     )
     genotype = strategy.derive(arch, space)
     assert genotype.normal == ((("sep_conv_3x3", 0),), (), (), ())
@@ -102,7 +105,9 @@ def test_noise_options():
     assert strategy.skip_noise().spread == pytest.approx(math.sqrt(0.3))
     assert strategy.noise_amplitude(25, 50) == 1.0
     decaying = get_strategy("noisy-darts", noise_decay="cosine")
-    assert [decaying.noise_amplitude(e, 50) for e in (0, 25, 50, 60)] == pytest.approx([1, 0.5, 0, 0])
+    assert [decaying.noise_amplitude(e, 50) for e in (0, 25, 50, 60)] == pytest.approx(
+        [1, 0.5, 0, 0]
+    )
 
 
 @pytest.mark.parametrize(

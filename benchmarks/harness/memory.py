@@ -1,0 +1,65 @@
+"""Memory: what autograd saves, and the peak of a call or of a whole process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from fastnas.search.measure import saved_bytes, storage_bytes
+
+__all__ = ["peak_bytes", "peak_rss_of", "saved_bytes", "storage_bytes"]
+
+# Linux counts the memory of the process that forks into the peak of the one that it starts, so a
+# process of its own, which holds little, starts the command and asks for its peak.
+_LAUNCHER = """
+import os, sys
+pid = os.spawnvp(os.P_NOWAIT, sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+os.write(int(sys.argv[1]), str(usage.ru_maxrss).encode())
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int | None:
+    """The most device memory that the call adds to what is allocated before it; None on a CPU."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def peak_rss_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Peak resident bytes of a command, run to its end in a process of its own.
+
+    Raises:
+        RuntimeError: if the command fails, with the end of what it wrote to stderr.
+    """
+    reading, writing = os.pipe()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _LAUNCHER, str(writing), *command],
+            pass_fds=[writing],
+            env=None if environment is None else dict(environment),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(writing)
+        writing = -1
+        peak = os.read(reading, 64)
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)
+    if done.returncode != 0 or not peak:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:].strip()}")
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,91 @@
+"""The figures of README.md from a CSV: `python -m fastnas.benchmarks.harness.readme CSV`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastnas.benchmarks.harness.schema import Row, by_case, read_csv, speedup
+from fastnas.benchmarks.harness.verify import EAGER
+from fastnas.search.files import write_text
+
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+BASELINES = (EAGER, "eager-best", "compile", "compile-max", "checkpoint")
+PASSES = ("fwd+bwd", "step")
+HEADING = (
+    "| case | fastnas | "
+    + " | ".join(f"x {name}" for name in BASELINES)
+    + " | of copy bandwidth | saved, of eager |"
+)
+
+
+def figures(rows: Sequence[Row], source: str) -> str:
+    """Markdown: how many times faster than each baseline, slower ones in bold."""
+    lines = [HEADING, "|---|---|" + "---:|" * (len(BASELINES) + 2)]
+    for providers in by_case(row for row in rows if row.pass_ in PASSES).values():
+        for row in providers.values():
+            if row.is_fastnas:
+                lines.append(_line(row, providers))
+    first = rows[0]
+    conditions = (
+        f"How many times faster, forward and backward or the whole search step; **bold: slower**."
+        f" {first.device}, {first.threads} threads, torch {first.torch}, fastnas {first.commit},"
+        f" {first.time[:10]}; medians of one run, providers in turn, each result checked against"
+        f" fp64 first. Eager is the public DARTS code's sum, and its step with all gradients;"
+        f" generated from `{source}`."
+    )
+    return "\n".join([*lines, "", conditions])
+
+
+def _line(row: Row, providers: dict[str, Row]) -> str:
+    K = f" K={row.K}" if row.suite == "ops" else ""
+    layout = "" if row.layout == "contiguous" else f" {row.layout.replace('_', ' ')}"
+    cells = [f"{row.op} {row.dtype} {row.shape}{K}{layout}", row.backend]
+    cells += [_ratio(row, providers.get(name)) for name in BASELINES]
+    cells.append("" if row.copy_share is None else f"{row.copy_share:.0%}")
+    eager = providers.get(EAGER)
+    known = eager is not None and eager.saved_bytes and row.saved_bytes is not None
+    cells.append(f"{row.saved_bytes / eager.saved_bytes:.2f}" if known else "")  # type: ignore
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(row: Row, baseline: Row | None) -> str:
+    ratio = speedup(row, baseline)
+    if ratio is None:
+        return ""
+    return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
+
+
+def updated(text: str, block: str) -> str:
+    """README text with the block between the markers replaced; ValueError without markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README has no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("readme", type=Path, nargs="?", default=Path("README.md"))
+    parser.add_argument("--check", action="store_true", help="fail if the README is stale")
+    given = parser.parse_args(arguments)
+    try:
+        text = given.readme.read_text()
+        fresh = updated(text, figures(read_csv(given.csv), given.csv.as_posix()))
+    except (OSError, ValueError) as error:
+        print(f"readme: {error}", file=sys.stderr)
+        return 2
+    if given.check:
+        if text != fresh:
+            print(f"readme: {given.readme} is not what {given.csv} gives", file=sys.stderr)
+        return int(text != fresh)
+    write_text(given.readme, fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""Running the suites: verify, time, weigh, write the CSV, print the table."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from torch._functorch import config as functorch_config
+
+from fastnas.benchmarks.harness.memory import peak_bytes, saved_bytes
+from fastnas.benchmarks.harness.schema import (
+    Conditions,
+    Row,
+    by_case,
+    checkout,
+    current_conditions,
+    new_row,
+    refuse_existing,
+    result_name,
+    speedup,
+    write_csv,
+)
+from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
+from fastnas.benchmarks.harness.verify import EAGER, YES, Case, Problem, not_run, verify
+from fastnas.benchmarks.search.step import search_rows
+from fastnas.ops import OPS
+
+OP_PASSES = ("fwd", "bwd", "fwd+bwd")
+SUITES = ("ops", "search", "all")
+DEVICES = ("cpu", "cuda", "auto")
+REPEATS = {"cpu": 30, "cuda": 100}
+QUICK_REPEATS = 7
+WARMUP = 3
+WIDTH = 160
+
+Say = Callable[[str], object]
+
+
+def run_suite(
+    suite: str = "all",
+    *,
+    op: str | None = None,
+    quick: bool = False,
+    full: bool = False,
+    out: Path | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+) -> list[Row]:
+    """Run benchmarks, write their CSV and print a table.
+
+    Args:
+        suite: "ops", "search" or "all".
+        op: only this op of the ops suite.
+        quick: small sizes and few repeats; the result is no record.
+        full: more cases, and torch.compile's max-autotune.
+        out: a .csv file, or a folder for a file named after device and commit. By default
+            benchmarks/results of the checkout, or ./results where fastnas is installed.
+        threads: CPU threads; by default torch's.
+        device: "cpu", "cuda", or "auto": cuda where there is one.
+
+    Returns:
+        All rows. Those of providers that computed something wrong (`Row.is_red`) have no timings;
+        a caller that is a program should then exit nonzero.
+
+    Raises:
+        ValueError: an argument that is not allowed.
+        FileExistsError: before anything runs, if the result would overwrite another.
+    """
+    device = _check(suite, op, quick, full, threads, device)
+    with _threads(threads):
+        conditions = current_conditions(device)
+        path = result_path(conditions, out, suite if op is None else op, quick)
+        refuse_existing(path)
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        with _progress(console) as say:
+            say("copy bandwidth")
+            bandwidth = copy_bandwidth(device)
+            rows: list[Row] = []
+            if suite != "search":
+                for case in op_cases(device, op, quick, full):
+                    rows += op_rows(case, conditions, device, quick, full, bandwidth, say)
+            if suite != "ops":
+                rows += search_rows(conditions, device, quick, say)
+    write_csv(rows, path)
+    print_rows(rows, bandwidth, console)
+    console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    return rows
+
+
+def result_path(conditions: Conditions, out: Path | None, suite: str, quick: bool) -> Path:
+    """Where the result goes: `out` if it names a file, else device and commit name it."""
+    if out is not None and out.suffix == ".csv":
+        return out
+    if out is None:
+        root = checkout()
+        out = Path("results") if root is None else root / "benchmarks" / "results"
+    return out / result_name(conditions, suite, quick)
+
+
+def _check(
+    suite: str, op: str | None, quick: bool, full: bool, threads: int | None, device: str
+) -> str:
+    for name, value, allowed in (("suite", suite, SUITES), ("device", device, DEVICES)):
+        if value not in allowed:
+            raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+    if op is not None and suite != "ops":
+        raise ValueError(f"op is {op!r}, but the suite is {suite!r}; only 'ops' has ops")
+    if op is not None and op not in OPS:
+        raise ValueError(f"op is {op!r}; allowed: {', '.join(OPS)}")
+    if quick and full:
+        raise ValueError("quick and full exclude each other")
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads is {threads}; at least 1 is needed")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is 'cuda', but torch finds no CUDA device")
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if count is None else count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Say]:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("")
+
+        def say(what: str) -> None:
+            progress.update(task, description=what)
+            if not console.is_terminal:
+                print(what, file=sys.stderr, flush=True)
+
+        yield say
+
+
+def op_cases(device: str, op: str | None, quick: bool, full: bool) -> list[Case]:
+    """The case tables of the ops in `fastnas.ops.OPS`, one module of the op's name each."""
+    cases: list[Case] = []
+    for stem in OPS if op is None else [op]:
+        table = importlib.import_module(f"fastnas.benchmarks.ops.{stem}")
+        cases += table.cases(device, quick, full)
+    return cases
+
+
+def op_rows(
+    case: Case,
+    conditions: Conditions,
+    device: str,
+    quick: bool,
+    full: bool,
+    bandwidth: float | None,
+    say: Say = lambda what: None,
+) -> list[Row]:
+    """Rows of every pass and provider of a case. Only what was verified just before is timed."""
+    shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
+    label = f"{case.op} {dtype} {shape} K={case.K} {case.layout}"
+    repeats = QUICK_REPEATS if quick else REPEATS[device]
+    torch._dynamo.reset()
+    rows = []
+    # A compiled backward gives its buffers away otherwise, and can run only once.
+    with functorch_config.patch(donated_buffer=False):
+        problem = case.problem(device, full)
+        say(f"{label}: verifying")
+        verdicts = verify(problem)
+        weights = {
+            name: _weights(problem, name, device)
+            for name, verdict in verdicts.items()
+            if verdict == YES
+        }
+        results = {}
+        for pass_ in OP_PASSES:
+            say(f"{label}: {pass_}")
+            results[pass_] = _time(problem, verdicts, pass_, repeats, device)
+    whole, _ = results[OP_PASSES[-1]]
+    for pass_, (timings, status) in results.items():
+        for name in _reported(problem, whole):
+            rows.append(
+                new_row(
+                    conditions,
+                    suite="ops",
+                    op=case.op,
+                    backend=problem.alternatives.get(name, name),
+                    pass_=pass_,
+                    dtype=dtype,
+                    shape=shape,
+                    K=case.K,
+                    layout=case.layout,
+                    verified=status[name],
+                    timing=timings.get(name),
+                    bandwidth=bandwidth,
+                    bytes_moved=case.bytes_moved(pass_),
+                    **weights.get(name, {}),
+                )
+            )
+    return rows
+
+
+def _weights(problem: Problem, provider: str, device: str) -> dict[str, int | None]:
+    def forward_and_backward() -> None:
+        problem.gradients(problem.forwards[provider]())
+
+    saved = saved_bytes(problem.forwards[provider], exclude=problem.leaves.values())
+    return {"saved_bytes": saved, "peak_bytes": peak_bytes(forward_and_backward, device)}
+
+
+def _time(
+    problem: Problem, verdicts: dict[str, str], pass_: str, repeats: int, device: str
+) -> tuple[dict[str, Timing], dict[str, str]]:
+    """Timings of one pass, and the verdicts with what a first call adds to them."""
+    status, calls = dict(verdicts), {}
+    for name in (name for name, verdict in verdicts.items() if verdict == YES):
+        try:
+            call = pass_call(problem, name, pass_)
+            call()
+        except Exception as error:
+            status[name] = not_run(error)
+        else:
+            calls[name] = call
+    return measure(calls, repeats=repeats, warmup=WARMUP, device=device), status
+
+
+def pass_call(problem: Problem, provider: str, pass_: str) -> Callable[[], object]:
+    """What is timed: the forward, the backward through a graph that is kept, or both."""
+    forward = problem.forwards[provider]
+    if pass_ == "fwd":
+        return forward
+    if pass_ == "bwd":
+        y = forward()
+        return lambda: problem.gradients(y, retain_graph=True)
+    return lambda: problem.gradients(forward())
+
+
+def _reported(problem: Problem, timings: dict[str, Timing]) -> list[str]:
+    """The providers that get rows: of those reported under one name the fastest in `timings`."""
+    groups: dict[str, list[str]] = {}
+    for name in problem.forwards:
+        groups.setdefault(problem.alternatives.get(name, name), []).append(name)
+
+    def median(name: str) -> float:
+        return timings[name].median_ms if name in timings else float("inf")
+
+    return [min(names, key=median) for names in groups.values()]
+
+
+def print_rows(rows: Sequence[Row], bandwidth: float, console: Console) -> None:
+    """The table: times, ratio to eager, what was moved and saved; below, what has no time."""
+    table = Table(title="fastnas bench", title_justify="left", caption_justify="left")
+    for heading in ("case", "pass", "provider"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("median ms", "p20..p80", "x eager", "GB/s", "of copy", "saved MiB", "peak MiB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for providers in by_case(rows).values():
+        for row in providers.values():
+            table.add_row(*_cells(row, providers.get(EAGER)))
+        table.add_section()
+    first = rows[0]
+    driver = f", driver {first.driver}" if first.driver else ""
+    table.caption = (
+        f"{first.device}, {first.threads} threads, torch {first.torch}{driver}, fastnas"
+        f" {first.fastnas} ({first.commit}), {first.time}\nCopy bandwidth"
+        f" {bandwidth / 1e9:.1f} GB/s, read and written. x eager: above 1 is faster than eager."
+        " GB/s: the op's least traffic over the median."
+    )
+    console.print(table)
+    for row in rows:
+        if row.median_ms is None:
+            where = f"{row.op} {row.dtype} {row.shape} {row.pass_}, {row.backend}"
+            console.print(f"{where}: {row.verified}", style="red" if row.is_red else "yellow")
+
+
+def _cells(row: Row, eager: Row | None) -> list[str]:
+    K = "" if row.K is None else f" K={row.K}"
+    layout = "" if row.layout == "contiguous" else f" {row.layout}"
+    names = [f"{row.op} {row.dtype} {row.shape}{K}{layout}", row.pass_, row.backend]
+    if row.median_ms is None:
+        return [*names, "[red]wrong[/red]" if row.is_red else "not run"]
+    ratio = speedup(row, eager)
+    shown = "" if ratio is None else f"{ratio:.2f}"
+    if ratio is not None and ratio < 1 and row.is_fastnas:
+        shown = f"[red]slower {shown}[/red]"
+    return [
+        *names,
+        f"{row.median_ms:.3f}",
+        f"{row.p20_ms:.3f}..{row.p80_ms:.3f}",
+        shown,
+        "" if row.GBps is None else f"{row.GBps:.1f}",
+        "" if row.copy_share is None else f"{row.copy_share:.0%}",
+        _mebibytes(row.saved_bytes),
+        _mebibytes(row.peak_bytes),
+    ]
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.1f}"

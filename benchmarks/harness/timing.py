@@ -1,0 +1,105 @@
+"""Timing that treats all providers alike: one process, one loop, both orders in turn."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+FLUSH_BYTES = 1 << 28
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Quantiles over the repeats, in milliseconds."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+
+    @classmethod
+    def of(cls, milliseconds: list[float]) -> Timing:
+        p20, median, p80 = np.percentile(milliseconds, [20, 50, 80])
+        return cls(float(median), float(p20), float(p80))
+
+
+def measure(
+    providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str
+) -> dict[str, Timing]:
+    """Time the providers in turn, A B C, then C B A, and so on, so that drift hits all alike.
+
+    On a GPU by CUDA events around each call, with the L2 cache overwritten before it; on a CPU by
+    the wall clock, with the caches as the provider before left them.
+
+    Args:
+        providers: name to a call without arguments.
+        repeats: timed rounds, at least 1.
+        warmup: rounds before them, in the same orders.
+        device: "cpu" or "cuda".
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}; at least 1 is needed")
+    clock = _cuda_clock() if device == "cuda" else _cpu_clock
+    times: dict[str, list[Callable[[], float]]] = {name: [] for name in providers}
+    names = list(providers)
+    with _no_garbage_collection():
+        for turn in range(-warmup, repeats):
+            for name in names if turn % 2 == 0 else reversed(names):
+                elapsed = clock(providers[name])
+                if turn >= 0:
+                    times[name].append(elapsed)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return {name: Timing.of([read() for read in taken]) for name, taken in times.items()}
+
+
+def _cpu_clock(call: Call) -> Callable[[], float]:
+    start = perf_counter()
+    call()
+    milliseconds = (perf_counter() - start) * 1e3
+    return lambda: milliseconds
+
+
+def _cuda_clock() -> Callable[[Call], Callable[[], float]]:
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+
+    def clock(call: Call) -> Callable[[], float]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.zero_()
+        start.record()
+        call()
+        end.record()
+        return lambda: start.elapsed_time(end)
+
+    return clock
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def copy_bandwidth(device: str, bytes: int | None = None, repeats: int = 11) -> float:
+    """Bytes per second of a `copy_` of `bytes` bytes, read and written bytes both counted."""
+    size = COPY_BYTES[device] if bytes is None else bytes
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+    timing = measure(
+        {"copy": lambda: target.copy_(source)}, repeats=repeats, warmup=2, device=device
+    )["copy"]
+    return 2 * size / (timing.median_ms * 1e-3)

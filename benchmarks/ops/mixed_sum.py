@@ -1,0 +1,235 @@
+"""mixed_sum: case table, inputs, providers, and the fp64 results that they are held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastnas import mixed_sum, reference
+from fastnas.backends import AUTO, BACKENDS, Request, choose
+from fastnas.benchmarks.harness.verify import EAGER, SEED, Exact, Problem, WrongError, eps_of
+from fastnas.ops import OPS, draw_rng
+from fastnas.reference import SkipNoise
+
+OP = "mixed_sum"
+NOISE = SkipNoise()
+SKIP = 3
+"""The term that carries the noise: skip_connect's place in the DARTS space."""
+SIGMAS = 6
+
+# Activations of the three stages of a DARTS search on 32 x 32 images.
+STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
+BATCHES = {"cpu": (64,), "cuda": (64, 256)}
+DTYPES = {
+    "cpu": (torch.float32, torch.bfloat16),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class MixedSumCase:
+    """K tensors of one shape; `noise` on one of them makes it `mixed_sum+noise`."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    K: int = 8
+    noise: SkipNoise | None = None
+    layout: str = "contiguous"
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not self.noise.is_relative:
+            raise ValueError(f"noise is {self.noise.form}; only gaussian_additive is verified here")
+
+    @property
+    def op(self) -> str:
+        return OP if self.noise is None else f"{OP}+noise"
+
+    @property
+    def noisy(self) -> list[int]:
+        return [] if self.noise is None else [SKIP]
+
+    def bytes_moved(self, pass_: str) -> int:
+        """Forward (K + 1) N and once more a term whose std is needed, backward (2 K + 1) N."""
+        forward = self.K + 1
+        if self.noise is not None and self.noise.is_relative:
+            forward += len(self.noisy)
+        backward = 2 * self.K + 1
+        tensors = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
+        return tensors * math.prod(self.shape) * self.dtype.itemsize
+
+    def inputs(self, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
+        """x and w as leaves, and dy: the same numbers on every device."""
+        generator = torch.Generator().manual_seed(SEED)
+
+        def draw() -> Tensor:
+            t = torch.randn(self.shape, generator=generator).to(device, self.dtype)
+            return t.to(memory_format=LAYOUTS[self.layout])
+
+        x = [draw().requires_grad_() for _ in range(self.K)]
+        alpha = torch.randn(self.K, generator=generator) / 2
+        return x, torch.softmax(alpha, 0).to(device).requires_grad_(), draw()
+
+    def problem(self, device: str, full: bool) -> Problem:
+        x, w, dy = self.inputs(device)
+        return Problem(
+            leaves={"dw": w, **{f"dx[{k}]": x_k for k, x_k in enumerate(x)}},
+            dy=dy,
+            forwards=self._forwards(x, w, device, full),
+            exact=_Exact(self, x, w, dy),
+            alternatives={"eager-stack": "eager-best", "eager-addcmul": "eager-best"},
+        )
+
+    def _forwards(
+        self, x: list[Tensor], w: Tensor, device: str, full: bool
+    ) -> dict[str, Callable[[], Tensor]]:
+        eager = partial(_eager, noise=self.noise)
+        forwards: dict[str, Callable[..., Tensor]] = {
+            EAGER: eager,
+            "eager-stack": partial(_stack, noise=self.noise),
+            "eager-addcmul": partial(_addcmul, noise=self.noise),
+            "compile": torch.compile(eager, fullgraph=True, dynamic=False),
+        }
+        if full:
+            forwards["compile-max"] = _compiled_max(eager)
+        for backend in fused_backends(device, self.dtype, self.K):
+            forwards[f"fastnas-{backend}"] = partial(
+                mixed_sum, noise=self.noise, noisy=self.noisy, backend=backend
+            )
+        return {name: partial(forward, x, w) for name, forward in forwards.items()}
+
+
+def fused_backends(device: str, dtype: torch.dtype, terms: int) -> list[str]:
+    """The backends that can run here, what auto picks first; interpreted Triton is not timed."""
+    request = Request(OPS[OP], device, dtype, terms)
+    able = [
+        name
+        for name, backend in BACKENDS.items()
+        if backend.unavailable() is None
+        and backend.can_run(request) is None
+        and not getattr(backend, "interpreted", False)
+    ]
+    return sorted(able, key=lambda name: name != choose(request, AUTO))
+
+
+def cases(device: str, quick: bool = False, full: bool = False) -> list[MixedSumCase]:
+    """The table: every stage and dtype at K = 8; K, noise and layout on the first stage, or on
+    every stage with `full`; with `quick` the smallest stage alone."""
+    if quick:
+        small = (BATCHES[device][0], *STAGES[-1])
+        return [
+            MixedSumCase(small),
+            MixedSumCase(small, torch.bfloat16),
+            MixedSumCase(small, noise=NOISE),
+        ]
+    table = []
+    for batch in BATCHES[device]:
+        for stage in STAGES:
+            shape = (batch, *stage)
+            varied = full or shape == (BATCHES[device][0], *STAGES[0])
+            for dtype in DTYPES[device]:
+                table.append(MixedSumCase(shape, dtype))
+                if varied:
+                    table.append(MixedSumCase(shape, dtype, noise=NOISE))
+            if varied:
+                table += [MixedSumCase(shape, K=K) for K in (2, 16)]
+                table.append(MixedSumCase(shape, layout="channels_last"))
+    return table
+
+
+def _noised(x: list[Tensor], noise: SkipNoise | None) -> list[Tensor]:
+    if noise is None:
+        return x
+    return [reference.skip_noise(x_k, noise) if k == SKIP else x_k for k, x_k in enumerate(x)]
+
+
+def _eager(x: list[Tensor], w: Tensor, noise: SkipNoise | None) -> Tensor:
+    return reference.weighted_sum(_noised(x, noise), w)
+
+
+def _stack(x: list[Tensor], w: Tensor, noise: SkipNoise | None) -> Tensor:
+    return torch.einsum("k,k...->...", w.to(x[0].dtype), torch.stack(_noised(x, noise)))
+
+
+def _addcmul(x: list[Tensor], w: Tensor, noise: SkipNoise | None) -> Tensor:
+    first, *rest = _noised(x, noise)
+    w_first, *w_rest = w.unbind()
+    y = w_first * first
+    for x_k, w_k in zip(rest, w_rest):
+        y = torch.addcmul(y, x_k, w_k)
+    return y
+
+
+def _compiled_max(eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False, mode="max-autotune")
+
+    def forward(x: list[Tensor], w: Tensor) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return compiled(x, w)
+
+    return forward
+
+
+class _Exact:
+    """fp64 results; where a provider draws its noise from torch, with the draw that it made.
+
+    fastnas draws from Philox, which the reference repeats. The other providers' draw is what their
+    y has more than the clean sum: its mean and spread are checked, the rest computed with it.
+    """
+
+    def __init__(self, case: MixedSumCase, x: list[Tensor], w: Tensor, dy: Tensor) -> None:
+        self.case = case
+        self.leaves = x, w, dy
+
+    def __call__(self, provider: str, y: Tensor) -> dict[str, Exact]:
+        x, w, dy = (
+            [t.detach().double() for t in self.leaves[0]],
+            self.leaves[1].detach().double(),
+            self.leaves[2].double(),
+        )
+        eps = eps_of(self.case.dtype)
+        slack = torch.zeros_like(w)
+        v = list(x)
+        if self.case.noise is not None and provider.startswith("fastnas"):
+            v[SKIP] = x[SKIP] + self._philox(x)
+        elif self.case.noise is not None:
+            d = (y.detach().double() - reference.weighted_sum(x, w)) / w[SKIP]
+            blur = eps * float(y.double().std()) * math.sqrt(self.case.K) / float(w[SKIP])
+            _check_draw(d, self.case.noise.spread * float(x[SKIP].std()), blur)
+            v[SKIP] = x[SKIP] + d
+            slack[SKIP] = SIGMAS * float(torch.linalg.vector_norm(dy)) * blur
+        right = reference.weighted_sum(v, w)
+        dx, _ = reference.mixed_sum_grads(dy, x, w)
+        products = [dy * v_k for v_k in v]
+        dw = torch.stack([p.sum() for p in products])
+        # Sums run in fp32, in any order; the result is rounded to the dtype of the case.
+        dw_rounding = eps_of(torch.float32) * torch.stack([p.abs().sum() for p in products])
+        return {
+            "y": Exact(right, eps * float(right.abs().max())),
+            "dw": Exact(dw, dw_rounding + eps * float(dw.abs().max()) + slack),
+            **{f"dx[{k}]": Exact(t, eps * float(t.abs().max())) for k, t in enumerate(dx)},
+        }
+
+    def _philox(self, x: list[Tensor]) -> Tensor:
+        assert self.case.noise is not None
+        torch.manual_seed(SEED)
+        noise, noisy, device = self.case.noise, self.case.noisy, x[0].device
+        settings = noise.form, noise.level(device=device), draw_rng(device=device)[0]
+        one = torch.zeros(self.case.K, dtype=torch.float64, device=device)
+        one[SKIP] = 1
+        return reference.mixed_sum(x, one, noisy, *settings) - x[SKIP]
+
+
+def _check_draw(d: Tensor, std: float, blur: float) -> None:
+    """Raises WrongError unless the draw has mean 0 and the given std, as far as one can tell."""
+    count = d.numel()
+    found_mean, found_std = float(d.mean()), float(d.std())
+    if not abs(found_mean) <= SIGMAS * std / math.sqrt(count) + blur:
+        raise WrongError(f"the noise has mean {found_mean:.3g}, not 0")
+    if not abs(found_std - std) <= SIGMAS * std / math.sqrt(2 * count) + blur:
+        raise WrongError(f"the noise has standard deviation {found_std:.3g}, not {std:.3g}")

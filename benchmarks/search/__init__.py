@@ -1,0 +1,1 @@
+"""Benchmarks: harness, op cases, search cases. Installed as fastnas.benchmarks."""

@@ -1,0 +1,36 @@
+"""`pytest benchmarks/`: the op cases under pytest-benchmark, each verified before it is timed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fastnas.benchmarks.harness.run import OP_PASSES, op_cases, pass_call
+from fastnas.benchmarks.harness.verify import EAGER, YES, verify
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CASES = op_cases(DEVICE, None, quick=True, full=False)
+
+
+def _label(case: Any) -> str:
+    return f"{case.op}-{str(case.dtype).removeprefix('torch.')}"
+
+
+@pytest.mark.parametrize("pass_", OP_PASSES)
+@pytest.mark.parametrize("provider", ["eager", "compile", "fastnas-cpu", "fastnas-cuda"])
+@pytest.mark.parametrize("case", CASES, ids=_label)
+def test_op(benchmark: Any, case: Any, provider: str, pass_: str) -> None:
+    problem = case.problem(DEVICE, full=False)
+    if provider not in problem.forwards:
+        pytest.skip(f"{provider} cannot run on {DEVICE}")
+    wanted = {name: problem.forwards[name] for name in {provider, EAGER}}
+    problem = replace(problem, forwards=wanted)
+    verdict = verify(problem)[provider]
+    if verdict.startswith("not run"):
+        pytest.skip(verdict)
+    assert verdict == YES
+    benchmark.group = f"{_label(case)} {pass_}"
+    benchmark(pass_call(problem, provider, pass_))

@@ -1,0 +1,154 @@
+"""The harness: rows, orders, verification before timing, saved bytes, what the README says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastnas.benchmarks.harness import readme
+from fastnas.benchmarks.harness.plot import plot_csv
+from fastnas.benchmarks.harness.run import op_cases, op_rows, result_path, run_suite
+from fastnas.benchmarks.harness.schema import current_conditions, new_row, read_csv, write_csv
+from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
+from fastnas.search.measure import saved_bytes, storage_bytes
+
+CONDITIONS = current_conditions("cpu")
+CASE = op_cases("cpu", "mixed_sum", quick=True, full=False)[0]
+
+
+def row(backend, median, **columns):
+    settings = {"suite": "ops", "op": "mixed_sum", "pass_": "fwd+bwd", "dtype": "float32"}
+    settings |= {"shape": "2x3", "K": 8, "layout": "contiguous", "saved_bytes": 100} | columns
+    timing = median and Timing(median, median, median)
+    verified = "yes" if median else "no: y is off"
+    return new_row(
+        CONDITIONS, backend=backend, verified=verified, timing=timing, bytes_moved=10**6, **settings
+    )
+
+
+def test_rows_round_trip_and_are_not_overwritten(tmp_path):
+    path = tmp_path / "results" / "cpu.csv"
+    rows = [row("eager", 3.0), row("fastnas-cpu", 1.0), row("compile", None)]
+    write_csv(rows, path)
+    assert read_csv(path) == rows
+    with pytest.raises(FileExistsError, match=r"cpu\.csv exists"):
+        write_csv(rows, path)
+    assert read_csv(path) == rows
+    with pytest.raises(ValueError, match="2 pairs of device and commit"):
+        write_csv([rows[0], replace(rows[1], commit="other")], tmp_path / "b.csv")
+
+
+def test_broken_csv(tmp_path):
+    path = tmp_path / "cpu.csv"
+    write_csv([row("eager", 3.0)], path)
+    text = path.read_text()
+    path.write_text(text.replace("median_ms", "median"))
+    with pytest.raises(ValueError, match="missing columns"):
+        read_csv(path)
+    path.write_text(text.replace("3.0", "fast", 1))
+    with pytest.raises(ValueError, match="'fast'"):
+        read_csv(path)
+
+
+def test_bandwidth_and_rate():
+    timed = new_row(
+        CONDITIONS,
+        backend="x",
+        verified="yes",
+        timing=Timing(1.0, 1.0, 1.0),
+        bandwidth=2e9,
+        bytes_moved=10**6,
+        suite="ops",
+        op="o",
+        pass_="fwd",
+        dtype="float32",
+        shape="1",
+        K=1,
+        layout="contiguous",
+    )
+    assert (timed.GBps, timed.copy_share) == (1.0, 0.5)
+    assert copy_bandwidth("cpu", 1 << 20, 3) > 0
+
+
+def test_providers_run_in_both_orders():
+    calls = []
+    providers = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    timings = measure(providers, repeats=2, warmup=1, device="cpu")
+    rounds = ["".join(calls[i : i + 3]) for i in range(0, 9, 3)]
+    assert set(rounds[1:]) == {"abc", "cba"}
+    assert set(timings) == set("abc")
+
+
+def test_a_wrong_provider_is_not_timed(monkeypatch):
+    import fastnas.benchmarks.ops.mixed_sum as cases
+
+    right = cases.mixed_sum
+    monkeypatch.setattr(cases, "mixed_sum", lambda x, w, **k: right(x, 1.01 * w, **k))
+    small = replace(CASE, shape=(2, 4, 3, 3))
+    rows = op_rows(small, CONDITIONS, "cpu", quick=True, full=False, bandwidth=None)
+    ours = [r for r in rows if r.is_fastnas]
+    assert ours and all(r.is_red and r.median_ms is None and r.saved_bytes is None for r in ours)
+    assert all(r.median_ms for r in rows if r.backend == "eager")
+
+
+def test_saved_bytes_counts_storages_once_and_leaves_out_what_it_is_told():
+    x = torch.randn(1000, requires_grad=True)
+    w = torch.randn(1000, requires_grad=True)
+    assert saved_bytes(lambda: x * w) == 8000
+    assert saved_bytes(lambda: x * w, exclude=[w]) == 4000
+    assert saved_bytes(lambda: (x * w) * w, exclude=[x, w]) == 4000
+    assert saved_bytes(lambda: x.view(10, 100).sin() + x.view(100, 10).t().sin().sum()) == 4000
+    assert storage_bytes([x, x[:10], w]) == 8000
+
+
+def test_saved_bytes_of_mixed_sum_are_its_inputs():
+    from fastnas import mixed_sum
+
+    x = [torch.randn(64, requires_grad=True) for _ in range(4)]
+    w = torch.rand(4, requires_grad=True)
+    assert saved_bytes(lambda: mixed_sum(x, w)) == 4 * 256 + 16
+    assert saved_bytes(lambda: mixed_sum(x, w), exclude=[*x, w]) == 0
+    assert saved_bytes(lambda: mixed_sum(x, w.detach())) == 16
+
+
+def test_readme_shows_the_rows_that_lose(tmp_path):
+    csv, text = tmp_path / "cpu.csv", tmp_path / "README.md"
+    rows = [row("eager", 3.0), row("compile", 1.0), row("fastnas-cpu", 1.5, saved_bytes=50)]
+    write_csv(rows, csv)
+    text.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\nrest\n")
+    assert readme.main([str(csv), str(text), "--check"]) == 1
+    assert readme.main([str(csv), str(text)]) == 0
+    assert readme.main([str(csv), str(text), "--check"]) == 0
+    block = text.read_text()
+    assert "| 2.00 |" in block and "| **0.67** |" in block and "| 0.50 |" in block
+    assert block.startswith("# title\n") and block.endswith("\nrest\n") and "\nold\n" not in block
+    text.write_text("no markers")
+    assert readme.main([str(csv), str(text)]) == 2
+    assert text.read_text() == "no markers"
+
+
+def test_plot(tmp_path):
+    write_csv([row("eager", 3.0), row("fastnas-cpu", 1.0)], tmp_path / "cpu.csv")
+    plot_csv(tmp_path / "cpu.csv", tmp_path / "cpu.png")
+    assert (tmp_path / "cpu.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"suite": "everything"}, "suite is 'everything'; allowed: ops, search, all"),
+        ({"suite": "ops", "op": "mixed"}, "op is 'mixed'; allowed: mixed_sum"),
+        ({"suite": "search", "op": "mixed_sum"}, "only 'ops' has ops"),
+        ({"suite": "ops", "threads": 0}, "threads is 0"),
+        ({"suite": "ops", "device": "tpu"}, "device is 'tpu'"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        run_suite(**arguments)
+
+
+def test_result_path(tmp_path):
+    assert result_path(CONDITIONS, tmp_path / "a.csv", "ops", False) == tmp_path / "a.csv"
+    named = result_path(CONDITIONS, tmp_path, "all", False)
+    assert named.parent == tmp_path and named.suffix == ".csv"
