@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
 WARMUP = 3
 WIDTH = 160
+BUSY = 0.5
 
 Say = Callable[[str], object]
 
@@ -79,6 +81,7 @@ def run_suite(
         path = result_path(conditions, out, suite if op is None else op, quick)
         refuse_existing(path)
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        _warn_if_busy(console)
         with _progress(console) as say:
             say("copy bandwidth")
             bandwidth = copy_bandwidth(device)
@@ -133,6 +136,17 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _warn_if_busy(console: Console) -> None:
+    """OpenMP threads that wait for a core make eager code ten times slower and more."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > BUSY * (os.cpu_count() or 1):
+        console.print(
+            f"the machine is busy (load {load:.1f} on {os.cpu_count()} cores):"
+            " these timings will be no record",
+            style="yellow",
+        )
 
 
 @contextmanager

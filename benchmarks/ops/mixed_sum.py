@@ -105,12 +105,13 @@ class MixedSumCase:
 
 
 def fused_backends(device: str, dtype: torch.dtype, terms: int) -> list[str]:
-    """The backends that can run here, what auto picks first; interpreted Triton is not timed."""
+    """The backends with kernels that can run here, what auto picks first, none interpreted."""
     request = Request(OPS[OP], device, dtype, terms)
     able = [
         name
         for name, backend in BACKENDS.items()
-        if backend.unavailable() is None
+        if name != EAGER
+        and backend.unavailable() is None
         and backend.can_run(request) is None
         and not getattr(backend, "interpreted", False)
     ]

@@ -40,10 +40,10 @@ def test_wheel_with_the_cpu_module(tmp_path):
     zipfile.ZipFile(path).extractall(site)
     check = (
         "import torch, fastnas, fastnas.kernels, fastnas.benchmarks;"
-        "assert fastnas.__file__.startswith({!r}), fastnas.__file__;"
+        f"assert fastnas.__file__.startswith({str(site)!r}), fastnas.__file__;"
         "x = [torch.ones(3)] * 2;"
         "print(fastnas.mixed_sum(x, torch.tensor([1.0, 2.0]), backend='cpu').tolist())"
-    ).format(str(site))
+    )
     done = subprocess.run(
         [sys.executable, "-c", check],
         env=os.environ | {"PYTHONPATH": str(site)},
