@@ -99,7 +99,7 @@ def choose(request: Request, explicit: str | None = None) -> str:
     elif _wish:
         wish, source = _wish[-1], "use_backend"
     else:
-        wish, source = os.environ.get("FASTNAS_BACKEND", AUTO), "FASTNAS_BACKEND"
+        wish, source = os.environ.get("FASTNAS_BACKEND") or AUTO, "FASTNAS_BACKEND"
     key = (request.op.stem, request.device, request.dtype, request.terms, wish)
     name = _chosen.get(key)
     if name is None:

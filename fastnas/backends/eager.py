@@ -30,8 +30,6 @@ class EagerBackend:
     ) -> tuple[Tensor, Tensor]:
         std = reference.standard_deviations(x, noisy, form)
         y = reference.mixed_sum(x, w, noisy, form, level, rng)
-        if len(x) == 1 and y.data_ptr() == x[0].data_ptr():
-            y = y.clone()
         return y.contiguous(memory_format=common_format(x)), std
 
     def mixed_sum_bwd(
@@ -47,7 +45,8 @@ class EagerBackend:
         needs_dx: list[bool],
         needs_dw: bool,
     ) -> tuple[list[Tensor], Tensor]:
-        dx, dw = reference.mixed_sum_grads(dy, x, w, noisy, form, level, rng, std)
+        terms = x if needs_dw else []
+        dx, dw = reference.mixed_sum_grads(dy, terms, w, noisy, form, level, rng, std)
         layout = common_format([dy])
         if dw is None:
             dw = torch.empty(0, dtype=w.dtype, device=w.device)

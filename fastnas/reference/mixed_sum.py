@@ -21,6 +21,8 @@ def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) ->
     """Unbiased std of each whole noisy term, float64 [len(noisy)]; [0] if not relative."""
     if form != "gaussian_additive" or not noisy:
         return torch.empty(0, dtype=torch.float64, device=x[0].device)
+    if x[0].numel() < 2:  # torch warns of it
+        return torch.full((len(noisy),), float("nan"), dtype=torch.float64, device=x[0].device)
     return torch.stack([x[k].detach().to(torch.float64).std() for k in noisy])
 
 

@@ -112,7 +112,7 @@ def philox_words(key: int, offset: int, quads: int, device: torch.device | None 
         return high & low, (a * b) & low
 
     c0 = torch.arange(quads, dtype=torch.int64, device=device)
-    c1 = c0 >> 32
+    c1 = (c0 >> 32) & low
     c0 = c0 & low
     c2 = torch.full_like(c0, offset & low)
     c3 = torch.full_like(c0, (offset >> 32) & low)

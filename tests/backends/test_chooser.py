@@ -1,0 +1,285 @@
+"""Which backend computes, and what is said where one cannot."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastnas
+from fastnas import BackendError, use_backend
+from fastnas.backends import BACKENDS, Request, choose
+from fastnas.backends.chooser import PREFERENCE, forget_choices
+from fastnas.backends.cpu import CpuBackend
+from fastnas.backends.cuda import CudaBackend
+from fastnas.backends.eager import EagerBackend
+from fastnas.backends.triton import TritonBackend
+from fastnas.ops import OPS
+
+OP = OPS["mixed_sum"]
+X, W = [torch.ones(3), torch.ones(3)], torch.ones(2)
+
+
+class Spy(EagerBackend):
+    """Eager, which counts what it is asked and says that it can not run where it is told to."""
+
+    def __init__(self, name: str, reason: str | None = None) -> None:
+        self.name = name
+        self.reason = reason
+        self.calls: list[str] = []
+        self.asked = 0
+
+    def can_run(self, request: Request) -> str | None:
+        self.asked += 1
+        return self.reason
+
+    def mixed_sum_fwd(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        self.calls.append("fwd")
+        return super().mixed_sum_fwd(*arguments)
+
+    def mixed_sum_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor]:
+        self.calls.append("bwd")
+        return super().mixed_sum_bwd(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def nothing_chosen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("FASTNAS_BACKEND", raising=False)
+    forget_choices()
+    yield
+    forget_choices()
+
+
+@pytest.fixture
+def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Spy]:
+    """Four backends that run anything; auto prefers "first"."""
+    made = {name: Spy(name) for name in ("first", "argued", "wished", "set")}
+    for name, spy in made.items():
+        monkeypatch.setitem(BACKENDS, name, spy)
+    monkeypatch.setitem(PREFERENCE, "cpu", ("first", "eager"))
+    return made
+
+
+def request(device: str = "cpu", dtype: torch.dtype = torch.float32, terms: int = 2) -> Request:
+    return Request(OP, device, dtype, terms)
+
+
+def test_argument_over_use_backend_over_environment_over_auto(
+    spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose(request()) == "first"
+    monkeypatch.setenv("FASTNAS_BACKEND", "set")
+    assert choose(request()) == "set"
+    with use_backend("wished"):
+        assert choose(request()) == "wished"
+        assert choose(request(), "argued") == "argued"
+    assert choose(request(), "argued") == "argued"
+    assert choose(request()) == "set"
+    monkeypatch.delenv("FASTNAS_BACKEND")
+    assert choose(request()) == "first"
+
+
+def test_auto_lifts_an_outer_choice(spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTNAS_BACKEND", "set")
+    assert choose(request(), "auto") == "first"
+    with use_backend("wished"):
+        with use_backend("auto"):
+            assert choose(request()) == "first"
+        assert choose(request()) == "wished"
+        assert choose(request(), "auto") == "first"
+
+
+def test_use_backend_ends_with_an_error_inside(spies: dict[str, Spy]) -> None:
+    def fail_inside() -> None:
+        with use_backend("wished"):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert choose(request()) == "first"
+
+
+@pytest.mark.parametrize("how", ["argument", "use_backend", "environment", "auto"])
+def test_forward_and_backward_run_on_the_choice(
+    spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Backward too, where the block or the variable is gone by then."""
+    names = {"argument": "argued", "use_backend": "wished", "environment": "set", "auto": "first"}
+    w = W.clone().requires_grad_()
+    if how == "use_backend":
+        with use_backend("wished"):
+            y = fastnas.mixed_sum(X, w)
+    else:
+        if how == "environment":
+            monkeypatch.setenv("FASTNAS_BACKEND", "set")
+        y = fastnas.mixed_sum(X, w, backend="argued" if how == "argument" else None)
+        monkeypatch.delenv("FASTNAS_BACKEND", raising=False)
+    y.sum().backward()
+    for name, spy in spies.items():
+        assert spy.calls == (["fwd", "bwd"] if name == names[how] else [])
+
+
+def test_the_choice_is_made_once_for_each_class_of_request(spies: dict[str, Spy]) -> None:
+    first = spies["first"]
+    fastnas.mixed_sum(X, W)
+    asked = first.asked
+    for _ in range(3):
+        choose(request())
+        fastnas.mixed_sum(X, W)
+    assert first.asked == asked
+    choose(request(terms=3))
+    choose(request(dtype=torch.float64))
+    assert first.asked == asked + 2
+
+
+def test_auto_falls_back_and_says_so_once(
+    spies: dict[str, Spy], caplog: pytest.LogCaptureFixture
+) -> None:
+    spies["first"].reason = "its kernels are on holiday"
+    with caplog.at_level(logging.WARNING, logger="fastnas"):
+        for terms in (2, 3, 4):
+            assert choose(request(terms=terms)) == "eager"
+    assert [record.getMessage() for record in caplog.records] == [
+        "fastnas: mixed_sum falls back from first: its kernels are on holiday"
+    ]
+
+
+def test_an_explicit_choice_that_can_not_run_raises(
+    spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for spy in spies.values():
+        spy.reason = "no"
+    with pytest.raises(BackendError, match=r"^backend='argued' cannot run mixed_sum: no$"):
+        fastnas.mixed_sum(X, W, backend="argued")
+    with (
+        use_backend("wished"),
+        pytest.raises(BackendError, match=r"^use_backend='wished' cannot run mixed_sum: no$"),
+    ):
+        fastnas.mixed_sum(X, W)
+    monkeypatch.setenv("FASTNAS_BACKEND", "set")
+    with pytest.raises(BackendError, match=r"^FASTNAS_BACKEND='set' cannot run mixed_sum: no$"):
+        fastnas.mixed_sum(X, W)
+    spies["set"].reason = None
+    fastnas.mixed_sum(X, W)  # a refusal is not remembered
+
+
+def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = "allowed: eager, cpu, cuda, triton.*, auto$"
+    with pytest.raises(BackendError, match=f"^backend is 'gpu'; {allowed}"):
+        fastnas.mixed_sum(X, W, backend="gpu")
+    with pytest.raises(BackendError, match=f"^use_backend is 'gpu'; {allowed}"), use_backend("gpu"):
+        pass
+    monkeypatch.setenv("FASTNAS_BACKEND", "gpu")
+    with pytest.raises(BackendError, match=f"^FASTNAS_BACKEND is 'gpu'; {allowed}"):
+        fastnas.mixed_sum(X, W)
+    assert issubclass(BackendError, ValueError)
+
+
+def test_a_device_that_no_kernel_is_for_runs_eagerly() -> None:
+    assert choose(request(device="mps")) == "eager"
+    assert choose(request(device="meta")) == "eager"
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda", "triton"])
+def test_tensors_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS[name], "unavailable", lambda: None, raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    here, there = ("cuda", "cpu") if name == "cpu" else ("cpu", "cuda")
+    message = f"the tensors are on {here}, {name} computes on {there}"
+    with pytest.raises(BackendError, match=message):
+        choose(request(device=here), name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_fp64_off_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BACKENDS[name], "unavailable", lambda: None, raising=False)
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    message = f"mixed_sum has no float64 kernel on {name}, only float32, bfloat16, float16"
+    with pytest.raises(BackendError, match=message):
+        choose(request("cuda", torch.float64), name)
+
+
+def test_fp64_on_interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(BackendError, match="mixed_sum has no float64 kernel on triton, only"):
+        fastnas.mixed_sum([x.double() for x in X], W, backend="triton")
+
+
+def test_auto_never_takes_interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose(request()) in ("cpu", "eager")
+
+
+def test_what_the_table_leaves_out_is_refused_with_its_reason() -> None:
+    op = fastnas.backends.OpInfo("none", "", {"eager": ()}, 128, {"cpu": "it has no such kernel"})
+    assert Request(op, "cpu", torch.float32).refusal("cpu", "cpu") == "it has no such kernel"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_module_without_a_device_says_what_is_missing() -> None:
+    native = pytest.importorskip("fastnas._cuda")
+    problem = native.device_problem()
+    assert "driver" in problem or "device" in problem
+    with pytest.raises(BackendError, match=f"^backend='cuda' cannot run mixed_sum: {problem}"):
+        fastnas.mixed_sum(X, W, backend="cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_triton_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert (
+        BACKENDS["triton"].unavailable() == "there is no CUDA device, and TRITON_INTERPRET is not 1"
+    )
+
+
+def test_without_the_native_modules(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, module, made in (("cpu", "_C", CpuBackend), ("cuda", "_cuda", CudaBackend)):
+        monkeypatch.setitem(sys.modules, f"fastnas.{module}", None)
+        monkeypatch.setitem(BACKENDS, name, made())
+        with pytest.raises(BackendError, match=f"fastnas.{module} does not import.*FASTNAS_BUILD"):
+            fastnas.mixed_sum(X, W, backend=name)
+    with caplog.at_level(logging.WARNING, logger="fastnas"):
+        assert fastnas.mixed_sum(X, W).tolist() == [2, 2, 2]
+        assert choose(request()) == "eager"
+    assert len(caplog.records) == 1
+    assert "falls back from cpu: fastnas._C does not import" in caplog.text
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert TritonBackend().unavailable() == "triton is not installed"
+
+
+PURE_PYTHON = """
+import sys
+for name in ("fastnas._C", "fastnas._cuda", "triton"):
+    sys.modules[name] = None
+import torch, fastnas
+w = torch.ones(2, requires_grad=True)
+y = fastnas.mixed_sum([torch.ones(3), torch.ones(3)], w, noise=fastnas.SkipNoise(), noisy=[0])
+y.sum().backward()
+print(w.grad.shape)
+"""
+
+
+def test_a_fresh_process_without_native_modules_and_triton() -> None:
+    result = subprocess.run([sys.executable, "-c", PURE_PYTHON], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "torch.Size([2])" in result.stdout
+
+
+def test_import_leaves_triton_alone() -> None:
+    """Triton takes half a second to import, and reads TRITON_INTERPRET as it does."""
+    code = "import fastnas, sys; assert 'fastnas.kernels.mixed_sum' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,148 @@
+"""Every test: a fixed seed, two threads, poisoned torch.empty. Op tests: the `backend` fixture."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from host_cuda import HostCudaBackend, load_host_cuda
+from targets import TARGETS, Target, registered
+
+from fastnas.ops import OPS
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, at first use
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed_and_threads() -> Iterator[None]:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 - for what draws from the legacy generator
+    random.seed(0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(min(threads, 2))
+    yield
+    torch.set_num_threads(threads)
+
+
+def _poison(fresh: Any) -> Any:
+    """Fills a plain strided tensor with NaN, integers with garbage; leaves all others alone."""
+    if type(fresh) is not torch.Tensor or fresh.layout != torch.strided:
+        return fresh
+    if fresh.device.type == "meta" or fresh.dtype == torch.bool:
+        return fresh
+    floating = fresh.is_floating_point() or fresh.is_complex()
+    with torch.no_grad():
+        fresh.fill_(float("nan") if floating else torch.iinfo(fresh.dtype).max // 3)
+    return fresh
+
+
+def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(allocate)
+    def allocate_poisoned(*args: Any, **kwargs: Any) -> Any:
+        fresh = allocate(*args, **kwargs)
+        return fresh if torch.compiler.is_compiling() else _poison(fresh)
+
+    return allocate_poisoned
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An element that no kernel writes is NaN, not what the memory held before."""
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+
+
+@pytest.fixture(scope="session")
+def kept_folder(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A folder by name that outlasts the session, where pytest keeps a cache."""
+    cache = getattr(pytestconfig, "cache", None)
+    return tmp_path_factory.mktemp if cache is None else cache.mkdir
+
+
+@pytest.fixture(scope="session")
+def cuda_host(kept_folder: Callable[[str], Path]) -> Iterator[HostCudaBackend]:
+    """The CUDA kernels on the host, as backend "cuda-host"."""
+    backend = load_host_cuda(kept_folder("fastnas_host_simt"))
+    if isinstance(backend, str):
+        pytest.skip(backend)
+    with registered(backend, table="cuda"):
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def backend(request: pytest.FixtureRequest) -> Target:
+    """Each target in turn; `@pytest.mark.backends("cpu", ...)` names the ones that apply."""
+    target: Target = request.param
+    reason = target.why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    if target.name == "cuda-host":
+        request.getfixturevalue("cuda_host")
+    return target
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "backends(*names): the backends that a test applies to")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`backend`, or `backend` and `dtype` as the op table pairs them for the module's OP."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("backends")
+    targets = [t for t in TARGETS if marker is None or t.name in marker.args]
+    marks = {target: [pytest.mark.gpu] if target.device == "cuda" else [] for target in targets}
+    if "dtype" not in metafunc.fixturenames:
+        params = [pytest.param(t, id=t.id, marks=marks[t]) for t in targets]
+        metafunc.parametrize("backend", params, indirect=True)
+        return
+    op = metafunc.module.OP
+    assert op in OPS
+    pairs = [
+        pytest.param(t, dtype, id=f"{t.id}-{str(dtype).removeprefix('torch.')}", marks=marks[t])
+        for t in targets
+        for dtype in t.dtypes(op)
+    ]
+    metafunc.parametrize(("backend", "dtype"), pairs, indirect=["backend"])
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    callspec = getattr(item, "callspec", None)
+    target = callspec.params.get("backend") if callspec else None
+    if isinstance(target, Target):
+        item.user_properties.append(("backend", target.id))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests ran on each backend, so that a backend that never ran is seen."""
+    ran: Counter[str] = Counter()
+    reasons: defaultdict[str, set[str]] = defaultdict(set)
+    for outcome in ("passed", "failed", "skipped"):
+        for report in terminalreporter.stats.get(outcome, []):
+            target = dict(report.user_properties).get("backend")
+            if target is None:
+                continue
+            if outcome != "skipped":
+                ran[target] += 1
+                continue
+            where = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+            reasons[target].add(str(where).removeprefix("Skipped: "))
+    if not ran and not reasons:
+        return
+    parts = []
+    for target in (t.id for t in TARGETS):
+        why = f" (skipped: {'; '.join(sorted(reasons[target]))})" if reasons[target] else ""
+        parts.append(f"{target} {ran[target]}{why}")
+    terminalreporter.write_line(f"fastnas backends: {', '.join(parts)}")

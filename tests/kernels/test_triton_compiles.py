@@ -1,0 +1,89 @@
+"""The Triton kernels compiled ahead of time for GPUs that are not here.
+
+Run as a script, this file puts a driver in Triton's place that only names an architecture, and
+calls the Triton backend: every launch compiles what it would have run, with the types, tuples and
+constants that a real launch has. pytest runs it in a process of its own, where
+Triton is not interpreted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+ARCHITECTURES = [80, 90, 100]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile(architecture: int, kept_folder: Callable[[str], Path]) -> None:
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(kept_folder("fastnas_triton"))
+    result = subprocess.run(
+        [sys.executable, __file__, str(architecture)],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    kernels, launches = json.loads(result.stdout.splitlines()[-1])
+    assert kernels
+    assert {launch["kernel"] for launch in launches} == set(kernels)
+    for launch in launches:
+        assert launch["target"].startswith(f"sm_{architecture}"), launch
+        assert launch["binary_bytes"] > 0
+
+
+def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The kernels that there are, and what was compiled for which launch."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.driver import driver
+    from triton.runtime.jit import JITFunction
+
+    from fastnas.backends.triton import TritonBackend
+    from fastnas.kernels import mixed_sum
+
+    driver.set_active(
+        SimpleNamespace(
+            get_current_device=lambda: 0,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", architecture, 32),
+        )
+    )
+    launches: list[dict[str, Any]] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
+        target = next(t for t in compiled.asm["ptx"].splitlines() if t.startswith(".target"))
+        binary = len(compiled.asm["cubin"])
+        launches.append(
+            {"kernel": self.__name__, "target": target.split()[1], "binary_bytes": binary}
+        )
+        return compiled
+
+    JITFunction.run = compile_only
+    backend = TritonBackend()
+    for dtype, form, layout in (
+        (torch.float32, "none", torch.contiguous_format),
+        (torch.bfloat16, "gaussian_additive", torch.channels_last),
+        (torch.float16, "uniform_multiplicative", torch.contiguous_format),
+    ):
+        x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
+        level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+        call = (x, torch.zeros(3), [] if form == "none" else [1], form, level, rng)
+        y, std = backend.mixed_sum_fwd(*call)
+        backend.mixed_sum_bwd(y, *call, std, [True, False, True], True)
+    return [name for name in vars(mixed_sum) if name.endswith("_kernel")], launches
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_everything(int(sys.argv[1]))))

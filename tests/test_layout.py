@@ -1,0 +1,162 @@
+"""The house as DESIGN.md draws it: imports run one way, every op is in the same places."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fastnas.ops import OPS
+
+ROOT = Path(__file__).parents[1]
+CODE = ("fastnas", "kernels", "benchmarks", "csrc", "tests")
+NATIVE = {"_C", "_cuda"}
+
+# What the modules of each part may import of fastnas, besides their own part and the version.
+MAY_IMPORT: dict[str, set[str]] = {
+    "spaces": set(),
+    "kernels": set(),
+    "reference": {"spaces"},
+    "backends": {"reference", "kernels", *NATIVE},
+    "ops": {"backends", "reference"},
+    "nn": {"ops", "spaces", "reference"},
+    "strategies": {"nn", "ops", "spaces", "reference"},
+    "report": {"spaces", "reference"},
+    "allocator": set(),
+    "info": {"ops", "backends", *NATIVE},
+    "search": {"strategies", "nn", "ops", "spaces", "reference", "report", "backends"},
+}
+MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}
+
+
+def sources(*suffixes: str) -> Iterator[Path]:
+    for folder in CODE:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in suffixes and "__pycache__" not in path.parts:
+                yield path
+
+
+def part_of(path: Path) -> str:
+    """fastnas/nn/cell.py -> nn; fastnas/cli.py -> cli; kernels/noise.py -> kernels."""
+    inside = path.relative_to(ROOT)
+    if inside.parts[0] != "fastnas":
+        return inside.parts[0]
+    return inside.parts[1].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of fastnas that a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}: relative import"
+            assert node.module is not None
+            deeper = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= deeper if node.module == "fastnas" else {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # importlib.import_module("fastnas.kernels.mixed_sum")
+            names |= set(re.findall(r"^fastnas(?:\.\w+)+$", node.value))
+    return {name.split(".")[1] for name in names if name.startswith("fastnas.")}
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_imports_run_one_way(part: str) -> None:
+    allowed = MAY_IMPORT[part] | {part, "_version", "__version__"}
+    for path in sources(".py"):
+        if part_of(path) == part:
+            wrong = imported_parts(path) - allowed
+            assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_every_part_has_its_rule() -> None:
+    known = {*MAY_IMPORT, "__init__", "__main__", "_version"}
+    found = {part_of(path) for path in (ROOT / "fastnas").rglob("*.py")}
+    assert found <= known
+
+
+def test_report_is_used_by_search_and_cli_only() -> None:
+    for path in sources(".py"):
+        if path.parts[len(ROOT.parts)] == "fastnas" and "report" in imported_parts(path):
+            assert part_of(path) in ("report", "search", "cli"), path.relative_to(ROOT)
+
+
+@pytest.mark.parametrize("stem", OPS)
+def test_every_op_is_in_the_same_places(stem: str) -> None:
+    op = OPS[stem]
+    assert op.stem == stem
+    backends = {"cpu": f"csrc/cpu/{stem}.cpp", "cuda": f"csrc/cuda/{stem}.cu",
+                "triton": f"kernels/{stem}.py"}  # fmt: skip
+    places = [f"fastnas/reference/{stem}.py", f"fastnas/ops/{stem}.py",
+              f"tests/ops/test_{stem}.py", f"benchmarks/ops/{stem}.py"]  # fmt: skip
+    places += [place for name, place in backends.items() if name not in op.absent]
+    if not {"cpu", "cuda"} <= set(op.absent):
+        places.append(f"csrc/formulas/{stem}.h")
+    missing = [place for place in places if not (ROOT / place).is_file()]
+    assert not missing
+    for name in backends:
+        assert (name in op.dtypes) != (name in op.absent), f"{stem}: {name} is both or neither"
+    assert all(op.absent.values()), "a backend is absent without a reason"
+    assert "eager" in op.dtypes
+
+
+def equation(path: Path) -> list[str]:
+    """The first two lines of text: of a module's docstring, or of a header's comment."""
+    if path.suffix == ".py":
+        text = ast.get_docstring(ast.parse(path.read_text()), clean=True)
+        assert text is not None
+        lines = text.splitlines()
+    else:
+        lines = [line.removeprefix("//") for line in path.read_text().splitlines()]
+    return [line.strip() for line in lines if line.strip()][:2]
+
+
+@pytest.mark.parametrize("stem", OPS)
+def test_every_spelling_has_the_same_equation(stem: str) -> None:
+    spellings = [ROOT / f"fastnas/reference/{stem}.py", ROOT / f"csrc/formulas/{stem}.h",
+                 ROOT / f"kernels/{stem}.py"]  # fmt: skip
+    first, *others = [equation(path) for path in spellings if path.is_file()]
+    assert "=" in first[0]
+    assert all(other == first for other in others)
+
+
+def test_no_file_is_called_utils() -> None:
+    called = [path for path in sources(".py", ".h", ".cpp", ".cu") if "utils" in path.stem]
+    assert not called
+
+
+def test_native_code_includes_no_torch() -> None:
+    torch_header = re.compile(r'#\s*include\s*[<"](torch|ATen|c10|TH|THC)/')
+    for path in sources(".h", ".cpp", ".cu"):
+        assert not torch_header.search(path.read_text()), path.relative_to(ROOT)
+
+
+def test_only_the_bindings_know_python() -> None:
+    python_header = re.compile(r'#\s*include\s*[<"](pybind11|Python)')
+    for path in sources(".h", ".cpp", ".cu"):
+        if not path.name.startswith("bind_"):
+            assert not python_header.search(path.read_text()), path.relative_to(ROOT)
+
+
+def test_tests_and_benchmarks_define_no_second_specification() -> None:
+    names = re.compile(r"^reference|Ref$|Reference$")
+    for path in sources(".py"):
+        if part_of(path) not in ("tests", "benchmarks"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                assert not names.search(node.name), f"{path.relative_to(ROOT)}: {node.name}"
+
+
+def test_fastnas_imports_no_benchmarks_or_tests() -> None:
+    for path in sources(".py"):
+        if part_of(path) in ("benchmarks", "tests", "cli"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {m.split(".")[0] for m in modules} & {"benchmarks", "tests"}, path.name
