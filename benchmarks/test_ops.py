@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch._functorch import config as functorch_config
 
 from fastnas.benchmarks.harness.run import OP_PASSES, op_cases, pass_call
 from fastnas.benchmarks.harness.verify import EAGER, YES, verify
@@ -17,6 +19,13 @@ CASES = op_cases(DEVICE, None, quick=True, full=False)
 
 def _label(case: Any) -> str:
     return f"{case.op}-{str(case.dtype).removeprefix('torch.')}"
+
+
+@pytest.fixture(autouse=True)
+def keep_buffers() -> Iterator[None]:
+    """A compiled backward gives its buffers away otherwise, and can run only once."""
+    with functorch_config.patch(donated_buffer=False):
+        yield
 
 
 @pytest.mark.parametrize("pass_", OP_PASSES)
@@ -33,4 +42,11 @@ def test_op(benchmark: Any, case: Any, provider: str, pass_: str) -> None:
         pytest.skip(verdict)
     assert verdict == YES
     benchmark.group = f"{_label(case)} {pass_}"
-    benchmark(pass_call(problem, provider, pass_))
+    call = pass_call(problem, provider, pass_)
+
+    def run() -> None:
+        call()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+
+    benchmark(run)

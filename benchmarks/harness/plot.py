@@ -1,189 +1,109 @@
-"""Figures of a benchmark CSV, from nothing but the CSV."""
+"""Plots of a benchmark CSV alone: `python -m fastnas.benchmarks.harness.plot CSV PNG`."""
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastnas.benchmarks.harness.schema import PASSES, Row, by_case, read_csv, speedup
+from fastnas.benchmarks.harness.schema import Row, by_case, read_csv, speedup
 from fastnas.benchmarks.harness.verify import EAGER
 from fastnas.report.figures import save_figure
 
-COLOURS = {
-    EAGER: "#7f7f7f",
-    "eager-best": "#bcbd22",
-    "compile": "#9467bd",
-    "compile-max": "#c5b0d5",
-    "checkpoint": "#8c564b",
-}
-FASTNAS_COLOURS = ("#1f77b4", "#17becf", "#2ca02c", "#aec7e8", "#98df8a")
-LOSES = "//"
-BAR_HEIGHT = 0.8
-MIB = 2**20
-
-Cases = dict[tuple[str, ...], dict[str, Row]]
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+PASSES = ("fwd+bwd", "step")
+GROUP = 0.8
 
 
-def plot_csv(csv: Path, out: Path) -> list[Path]:
-    """Draw a CSV: `<suite>-speedup.png` and `<suite>-memory.png` in the folder `out`.
-
-    Speed-up is over eager, by case and pass, on a log axis; bars to the left of 1, hatched, are
-    where a provider loses. Memory is what a forward saves, and the peak where it was measured.
-
-    Returns:
-        The files that were written.
-    """
-    rows = read_csv(csv)
-    written = []
-    for suite in dict.fromkeys(row.suite for row in rows):
-        cases = by_case(row for row in rows if row.suite == suite)
-        for kind, draw in (("speedup", _speedup_figure), ("memory", _memory_figure)):
-            figure = draw(cases)
-            if figure is None:
-                continue
-            figure.supxlabel(caption(rows), fontsize=7, color="#444444")
-            path = out / f"{suite}-{kind}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_figure(figure, path)
-            written.append(path)
-    return written
+def plot_csv(csv: Path, out: Path) -> None:
+    """Speed-up over eager and bytes saved, case by case; bars left of 1 are slower than eager."""
+    rows = [row for row in read_csv(csv) if row.pass_ in PASSES and row.median_ms is not None]
+    if not rows:
+        raise ValueError(f"{csv} has no timed rows of the passes {', '.join(PASSES)}")
+    save_figure(figure(rows), out)
 
 
-def caption(rows: Sequence[Row]) -> str:
-    """The conditions of the rows, wrapped to the width of a figure."""
-    return textwrap.fill(conditions_sentence(rows), 130)
-
-
-def conditions_sentence(rows: Sequence[Row]) -> str:
-    """One sentence: device, threads, versions, commit, time."""
-    row = rows[0]
-    driver = f", driver {row.driver}" if row.driver else ""
-    triton = f", Triton {row.triton}" if row.triton and row.driver else ""
-    threads = "1 CPU thread" if row.threads == 1 else f"{row.threads} CPU threads"
-    return (
-        f"Measured on {row.device} with {threads}{driver}, torch {row.torch}{triton}, fastnas"
-        f" {row.fastnas} at commit {row.commit}, {row.time[:10]}; medians, all providers in turn"
-        " in one process, each verified against fp64 first."
+def figure(rows: Sequence[Row]) -> Figure:
+    cases = list(by_case(rows).values())
+    providers = [p for p in dict.fromkeys(row.backend for row in rows) if p != EAGER]
+    drawn = Figure(figsize=(12, 1.5 + 0.7 * len(cases)), layout="constrained")
+    speed, saved = drawn.subplots(1, 2, sharey=True)
+    height = GROUP / max(len(providers), 1)
+    for index, provider in enumerate(providers):
+        offset = (index - (len(providers) - 1) / 2) * height
+        colour = COLOURS[index % len(COLOURS)]
+        for axes, value in ((speed, _speed), (saved, _saved)):
+            points = [
+                (position + offset, value(case[provider], case.get(EAGER)))
+                for position, case in enumerate(cases)
+                if provider in case
+            ]
+            _bars(axes, points, height, colour, provider)
+    _finish(speed, "times as fast as eager (left of 1: slower)", cases)
+    _finish(saved, "saved for backward, share of eager's", cases)
+    drawn.legend(*speed.get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    first = rows[0]
+    drawn.supxlabel(
+        f"{first.device}, {first.threads} threads, torch {first.torch}, fastnas {first.commit},"
+        f" {first.time[:10]}; forward and backward, or the whole search step; medians of one run",
+        fontsize=8,
     )
+    return drawn
 
 
-def case_label(row: Row) -> str:
-    """What tells the cases of one pass apart."""
-    layout = f" {row.layout}" if row.suite == "ops" and row.layout != "contiguous" else ""
-    K = f" K={row.K}" if row.suite == "ops" else ""
-    return f"{row.op} {row.dtype} {row.shape}{K}{layout}"
+def _speed(row: Row, eager: Row | None) -> float | None:
+    return speedup(row, eager)
 
 
-def _speedup_figure(cases: Cases) -> Figure | None:
-    passes = [name for name in PASSES if any(case[2] == name for case in cases)]
-
-    def ratio(row: Row, providers: Mapping[str, Row]) -> float | None:
-        return None if row.backend == EAGER else speedup(row, providers.get(EAGER))
-
-    return _bars(
-        [
-            (name, {case: rows for case, rows in cases.items() if case[2] == name}, ratio)
-            for name in passes
-        ],
-        "times faster than eager",
-        start=1.0,
-    )
-
-
-def _memory_figure(cases: Cases) -> Figure | None:
-    # Memory does not depend on the pass: the last one stands for all.
-    whole = {case: rows for case, rows in cases.items() if case[2] in ("fwd+bwd", "step")}
-
-    def saved(row: Row, providers: Mapping[str, Row]) -> float | None:
-        return None if row.saved_bytes is None else row.saved_bytes / MIB
-
-    def peak(row: Row, providers: Mapping[str, Row]) -> float | None:
-        return None if row.peak_bytes is None else row.peak_bytes / MIB
-
-    return _bars([("saved for backward", whole, saved), ("peak", whole, peak)], "MiB", start=0.0)
-
-
-Value = Callable[[Row, Mapping[str, Row]], float | None]
-
-
-def _bars(panels: Sequence[tuple[str, Cases, Value]], unit: str, start: float) -> Figure | None:
-    """Horizontal bars from `start`, a panel for each of (title, cases, value) that has any."""
-    filled = [
-        (title, groups) for title, cases, value in panels if (groups := _groups(cases, value))
-    ]
-    if not filled:
+def _saved(row: Row, eager: Row | None) -> float | None:
+    if eager is None or not eager.saved_bytes or row.saved_bytes is None:
         return None
-    bars = [sum(len(bars) + 1 for _, bars in groups) for _, groups in filled]
-    figure = Figure(figsize=(10, 1.2 + 0.6 * len(filled) + 0.2 * sum(bars)), layout="constrained")
-    axes = figure.subplots(len(filled), 1, squeeze=False, height_ratios=bars)[:, 0]
-    colours = _colours([name for _, groups in filled for _, bars in groups for name, _ in bars])
-    for axis, (title, groups) in zip(axes, filled):
-        _panel(axis, groups, colours, start)
-        axis.set_title(title, fontsize=9, loc="left")
-        axis.set_xlabel(unit, fontsize=8)
-    handles = [axes[0].barh(0, 0, color=colour, label=name) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8, frameon=False)
-    return figure
+    return row.saved_bytes / eager.saved_bytes
 
 
-Groups = list[tuple[str, list[tuple[str, float]]]]
+def _bars(
+    axes: Axes,
+    points: Sequence[tuple[float, float | None]],
+    height: float,
+    colour: str,
+    label: str,
+) -> None:
+    known = [(position, value) for position, value in points if value is not None]
+    axes.barh(
+        [position for position, _ in known],
+        [value for _, value in known],
+        height=height,
+        color=colour,
+        label=label,
+    )
 
 
-def _groups(cases: Cases, value: Value) -> Groups:
-    groups: Groups = []
-    for providers in cases.values():
-        values = [(name, value(row, providers)) for name, row in providers.items()]
-        bars = [(name, number) for name, number in values if number is not None]
-        if bars:
-            groups.append((case_label(next(iter(providers.values()))), bars))
-    return groups
+def _finish(axes: Axes, title: str, cases: Sequence[dict[str, Row]]) -> None:
+    rows = [next(iter(case.values())) for case in cases]
+    names = [f"{r.op} {r.dtype}\n{r.shape} {'' if r.K is None else f'K={r.K}'}" for r in rows]
+    axes.set_yticks(range(len(cases)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
 
 
-def _panel(axis: Axes, groups: Groups, colours: Mapping[str, str], start: float) -> None:
-    position, ticks, labels = 0.0, [], []
-    is_ratio = start > 0
-    for label, bars in groups:
-        ticks.append(position + (len(bars) - 1) / 2)
-        labels.append(label)
-        for name, number in bars:
-            axis.barh(
-                position,
-                number - start,
-                left=start,
-                height=BAR_HEIGHT,
-                color=colours[name],
-                hatch=LOSES if is_ratio and number < 1 else None,
-                edgecolor="white",
-            )
-            text = f"{number:.2f}" if is_ratio else f"{number:.1f}"
-            axis.annotate(
-                text,
-                (max(number, start), position),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=6,
-            )
-            position += 1
-        position += 1
-    axis.set_yticks(ticks, labels, fontsize=7)
-    axis.tick_params(axis="x", labelsize=7)
-    axis.set_ylim(position - 1, -1)
-    axis.spines[["top", "right"]].set_visible(False)
-    if is_ratio:
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
-        axis.axvline(1, color="black", linewidth=0.8)
-    axis.margins(x=0.08)
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("csv", type=Path)
+    parser.add_argument("picture", type=Path, help="FILE.png or FILE.svg")
+    given = parser.parse_args(arguments)
+    try:
+        plot_csv(given.csv, given.picture)
+    except (OSError, ValueError) as error:
+        print(f"plot: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour of its own for every provider, fastnas in blues and greens."""
-    distinct = list(dict.fromkeys(names))
-    own = [name for name in distinct if name not in COLOURS]
-    spare = dict(zip(own, FASTNAS_COLOURS * (len(own) // len(FASTNAS_COLOURS) + 1)))
-    return {name: COLOURS.get(name, spare.get(name, "black")) for name in distinct}
+if __name__ == "__main__":
+    sys.exit(main())
