@@ -64,7 +64,7 @@ PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 AUTO = "auto"
 
 _wish: list[str] = []
-_chosen: dict[tuple[str, str, object, int, str], str] = {}
+_chosen: dict[tuple[Request, str], str] = {}
 _announced: set[tuple[str, str]] = set()
 
 
@@ -100,12 +100,11 @@ def choose(request: Request, explicit: str | None = None) -> str:
         wish, source = _wish[-1], "use_backend"
     else:
         wish, source = os.environ.get("FASTNAS_BACKEND") or AUTO, "FASTNAS_BACKEND"
-    key = (request.op.stem, request.device, request.dtype, request.terms, wish)
-    name = _chosen.get(key)
+    name = _chosen.get((request, wish))
     if name is None:
         _check_name(wish, source)
         name = _choose_auto(request) if wish == AUTO else _demand(request, wish, source)
-        _chosen[key] = name
+        _chosen[request, wish] = name
     return name
 
 

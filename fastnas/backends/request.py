@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -22,8 +23,9 @@ class OpInfo:
     """Backend to the reason why it has no kernel."""
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
+    """A tuple, because one is made and hashed on every call."""
+
     op: OpInfo
     device: str
     dtype: torch.dtype

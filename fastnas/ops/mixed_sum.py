@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import BACKENDS, Request, choose
 from fastnas.backends.layout import common_format
@@ -35,7 +36,6 @@ def _choose(like: Tensor, terms: int, backend: str | None) -> str:
     return choose(Request(OPS["mixed_sum"], like.device.type, like.dtype, terms), backend)
 
 
-@torch.library.impl("fastnas::mixed_sum_fwd", "default")
 def _fwd(
     x: list[Tensor],
     w: Tensor,
@@ -49,7 +49,6 @@ def _fwd(
     return BACKENDS[name].mixed_sum_fwd(x, w, noisy, form, level, rng)
 
 
-@torch.library.impl("fastnas::mixed_sum_bwd", "default")
 def _bwd(
     dy: Tensor,
     x: list[Tensor],
@@ -65,6 +64,10 @@ def _bwd(
 ) -> tuple[list[Tensor], Tensor]:
     name = _choose(dy, w.numel(), backend)
     return BACKENDS[name].mixed_sum_bwd(dy, x, w, noisy, form, level, rng, std, needs_dx, needs_dw)
+
+
+torch.library.impl("fastnas::mixed_sum_fwd", "default", _fwd)
+torch.library.impl("fastnas::mixed_sum_bwd", "default", _bwd)
 
 
 @torch.library.register_fake("fastnas::mixed_sum_fwd")
@@ -95,6 +98,14 @@ def _bwd_fake(
     return dx, w.new_empty(w.numel() if needs_dw else 0)
 
 
+def _is_plain_call() -> bool:
+    """Whether nothing watches the dispatcher, so that the op's body can be called without it.
+
+    That is half of the call's overhead: 0.1 of 0.2 ms forward, as much backward.
+    """
+    return not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode())
+
+
 class _MixedSum(torch.autograd.Function):
     """Saves x only where dw is wanted; of the noise, the Philox key and the standard deviations."""
 
@@ -109,7 +120,8 @@ class _MixedSum(torch.autograd.Function):
         backend: str | None,
         *x: Tensor,
     ) -> Tensor:
-        y, std = torch.ops.fastnas.mixed_sum_fwd(list(x), w, noisy, form, level, rng, backend)
+        fwd = _fwd if _is_plain_call() else torch.ops.fastnas.mixed_sum_fwd
+        y, std = fwd(list(x), w, noisy, form, level, rng, backend)
         ctx.settings = noisy, form, backend
         ctx.save_for_backward(w, level, rng, std, *(x if ctx.needs_input_grad[0] else ()))
         return y
@@ -120,7 +132,8 @@ class _MixedSum(torch.autograd.Function):
         noisy, form, backend = ctx.settings
         w, level, rng, std, *x = ctx.saved_tensors
         needs_dw, needs_dx = ctx.needs_input_grad[0], list(ctx.needs_input_grad[6:])
-        dx, dw = torch.ops.fastnas.mixed_sum_bwd(
+        bwd = _bwd if _is_plain_call() else torch.ops.fastnas.mixed_sum_bwd
+        dx, dw = bwd(
             dy,
             x if needs_dw else [],
             w,
@@ -209,14 +222,10 @@ def _check(
 ) -> None:
     if not x:
         raise ValueError("mixed_sum: x is empty; at least one term is needed")
+    first = x[0]
     for k, term in enumerate(x):
         if not isinstance(term, Tensor):
             raise TypeError(f"mixed_sum: x[{k}] is a {type(term).__name__}; a Tensor is needed")
-    first = x[0]
-    if first.dtype not in OPS["mixed_sum"].dtypes["eager"]:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS["mixed_sum"].dtypes["eager"])
-        raise TypeError(f"mixed_sum: x[0] is {first.dtype}; allowed: {allowed}")
-    for k, term in enumerate(x):
         if term.shape != first.shape:
             raise ValueError(
                 f"mixed_sum: x[{k}] has shape {list(term.shape)}, x[0] has {list(first.shape)};"
@@ -228,6 +237,9 @@ def _check(
             )
         if term.device != first.device:
             raise ValueError(f"mixed_sum: x[{k}] is on {term.device}, x[0] on {first.device}")
+    if first.dtype not in OPS["mixed_sum"].dtypes["eager"]:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS["mixed_sum"].dtypes["eager"])
+        raise TypeError(f"mixed_sum: x[0] is {first.dtype}; allowed: {allowed}")
     if not isinstance(w, Tensor):
         raise TypeError(f"mixed_sum: w is a {type(w).__name__}; a Tensor is needed")
     if w.dim() != 1 or w.shape[0] != len(x):
