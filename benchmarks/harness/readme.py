@@ -1,4 +1,4 @@
-"""The figures of README.md from a CSV: `python -m fastnas.benchmarks.harness.readme CSV`."""
+"""The figures of README.md from a CSV: `python -m fastnas.benchmarks.harness.readme CSV ...`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from fastnas.search.files import write_text
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 BASELINES = (EAGER, "eager-best", "compile", "compile-max", "checkpoint")
 PASSES = ("fwd+bwd", "step")
-HEADING = (
-    "| case | fastnas | "
-    + " | ".join(f"x {name}" for name in BASELINES)
-    + " | of copy bandwidth | saved, of eager |"
-)
 
 
 def figures(rows: Sequence[Row], source: str) -> str:
     """Markdown: how many times faster than each baseline, slower ones in bold."""
-    lines = [HEADING, "|---|---|" + "---:|" * (len(BASELINES) + 2)]
-    for providers in by_case(row for row in rows if row.pass_ in PASSES).values():
+    baselines = [name for name in BASELINES if any(row.backend == name for row in rows)]
+    headings = ["case", "fastnas", *(f"x {name}" for name in baselines)]
+    headings += ["of copy bandwidth", "saved, of eager"]
+    lines = [f"| {' | '.join(headings)} |", "|---|---|" + "---:|" * (len(baselines) + 2)]
+    for providers in by_case(rows).values():
         for row in providers.values():
-            if row.is_fastnas:
-                lines.append(_line(row, providers))
+            if row.is_fastnas and (row.pass_ in PASSES or _loses(row, providers)):
+                lines.append(_line(row, providers, baselines))
     first = rows[0]
     conditions = (
-        f"How many times faster, forward and backward or the whole search step; **bold: slower**."
+        "How many times faster, forward and backward or the whole search step, and every single"
+        " pass that loses to a baseline; **bold: slower**."
         f" {first.device}, {first.threads} threads, torch {first.torch}, fastnas {first.commit},"
         f" {first.time[:10]}; medians of one run, providers in turn, each result checked against"
         f" fp64 first. Eager is the public DARTS code's sum, and its step with all gradients;"
@@ -39,16 +38,22 @@ def figures(rows: Sequence[Row], source: str) -> str:
     return "\n".join([*lines, "", conditions])
 
 
-def _line(row: Row, providers: dict[str, Row]) -> str:
+def _line(row: Row, providers: dict[str, Row], baselines: Sequence[str]) -> str:
     K = f" K={row.K}" if row.suite == "ops" else ""
     layout = "" if row.layout == "contiguous" else f" {row.layout.replace('_', ' ')}"
-    cells = [f"{row.op} {row.dtype} {row.shape}{K}{layout}", row.backend]
-    cells += [_ratio(row, providers.get(name)) for name in BASELINES]
+    pass_ = "" if row.pass_ in PASSES else f", {row.pass_} alone"
+    cells = [f"{row.op} {row.dtype} {row.shape}{K}{layout}{pass_}", row.backend]
+    cells += [_ratio(row, providers.get(name)) for name in baselines]
     cells.append("" if row.copy_share is None else f"{row.copy_share:.0%}")
     eager = providers.get(EAGER)
     known = eager is not None and eager.saved_bytes and row.saved_bytes is not None
     cells.append(f"{row.saved_bytes / eager.saved_bytes:.2f}" if known else "")  # type: ignore
     return "| " + " | ".join(cells) + " |"
+
+
+def _loses(row: Row, providers: dict[str, Row]) -> bool:
+    ratios = (speedup(row, providers.get(name)) for name in BASELINES)
+    return any(ratio is not None and ratio < 1 for ratio in ratios)
 
 
 def _ratio(row: Row, baseline: Row | None) -> str:
@@ -69,19 +74,21 @@ def updated(text: str, block: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("csv", type=Path)
-    parser.add_argument("readme", type=Path, nargs="?", default=Path("README.md"))
+    parser.add_argument("csvs", type=Path, nargs="+", help="results of one device")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--check", action="store_true", help="fail if the README is stale")
     given = parser.parse_args(arguments)
     try:
         text = given.readme.read_text()
-        fresh = updated(text, figures(read_csv(given.csv), given.csv.as_posix()))
+        rows = [row for csv in given.csvs for row in read_csv(csv)]
+        source = "`, `".join(csv.as_posix() for csv in given.csvs)
+        fresh = updated(text, figures(rows, source))
     except (OSError, ValueError) as error:
         print(f"readme: {error}", file=sys.stderr)
         return 2
     if given.check:
         if text != fresh:
-            print(f"readme: {given.readme} is not what {given.csv} gives", file=sys.stderr)
+            print(f"readme: {given.readme} is not what {source} gives", file=sys.stderr)
         return int(text != fresh)
     write_text(given.readme, fresh)
     return 0

@@ -114,16 +114,19 @@ def test_saved_bytes_of_mixed_sum_are_its_inputs():
 def test_readme_shows_the_rows_that_lose(tmp_path):
     csv, text = tmp_path / "cpu.csv", tmp_path / "README.md"
     rows = [row("eager", 3.0), row("compile", 1.0), row("fastnas-cpu", 1.5, saved_bytes=50)]
+    rows += [row("compile", 1.0, pass_="bwd"), row("fastnas-cpu", 2.0, pass_="bwd")]
+    rows += [row("compile", 1.0, pass_="fwd"), row("fastnas-cpu", 0.5, pass_="fwd")]
     write_csv(rows, csv)
     text.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\nrest\n")
-    assert readme.main([str(csv), str(text), "--check"]) == 1
-    assert readme.main([str(csv), str(text)]) == 0
-    assert readme.main([str(csv), str(text), "--check"]) == 0
+    assert readme.main([str(csv), "--readme", str(text), "--check"]) == 1
+    assert readme.main([str(csv), "--readme", str(text)]) == 0
+    assert readme.main([str(csv), "--readme", str(text), "--check"]) == 0
     block = text.read_text()
     assert "| 2.00 |" in block and "| **0.67** |" in block and "| 0.50 |" in block
+    assert "bwd alone" in block and "| **0.50** |" in block and "fwd alone" not in block
     assert block.startswith("# title\n") and block.endswith("\nrest\n") and "\nold\n" not in block
     text.write_text("no markers")
-    assert readme.main([str(csv), str(text)]) == 2
+    assert readme.main([str(csv), "--readme", str(text)]) == 2
     assert text.read_text() == "no markers"
 
 
