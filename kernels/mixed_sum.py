@@ -4,6 +4,7 @@ dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backwa
 
 import triton
 import triton.language as tl
+
 from fastnas.kernels.noise import standard_draws
 
 # Elements of one program and of one partial sum: fixed, so results do not depend on the device.

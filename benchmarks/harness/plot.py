@@ -32,6 +32,7 @@ def figure(rows: Sequence[Row]) -> Figure:
     providers = [p for p in dict.fromkeys(row.backend for row in rows) if p != EAGER]
     drawn = Figure(figsize=(12, 1.5 + 0.7 * len(cases)), layout="constrained")
     speed, saved = drawn.subplots(1, 2, sharey=True)
+    speed.invert_yaxis()
     height = GROUP / max(len(providers), 1)
     for index, provider in enumerate(providers):
         offset = (index - (len(providers) - 1) / 2) * height
@@ -84,12 +85,16 @@ def _bars(
 
 def _finish(axes: Axes, title: str, cases: Sequence[dict[str, Row]]) -> None:
     rows = [next(iter(case.values())) for case in cases]
-    names = [f"{r.op} {r.dtype}\n{r.shape} {'' if r.K is None else f'K={r.K}'}" for r in rows]
+    names = [f"{r.op} {r.dtype}\n{r.shape} K={r.K} {_layout(r)}" for r in rows]
     axes.set_yticks(range(len(cases)), names, fontsize=8)
-    axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
+
+
+def _layout(row: Row) -> str:
+    shown = row.suite == "ops" and row.layout != "contiguous"
+    return row.layout.replace("_", " ") if shown else ""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
