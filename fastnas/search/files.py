@@ -7,12 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+PARTIAL = ".partial"
+
+
+def is_partial(path: Path) -> bool:
+    """Whether the file is what a write that was killed left behind."""
+    return path.name.startswith(".") and path.name.endswith(PARTIAL)
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """`path` holds either what it held before or all that `write` wrote, whenever power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # One name per path, not a random one: a killed run leaves one stray file at most.
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{PARTIAL}")
     with temporary.open("wb") as stream:
         write(stream)
         stream.flush()

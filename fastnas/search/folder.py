@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from fastnas.search.config import RunConfig, config_text, make_config
-from fastnas.search.files import write_text
+from fastnas.search.files import is_partial, write_text
 
 CONFIG = "config.json"
 # May differ between a run and its continuation: they change no result.
@@ -34,7 +34,7 @@ def claim_folder(config: RunConfig, resume: bool) -> Path:
         _check_same(config, path)
         return out
     try:
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(not is_partial(path) for path in out.iterdir()):
             raise RunFolderError(f"{out} is not empty and holds no run; name another with --out")
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, config_text(config))

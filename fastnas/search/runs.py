@@ -49,10 +49,9 @@ def run_search(
     """
     console = console or Console()
     searcher = Searcher(config)
-    checkpoint = Path(config.out) / SEARCH_CHECKPOINT
-    if resume and checkpoint.exists():
-        searcher.resume(checkpoint)
     out = claim_folder(config, resume)
+    if resume and (out / SEARCH_CHECKPOINT).exists():
+        searcher.resume(out / SEARCH_CHECKPOINT)
     console.print(
         f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
     )
@@ -94,10 +93,9 @@ def run_train(
     console = console or Console()
     genotype = read_genotype(config.genotype)
     trainer = Trainer(config, genotype)
-    checkpoint = Path(config.out) / TRAIN_CHECKPOINT
-    if resume and checkpoint.exists():
-        trainer.resume(checkpoint)
     out = claim_folder(config, resume)
+    if resume and (out / TRAIN_CHECKPOINT).exists():
+        trainer.resume(out / TRAIN_CHECKPOINT)
     console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
     test_accuracy = trainer.train(out, console)
     _leave_genotype(out, genotype, f"trained on {config.data}")

@@ -123,6 +123,13 @@ def test_train(tmp_path):
     assert again["test_accuracy"] == report["test_accuracy"]
 
 
+def test_a_run_killed_while_it_made_its_folder_resumes(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.config.json.partial").write_text('{"out": "ru')
+    report = search(tmp_path / "run", epochs=1, train_epochs=0, compare_steps=0)
+    assert report["genotype"]
+
+
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     search(tmp_path / "run", epochs=1, train_epochs=0, compare_steps=0)
     before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
