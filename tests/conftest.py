@@ -15,6 +15,7 @@ import pytest
 import torch
 from host_cuda import HostCudaBackend, load_host_cuda
 from targets import TARGETS, Target, registered
+from torch._dynamo import trace_rules
 
 from fastnas.ops import OPS
 
@@ -52,6 +53,10 @@ def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
         return fresh if torch.compiler.is_compiling() else _poison(fresh)
 
     return allocate_poisoned
+
+
+# Dynamo lists torch's functions once, at its first use: it must see the real torch.empty.
+trace_rules.get_torch_obj_rule_map()
 
 
 @pytest.fixture(autouse=True)
