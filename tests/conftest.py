@@ -15,7 +15,6 @@ import pytest
 import torch
 from host_cuda import HostCudaBackend, load_host_cuda
 from targets import TARGETS, Target, registered
-from torch._dynamo import trace_rules
 
 from fastnas.ops import OPS
 
@@ -55,8 +54,17 @@ def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     return allocate_poisoned
 
 
-# Dynamo lists torch's functions once, at its first use: it must see the real torch.empty.
-trace_rules.get_torch_obj_rule_map()
+def _let_dynamo_see_torch() -> None:
+    """Dynamo lists torch's functions once, at its first use: it must see the real torch.empty.
+
+    It imports Triton, which reads TRITON_INTERPRET then; so here, and not with the imports above.
+    """
+    from torch._dynamo.trace_rules import get_torch_obj_rule_map
+
+    get_torch_obj_rule_map()
+
+
+_let_dynamo_see_torch()
 
 
 @pytest.fixture(autouse=True)
