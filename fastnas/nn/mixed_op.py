@@ -12,7 +12,6 @@ from fastnas import reference
 from fastnas.ops import draw_rng, mixed_sum
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero
-from fastnas.reference.skip_noise import SkipNoise
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,3 @@ def select(w: Tensor, index: list[int]) -> Tensor:
     if index == list(range(index[0], index[0] + len(index))):
         return w[index[0] : index[0] + len(index)]
     return w[torch.tensor(index, device=w.device)]
-
-
-__all__ = ["MixedOp", "NoiseDraw", "SkipNoise", "Terms", "select"]

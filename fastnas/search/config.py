@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -217,10 +217,3 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def config_text(config: RunConfig) -> str:
     return json.dumps(asdict(config), indent=2) + "\n"
-
-
-def default_of(kind: type[RunConfig], name: str) -> Any:
-    """The default of a field."""
-    value = next(f for f in fields(kind) if f.name == name).default
-    assert value is not MISSING
-    return value
