@@ -1,9 +1,12 @@
 // fastnas._C: the CPU kernels. Addresses in, nothing allocated, the GIL released while they run.
 #include <pybind11/pybind11.h>
 
+#include "bind_mixed_edges.h"
 #include "bind_mixed_sum.h"
 #include "cpu/isa.h"
+#include "cpu/mixed_edges.h"
 #include "cpu/mixed_sum.h"
+#include "cpu/relu_conv_bn.h"
 
 namespace fastnas {
 namespace {
@@ -42,4 +45,16 @@ PYBIND11_MODULE(_C, m) {
       m, [](MixedSumParams& p, int threads) { p.threads = threads; },
       Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_fwd)(p); }),
       Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_bwd)(p); }));
+
+  using Edges = const MixedEdgesParams&;
+  bind_mixed_edges(
+      m, [](Edges p) { return FASTNAS_ISA_SELECT(current_isa, mixed_edges_workspace)(p); },
+      +[](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_fwd)(p); },
+      +[](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_bwd)(p); });
+
+  using Conv = const ReluConvBnParams&;
+  bind_relu_conv_bn(
+      m, [](Conv p) { return FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_workspace)(p); },
+      +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_fwd)(p); },
+      +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_bwd)(p); });
 }

@@ -53,4 +53,71 @@ struct MixedSumParams {
 static_assert(std::is_trivially_copyable_v<MixedSumParams>);
 static_assert(sizeof(MixedSumParams) <= 4096 - 64);
 
+// What an edge of `mixed_edges` can do; `none` is no term at all.
+enum class EdgeOp : int32_t { max_pool = 0, avg_pool = 1, skip = 2, reduce_skip = 3, sep_conv = 4, dil_conv = 5 };
+
+// One candidate of an edge. A sep_conv has two halves (depthwise -> pointwise -> batch norm), a dil_conv one.
+struct EdgeTerm {
+  EdgeOp op;
+  int32_t edge, weight;      // w[edge][weight]
+  int32_t size, dilation;    // of the depthwise convolutions
+  int32_t param, norm;       // its first parameter and batch norm
+  int32_t half, input, skip; // its first half, its place among the sep_convs and among the skips; -1: it is none
+};
+
+struct Edge {
+  int32_t source, target, stride;    // state (inputs, then nodes), node
+  int32_t first_term, last_term;
+};
+
+// Tensors are channels last, [N, rows, cols, C]; A is the accumulation dtype. What is not wanted is null.
+struct MixedEdgesParams {
+  DType dtype = DType::f32;
+  int64_t images = 0;
+  int32_t channels = 0, inputs = 0, nodes = 0, edge_count = 0, candidates = 0;
+  const Edge* edges = nullptr;
+  const EdgeTerm* terms = nullptr;
+  const int64_t* sizes = nullptr;       // [inputs][2] rows and columns; the nodes' follow from the strides
+  const void* const* x = nullptr;       // [inputs]
+  void* const* dx = nullptr;            // [inputs]
+  const void* const* params = nullptr;  // D [C, 1, k, k] and W [C, C] in turn; reduce_skip: W [C/2, C] twice
+  void* const* dparams = nullptr;       // all or null
+  const void* w = nullptr;              // A [edges, candidates]
+  double* dw = nullptr;                 // [edges, candidates], zeroed by the caller
+  void* out = nullptr;                  // [N, rows, cols, nodes C]
+  const void* dout = nullptr;
+  void* stats = nullptr;    // A [norms, 2, C]: mean and biased variance; read where `training` is off
+  void* shift = nullptr;    // A [halves, C]: -mean(u), kept for backward
+  void* gram = nullptr;     // A [halves, C, C]: cov(u), kept for dL/dW
+  void* v = nullptr;        // [sep_convs, N, rows, cols, C]: input of the second half; null: computed again
+  void* u = nullptr;        // [terms with a 5x5 or larger kernel, ...]: last depthwise output, centred; null likewise
+  bool training = true;
+  double eps = 1e-5;
+  NoiseForm form = NoiseForm::none;
+  const double* level = nullptr;   // shift, scale
+  const int64_t* rng = nullptr;    // [nodes, 2] Philox key and offset
+  double* std = nullptr;           // [skips]
+  void* workspace = nullptr;       // mixed_edges_workspace() bytes, 64-aligned
+  int32_t threads = 1;
+};
+
+// y = BN(W relu(x)) with 1x1 kernels: one at stride 1, or two of C/2 rows at stride 2, the second a pixel further.
+struct ReluConvBnParams {
+  DType dtype = DType::f32;
+  int64_t images = 0, rows = 0, cols = 0;  // of x
+  int32_t in_channels = 0, channels = 0;
+  bool reduce = false;
+  const void* x = nullptr;
+  const void* params[2] = {};
+  void* dparams[2] = {};
+  void* y = nullptr;           // forward: written; backward: read
+  const void* dy = nullptr;
+  void* dx = nullptr;
+  void* stats = nullptr;       // A [2, C]
+  bool training = true;
+  double eps = 1e-5;
+  void* workspace = nullptr;
+  int32_t threads = 1;
+};
+
 }  // namespace fastnas

@@ -3,13 +3,14 @@
 #include "mixed_sum.h"
 
 #include "../formulas/mixed_sum.h"
+#include "noise.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
 constexpr int64_t kTile = 1024;  // 4 KiB of fp32: dy, four terms and the sum fit a 32 KiB L1
 constexpr int kGroup = 4;
-static_assert(kBlock % kTile == 0 && kTile % 4 == 0);
+static_assert(kBlock % kTile == 0 && kTile % 4 == 0 && kTile <= kDrawTile);
 
 // A tile in the accumulation dtype: where it lies if it is that already, else converted.
 template <class T, class A>
@@ -20,25 +21,6 @@ const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
   } else {
     for (int64_t i = 0; i < count; ++i) scratch[i] = load(src[i]);
     return scratch;
-  }
-}
-
-// Integers first, floating point second: two loops that g++ vectorises, where it gives up on one.
-template <bool gaussian, class A>
-void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
-  alignas(64) uint32_t words[4][kTile / 4];
-  const uint64_t key = draw.key, offset = draw.offset;
-  const A shift = draw.shift, spread = draw.spread;
-#pragma omp simd
-  for (int64_t q = 0; q < quads; ++q) {
-    const Words block = philox(key, uint64_t(first + q), offset);
-    words[0][q] = block.v[0], words[1][q] = block.v[1], words[2][q] = block.v[2], words[3][q] = block.v[3];
-  }
-#pragma omp simd
-  for (int64_t q = 0; q < quads; ++q) {
-    const Draws<A> eps = draws<A>(gaussian, {{words[0][q], words[1][q], words[2][q], words[3][q]}});
-    d[4 * q] = shift + spread * eps.v[0], d[4 * q + 1] = shift + spread * eps.v[1];
-    d[4 * q + 2] = shift + spread * eps.v[2], d[4 * q + 3] = shift + spread * eps.v[3];
   }
 }
 

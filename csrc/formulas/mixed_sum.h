@@ -21,12 +21,11 @@ template <class A> struct Draw {
   uint64_t key, offset;
   A shift, spread;
 
+  FASTNAS_HD Draw(NoiseForm form, uint64_t key, uint64_t offset, double shift, double spread)
+      : gaussian(is_gaussian(form)), key(key), offset(offset), shift(A(shift)), spread(A(spread)) {}
   FASTNAS_HD Draw(const MixedSumParams& p, int ordinal)
-      : gaussian(is_gaussian(p.form)),
-        key(uint64_t(p.rng[0])),
-        offset(uint64_t(p.rng[1]) + uint64_t(ordinal)),
-        shift(A(p.level[0])),
-        spread(A(is_relative(p.form) ? p.level[1] * p.std[ordinal] : p.level[1])) {}
+      : Draw(p.form, uint64_t(p.rng[0]), uint64_t(p.rng[1]) + uint64_t(ordinal), p.level[0],
+             is_relative(p.form) ? p.level[1] * p.std[ordinal] : p.level[1]) {}
 
   FASTNAS_HD Draws<A> quad(uint64_t index) const {
     Draws<A> d = draws<A>(gaussian, philox(key, index, offset));

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from fastnas import reference
+from fastnas.backends.held import Held, accumulation_dtype
 from fastnas.backends.layout import common_format
 from fastnas.backends.request import Request
+from fastnas.reference import EdgeTable
 
 
 class EagerBackend:
@@ -52,3 +54,96 @@ class EagerBackend:
             dw = torch.empty(0, dtype=w.dtype, device=w.device)
         kept = [d.contiguous(memory_format=layout) for d, needed in zip(dx, needs_dx) if needed]
         return kept, dw.to(w.dtype)
+
+    def mixed_edges_fwd(
+        self,
+        x: list[Tensor],
+        w: Tensor,
+        params: list[Tensor],
+        table: EdgeTable,
+        running: Tensor | None,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        memory: str,
+        keep_gram: bool,
+    ) -> tuple[Tensor, Held]:
+        """Holds only what the noise needs: backward computes all of forward again."""
+        edge = table.edges[0]
+        N, C, *size = x[edge.source].shape
+        rows, cols = (-(-s // edge.stride) for s in size)
+        training = running is None
+        held = Held.empty(x[0], table, (N, C, rows, cols), form, memory, keep_gram, training)
+        for tensor in held:
+            tensor.zero_()
+        if running is not None:
+            held.stats.copy_(running)
+        out = reference.mixed_edges(
+            x, w, params, table, held.stats, training=training, eps=eps,
+            form=form, level=level, rng=rng, std=held.std if held.std.numel() else None,
+        )  # fmt: skip
+        return out.contiguous(memory_format=torch.channels_last), held
+
+    def mixed_edges_bwd(
+        self,
+        dout: Tensor,
+        x: list[Tensor],
+        out: Tensor,
+        w: Tensor,
+        params: list[Tensor],
+        held: Held,
+        table: EdgeTable,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        needs_dx: list[bool],
+        needs_dw: bool,
+        needs_dparams: bool,
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        with torch.enable_grad():
+            x = [t.detach().requires_grad_(need) for t, need in zip(x, needs_dx)]
+            w = w.detach().requires_grad_(needs_dw)
+            params = [p.detach().requires_grad_(needs_dparams) for p in params]
+            y = reference.mixed_edges(
+                x, w, params, table, torch.empty_like(held.stats), eps=eps,
+                form=form, level=level, rng=rng,
+            )  # fmt: skip
+            wanted = [t for t in (*x, w, *params) if t.requires_grad]
+            found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
+        grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
+        channels_last = torch.channels_last
+        dx = [next(grads).contiguous(memory_format=channels_last) for need in needs_dx if need]
+        dw = next(grads) if needs_dw else w.detach().new_empty(0)
+        return dx, dw, [g.contiguous() for g in grads]
+
+    def relu_conv_bn_fwd(
+        self, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        C = sum(p.shape[0] for p in params)
+        stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
+        if running is not None:
+            stats.copy_(running)
+        y = reference.relu_conv_bn(x, params, stats, training=running is None, eps=eps)
+        return y.contiguous(memory_format=torch.channels_last), stats
+
+    def relu_conv_bn_bwd(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        y: Tensor,
+        params: list[Tensor],
+        stats: Tensor,
+        eps: float,
+        needs_dx: bool,
+        needs_dparams: bool,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(needs_dx)
+            params = [p.detach().requires_grad_(needs_dparams) for p in params]
+            again = reference.relu_conv_bn(x, params, torch.empty_like(stats), eps=eps)
+            wanted = [t for t in (x, *params) if t.requires_grad]
+            grads = list(torch.autograd.grad(again, wanted, dy))
+        dx = [grads.pop(0).contiguous(memory_format=torch.channels_last)] if needs_dx else []
+        return dx, [g.contiguous() for g in grads]

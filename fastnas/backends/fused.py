@@ -7,12 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnas.backends.held import accumulation_dtype
 from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format
 from fastnas.backends.request import Request
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)

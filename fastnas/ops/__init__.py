@@ -1,6 +1,9 @@
 """The ops: one file each, read top to bottom from schema to public function."""
 
+from fastnas.ops.dispatch import choose_backend
+from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
+from fastnas.ops.relu_conv_bn import relu_conv_bn
 from fastnas.ops.table import OPS
 
-__all__ = ["OPS", "draw_rng", "mixed_sum"]
+__all__ = ["OPS", "choose_backend", "draw_rng", "mixed_edges", "mixed_sum", "relu_conv_bn"]

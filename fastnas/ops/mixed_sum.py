@@ -267,12 +267,27 @@ def _check_noise(
         raise ValueError(
             f"mixed_sum: noisy is {list(noisy)}; distinct indices in 0..{terms - 1} are allowed"
         )
-    for name, tensor, dtype in (("level", level, torch.float64), ("rng", rng, torch.int64)):
+    check_noise_tensors("mixed_sum", device, level, rng, (2,))
+
+
+def check_noise_tensors(
+    op: str,
+    device: torch.device,
+    level: Tensor | None,
+    rng: Tensor | None,
+    rng_shape: tuple[int, ...],
+) -> None:
+    """level float64 [2] and rng int64 `rng_shape`, where given, on the device of the terms."""
+    for name, tensor, dtype, shape in (
+        ("level", level, torch.float64, (2,)),
+        ("rng", rng, torch.int64, rng_shape),
+    ):
         if tensor is None:
             continue
-        if tensor.dtype != dtype or tensor.shape != (2,):
+        if tensor.dtype != dtype or tensor.shape != shape:
             raise ValueError(
-                f"mixed_sum: {name} is {tensor.dtype} {list(tensor.shape)}; {dtype} [2] is needed"
+                f"{op}: {name} is {tensor.dtype} {list(tensor.shape)}; {dtype} {list(shape)} is"
+                " needed"
             )
         if tensor.device != device:
-            raise ValueError(f"mixed_sum: {name} is on {tensor.device}, the terms on {device}")
+            raise ValueError(f"{op}: {name} is on {tensor.device}, the terms on {device}")

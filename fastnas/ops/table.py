@@ -7,6 +7,11 @@ import torch
 from fastnas.backends import OpInfo
 
 _GPU = (torch.float32, torch.bfloat16, torch.float16)
+_CELL = (torch.float32, torch.bfloat16, torch.float64)
+_NOT_YET_ON_GPU = {
+    "cuda": "the fused cell has no CUDA kernels yet",
+    "triton": "the fused cell has no Triton kernels yet",
+}
 
 OPS: dict[str, OpInfo] = {
     "mixed_sum": OpInfo(
@@ -20,5 +25,19 @@ OPS: dict[str, OpInfo] = {
         },
         max_terms=128,
         absent={},
+    ),
+    "mixed_edges": OpInfo(
+        stem="mixed_edges",
+        summary="the nodes of a DARTS cell straight from its states, batch norm folded in",
+        dtypes={"eager": _CELL, "cpu": _CELL},
+        max_terms=1,
+        absent=_NOT_YET_ON_GPU,
+    ),
+    "relu_conv_bn": OpInfo(
+        stem="relu_conv_bn",
+        summary="BN(W relu(x)) with 1x1 kernels: the preprocessing of a DARTS cell",
+        dtypes={"eager": _CELL, "cpu": _CELL},
+        max_terms=1,
+        absent=_NOT_YET_ON_GPU,
     ),
 }

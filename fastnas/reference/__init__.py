@@ -1,23 +1,32 @@
 """The specification: eager torch, slow, fp64-safe. Imports only fastnas.spaces."""
 
+from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
+from fastnas.reference.mixed_edges import mixed_edges
 from fastnas.reference.mixed_sum import (
     mixed_sum,
     mixed_sum_grads,
     standard_deviations,
     weighted_sum,
 )
+from fastnas.reference.relu_conv_bn import relu_conv_bn
 from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork, Weights, search_step
 from fastnas.reference.skip_noise import SkipNoise, cosine_decay, skip_noise
 
 __all__ = [
+    "EDGE_OPS",
     "Cell",
+    "Edge",
+    "EdgeTable",
+    "EdgeTerm",
     "MixedOp",
     "SearchNetwork",
     "SkipNoise",
     "Weights",
     "cosine_decay",
+    "mixed_edges",
     "mixed_sum",
     "mixed_sum_grads",
+    "relu_conv_bn",
     "search_step",
     "skip_noise",
     "standard_deviations",

@@ -1,0 +1,182 @@
+// Depthwise convolutions of one image, channels in the lanes: u = D * x, its transpose, and dD = <du, x>.
+#pragma once
+
+#include "vector.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// Columns computed at once: their sums stay in registers while a row of taps passes by.
+constexpr int kColumns = kVectorRegisters == 32 ? 8 : 4;
+
+struct Kernel {
+  int size, dilation, stride;
+  int pad() const { return dilation * (size - 1) / 2; }
+  int taps() const { return size * size; }
+};
+
+template <class A, int size, int dilation, int stride, bool flip, bool add, int columns>
+inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row, int last_row, Vec<A> bias, A* out) {
+  constexpr int L = kLanes<A>;
+  Vec<A> acc[columns];
+  for (int c = 0; c < columns; ++c) acc[c] = add ? get(out + c * L) : bias;
+  for (int i = first_row; i < last_row; ++i) {
+    const A* row = in + int64_t(i) * dilation * pitch * L;
+#pragma GCC unroll 8
+    for (int j = 0; j < size; ++j) {
+      const Vec<A> tap = get(taps + (flip ? size * size - 1 - (i * size + j) : i * size + j) * L);
+#pragma GCC unroll 8
+      for (int c = 0; c < columns; ++c) acc[c] += tap * get(row + (c * stride + j * dilation) * L);
+    }
+  }
+  for (int c = 0; c < columns; ++c) put(out + c * L, acc[c]);
+}
+
+// out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j dilation - pad] per channel
+// block (flip: D[size-1-i][size-1-j]; add: += instead of the bias). `in` is padded, `out` has any pitch.
+template <class A, int size, int dilation, int stride, bool flip, bool add>
+void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, const Grid& to, A* out, int out_pitch) {
+  constexpr int L = kLanes<A>, pad = dilation * (size - 1) / 2;
+  const int pitch = from.pitch();
+  for (int h = 0; h < to.rows; ++h) {
+    const int top = h * stride - pad;
+    // Rows of taps that lie outside are zeros: on 8x8 planes a third of a dilated 5x5.
+    int first = 0, last = size;
+    while (first < last && top + first * dilation < 0) ++first;
+    while (last > first && top + (last - 1) * dilation >= from.rows) --last;
+    const A* row = in + (int64_t(top + kHalo) * pitch + kHalo - pad) * L;
+    A* to_row = out + int64_t(h) * out_pitch * L;
+    int w = 0;
+    const auto run = [&](auto columns) {
+      constexpr int n = decltype(columns)::value;
+      for (; w + n <= to.cols; w += n)
+        depthwise_tile<A, size, dilation, stride, flip, add, n>(row + int64_t(w) * stride * L, pitch, taps, first, last,
+                                                                bias, to_row + w * L);
+    };
+    run(std::integral_constant<int, kColumns>());
+    run(std::integral_constant<int, kColumns / 2>());
+    run(std::integral_constant<int, 1>());
+  }
+}
+
+// in[h stride + ...][...] += D[i][j] du[h][w]: the transpose of a strided convolution, into padded planes.
+template <class A>
+void depthwise_scatter(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from, A* dx) {
+  constexpr int L = kLanes<A>;
+  for (int h = 0; h < to.rows; ++h)
+    for (int i = 0; i < kernel.size; ++i) {
+      const int row = h * kernel.stride + i * kernel.dilation - kernel.pad();
+      if (row < 0 || row >= from.rows) continue;
+      for (int j = 0; j < kernel.size; ++j) {
+        const Vec<A> tap = get(taps + (i * kernel.size + j) * L);
+        A* at = dx + (int64_t(row + kHalo) * from.pitch() + kHalo - kernel.pad() + j * kernel.dilation) * L;
+        const A* d = du + int64_t(h) * to.cols * L;
+        for (int w = 0; w < to.cols; ++w)
+          put(at + int64_t(w) * kernel.stride * L, get(at + int64_t(w) * kernel.stride * L) + tap * get(d + w * L));
+      }
+    }
+}
+
+template <class A, int size, int dilation, int stride, int first, int rows>
+inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, int du_pitch, A* dtaps) {
+  constexpr int L = kLanes<A>, pad = dilation * (size - 1) / 2;
+  Vec<A> acc[rows * size];
+  for (int t = 0; t < rows * size; ++t) acc[t] = get(dtaps + (first * size + t) * L);
+  for (int h = 0; h < to.rows; ++h) {
+    const A* row = in + (int64_t(h * stride - pad + first * dilation + kHalo) * pitch + kHalo - pad) * L;
+    const A* d_row = du + int64_t(h) * du_pitch * L;
+    for (int w = 0; w < to.cols; ++w) {
+      const Vec<A> d = get(d_row + w * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < size; ++j)
+          acc[i * size + j] += d * get(row + (int64_t(i) * dilation * pitch + w * stride + j * dilation) * L);
+    }
+  }
+  for (int t = 0; t < rows * size; ++t) put(dtaps + (first * size + t) * L, acc[t]);
+}
+
+// dD[i][j] += sum_hw du[h][w] in[h stride + i dilation - pad][...]; as many rows of taps at once as registers hold.
+template <class A, int size, int dilation, int stride, int first = 0>
+void correlate_plane(const A* in, const Grid& from, const A* du, const Grid& to, int du_pitch, A* dtaps) {
+  constexpr int fit = (kVectorRegisters - 4) / size, rows = size - first < fit ? size - first : fit;
+  correlate_rows<A, size, dilation, stride, first, rows>(in, from.pitch(), du, to, du_pitch, dtaps);
+  if constexpr (first + rows < size)
+    correlate_plane<A, size, dilation, stride, first + rows>(in, from, du, to, du_pitch, dtaps);
+}
+
+// f(integral constants size, dilation, stride) for the kernels of the DARTS operations.
+template <class F> void with_kernel(const Kernel& k, F f) {
+  using std::integral_constant;
+  const auto strided = [&](auto size, auto dilation) {
+    if (k.stride == 1) f(size, dilation, integral_constant<int, 1>());
+    else f(size, dilation, integral_constant<int, 2>());
+  };
+  const auto dilated = [&](auto size) {
+    if (k.dilation == 1) strided(size, integral_constant<int, 1>());
+    else strided(size, integral_constant<int, 2>());
+  };
+  if (k.size == 3) dilated(integral_constant<int, 3>());
+  else if (k.size == 5) dilated(integral_constant<int, 5>());
+  else strided(integral_constant<int, 7>(), integral_constant<int, 1>());
+}
+
+// The three over all channel blocks. taps [blocks][size^2][lanes], bias [blocks][lanes].
+template <class A>
+void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kernel, const A* bias, const Grid& to,
+               int blocks, A* out) {
+  with_kernel(kernel, [&](auto size, auto dilation, auto stride) {
+    for (int b = 0; b < blocks; ++b)
+      depthwise_plane<A, size, dilation, stride, false, false>(
+          in + int64_t(b) * from.padded() * kLanes<A>, from, taps + int64_t(b) * kernel.taps() * kLanes<A>,
+          get(bias + b * kLanes<A>), to, out + int64_t(b) * to.pixels() * kLanes<A>, to.cols);
+  });
+}
+
+// dx += D^T du, dx padded planes of `from`. At stride 1 du is padded too, at stride 2 it is not.
+template <class A>
+void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from,
+                          int blocks, A* dx) {
+  for (int b = 0; b < blocks; ++b) {
+    const A* block_taps = taps + int64_t(b) * kernel.taps() * kLanes<A>;
+    A* plane = dx + int64_t(b) * from.padded() * kLanes<A>;
+    if (kernel.stride == 1) {
+      with_kernel(kernel, [&](auto size, auto dilation, auto) {
+        depthwise_plane<A, size, dilation, 1, true, true>(du + int64_t(b) * to.padded() * kLanes<A>, to, block_taps,
+                                                          Vec<A>{}, from, plane + from.inside() * kLanes<A>,
+                                                          from.pitch());
+      });
+    } else {
+      depthwise_scatter(du + int64_t(b) * to.pixels() * kLanes<A>, to, block_taps, kernel, from, plane);
+    }
+  }
+}
+
+// dx = D^T du at stride 1, dx unpadded.
+template <class A>
+void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, const Kernel& kernel, int blocks, A* dx) {
+  with_kernel({kernel.size, kernel.dilation, 1}, [&](auto size, auto dilation, auto) {
+    for (int b = 0; b < blocks; ++b)
+      depthwise_plane<A, size, dilation, 1, true, false>(
+          du + int64_t(b) * grid.padded() * kLanes<A>, grid, taps + int64_t(b) * kernel.taps() * kLanes<A>, Vec<A>{},
+          grid, dx + int64_t(b) * grid.pixels() * kLanes<A>, grid.cols);
+  });
+}
+
+// dtaps [blocks][size^2][lanes] += <du, shifted in>. du padded or not as in depthwise_transposed.
+template <class A>
+void depthwise_correlate(const A* in, const Grid& from, const A* du, const Grid& to, const Kernel& kernel, int blocks,
+                         A* dtaps) {
+  const bool padded = kernel.stride == 1;
+  const int64_t plane = padded ? to.padded() : to.pixels();
+  const A* first = padded ? du + int64_t(to.inside()) * kLanes<A> : du;
+  with_kernel(kernel, [&](auto size, auto dilation, auto stride) {
+    for (int b = 0; b < blocks; ++b)
+      correlate_plane<A, size, dilation, stride>(in + int64_t(b) * from.padded() * kLanes<A>, from,
+                                                 first + b * plane * kLanes<A>, to,
+                                                 padded ? to.pitch() : to.cols,
+                                                 dtaps + int64_t(b) * kernel.taps() * kLanes<A>);
+  });
+}
+
+}  // namespace fastnas::FASTNAS_ISA

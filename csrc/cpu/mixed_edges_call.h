@@ -1,0 +1,358 @@
+// One call of mixed_edges: what forward and backward share.
+#pragma once
+
+#include <vector>
+
+#include "../formulas/mixed_edges.h"
+#include "../params.h"
+#include "depthwise.h"
+#include "groups.h"
+#include "noise.h"
+#include "pool.h"
+#include "product.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// Depthwise -> pointwise -> batch norm. A sep_conv is two of them, a relu between.
+template <class A> struct Half {
+  Kernel kernel;
+  int norm, param, index;
+  const EdgeTerm* term;
+  bool final;              // its batch norm's output is weighted and summed; else it feeds the next half
+  int kept;                // place in `u`, -1: computed again
+  A *taps, *dtaps;         // [blocks][size^2][lanes]; gradient partials [groups] of it
+  A* shift;                // [blocks lanes]: minus mean(u), the bias that centres u
+  A* fold;                 // [C][blocks lanes]: A transposed
+  A* bias;                 // [blocks lanes] of A (u - mean u), or null: only eval mode has one
+  A *from_dy, *from_u, *du_bias;  // dL/du = from_dy dy + from_u (u - mean u) + du_bias
+  double* rstd;            // [C]
+};
+
+template <class T> struct Call {
+  using A = typename Accumulate<T>::type;
+  static constexpr int L = kLanes<A>;
+
+  const MixedEdgesParams& p;
+  int C, blocks, width;  // width: channels up to full lanes
+  int groups;
+  std::vector<Grid> grids;  // of each state
+  Grid out;
+  std::vector<Half<A>> halves;
+  Arena arena;
+
+  // Per norm of a pool or reduce_skip.
+  struct Norm {
+    A *mean, *scale;   // [width]; scale = w r
+    double* rstd;      // [C]
+    A *dot, *rstd_q;   // backward: [groups][width] of <dy, z - mean>; r q
+  };
+  std::vector<Norm> norms;
+  std::vector<ChannelMoments<A>> pool_moments;    // [states][op][stride]
+  std::vector<ChannelMoments<A>> state_moments;   // [states], for relative noise
+  std::vector<ChannelMoments<A>> reduce_moments;  // [terms]
+  std::vector<A*> reduce_matrix;                  // [terms]: W1 then W2, [C][width] each, then both transposed
+
+  // What one thread needs for one image.
+  struct Scratch {
+    A *x, *relu_x;     // source: unpadded as it is, padded after relu
+    A *v, *u, *t;      // second half's input (padded), depthwise output, spare
+    A *y, *g;          // sum of a node, gradient of a node
+    A *du, *dx, *z, *noise;
+    int state = -1;    // whose image x and relu_x hold
+    int64_t image = -1;
+  };
+  std::vector<Scratch> scratch;
+
+  Call(const MixedEdgesParams& params, bool measure)
+      : p(params), C(params.channels), blocks(blocks_of<A>(C)), width(blocks * L),
+        groups(group_count(params.images)),
+        arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
+    out = Grid{0, 0};
+    for (int s = 0; s < p.inputs; ++s) grids.push_back({int(p.sizes[2 * s]), int(p.sizes[2 * s + 1])});
+    const Edge& first = p.edges[0];
+    const Grid& in = grids[first.source];
+    out = {(in.rows + first.stride - 1) / first.stride, (in.cols + first.stride - 1) / first.stride};
+    for (int j = 0; j < p.nodes; ++j) grids.push_back(out);
+    lay_out_halves();
+    lay_out_norms();
+    lay_out_scratch();
+  }
+
+  int states() const { return p.inputs + p.nodes; }
+  int terms() const { return p.edges[p.edge_count - 1].last_term; }
+  const Edge& edge_of(const EdgeTerm& t) const { return p.edges[t.edge]; }
+  const Grid& source_grid(const EdgeTerm& t) const { return grids[edge_of(t).source]; }
+  A weight(const EdgeTerm& t) const { return static_cast<const A*>(p.w)[t.edge * p.candidates + t.weight]; }
+  bool is_pool(const EdgeTerm& t) const { return t.op == EdgeOp::max_pool || t.op == EdgeOp::avg_pool; }
+  int64_t samples() const { return p.images * out.pixels(); }
+  int64_t first_image(int group) const { return p.images * group / groups; }
+  const T* param(int i) const { return static_cast<const T*>(p.params[i]); }
+  const Grid& half_grid(const Half<A>& h) const { return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term); }
+  ChannelMoments<A>& pooled(int state, EdgeOp op, int stride) {
+    return pool_moments[(state * 2 + (op == EdgeOp::avg_pool)) * 2 + stride - 1];
+  }
+
+  void lay_out_halves() {
+    int kept = 0;
+    for (int i = 0; i < terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (t.half < 0) continue;
+      const int count = t.op == EdgeOp::sep_conv ? 2 : 1;
+      for (int part = 0; part < count; ++part) {
+        Half<A> h{};
+        h.kernel = {t.size, t.dilation, part == 0 ? edge_of(t).stride : 1};
+        h.norm = t.norm + part;
+        h.param = t.param + 2 * part;
+        h.index = t.half + part;
+        h.term = &t;
+        h.final = part + 1 == count;
+        h.kept = h.final && t.size >= 5 ? kept++ : -1;
+        h.taps = arena.template take<A>(int64_t(width) * h.kernel.taps());
+        h.shift = arena.template take<A>(width);
+        h.fold = arena.template take<A>(int64_t(C) * width);
+        h.bias = p.training ? nullptr : arena.template take<A>(width);
+        h.rstd = arena.template take<double>(C);
+        if (p.dout) {
+          h.dtaps = p.dparams ? arena.template take<A>(int64_t(groups) * width * h.kernel.taps()) : nullptr;
+          h.from_dy = arena.template take<A>(int64_t(C) * width);
+          h.from_u = arena.template take<A>(int64_t(C) * width);
+          h.du_bias = arena.template take<A>(width);
+        }
+        halves.push_back(h);
+      }
+    }
+  }
+
+  ChannelMoments<A> take_moments() {
+    return {arena.template take<A>(int64_t(groups) * width), arena.template take<A>(int64_t(groups) * width)};
+  }
+
+  void lay_out_norms() {
+    norms.resize(terms());
+    reduce_moments.resize(terms());
+    reduce_matrix.resize(terms());
+    for (int i = 0; i < terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (t.half >= 0) continue;
+      Norm& n = norms[i];
+      n.mean = arena.template take<A>(width);
+      n.scale = arena.template take<A>(width);
+      n.rstd = arena.template take<double>(C);
+      n.dot = p.dout ? arena.template take<A>(int64_t(groups) * width) : nullptr;
+      n.rstd_q = p.dout ? arena.template take<A>(width) : nullptr;
+      if (t.op != EdgeOp::reduce_skip) continue;
+      reduce_moments[i] = take_moments();
+      reduce_matrix[i] = arena.template take<A>(int64_t(C) * width * 4);
+    }
+    for (int s = 0; s < states(); ++s) {
+      for (int k = 0; k < 4; ++k) pool_moments.push_back(take_moments());
+      state_moments.push_back(take_moments());
+    }
+  }
+
+  void lay_out_scratch() {
+    int64_t plain = out.pixels(), padded = out.padded();
+    for (const Grid& g : grids) {
+      plain = std::max<int64_t>(plain, g.pixels());
+      padded = std::max<int64_t>(padded, g.padded());
+    }
+    plain *= width, padded *= width;
+    scratch.resize(std::max(1, std::min(p.threads, groups)));
+    for (Scratch& s : scratch) {
+      for (A** plane : {&s.x, &s.u, &s.t, &s.y, &s.z}) *plane = arena.template take<A>(plain);
+      for (A** plane : {&s.relu_x, &s.v}) *plane = arena.template take<A>(padded);
+      s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * plain / width + 8);
+      if (!p.dout) continue;
+      s.g = arena.template take<A>(plain);
+      s.du = arena.template take<A>(padded);
+      s.dx = arena.template take<A>(padded);
+    }
+  }
+
+  template <class F> void for_each_image(F f) {
+    fastnas::FASTNAS_ISA::for_each_image(p.images, groups, int(scratch.size()),
+                                         [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
+  }
+
+  // f(index) over independent small jobs.
+  template <class F> void for_each_job(int64_t count, F f) {
+    const int threads = int(std::min<int64_t>(scratch.size(), count));
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < count; ++i) f(i);
+  }
+
+  Pixels<const T> state_pixels(int state, int64_t image) const {
+    const Grid& grid = grids[state];
+    if (state < p.inputs)
+      return {static_cast<const T*>(p.x[state]) + image * grid.pixels() * C, C};
+    const int64_t stride = int64_t(p.nodes) * C;
+    return {static_cast<const T*>(p.out) + image * grid.pixels() * stride + int64_t(state - p.inputs) * C, stride};
+  }
+
+  void fill_relu(Scratch& s, const Grid& grid) {
+    clear_halo(grid, blocks, s.relu_x);
+    pad_image(s.x, grid, blocks, s.relu_x, [](Vec<A> v) { return relu(v); });
+  }
+
+  void load_source(Scratch& s, int state, int64_t image) {
+    if (s.state == state && s.image == image) return;
+    load_image<T, A>(state_pixels(state, image), grids[state], C, s.x);
+    fill_relu(s, grids[state]);
+    s.state = state, s.image = image;
+  }
+
+  // --- pieces that are computed again wherever they are needed ---------------------------------------------
+
+  void pool(const EdgeTerm& t, const Scratch& s, A* z) {
+    const Grid& grid = source_grid(t);
+    for (int b = 0; b < blocks; ++b) {
+      const A* x = s.x + int64_t(b) * grid.pixels() * L;
+      A* to = z + int64_t(b) * out.pixels() * L;
+      if (t.op == EdgeOp::max_pool) max_pool(x, grid, edge_of(t).stride, out, to);
+      else avg_pool(x, grid, edge_of(t).stride, out, to);
+    }
+  }
+
+  // The pixels (2h + shift, 2w + shift) of relu(x); beyond the image they are the halo's zeros.
+  void gather(const Scratch& s, const Grid& grid, int shift, A* to) {
+    for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
+      const A* from = s.relu_x + (int64_t(b) * grid.padded() + grid.inside()) * L;
+      put(to + (int64_t(b) * out.pixels() + h * out.cols + w) * L,
+          get(from + ((2 * h + shift) * grid.pitch() + 2 * w + shift) * L));
+    });
+  }
+
+  // z of a strided skip (FactorizedReduce); `spare` is overwritten.
+  void reduce(const EdgeTerm& t, const Scratch& s, A* spare, A* z) {
+    const A* matrix = reduce_matrix[&t - p.terms];
+    for (int part = 0; part < 2; ++part) {
+      gather(s, source_grid(t), part, spare);
+      const Factor<A> factor{spare, matrix + part * int64_t(C) * width, C};
+      product(&factor, 1, out, blocks, static_cast<A*>(nullptr), part == 1, z);
+    }
+  }
+
+  // v = relu(BN(W1 (D1 * relu(x)))), padded into s.v; from `v` where it is kept. Uses s.u and s.t.
+  void load_second_input(Scratch& s, const EdgeTerm& t, int64_t image) {
+    clear_halo(out, blocks, s.v);
+    if (p.v != nullptr && p.training) {
+      load_image<T, A>(second_input<const T>(t, image), out, C, s.t);
+      pad_image(s.t, out, blocks, s.v, [](Vec<A> v) { return v; });
+      return;
+    }
+    compute_second_input(s, t, image);
+    pad_image(s.t, out, blocks, s.v, [](Vec<A> v) { return v; });
+  }
+  template <class U> Pixels<U> second_input(const EdgeTerm& t, int64_t image) const {
+    return {static_cast<T*>(p.v) + (t.input * p.images + image) * out.pixels() * C, C};
+  }
+  // Unpadded, into s.t, rounded as it is stored.
+  void compute_second_input(Scratch& s, const EdgeTerm& t, int64_t image) {
+    load_source(s, edge_of(t).source, image);
+    const Half<A>& h = halves[t.half];
+    depthwise(s.relu_x, source_grid(t), h.taps, h.kernel, h.shift, out, blocks, s.u);
+    const Factor<A> factor{s.u, h.fold, C};
+    product(&factor, 1, out, blocks, h.bias, false, s.t);
+    for (int64_t i = 0; i < int64_t(width) * out.pixels(); i += L) {
+      Vec<A> v = relu(get(s.t + i));
+      if constexpr (!std::is_same_v<T, A>)
+        for (int l = 0; l < L; ++l) v[l] = load(store<T>(v[l]));
+      put(s.t + i, v);
+    }
+  }
+
+  // u - mean(u) of a half, into s.u. Final halves of sep_convs need s.v.
+  void centred(Scratch& s, const Half<A>& h, int64_t image, bool reuse) {
+    if (reuse && keeps(h)) {
+      load_image<T, A>(kept_pixels<const T>(h, image), out, C, s.u);
+      return;
+    }
+    const bool second = h.final && h.term->op == EdgeOp::sep_conv;
+    depthwise(second ? s.v : s.relu_x, half_grid(h), h.taps, h.kernel, h.shift, out, blocks, s.u);
+  }
+  bool keeps(const Half<A>& h) const { return p.u != nullptr && h.kept >= 0; }
+  template <class U> Pixels<U> kept_pixels(const Half<A>& h, int64_t image) const {
+    return {static_cast<T*>(p.u) + (h.kept * p.images + image) * out.pixels() * C, C};
+  }
+
+  // The draws of a noisy skip, channels in the lanes, into `to`.
+  void draw_noise(Scratch& s, const EdgeTerm& t, int64_t image, A* to) {
+    const int node = edge_of(t).target;
+    int ordinal = 0;
+    for (int i = 0; i < int(&t - p.terms); ++i)
+      ordinal += p.terms[i].skip >= 0 && edge_of(p.terms[i]).target == node;
+    const double spread = p.level[1] * (is_relative(p.form) ? p.std[t.skip] : 1.0);
+    const Draw<A> draw(p.form, uint64_t(p.rng[2 * node]), uint64_t(p.rng[2 * node + 1]) + uint64_t(ordinal),
+                       p.level[0], spread);
+    const int64_t count = int64_t(C) * out.pixels(), begin = image * count;
+    draw_range(draw, begin, count, s.noise);
+    for_each_pixel<A>(out, C, [&](int b, int h, int w, int used) {
+      const int pixel = h * out.cols + w;
+      Vec<A> v{};
+      for (int l = 0; l < used; ++l) v[l] = s.noise[int64_t(b * L + l) * out.pixels() + pixel];
+      put(to + (int64_t(b) * out.pixels() + pixel) * L, v);
+    });
+  }
+  bool noisy() const { return p.form != NoiseForm::none; }
+  bool multiplicative() const { return is_multiplicative(p.form); }
+
+  // --- small matrices --------------------------------------------------------------------------------------
+
+  void pack_taps() {
+    for_each_job(int64_t(halves.size()), [&](int64_t i) {
+      const Half<A>& h = halves[i];
+      const T* taps = param(h.param);
+      const int count = h.kernel.taps();
+      for (int c = 0; c < width; ++c)
+        for (int k = 0; k < count; ++k)
+          h.taps[(int64_t(c / L) * count + k) * L + c % L] = c < C ? A(load(taps[int64_t(c) * count + k])) : A(0);
+    });
+    for (int i = 0; i < terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (t.op != EdgeOp::reduce_skip) continue;
+      std::fill_n(reduce_matrix[i], int64_t(C) * width * 4, A(0));
+      for (int part = 0; part < 2; ++part) {
+        const T* w = param(t.param + part);
+        A *forward = reduce_matrix[i] + part * int64_t(C) * width, *back = forward + 2 * int64_t(C) * width;
+        for (int row = 0; row < C / 2; ++row)
+          for (int ci = 0; ci < C; ++ci) {
+            const int co = row + part * (C / 2);
+            forward[int64_t(ci) * width + co] = back[int64_t(co) * width + ci] = A(load(w[int64_t(row) * C + ci]));
+          }
+      }
+    }
+  }
+
+  // fold and, outside of training, bias, from mean and variance of W u; shift as it was kept.
+  void fold_half(const Half<A>& h) {
+    const double scale = scale_of(h);
+    const T* pointwise = param(h.param + 1);
+    const A *stats = stats_of(h.norm), *shift = static_cast<const A*>(p.shift) + int64_t(h.index) * C;
+    for (int c = 0; c < width; ++c) h.shift[c] = p.training && c < C ? shift[c] : A(0);
+    std::fill_n(h.fold, int64_t(C) * width, A(0));
+    if (h.bias) std::fill_n(h.bias, width, A(0));
+    for (int co = 0; co < C; ++co) {
+      h.rstd[co] = batch_rstd(double(stats[C + co]), p.eps);
+      for (int ci = 0; ci < C; ++ci)
+        h.fold[int64_t(ci) * width + co] = A(folded(scale, h.rstd[co], load(pointwise[int64_t(co) * C + ci])));
+      if (h.bias) h.bias[co] = A(-scale * h.rstd[co] * double(stats[co]));
+    }
+  }
+  double scale_of(const Half<A>& h) const { return h.final ? double(weight(*h.term)) : 1.0; }
+  A* stats_of(int norm) const { return static_cast<A*>(p.stats) + int64_t(norm) * 2 * C; }
+
+  void fold_norm(int term) {
+    const EdgeTerm& t = p.terms[term];
+    const A* stats = stats_of(t.norm);
+    Norm& n = norms[term];
+    for (int c = 0; c < width; ++c) n.mean[c] = n.scale[c] = 0;
+    for (int c = 0; c < C; ++c) {
+      n.rstd[c] = batch_rstd(double(stats[C + c]), p.eps);
+      n.mean[c] = stats[c];
+      n.scale[c] = A(double(weight(t)) * n.rstd[c]);
+    }
+  }
+  bool has_norm(const EdgeTerm& t) const { return is_pool(t) || t.op == EdgeOp::reduce_skip; }
+};
+
+}  // namespace fastnas::FASTNAS_ISA

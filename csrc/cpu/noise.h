@@ -1,0 +1,42 @@
+// Philox draws of a range of elements that follow each other in NCHW order.
+#pragma once
+
+#include "../formulas/mixed_sum.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+constexpr int64_t kDrawTile = 1024;  // elements a call of draw_quads may fill
+
+// Integers first, floating point second: two loops that g++ vectorises, where it gives up on one.
+template <bool gaussian, class A>
+void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
+  alignas(64) uint32_t words[4][kDrawTile / 4];
+  const uint64_t key = draw.key, offset = draw.offset;
+  const A shift = draw.shift, spread = draw.spread;
+#pragma omp simd
+  for (int64_t q = 0; q < quads; ++q) {
+    const Words block = philox(key, uint64_t(first + q), offset);
+    words[0][q] = block.v[0], words[1][q] = block.v[1], words[2][q] = block.v[2], words[3][q] = block.v[3];
+  }
+#pragma omp simd
+  for (int64_t q = 0; q < quads; ++q) {
+    const Draws<A> eps = draws<A>(gaussian, {{words[0][q], words[1][q], words[2][q], words[3][q]}});
+    d[4 * q] = shift + spread * eps.v[0], d[4 * q + 1] = shift + spread * eps.v[1];
+    d[4 * q + 2] = shift + spread * eps.v[2], d[4 * q + 3] = shift + spread * eps.v[3];
+  }
+}
+
+// The draws of the elements [begin, begin + count).
+template <class A> void draw_range(const Draw<A>& draw, int64_t begin, int64_t count, A* d) {
+  const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;
+  alignas(64) A tile[kDrawTile];
+  for (int64_t done = 0; done < count;) {
+    const int64_t lead = (begin + done) % 4;
+    const int64_t now = count - done < kDrawTile - lead ? count - done : kDrawTile - lead;
+    quads(draw, (begin + done) / 4, (lead + now + 3) / 4, tile);
+    memcpy(d + done, tile + lead, size_t(now) * sizeof(A));
+    done += now;
+  }
+}
+
+}  // namespace fastnas::FASTNAS_ISA

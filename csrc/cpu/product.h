@@ -1,0 +1,151 @@
+// Products over the channels of one image, channels in the lanes: pointwise convolutions and Gram matrices.
+#pragma once
+
+#include <type_traits>
+
+#include "vector.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// One addend of a product: u [blocks][pixels][lanes] times matrix [channels of u][blocks out * lanes].
+template <class A> struct Factor {
+  const A* u;
+  const A* matrix;
+  int channels;
+};
+
+template <class A, int pixels, int blocks>
+inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int64_t pixel, int width, int block,
+                         const A* bias, bool add, A* out, int64_t out_plane) {
+  constexpr int L = kLanes<A>;
+  Vec<A> acc[pixels][blocks];
+  for (int p = 0; p < pixels; ++p)
+    for (int b = 0; b < blocks; ++b) {
+      acc[p][b] = bias ? get(bias + (block + b) * L) : Vec<A>{};
+      if (add) acc[p][b] += get(out + (block + b) * out_plane * L + p * L);
+    }
+  for (int f = 0; f < count; ++f) {
+    const A* column = factors[f].matrix + block * L;
+    for (int first = 0; first < factors[f].channels; first += L) {
+      const A* u = factors[f].u + (first / L * plane + pixel) * L;
+      const int lanes = factors[f].channels - first < L ? factors[f].channels - first : L;
+      for (int i = 0; i < lanes; ++i, column += width) {
+        Vec<A> m[blocks];
+        for (int b = 0; b < blocks; ++b) m[b] = get(column + b * L);
+#pragma GCC unroll 16
+        for (int p = 0; p < pixels; ++p) {
+          const A s = u[p * L + i];
+          for (int b = 0; b < blocks; ++b) acc[p][b] += m[b] * s;
+        }
+      }
+    }
+  }
+  for (int p = 0; p < pixels; ++p)
+    for (int b = 0; b < blocks; ++b) put(out + (block + b) * out_plane * L + p * L, acc[p][b]);
+}
+
+// out[p] (+)= bias + sum_f matrix_f^T u_f[p], all images unpadded except out, which has a pitch and a plane
+// size of its own (in pixels). bias may be null.
+template <class A>
+void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, const A* bias, bool add, A* out,
+             int out_pitch, int64_t out_plane) {
+  constexpr int L = kLanes<A>, R = kVectorRegisters == 32 ? 8 : 4;
+  const int width = blocks * L;
+  // Rows that follow each other without a gap are one row.
+  const bool flat = out_pitch == grid.cols;
+  const int rows = flat ? 1 : grid.rows, cols = flat ? grid.pixels() : grid.cols;
+  const auto block_step = [&](auto wide, int block) {
+    constexpr int B = decltype(wide)::value;
+    for (int h = 0; h < rows; ++h) {
+      int w = 0;
+      const auto run = [&](auto pixels) {
+        constexpr int n = decltype(pixels)::value;
+        for (; w + n <= cols; w += n)
+          product_tile<A, n, B>(factors, count, grid.pixels(), int64_t(h) * cols + w, width, block, bias, add,
+                                out + (int64_t(h) * out_pitch + w) * L, out_plane);
+      };
+      if constexpr (B == 1) run(std::integral_constant<int, 2 * R>());
+      run(std::integral_constant<int, R>());
+      run(std::integral_constant<int, R / 2>());
+      run(std::integral_constant<int, 1>());
+    }
+  };
+  int block = 0;
+  for (; block + 2 <= blocks; block += 2) block_step(std::integral_constant<int, 2>(), block);
+  if (block < blocks) block_step(std::integral_constant<int, 1>(), block);
+}
+
+template <class A>
+void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, const A* bias, bool add, A* out) {
+  product(factors, count, grid, blocks, bias, add, out, grid.cols, grid.pixels());
+}
+
+template <class A, int rows, int blocks>
+inline void outer_tile(const A* a, const A* b, int64_t pixels, A* sum, int width) {
+  constexpr int L = kLanes<A>;
+  Vec<A> acc[rows][blocks];
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < blocks; ++j) acc[i][j] = get(sum + i * width + j * L);
+  for (int64_t p = 0; p < pixels; ++p) {
+    Vec<A> v[blocks];
+    for (int j = 0; j < blocks; ++j) v[j] = get(b + (j * pixels + p) * L);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+      const A s = a[p * L + i];
+      for (int j = 0; j < blocks; ++j) acc[i][j] += v[j] * s;
+    }
+  }
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < blocks; ++j) put(sum + i * width + j * L, acc[i][j]);
+}
+
+// sum [channels of a][blocks of b * lanes] += sum_p a[p] b[p]^T; with `upper` only the lane blocks on and
+// above the diagonal (a is b then). Rows up to the next full lane block are written.
+template <class A>
+void outer(const A* a, int a_channels, const A* b, int b_blocks, int64_t pixels, bool upper, A* sum) {
+  constexpr int L = kLanes<A>;
+  const int width = b_blocks * L;
+  for (int block = 0; block * L < a_channels; ++block) {
+    int j = upper ? block : 0;
+    const auto columns = [&](auto wide) {
+      constexpr int B = decltype(wide)::value;
+      constexpr int budget = (kVectorRegisters == 32 ? 16 : 8) / B, rows = budget < L ? budget : L;
+      for (int i = 0; i < L && block * L + i < a_channels; i += rows)
+        outer_tile<A, rows, B>(a + block * pixels * L + i, b + j * pixels * L, pixels,
+                               sum + int64_t(block * L + i) * width + j * L, width);
+      j += B;
+    };
+    while (j + 2 <= b_blocks) columns(std::integral_constant<int, 2>());
+    if (j < b_blocks) columns(std::integral_constant<int, 1>());
+  }
+}
+
+// sum_p u[p], [blocks][lanes].
+template <class A> void add_channel_sums(const A* u, int64_t pixels, int blocks, A* sums) {
+  constexpr int L = kLanes<A>;
+  for (int b = 0; b < blocks; ++b) {
+    Vec<A> acc[4] = {};
+    const A* plane = u + b * pixels * L;
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4)
+      for (int i = 0; i < 4; ++i) acc[i] += get(plane + (p + i) * L);
+    for (; p < pixels; ++p) acc[0] += get(plane + p * L);
+    put(sums + b * L, get(sums + b * L) + ((acc[0] + acc[1]) + (acc[2] + acc[3])));
+  }
+}
+
+// sum_p a[p] b[p] per channel.
+template <class A> void add_channel_dots(const A* a, const A* b, int64_t pixels, int blocks, A* sums) {
+  constexpr int L = kLanes<A>;
+  for (int k = 0; k < blocks; ++k) {
+    Vec<A> acc[4] = {};
+    const A *x = a + k * pixels * L, *y = b + k * pixels * L;
+    int64_t p = 0;
+    for (; p + 4 <= pixels; p += 4)
+      for (int i = 0; i < 4; ++i) acc[i] += get(x + (p + i) * L) * get(y + (p + i) * L);
+    for (; p < pixels; ++p) acc[0] += get(x + p * L) * get(y + p * L);
+    put(sums + k * L, get(sums + k * L) + ((acc[0] + acc[1]) + (acc[2] + acc[3])));
+  }
+}
+
+}  // namespace fastnas::FASTNAS_ISA

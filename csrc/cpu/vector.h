@@ -1,0 +1,146 @@
+// Compiler vectors of this instruction set's width, and images laid out for them: channels in the lanes,
+// [channel blocks][rows][columns][lanes], so that every plane size and every tap is an aligned full vector.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "../formulas/storage.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kVectorRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32, kVectorRegisters = 16;
+#else
+constexpr int kVectorBytes = 16, kVectorRegisters = 16;
+#endif
+
+inline int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+template <class A> struct VectorOf;
+template <> struct VectorOf<float> { typedef float type __attribute__((vector_size(kVectorBytes))); };
+template <> struct VectorOf<double> { typedef double type __attribute__((vector_size(kVectorBytes))); };
+template <class A> using Vec = typename VectorOf<A>::type;
+template <class A> constexpr int kLanes = kVectorBytes / int(sizeof(A));
+
+template <class A> int blocks_of(int channels) { return (channels + kLanes<A> - 1) / kLanes<A>; }
+
+template <class A> Vec<A> get(const A* at) { return *reinterpret_cast<const Vec<A>*>(at); }
+template <class A> void put(A* at, Vec<A> v) { *reinterpret_cast<Vec<A>*>(at) = v; }
+template <class A> Vec<A> splat(A a) { return Vec<A>{} + a; }
+template <class A> A sum_lanes(Vec<A> v) {
+  A sum = 0;
+  for (int l = 0; l < kLanes<A>; ++l) sum += v[l];
+  return sum;
+}
+
+// As torch: NaN stays NaN, and its gradient passes.
+template <class V> V relu(V x) { return x < 0 ? V{} : x; }
+template <class V> V where_relu_passes(V x, V dy) { return x <= 0 ? V{} : dy; }
+
+// `count` <= lanes values of a stored dtype; the lanes beyond are 0.
+template <class T, class A> Vec<A> load_lanes(const T* from, int count) {
+  Vec<A> v{};
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (count == kLanes<A>) {
+      memcpy(&v, from, sizeof v);
+      return v;
+    }
+  }
+  if (count == kLanes<A>)
+    for (int l = 0; l < kLanes<A>; ++l) v[l] = load(from[l]);
+  else
+    for (int l = 0; l < count; ++l) v[l] = load(from[l]);
+  return v;
+}
+template <class T, class A> void store_lanes(T* to, Vec<A> v, int count) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    if (count == kLanes<A>) {
+      memcpy(to, &v, sizeof v);
+      return;
+    }
+  }
+  if (count == kLanes<A>)
+    for (int l = 0; l < kLanes<A>; ++l) to[l] = store<T>(v[l]);
+  else
+    for (int l = 0; l < count; ++l) to[l] = store<T>(v[l]);
+}
+
+// Rows x columns of one image; a padded plane has a halo of zeros that every kernel may read.
+constexpr int kHalo = 4;  // dilated 5x5; a 7x7 needs 3
+struct Grid {
+  int rows, cols;
+  int pixels() const { return rows * cols; }
+  int pitch() const { return cols + 2 * kHalo; }
+  int padded() const { return (rows + 2 * kHalo) * pitch(); }
+  int inside() const { return kHalo * pitch() + kHalo; }  // first pixel of the image in a padded plane
+};
+
+// One image of a channels-last tensor: `stride` elements from pixel to pixel.
+template <class T> struct Pixels {
+  T* data;
+  int64_t stride;
+};
+
+// f(block, row, column, lanes in use) over an image.
+template <class A, class F> void for_each_pixel(const Grid& grid, int channels, F f) {
+  for (int b = 0; b < blocks_of<A>(channels); ++b) {
+    const int used = channels - b * kLanes<A> < kLanes<A> ? channels - b * kLanes<A> : kLanes<A>;
+    for (int h = 0; h < grid.rows; ++h)
+      for (int w = 0; w < grid.cols; ++w) f(b, h, w, used);
+  }
+}
+
+template <class T, class A> void load_image(Pixels<const T> from, const Grid& grid, int channels, A* to) {
+  for_each_pixel<A>(grid, channels, [&](int b, int h, int w, int used) {
+    const int pixel = h * grid.cols + w;
+    put(to + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>,
+        load_lanes<T, A>(from.data + pixel * from.stride + b * kLanes<A>, used));
+  });
+}
+
+template <class T, class A> void store_image(const A* from, const Grid& grid, int channels, Pixels<T> to) {
+  for_each_pixel<A>(grid, channels, [&](int b, int h, int w, int used) {
+    const int pixel = h * grid.cols + w;
+    store_lanes<T, A>(to.data + pixel * to.stride + b * kLanes<A>,
+                      get(from + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>), used);
+  });
+}
+
+// The halo of every plane; the inside is left alone.
+template <class A> void clear_halo(const Grid& grid, int blocks, A* padded) {
+  const int64_t row = int64_t(grid.pitch()) * kLanes<A>, edge = int64_t(kHalo) * kLanes<A>;
+  for (int b = 0; b < blocks; ++b) {
+    A* plane = padded + int64_t(b) * grid.padded() * kLanes<A>;
+    memset(plane, 0, sizeof(A) * kHalo * row);
+    memset(plane + (grid.rows + kHalo) * row, 0, sizeof(A) * kHalo * row);
+    for (int h = kHalo; h < grid.rows + kHalo; ++h) {
+      memset(plane + h * row, 0, sizeof(A) * edge);
+      memset(plane + (h + 1) * row - edge, 0, sizeof(A) * edge);
+    }
+  }
+}
+
+// f(value) of every pixel, into the inside of padded planes.
+template <class A, class F> void pad_image(const A* from, const Grid& grid, int blocks, A* padded, F f) {
+  for (int b = 0; b < blocks; ++b)
+    for (int h = 0; h < grid.rows; ++h) {
+      const A* row = from + (int64_t(b) * grid.pixels() + h * grid.cols) * kLanes<A>;
+      A* to = padded + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch()) * kLanes<A>;
+      for (int w = 0; w < grid.cols; ++w) put(to + w * kLanes<A>, f(get(row + w * kLanes<A>)));
+    }
+}
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,66 @@
+"""What mixed_edges holds for backward, and how many bytes that is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastnas.reference import EdgeTable
+
+MEMORY = ("fast", "lean", "minimal")
+"""From what holds most to what computes most again."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Held(NamedTuple):
+    """Tensors between forward and backward; empty where one is not wanted.
+
+    Halves are the depthwise -> pointwise -> batch norm parts of the convolutions.
+    """
+
+    stats: Tensor
+    """[norms, 2, C] mean and biased variance, accumulation dtype."""
+    shift: Tensor
+    """[halves, C] minus the mean of the depthwise output."""
+    gram: Tensor
+    """[halves, C, C] its covariance: only where parameters need a gradient."""
+    v: Tensor
+    """[separable convolutions, N, H', W', C] inputs of the second halves."""
+    u: Tensor
+    """[5x5 and larger kernels, N, H', W', C] last depthwise outputs, centred."""
+    std: Tensor
+    """[skips] standard deviations that relative noise is scaled by, float64."""
+
+    @staticmethod
+    def empty(
+        like: Tensor,
+        table: EdgeTable,
+        size: tuple[int, int, int, int],
+        form: str,
+        memory: str,
+        keep_gram: bool,
+        training: bool,
+    ) -> Held:
+        """Unfilled, for nodes of `size` (N, C, rows, cols)."""
+        N, C, rows, cols = size
+        wide = accumulation_dtype(like.dtype)
+        inputs = table.separable if training and memory != "minimal" else 0
+        outputs = table.kept if training and memory == "fast" else 0
+        skips = table.skips if form == "gaussian_additive" else 0
+
+        def new(*shape: int, dtype: torch.dtype = like.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=like.device)
+
+        return Held(
+            new(table.norms, 2, C, dtype=wide),
+            new(table.halves, C, dtype=wide),
+            new(table.halves if keep_gram else 0, C, C, dtype=wide),
+            new(inputs, N, rows, cols, C),
+            new(outputs, N, rows, cols, C),
+            new(skips, dtype=torch.float64),
+        )

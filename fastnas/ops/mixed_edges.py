@@ -1,0 +1,338 @@
+"""mixed_edges: schema, fake, autograd, public function, checks. The kernels are two steps down:
+
+backends/cpu.py   -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h, csrc/formulas)
+backends/eager.py -> reference/mixed_edges.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
+from fastnas.ops.dispatch import choose_backend, is_plain_call
+from fastnas.ops.mixed_sum import check_noise_tensors, draw_rng
+from fastnas.ops.relu_conv_bn import check_image, check_same, check_statistics
+from fastnas.ops.running import Running, stack_running, update_running
+from fastnas.ops.table import OPS
+from fastnas.reference import EdgeTable, SkipNoise
+
+torch.library.define(
+    "fastnas::mixed_edges_fwd",
+    "(Tensor[] x, Tensor w, Tensor[] params, int[] table, Tensor? running, float eps, str form,"
+    " Tensor? level, Tensor? rng, str memory, bool keep_gram, str? backend)"
+    " -> (Tensor out, Tensor[] held)",
+)
+torch.library.define(
+    "fastnas::mixed_edges_bwd",
+    "(Tensor dout, Tensor[] x, Tensor out, Tensor w, Tensor[] params, Tensor[] held, int[] table,"
+    " float eps, str form, Tensor? level, Tensor? rng, bool[] needs_dx, bool needs_dw,"
+    " bool needs_dparams, str? backend) -> (Tensor[] dx, Tensor dw, Tensor[] dparams)",
+)
+
+
+def _backend(x: Tensor, backend: str | None) -> Any:
+    return BACKENDS[choose_backend("mixed_edges", x, backend)]
+
+
+def _fwd(
+    x: list[Tensor],
+    w: Tensor,
+    params: list[Tensor],
+    table: list[int],
+    running: Tensor | None,
+    eps: float,
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    memory: str,
+    keep_gram: bool,
+    backend: str | None,
+) -> tuple[Tensor, list[Tensor]]:
+    edges = EdgeTable.decode(table)
+    out, held = _backend(x[0], backend).mixed_edges_fwd(
+        x, w, params, edges, running, eps, form, level, rng, memory, keep_gram
+    )
+    return out, list(held)
+
+
+def _bwd(
+    dout: Tensor,
+    x: list[Tensor],
+    out: Tensor,
+    w: Tensor,
+    params: list[Tensor],
+    held: list[Tensor],
+    table: list[int],
+    eps: float,
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    needs_dx: list[bool],
+    needs_dw: bool,
+    needs_dparams: bool,
+    backend: str | None,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    edges = EdgeTable.decode(table)
+    return _backend(x[0], backend).mixed_edges_bwd(
+        dout, x, out, w, params, Held(*held), edges, eps, form, level, rng,
+        needs_dx, needs_dw, needs_dparams,
+    )  # fmt: skip
+
+
+torch.library.impl("fastnas::mixed_edges_fwd", "default", _fwd)
+torch.library.impl("fastnas::mixed_edges_bwd", "default", _bwd)
+
+
+@torch.library.register_fake("fastnas::mixed_edges_fwd")
+def _fwd_fake(
+    x: list[Tensor],
+    w: Tensor,
+    params: list[Tensor],
+    table: list[int],
+    running: Tensor | None,
+    eps: float,
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    memory: str,
+    keep_gram: bool,
+    backend: str | None,
+) -> tuple[Tensor, list[Tensor]]:
+    edges = EdgeTable.decode(table)
+    N, C, rows, cols = output_size(x, edges)
+    out = x[0].new_empty(N, edges.nodes * C, rows, cols)
+    held = Held.empty(x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None)
+    return out.contiguous(memory_format=torch.channels_last), list(held)
+
+
+@torch.library.register_fake("fastnas::mixed_edges_bwd")
+def _bwd_fake(
+    dout: Tensor,
+    x: list[Tensor],
+    out: Tensor,
+    w: Tensor,
+    params: list[Tensor],
+    held: list[Tensor],
+    table: list[int],
+    eps: float,
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    needs_dx: list[bool],
+    needs_dw: bool,
+    needs_dparams: bool,
+    backend: str | None,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    dx = [
+        torch.empty_like(t, memory_format=torch.channels_last)
+        for t, need in zip(x, needs_dx)
+        if need
+    ]
+    dw = torch.empty_like(w) if needs_dw else w.new_empty(0)
+    return dx, dw, [torch.empty_like(p) for p in params] if needs_dparams else []
+
+
+class _MixedEdges(torch.autograd.Function):
+    """Saves states, which the network holds anyway, statistics, and what `memory` says."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        table: EdgeTable,
+        running: Tensor | None,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        memory: str,
+        backend: str | None,
+        w: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        x, params = list(tensors[: table.inputs]), list(tensors[table.inputs :])
+        needs_dparams = any(ctx.needs_input_grad[9 + table.inputs :])
+        fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd
+        code = table.encode()
+        out, held = fwd(
+            x, w, params, code, running, eps, form, level, rng, memory, needs_dparams, backend
+        )
+        ctx.settings = table, eps, form, backend
+        ctx.counts = len(params), len(held)
+        ctx.save_for_backward(out, w, level, rng, *x, *params, *held)
+        ctx.mark_non_differentiable(held[0])
+        return out, held[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        table, eps, form, backend = ctx.settings
+        out, w, level, rng, *rest = ctx.saved_tensors
+        inputs, params = table.inputs, ctx.counts[0]
+        x, own, held = rest[:inputs], rest[inputs : inputs + params], rest[inputs + params :]
+        needs_dw, needs_dx = ctx.needs_input_grad[8], list(ctx.needs_input_grad[9 : 9 + inputs])
+        needs_dparams = any(ctx.needs_input_grad[9 + inputs :])
+        bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_edges_bwd
+        dx, dw, dparams = bwd(
+            dout, x, out, w, own, held, table.encode(), eps, form, level, rng,
+            needs_dx, needs_dw, needs_dparams, backend,
+        )  # fmt: skip
+        wanted = iter(dx)
+        all_dx = [next(wanted) if need else None for need in needs_dx]
+        return *[None] * 8, dw if needs_dw else None, *all_dx, *(dparams or [None] * params)
+
+
+def output_size(x: Sequence[Tensor], table: EdgeTable) -> tuple[int, int, int, int]:
+    """(N, C, rows, cols) of a node."""
+    edge = table.edges[0]
+    N, C, rows, cols = x[edge.source].shape
+    return N, C, -(-rows // edge.stride), -(-cols // edge.stride)
+
+
+def mixed_edges(
+    x: Sequence[Tensor],
+    w: Tensor,
+    params: Sequence[Tensor],
+    table: EdgeTable,
+    *,
+    running: Sequence[Running] | None = None,
+    momentum: float = 0.1,
+    training: bool = True,
+    eps: float = 1e-5,
+    noise: SkipNoise | None = None,
+    level: Tensor | None = None,
+    rng: Tensor | None = None,
+    memory: str = "lean",
+    backend: str | None = None,
+) -> Tensor:
+    """The nodes of a cell, y_j = sum_{e into j} sum_k w_ek o_k(x_e), straight from its states.
+
+    Every batch norm that follows a depthwise and a pointwise convolution is folded through the
+    Gram matrix of the depthwise output u: var(W u) = diag(W cov(u) W^T), so W u is never formed
+    for its statistics and u is computed again where it is needed instead of being stored. Pools,
+    their statistics and the deviations for the noise are computed once per state.
+
+    Args:
+        x: the input states, [N, C, H, W] each, float32, bfloat16 or float64.
+        w: [edges, candidates] mixing weights, floating point; may be wider than x.
+        params: of all terms, in their order (`EdgeTerm`), of the dtype of x.
+        table: the edges (`EdgeTable`).
+        running: (mean, variance) of each batch norm in the order of the terms: updated in
+            training, used outside of it.
+        momentum: of the running statistics.
+        training: whether the statistics are the batch's. Outside of it there is no gradient.
+        eps: added to every variance.
+        noise: on every skip (`SkipNoise`); None draws none.
+        level: float64 [2] (`SkipNoise.level`); by default amplitude 1.
+        rng: int64 [nodes, 2], Philox key and offset; the j-th skip into a node adds j. By default
+            drawn from torch's generator.
+        memory: what is held for backward besides the states: "fast" the input of every second
+            half and the last depthwise output of the 5x5 kernels, "lean" the former, "minimal"
+            neither.
+        backend: see `mixed_sum`.
+
+    Returns:
+        [N, nodes C, H', W'], the nodes one after the other, channels last in memory.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and what is allowed.
+        BackendError: the explicit backend cannot run this.
+    """
+    x, params = list(x), list(params)
+    _check(x, w, params, table, running, training, noise, level, rng, memory)
+    form = "none"
+    if noise is not None and table.skips and training:
+        form = noise.form
+        level = noise.level(device=w.device) if level is None else level
+        rng = draw_rng(table.nodes, w.device) if rng is None else rng
+    else:
+        level = rng = None
+    if not torch.compiler.is_compiling():
+        backend = choose_backend("mixed_edges", x[0], backend)
+    given = None
+    if not training and running is not None:
+        given = stack_running(running, accumulation_dtype(x[0].dtype))
+    out, stats = _MixedEdges.apply(
+        table, given, eps, form, level, rng, memory, backend, w, *x, *params
+    )
+    if training and running is not None:
+        samples = out.numel() // out.shape[1]
+        update_running(running, stats, samples, momentum)
+    return out
+
+
+def _check(
+    x: list[Tensor],
+    w: Tensor,
+    params: list[Tensor],
+    table: EdgeTable,
+    running: Sequence[Running] | None,
+    training: bool,
+    noise: SkipNoise | None,
+    level: Tensor | None,
+    rng: Tensor | None,
+    memory: str,
+) -> None:
+    op = "mixed_edges"
+    if memory not in MEMORY:
+        raise ValueError(f"{op}: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
+    if len(x) != table.inputs:
+        raise ValueError(f"{op}: x has {len(x)} states; the table needs {table.inputs}")
+    for i, state in enumerate(x):
+        check_image(op, f"x[{i}]", state)
+        check_same(op, f"x[{i}]", state, x[0])
+        if state.shape[:2] != x[0].shape[:2]:
+            raise ValueError(
+                f"{op}: x[{i}] has shape {list(state.shape)}, x[0] {list(x[0].shape)}; N and C"
+                " must be the same"
+            )
+    if not isinstance(w, Tensor) or not w.is_floating_point():
+        raise TypeError(f"{op}: w is a {getattr(w, 'dtype', type(w).__name__)}; floating point is"
+                        " needed")  # fmt: skip
+    if w.shape != (len(table.edges), table.candidates):
+        raise ValueError(
+            f"{op}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
+            " needed, edges by candidates"
+        )
+    if w.device != x[0].device:
+        raise ValueError(f"{op}: w is on {w.device}, x on {x[0].device}")
+    _check_sizes(x, table)
+    _check_params(x[0], params, table)
+    if running is not None and len(running) != table.norms:
+        raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
+    N, _, rows, cols = output_size(x, table)
+    has_running = running is not None or table.norms == 0
+    check_statistics(op, training, has_running, N * rows * cols, x[0], [*x, w, *params])
+    check_noise_tensors(op, w.device, level, rng, rng_shape=(table.nodes, 2))
+    if noise is None and (level is not None or rng is not None):
+        raise ValueError(f"{op}: level or rng is given, but noise is None")
+
+
+def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
+    size = output_size(x, table)
+    for e, edge in enumerate(table.edges):
+        if edge.source >= table.inputs:
+            continue
+        source = x[edge.source]
+        here = (*source.shape[:2], *(-(-s // edge.stride) for s in source.shape[2:]))
+        if here != size:
+            raise ValueError(
+                f"mixed_edges: edge {e} gives {list(here)} from x[{edge.source}] at stride"
+                f" {edge.stride}, edge 0 gives {list(size)}; all nodes need one size"
+            )
+
+
+def _check_params(x: Tensor, params: list[Tensor], table: EdgeTable) -> None:
+    shapes = table.param_shapes(x.shape[1])
+    if len(params) != len(shapes):
+        raise ValueError(f"mixed_edges: params has {len(params)} tensors; {len(shapes)} are needed")
+    for i, (p, shape) in enumerate(zip(params, shapes)):
+        if tuple(p.shape) != shape:
+            raise ValueError(
+                f"mixed_edges: params[{i}] has shape {list(p.shape)}; {list(shape)} is needed"
+            )
+        check_same("mixed_edges", f"params[{i}]", p, x)

@@ -1,0 +1,214 @@
+"""relu_conv_bn: schema, fake, autograd, public function, checks. The kernels are two steps down:
+
+backends/cpu.py   -> csrc/cpu/relu_conv_bn.cpp
+backends/eager.py -> reference/relu_conv_bn.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastnas.backends import BACKENDS, accumulation_dtype
+from fastnas.ops.dispatch import choose_backend, is_plain_call
+from fastnas.ops.running import Running, stack_running, update_running
+from fastnas.ops.table import OPS
+
+torch.library.define(
+    "fastnas::relu_conv_bn_fwd",
+    "(Tensor x, Tensor[] params, Tensor? running, float eps, str? backend)"
+    " -> (Tensor y, Tensor stats)",
+)
+torch.library.define(
+    "fastnas::relu_conv_bn_bwd",
+    "(Tensor dy, Tensor x, Tensor y, Tensor[] params, Tensor stats, float eps, bool needs_dx,"
+    " bool needs_dparams, str? backend) -> (Tensor[] dx, Tensor[] dparams)",
+)
+
+
+def _backend(x: Tensor, backend: str | None) -> Any:
+    return BACKENDS[choose_backend("relu_conv_bn", x, backend)]
+
+
+def _fwd(
+    x: Tensor, params: list[Tensor], running: Tensor | None, eps: float, backend: str | None
+) -> tuple[Tensor, Tensor]:
+    return _backend(x, backend).relu_conv_bn_fwd(x, params, running, eps)
+
+
+def _bwd(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor,
+    params: list[Tensor],
+    stats: Tensor,
+    eps: float,
+    needs_dx: bool,
+    needs_dparams: bool,
+    backend: str | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    return _backend(x, backend).relu_conv_bn_bwd(
+        dy, x, y, params, stats, eps, needs_dx, needs_dparams
+    )
+
+
+torch.library.impl("fastnas::relu_conv_bn_fwd", "default", _fwd)
+torch.library.impl("fastnas::relu_conv_bn_bwd", "default", _bwd)
+
+
+@torch.library.register_fake("fastnas::relu_conv_bn_fwd")
+def _fwd_fake(x: Tensor, params: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
+    stride, C = len(params), sum(p.shape[0] for p in params)
+    rows, cols = (-(-size // stride) for size in x.shape[2:])
+    y = torch.empty(
+        x.shape[0], C, rows, cols, dtype=x.dtype, device=x.device
+    ).contiguous(memory_format=torch.channels_last)
+    return y, torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
+
+
+@torch.library.register_fake("fastnas::relu_conv_bn_bwd")
+def _bwd_fake(
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor,
+    params: list[Tensor],
+    stats: Tensor,
+    eps: float,
+    needs_dx: bool,
+    needs_dparams: bool,
+    backend: str | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    dx = [torch.empty_like(x, memory_format=torch.channels_last)] if needs_dx else []
+    return dx, [torch.empty_like(p) for p in params] if needs_dparams else []
+
+
+class _ReluConvBn(torch.autograd.Function):
+    """Saves x and y, which are states of the network in any case."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        running: Tensor | None,
+        eps: float,
+        backend: str | None,
+        *params: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        fwd = _fwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_fwd
+        y, stats = fwd(x, list(params), running, eps, backend)
+        ctx.settings = eps, backend
+        ctx.save_for_backward(x, y, stats, *params)
+        ctx.mark_non_differentiable(stats)
+        return y, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, stats, *params = ctx.saved_tensors
+        eps, backend = ctx.settings
+        needs_dx, needs_dparams = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
+        bwd = _bwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_bwd
+        dx, dparams = bwd(dy, x, y, params, stats, eps, needs_dx, needs_dparams, backend)
+        return dx[0] if needs_dx else None, None, None, None, *(dparams or [None] * len(params))
+
+
+def relu_conv_bn(
+    x: Tensor,
+    params: Sequence[Tensor],
+    *,
+    running: Running | None = None,
+    momentum: float = 0.1,
+    training: bool = True,
+    eps: float = 1e-5,
+    backend: str | None = None,
+) -> Tensor:
+    """y = BN(W relu(x)) with 1x1 kernels and no scale or shift: the preprocessing of a DARTS cell.
+
+    The pointwise output is written where y will be and normalised in place; backward needs x, y
+    and the statistics, so nothing is held that is not a state of the network already.
+
+    Args:
+        x: [N, C_in, H, W], float32, bfloat16 or float64.
+        params: one [C, C_in, 1, 1]; or two [C / 2, C_in, 1, 1] with stride 2, the second reading
+            the image shifted by a pixel in both directions (`FactorizedReduce`).
+        running: (mean, variance), each [C]: updated in training, used outside of it.
+        momentum: of the running statistics.
+        training: whether the statistics are the batch's. Outside of it there is no gradient.
+        eps: added to the variance.
+        backend: see `mixed_sum`.
+
+    Returns:
+        [N, C, H', W'], channels last in memory.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and what is allowed.
+        BackendError: the explicit backend cannot run this.
+    """
+    params = list(params)
+    _check(x, params, running, training)
+    if not torch.compiler.is_compiling():
+        backend = choose_backend("relu_conv_bn", x, backend)
+    given = None if training else stack_running([running], accumulation_dtype(x.dtype))[0]
+    y, stats = _ReluConvBn.apply(x, given, eps, backend, *params)
+    if training and running is not None:
+        update_running([running], stats[None], y.numel() // y.shape[1], momentum)
+    return y
+
+
+def _check(x: Tensor, params: list[Tensor], running: Running | None, training: bool) -> None:
+    op = "relu_conv_bn"
+    check_image(op, "x", x)
+    if len(params) not in (1, 2):
+        raise ValueError(f"{op}: params has {len(params)} tensors; 1, or 2 at stride 2, are needed")
+    for i, p in enumerate(params):
+        if p.dim() != 4 or p.shape[1:] != (x.shape[1], 1, 1) or p.shape != params[0].shape:
+            raise ValueError(
+                f"{op}: params[{i}] has shape {list(p.shape)}; [C, {x.shape[1]}, 1, 1] is needed,"
+                " the same for both"
+            )
+        check_same(op, f"params[{i}]", p, x)
+    stride = len(params)
+    values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+    check_statistics(op, training, running is not None, values, x, params)
+
+
+def check_image(op: str, name: str, x: Tensor) -> None:
+    """[N, C, H, W] of a dtype that the op has."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(x).__name__}; a Tensor is needed")
+    if x.dim() != 4:
+        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; [N, C, H, W] is needed")
+    if x.dtype not in OPS[op].dtypes["eager"]:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS[op].dtypes["eager"])
+        raise TypeError(f"{op}: {name} is {x.dtype}; allowed: {allowed}")
+
+
+def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
+    """The dtype and device of x."""
+    if t.dtype != x.dtype:
+        raise TypeError(f"{op}: {name} is {t.dtype}, x is {x.dtype}; one dtype is needed")
+    if t.device != x.device:
+        raise ValueError(f"{op}: {name} is on {t.device}, x on {x.device}")
+
+
+def check_statistics(
+    op: str, training: bool, has_running: bool, values: int, x: Tensor, params: Sequence[Tensor]
+) -> None:
+    """What batch norm needs: more than one value a channel, or running statistics."""
+    if training and values <= 1:
+        raise ValueError(
+            f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"
+            " needed in training"
+        )
+    if training:
+        return
+    if not has_running:
+        raise ValueError(f"{op}: training is False and running is None; statistics are needed")
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params)):
+        raise ValueError(
+            f"{op}: training is False and a gradient is wanted; it has one in training only"
+        )

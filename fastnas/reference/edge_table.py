@@ -1,0 +1,168 @@
+"""The edges of a cell as data: which state each leaves, which node it enters, what it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+EDGE_OPS = ("max_pool", "avg_pool", "skip", "reduce_skip", "sep_conv", "dil_conv")
+"""In the order of `EdgeOp` of the C++ sources."""
+
+_PARAMS = {"sep_conv": 4, "dil_conv": 2, "reduce_skip": 2}
+_NORMS = {"sep_conv": 2, "dil_conv": 1, "reduce_skip": 1, "max_pool": 1, "avg_pool": 1}
+_HALVES = {"sep_conv": 2, "dil_conv": 1}
+_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
+
+
+class EdgeTerm(NamedTuple):
+    """One candidate: its op, the column of its mixing weight, and its depthwise kernel if any.
+
+    Parameters, in this order, and batch norms of an op:
+
+    - sep_conv: depthwise [C, 1, k, k], pointwise [C, C, 1, 1], and both again; two norms
+    - dil_conv: depthwise, pointwise; one norm
+    - reduce_skip (`FactorizedReduce`): two of [C / 2, C, 1, 1]; one norm
+    - max_pool, avg_pool: one norm; skip: nothing
+    """
+
+    op: str
+    weight: int
+    size: int = 0
+    dilation: int = 1
+
+    @property
+    def params(self) -> int:
+        return _PARAMS.get(self.op, 0)
+
+    @property
+    def norms(self) -> int:
+        return _NORMS.get(self.op, 0)
+
+
+class Edge(NamedTuple):
+    """From a state (the inputs, then the nodes) to a node."""
+
+    source: int
+    target: int
+    stride: int
+    terms: tuple[EdgeTerm, ...]
+
+
+@dataclass(frozen=True)
+class EdgeTable:
+    """All edges of a cell, in the order in which nodes can be summed.
+
+    Args:
+        inputs: states that are given.
+        nodes: states that are sums.
+        candidates: columns of the mixing weights.
+        edges: at least one for each node; an edge leaves an input or an earlier node, and has
+            stride 2 only where it leaves an input.
+    """
+
+    inputs: int
+    nodes: int
+    candidates: int
+    edges: tuple[Edge, ...]
+
+    def __post_init__(self) -> None:
+        for e, edge in enumerate(self.edges):
+            if not 0 <= edge.target < self.nodes:
+                raise ValueError(f"edge {e} enters node {edge.target} of {self.nodes}")
+            if not 0 <= edge.source < self.inputs + edge.target:
+                raise ValueError(f"edge {e} leaves state {edge.source}, which comes after its node")
+            if edge.stride not in (1, 2) or (edge.stride == 2 and edge.source >= self.inputs):
+                raise ValueError(f"edge {e} has stride {edge.stride} from state {edge.source}")
+            for term in edge.terms:
+                self._check_term(e, edge, term)
+        missing = set(range(self.nodes)) - {edge.target for edge in self.edges}
+        if missing or not self.edges:
+            raise ValueError(f"no edge enters node {min(missing, default=0)}")
+
+    def _check_term(self, e: int, edge: Edge, term: EdgeTerm) -> None:
+        if term.op not in EDGE_OPS:
+            raise ValueError(f"edge {e}: no op {term.op!r}; there are {', '.join(EDGE_OPS)}")
+        if not 0 <= term.weight < self.candidates:
+            raise ValueError(f"edge {e}: mixing weight {term.weight} of {self.candidates}")
+        if term.op in _HALVES and (term.size, term.dilation) not in _KERNELS:
+            raise ValueError(f"edge {e}: kernel {term.size}, dilation {term.dilation}")
+        if (term.op == "skip" and edge.stride != 1) or (
+            term.op == "reduce_skip" and edge.stride != 2
+        ):
+            raise ValueError(f"edge {e}: {term.op} at stride {edge.stride}")
+
+    @cached_property
+    def terms(self) -> tuple[tuple[Edge, EdgeTerm], ...]:
+        return tuple((edge, term) for edge in self.edges for term in edge.terms)
+
+    def param_shapes(self, C: int) -> list[tuple[int, ...]]:
+        """Of every parameter, for C channels."""
+        shapes: list[tuple[int, ...]] = []
+        for _, term in self.terms:
+            if term.op == "reduce_skip":
+                shapes += [(C // 2, C, 1, 1)] * 2
+            else:
+                half = [(C, 1, term.size, term.size), (C, C, 1, 1)]
+                shapes += half * _HALVES.get(term.op, 0)
+        return shapes
+
+    def _count(self, of: dict[str, int]) -> int:
+        return sum(of.get(term.op, 0) for _, term in self.terms)
+
+    @property
+    def params(self) -> int:
+        """Parameters of all terms."""
+        return self._count(_PARAMS)
+
+    @property
+    def norms(self) -> int:
+        """Batch norms of all terms."""
+        return self._count(_NORMS)
+
+    @property
+    def halves(self) -> int:
+        """Depthwise convolutions of all terms."""
+        return self._count(_HALVES)
+
+    @property
+    def separable(self) -> int:
+        """Terms with a second half, whose input "fast" and "lean" keep for backward."""
+        return self._count({"sep_conv": 1})
+
+    @property
+    def kept(self) -> int:
+        """Terms whose last depthwise output "fast" keeps: those of 25 taps or more."""
+        return sum(term.size >= 5 for _, term in self.terms)
+
+    @property
+    def skips(self) -> int:
+        return self._count({"skip": 1, "reduce_skip": 1})
+
+    def encode(self) -> list[int]:
+        """Integers, as an op's schema can carry them."""
+        code = [self.inputs, self.nodes, self.candidates]
+        for edge in self.edges:
+            code += [edge.source, edge.target, edge.stride, len(edge.terms)]
+            for term in edge.terms:
+                code += [EDGE_OPS.index(term.op), term.weight, term.size, term.dilation]
+        return code
+
+    @staticmethod
+    def decode(code: Sequence[int]) -> EdgeTable:
+        return _decode(tuple(code))
+
+
+@lru_cache(maxsize=256)
+def _decode(code: tuple[int, ...]) -> EdgeTable:
+    inputs, nodes, candidates, *rest = code
+    edges = []
+    while rest:
+        source, target, stride, count, *rest = rest
+        terms = []
+        for _ in range(count):
+            op, weight, size, dilation, *rest = rest
+            terms.append(EdgeTerm(EDGE_OPS[op], weight, size, dilation))
+        edges.append(Edge(source, target, stride, tuple(terms)))
+    return EdgeTable(inputs, nodes, candidates, tuple(edges))

@@ -1,0 +1,116 @@
+"""y_j = sum_{e into j} sum_k w_ek o_k(x_e),  o_k(x) = BN(W (D * relu(x))) | BN(pool(x)) | x + noise,  BN(W u) = r W (u - mean u)
+dL/du = A^T (dy - mean dy) - B (u - mean u),  A = w r W,  B = W^T (w r^2 q) W,  q = r rowsum(W o P),  P = mean(dy (u - mean u)^T)
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastnas.reference.edge_table import EdgeTable, EdgeTerm
+from fastnas.reference.relu_conv_bn import batch_norm, strided_pair
+from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
+
+
+def _depthwise_separable(
+    x: Tensor, params: Sequence[Tensor], size: int, dilation: int, stride: int
+) -> Tensor:
+    depthwise, pointwise = params
+    pad = dilation * (size - 1) // 2
+    u = F.conv2d(F.relu(x), depthwise, None, stride, pad, dilation, groups=x.shape[1])
+    return F.conv2d(u, pointwise)
+
+
+def term_output(
+    x: Tensor,
+    term: EdgeTerm,
+    stride: int,
+    params: Sequence[Tensor],
+    stats: Tensor,
+    training: bool,
+    eps: float,
+) -> Tensor:
+    """o_k(x) without noise. `stats` [norms of the term, 2, C] is filled in training, else used."""
+    if term.op == "skip":
+        return x
+    if term.op == "max_pool":
+        z = F.max_pool2d(x, 3, stride, 1)
+    elif term.op == "avg_pool":
+        z = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+    elif term.op == "reduce_skip":
+        z = strided_pair(F.relu(x), params)
+    else:
+        z = _depthwise_separable(x, params[:2], term.size, term.dilation, stride)
+    if term.op == "sep_conv":
+        v = batch_norm(z, stats[0], training, eps)
+        z = _depthwise_separable(v, params[2:], term.size, 1, 1)
+    return batch_norm(z, stats[-1], training, eps)
+
+
+def mixed_edges(
+    x: Sequence[Tensor],
+    w: Tensor,
+    params: Sequence[Tensor],
+    table: EdgeTable,
+    stats: Tensor,
+    *,
+    training: bool = True,
+    eps: float = 1e-5,
+    form: str = "none",
+    level: Tensor | None = None,
+    rng: Tensor | None = None,
+    std: Tensor | None = None,
+) -> Tensor:
+    """The specification of `fastnas.ops.mixed_edges`: its maths in eager torch, autograd included.
+
+    Args:
+        x: the input states, [N, C, H, W] each.
+        w: [edges, candidates] mixing weights.
+        params: of all terms, in their order (`EdgeTerm`).
+        table: the edges.
+        stats: [norms, 2, C] mean and biased variance; filled in training, else used.
+        form, level: the noise on skips (`SkipNoise`), "none" for no noise.
+        rng: int64 [nodes, 2], Philox key and offset; the j-th skip into a node adds j.
+        std: [skips], filled with the standard deviations that relative noise is scaled by.
+
+    Returns:
+        [N, nodes C, H', W'], the nodes one after the other.
+    """
+    first_param, first_norm, skip = 0, 0, 0
+    places = []
+    for _, term in table.terms:
+        places.append((first_param, first_norm, skip))
+        first_param += term.params
+        first_norm += term.norms
+        skip += term.op in ("skip", "reduce_skip")
+    states = list(x)
+    for node in range(table.nodes):
+        outputs = []
+        ordinal = 0
+        for (edge, term), (param, norm, skip) in zip(table.terms, places):
+            if edge.target != node:
+                continue
+            source = states[edge.source]
+            own_params = params[param : param + term.params]
+            own_stats = stats[norm : norm + term.norms]
+            y = term_output(source, term, edge.stride, own_params, own_stats, training, eps)
+            if form != "none" and term.op in ("skip", "reduce_skip"):
+                assert level is not None and rng is not None
+                own_std = y.detach().double().std() if form == "gaussian_additive" else None
+                if own_std is not None and std is not None:
+                    std[skip] = own_std
+                eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
+                y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
+                ordinal += 1
+            outputs.append(w[table.edges.index(edge), term.weight].to(y.dtype) * y)
+        states.append(sum(outputs) if outputs else _zeros(states, table, node))
+    return torch.cat(states[table.inputs :], dim=1)
+
+
+def _zeros(states: Sequence[Tensor], table: EdgeTable, node: int) -> Tensor:
+    """Of a node whose edges can do nothing."""
+    edge = next(edge for edge in table.edges if edge.target == node)
+    return torch.zeros_like(states[edge.source][:, :, :: edge.stride, :: edge.stride])
