@@ -2,9 +2,11 @@
 #include <pybind11/pybind11.h>
 
 #include "bind_mixed_edges.h"
+#include "bind_mixed_norm_sum.h"
 #include "bind_mixed_sum.h"
 #include "cpu/isa.h"
 #include "cpu/mixed_edges.h"
+#include "cpu/mixed_norm_sum.h"
 #include "cpu/mixed_sum.h"
 #include "cpu/relu_conv_bn.h"
 
@@ -45,6 +47,12 @@ PYBIND11_MODULE(_C, m) {
       m, [](MixedSumParams& p, int threads) { p.threads = threads; },
       Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_fwd)(p); }),
       Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_sum_bwd)(p); }));
+
+  using NormRun = void (*)(const MixedNormSumParams&);
+  bind_mixed_norm_sum<int>(
+      m, [](MixedSumParams& p, int threads) { p.threads = threads; }, &baseline::mixed_norm_sum_parts,
+      NormRun([](const MixedNormSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_fwd)(p); }),
+      NormRun([](const MixedNormSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_bwd)(p); }));
 
   using Edges = const MixedEdgesParams&;
   bind_mixed_edges(

@@ -120,4 +120,21 @@ struct ReluConvBnParams {
   int32_t threads = 1;
 };
 
+// mixed_norm_sum: `sum` holds its terms (x is z, dx is dz), weights, noise and launch.
+struct MixedNormSumParams {
+  MixedSumParams sum;
+  int64_t channels = 0;
+  int64_t pixels = 0;           // of one image
+  bool channels_last = false;
+  bool training = false;        // statistics of the batch, else given
+  int16_t norm[kMaxTerms] = {};  // row of a term in mean and var, -1: not normed
+  int32_t norms = 0;
+  double eps = 0;
+  void* mean = nullptr;         // [norms, channels], accumulation dtype
+  void* var = nullptr;          // biased
+  double* partial = nullptr;    // fwd [norms, parts, channels, 3], bwd [terms + 1, parts, channels]
+};
+static_assert(std::is_trivially_copyable_v<MixedNormSumParams>);
+static_assert(sizeof(MixedNormSumParams) <= 4096 - 64);
+
 }  // namespace fastnas

@@ -3,14 +3,19 @@
 from fastnas._version import __version__
 from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError, use_backend
-from fastnas.ops import mixed_sum
+from fastnas.nn import accelerate, decelerate
+from fastnas.ops import mixed_edges, mixed_norm_sum, mixed_sum
 from fastnas.reference import SkipNoise
 
 __all__ = [
     "BackendError",
     "SkipNoise",
     "__version__",
+    "accelerate",
+    "decelerate",
     "keep_freed_memory",
+    "mixed_edges",
+    "mixed_norm_sum",
     "mixed_sum",
     "use_backend",
 ]

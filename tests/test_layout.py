@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"spaces"},
     "backends": {"reference", "kernels", *NATIVE},
     "ops": {"backends", "reference"},
-    "nn": {"ops", "spaces", "reference"},
+    "nn": {"ops", "backends", "spaces", "reference"},
     "strategies": {"nn", "ops", "spaces", "reference"},
     "report": {"spaces", "reference"},
     "allocator": set(),

@@ -104,9 +104,9 @@ class MixedSumCase:
         return {name: partial(forward, x, w) for name, forward in forwards.items()}
 
 
-def fused_backends(device: str, dtype: torch.dtype, terms: int) -> list[str]:
+def fused_backends(device: str, dtype: torch.dtype, terms: int, op: str = OP) -> list[str]:
     """The backends with kernels that can run here, what auto picks first, none interpreted."""
-    request = Request(OPS[OP], device, dtype, terms)
+    request = Request(OPS[op], device, dtype, terms)
     able = [
         name
         for name, backend in BACKENDS.items()

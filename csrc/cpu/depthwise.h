@@ -34,21 +34,22 @@ inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row,
 // out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j dilation - pad] per channel
 // block (flip: D[size-1-i][size-1-j]; add: += instead of the bias). `in` is padded, `out` has any pitch.
 template <class A, int size, int dilation, int stride, bool flip, bool add>
-void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, const Grid& to, A* out, int out_pitch) {
+void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, Rows rows, int cols, A* out,
+                     int out_pitch) {
   constexpr int L = kLanes<A>, pad = dilation * (size - 1) / 2;
   const int pitch = from.pitch();
-  for (int h = 0; h < to.rows; ++h) {
+  for (int h = rows.first; h < rows.last; ++h) {
     const int top = h * stride - pad;
     // Rows of taps that lie outside are zeros: on 8x8 planes a third of a dilated 5x5.
     int first = 0, last = size;
     while (first < last && top + first * dilation < 0) ++first;
     while (last > first && top + (last - 1) * dilation >= from.rows) --last;
     const A* row = in + (int64_t(top + kHalo) * pitch + kHalo - pad) * L;
-    A* to_row = out + int64_t(h) * out_pitch * L;
+    A* to_row = out + int64_t(h - rows.first) * out_pitch * L;
     int w = 0;
     const auto run = [&](auto columns) {
       constexpr int n = decltype(columns)::value;
-      for (; w + n <= to.cols; w += n)
+      for (; w + n <= cols; w += n)
         depthwise_tile<A, size, dilation, stride, flip, add, n>(row + int64_t(w) * stride * L, pitch, taps, first, last,
                                                                 bias, to_row + w * L);
     };
@@ -121,30 +122,33 @@ template <class F> void with_kernel(const Kernel& k, F f) {
   else strided(integral_constant<int, 7>(), integral_constant<int, 1>());
 }
 
-// The three over all channel blocks. taps [blocks][size^2][lanes], bias [blocks][lanes].
+// Some rows of the output over all channel blocks, unpadded [blocks][rows][cols][lanes].
+// taps [blocks][size^2][lanes], bias [blocks][lanes].
 template <class A>
-void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kernel, const A* bias, const Grid& to,
+void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kernel, const A* bias, Rows rows, int cols,
                int blocks, A* out) {
   with_kernel(kernel, [&](auto size, auto dilation, auto stride) {
     for (int b = 0; b < blocks; ++b)
       depthwise_plane<A, size, dilation, stride, false, false>(
           in + int64_t(b) * from.padded() * kLanes<A>, from, taps + int64_t(b) * kernel.taps() * kLanes<A>,
-          get(bias + b * kLanes<A>), to, out + int64_t(b) * to.pixels() * kLanes<A>, to.cols);
+          get(bias + b * kLanes<A>), rows, cols, out + int64_t(b) * rows.count() * cols * kLanes<A>, cols);
   });
 }
 
-// dx += D^T du, dx padded planes of `from`. At stride 1 du is padded too, at stride 2 it is not.
+// dx += D^T du, or = where `fresh` (at stride 1), dx padded planes of `from` whose halo is left alone at stride 1.
+// At stride 1 du is padded too, at stride 2 it is not.
 template <class A>
 void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from,
-                          int blocks, A* dx) {
+                          int blocks, bool fresh, A* dx) {
   for (int b = 0; b < blocks; ++b) {
     const A* block_taps = taps + int64_t(b) * kernel.taps() * kLanes<A>;
     A* plane = dx + int64_t(b) * from.padded() * kLanes<A>;
     if (kernel.stride == 1) {
       with_kernel(kernel, [&](auto size, auto dilation, auto) {
-        depthwise_plane<A, size, dilation, 1, true, true>(du + int64_t(b) * to.padded() * kLanes<A>, to, block_taps,
-                                                          Vec<A>{}, from, plane + from.inside() * kLanes<A>,
-                                                          from.pitch());
+        const auto run = fresh ? depthwise_plane<A, size, dilation, 1, true, false>
+                               : depthwise_plane<A, size, dilation, 1, true, true>;
+        run(du + int64_t(b) * to.padded() * kLanes<A>, to, block_taps, Vec<A>{}, {0, from.rows}, from.cols,
+            plane + from.inside() * kLanes<A>, from.pitch());
       });
     } else {
       depthwise_scatter(du + int64_t(b) * to.pixels() * kLanes<A>, to, block_taps, kernel, from, plane);
@@ -159,7 +163,7 @@ void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, co
     for (int b = 0; b < blocks; ++b)
       depthwise_plane<A, size, dilation, 1, true, false>(
           du + int64_t(b) * grid.padded() * kLanes<A>, grid, taps + int64_t(b) * kernel.taps() * kLanes<A>, Vec<A>{},
-          grid, dx + int64_t(b) * grid.pixels() * kLanes<A>, grid.cols);
+          {0, grid.rows}, grid.cols, dx + int64_t(b) * grid.pixels() * kLanes<A>, grid.cols);
   });
 }
 

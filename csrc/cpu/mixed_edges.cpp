@@ -17,7 +17,7 @@ template <class T> struct Forward : Call<T> {
 
   // Gram partials of the halves whose statistics one sweep gathers: [halves][groups].
   struct Gram {
-    A *sum, *rest, *shift;  // [width][width]; sums of u + shift; minus the mean of the group's first image
+    A *sum, *rest, *shift;  // [width][width]; sums of u + shift; minus the mean of the group's first rows
   };
   std::vector<Gram> grams;
   double* small;  // [threads][3][width][width] for folding
@@ -49,27 +49,29 @@ template <class T> struct Forward : Call<T> {
     }
   }
 
-  // Adds an image's u to the mean and Gram matrix of its half, centred by the group's first image.
+  // Adds an image's u to the mean and Gram matrix of its half, centred by the group's first rows.
   void gather_gram(Scratch& s, const Half<A>& h, const A* in, int place, int group, bool opens) {
     Gram& gram = grams[place * groups + group];
-    const int64_t pixels = out.pixels();
     if (opens) {
+      std::fill_n(s.t, width, A(0));
       std::fill_n(gram.sum, int64_t(width) * width, A(0));
       std::fill_n(gram.rest, width, A(0));
       std::fill_n(gram.shift, width, A(0));
     }
-    depthwise(in, this->half_grid(h), h.taps, h.kernel, gram.shift, out, blocks, s.u);
-    if (opens) {
-      add_channel_sums(s.u, pixels, blocks, gram.shift);
-      for (int c = 0; c < width; ++c) gram.shift[c] = -gram.shift[c] / A(pixels);
-      for (int b = 0; b < blocks; ++b)
-        for (int64_t i = 0; i < pixels; ++i) {
-          A* at = s.u + (b * pixels + i) * L;
-          put(at, get(at) + get(gram.shift + b * L));
-        }
-    }
-    add_channel_sums(s.u, pixels, blocks, gram.rest);
-    outer(s.u, C, s.u, blocks, pixels, true, gram.sum);
+    for_each_rows<A>(out, blocks, [&](Rows rows) {
+      const int pixels = rows.count() * out.cols;
+      const auto compute = [&] {
+        depthwise(in, this->half_grid(h), h.taps, h.kernel, gram.shift, rows, out.cols, blocks, s.u);
+      };
+      if (opens && rows.first == 0) {
+        compute();
+        add_channel_sums(s.u, pixels, blocks, s.t);
+        for (int c = 0; c < width; ++c) gram.shift[c] = -s.t[c] / A(pixels);
+      }
+      compute();
+      add_channel_sums(s.u, pixels, blocks, gram.rest);
+      outer(s.u, C, pixels, s.u, blocks, pixels, pixels, true, gram.sum);
+    });
   }
 
   // First sweep over a state: statistics of pools, skips and first halves of all edges that leave it.
@@ -104,10 +106,7 @@ template <class T> struct Forward : Call<T> {
 
   void gather_second_halves(Scratch& s, int from, int to, int group, int64_t image) {
     for_halves(from, to, false, [&](int place, const Half<A>& h) {
-      this->compute_second_input(s, *h.term, image);
-      if (p.v) store_image<T, A>(s.t, out, C, this->template second_input<T>(*h.term, image));
-      clear_halo(out, blocks, s.v);
-      pad_image(s.t, out, blocks, s.v, [](Vec<A> v) { return v; });
+      this->compute_second_input(s, *h.term, image, p.v != nullptr);
       gather_gram(s, h, s.v, place, group, image == this->first_image(group));
     });
   }
@@ -230,11 +229,15 @@ template <class T> struct Forward : Call<T> {
       const bool two = t.op == EdgeOp::sep_conv;
       const Half<A>& h = halves[t.half + two];
       if (two) this->load_second_input(s, t, image);
-      this->centred(s, h, image, false);
-      if (p.training && this->keeps(h)) store_image<T, A>(s.u, out, C, this->template kept_pixels<T>(h, image));
-      const Factor<A> factor{s.u, h.fold, C};
-      if (h.bias) add_bias(s.y, h.bias);
-      product(&factor, 1, out, blocks, static_cast<A*>(nullptr), true, s.y);
+      const bool keep = p.training && this->keeps(h);
+      this->centred_rows(s, h, image, false, [&](Rows rows, const Grid& part) {
+        if (keep) {
+          const Pixels<T> to = this->template kept_pixels<T>(h, image);
+          store_image<T, A>(s.u, part, C, {to.data + int64_t(rows.first) * out.cols * to.stride, to.stride});
+        }
+        const Factor<A> factor{s.u, h.fold, C};
+        product(&factor, 1, part, blocks, h.bias, true, this->rows_of(s.y, rows), out.cols, out.pixels());
+      });
       return;
     }
     const A w = this->weight(t);
@@ -271,13 +274,6 @@ template <class T> struct Forward : Call<T> {
     }
   }
 
-  void add_bias(A* y, const A* bias) {
-    for (int b = 0; b < blocks; ++b)
-      for (int64_t i = 0; i < out.pixels(); ++i) {
-        A* at = y + (b * int64_t(out.pixels()) + i) * L;
-        put(at, get(at) + get(bias + b * L));
-      }
-  }
   void add_normalised(Scratch& s, const Norm& n) {
     for (int b = 0; b < blocks; ++b) {
       const Vec<A> scale = get(n.scale + b * L), mean = get(n.mean + b * L);

@@ -108,8 +108,9 @@ template <class T> struct Backward : Call<T> {
           if (two) this->load_second_input(s, t, image);
           else this->load_source(s, this->edge_of(t).source, image);
         }
-        this->centred(s, h, image, true);
-        outer(s.g, C, s.u, blocks, pixels, false, sum);
+        this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
+          outer(this->rows_of(s.g, rows), C, pixels, s.u, blocks, part.pixels(), part.pixels(), false, sum);
+        });
         continue;
       }
       this->load_source(s, this->edge_of(t).source, image);
@@ -260,15 +261,18 @@ template <class T> struct Backward : Call<T> {
     if (h.final && p.dw) p.dw[h.term->edge * p.candidates + h.term->weight] = dw;
   }
 
-  // du of a half from dy and s.u; padded where the convolution has stride 1. Adds to dL/dD.
-  void depthwise_gradient(Scratch& s, const Half<A>& h, const A* dy, const A* in, int group, bool opens) {
-    const Factor<A> factors[2] = {{dy, h.from_dy, C}, {s.u, h.from_u, C}};
-    if (h.kernel.stride == 1) {
-      clear_halo(out, blocks, s.du);
-      product(factors, 2, out, blocks, h.du_bias, false, s.du + out.inside() * L, out.pitch(), out.padded());
-    } else {
-      product(factors, 2, out, blocks, h.du_bias, false, s.du);
-    }
+  // du of a half from dy; padded where the convolution has stride 1. Adds to dL/dD.
+  void depthwise_gradient(Scratch& s, const Half<A>& h, A* dy, const A* in, int group, int64_t image, bool opens) {
+    const bool padded = h.kernel.stride == 1;
+    if (padded) clear_halo(out, blocks, s.du);
+    this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
+      const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, out.pixels()}, {s.u, h.from_u, C, part.pixels()}};
+      if (padded)
+        product(factors, 2, part, blocks, h.du_bias, false, s.du + (out.inside() + rows.first * out.pitch()) * L,
+                out.pitch(), out.padded());
+      else
+        product(factors, 2, part, blocks, h.du_bias, false, this->rows_of(s.du, rows), out.cols, out.pixels());
+    });
     if (!p.dparams) return;
     A* dtaps = h.dtaps + int64_t(group) * width * h.kernel.taps();
     if (opens) std::fill_n(dtaps, int64_t(width) * h.kernel.taps(), A(0));
@@ -284,8 +288,7 @@ template <class T> struct Backward : Call<T> {
       if (!goes_on(this->edge_of(t))) return;
       const Half<A>& second = halves[t.half + 1];
       this->load_second_input(s, t, image);
-      this->centred(s, second, image, true);
-      depthwise_gradient(s, second, s.g, s.v, group, opens);
+      depthwise_gradient(s, second, s.g, s.v, group, image, opens);
       depthwise_transposed_plain(s.du, out, second.taps, second.kernel, blocks, s.y);
       for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
         A* at = s.y + (int64_t(b) * out.pixels() + h * out.cols + w) * L;
@@ -294,10 +297,11 @@ template <class T> struct Backward : Call<T> {
       });
       store_image<A, A>(s.y, out, C, input_gradient(place, image));
       this->load_source(s, this->edge_of(t).source, image);
-      this->centred(s, first, image, true);
       A *sum = crosses[place * groups + group].sum, *sums = dv_sums + (int64_t(place) * groups + group) * width;
       if (opens) std::fill_n(sum, int64_t(width) * width, A(0)), std::fill_n(sums, width, A(0));
-      outer(s.y, C, s.u, blocks, out.pixels(), false, sum);
+      this->centred_rows(s, first, image, true, [&](Rows rows, const Grid& part) {
+        outer(this->rows_of(s.y, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), false, sum);
+      });
       add_channel_sums(s.y, out.pixels(), blocks, sums);
     });
   }
@@ -314,8 +318,9 @@ template <class T> struct Backward : Call<T> {
       const Grid& grid = this->grids[edge.source];
       if (!skipped) {
         this->load_source(s, edge.source, image);
-        std::fill_n(s.dx, int64_t(blocks) * grid.padded() * L, A(0));
+        if (edge.stride == 2) std::fill_n(s.dx, int64_t(blocks) * grid.padded() * L, A(0));
       }
+      bool fresh = edge.stride == 1;
       for (int i = edge.first_term; i < edge.last_term; ++i) {
         const EdgeTerm& t = p.terms[i];
         const int mine = t.op == EdgeOp::sep_conv ? place++ : 0;
@@ -323,15 +328,15 @@ template <class T> struct Backward : Call<T> {
         if (t.op == EdgeOp::reduce_skip) reduce_gradient(s, i, group, image, opens);
         if (t.half < 0) continue;
         const Half<A>& h = halves[t.half];
-        const A* dy = s.g;
+        A* dy = s.g;
         if (!h.final) {
           const auto from = input_gradient(mine, image);
           load_image<A, A>({from.data, from.stride}, out, C, s.y);
           dy = s.y;
         }
-        this->centred(s, h, image, true);
-        depthwise_gradient(s, h, dy, s.relu_x, group, opens);
-        if (needed[edge.source]) depthwise_transposed(s.du, out, h.taps, h.kernel, grid, blocks, s.dx);
+        depthwise_gradient(s, h, dy, s.relu_x, group, image, opens);
+        if (needed[edge.source]) depthwise_transposed(s.du, out, h.taps, h.kernel, grid, blocks, fresh, s.dx);
+        fresh = false;
       }
       if (!skipped && needed[edge.source]) add_to_source(s, edge, e, image);
     }
@@ -383,7 +388,7 @@ template <class T> struct Backward : Call<T> {
         A* sum = reduce_crosses[i] + (int64_t(group) * 2 + part) * width * width;
         if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
         this->gather(s, grid, part, s.u);
-        outer(s.z, C, s.u, blocks, pixels, false, sum);
+        outer(s.z, C, pixels, s.u, blocks, pixels, pixels, false, sum);
       }
       const Factor<A> factor{s.z, back, C};
       product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, s.u);
@@ -445,9 +450,10 @@ template <class T> struct Backward : Call<T> {
           const A* d = s.y + int64_t(b) * out.pixels() * L;
           A* dx = s.dx + int64_t(b) * grid.pixels() * L;
           if (op == EdgeOp::max_pool)
-            max_pool_transposed(s.x + int64_t(b) * grid.pixels() * L, d, grid, stride, out, dx);
+            max_pool_transposed(s.x + int64_t(b) * grid.pixels() * L, d, grid, stride, out, s.columns,
+                                s.more_columns, dx);
           else
-            avg_pool_transposed(d, grid, stride, out, dx);
+            avg_pool_transposed(d, grid, stride, out, s.columns, dx);
         }
       }
     for (int i = 0; i < this->terms(); ++i) {

@@ -58,6 +58,7 @@ template <class T> struct Call {
     A *v, *u, *t;      // second half's input (padded), depthwise output, spare
     A *y, *g;          // sum of a node, gradient of a node
     A *du, *dx, *z, *noise;
+    A *columns, *more_columns;  // half-way through the pools of one channel block
     int state = -1;    // whose image x and relu_x hold
     int64_t image = -1;
   };
@@ -162,7 +163,9 @@ template <class T> struct Call {
       for (A** plane : {&s.x, &s.u, &s.t, &s.y, &s.z}) *plane = arena.template take<A>(plain);
       for (A** plane : {&s.relu_x, &s.v}) *plane = arena.template take<A>(padded);
       s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * plain / width + 8);
+      s.columns = arena.template take<A>(plain / width * L);
       if (!p.dout) continue;
+      s.more_columns = arena.template take<A>(plain / width * L);
       s.g = arena.template take<A>(plain);
       s.du = arena.template take<A>(padded);
       s.dx = arena.template take<A>(padded);
@@ -189,15 +192,19 @@ template <class T> struct Call {
     return {static_cast<const T*>(p.out) + image * grid.pixels() * stride + int64_t(state - p.inputs) * C, stride};
   }
 
-  void fill_relu(Scratch& s, const Grid& grid) {
-    clear_halo(grid, blocks, s.relu_x);
-    pad_image(s.x, grid, blocks, s.relu_x, [](Vec<A> v) { return relu(v); });
-  }
-
   void load_source(Scratch& s, int state, int64_t image) {
     if (s.state == state && s.image == image) return;
-    load_image<T, A>(state_pixels(state, image), grids[state], C, s.x);
-    fill_relu(s, grids[state]);
+    const Grid& grid = grids[state];
+    const Pixels<const T> from = state_pixels(state, image);
+    clear_halo(grid, blocks, s.relu_x);
+    for_each_pixel<A>(grid, C, [&](int b, int h, int w, int used) {
+      const int pixel = h * grid.cols + w;
+      const T* at = from.data + pixel * from.stride + b * L;
+      prefetch(at, from.stride);
+      const Vec<A> x = load_lanes<T, A>(at, used);
+      put(s.x + (int64_t(b) * grid.pixels() + pixel) * L, x);
+      put(s.relu_x + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L, relu(x));
+    });
     s.state = state, s.image = image;
   }
 
@@ -208,8 +215,8 @@ template <class T> struct Call {
     for (int b = 0; b < blocks; ++b) {
       const A* x = s.x + int64_t(b) * grid.pixels() * L;
       A* to = z + int64_t(b) * out.pixels() * L;
-      if (t.op == EdgeOp::max_pool) max_pool(x, grid, edge_of(t).stride, out, to);
-      else avg_pool(x, grid, edge_of(t).stride, out, to);
+      if (t.op == EdgeOp::max_pool) max_pool(x, grid, edge_of(t).stride, out, s.columns, to);
+      else avg_pool(x, grid, edge_of(t).stride, out, s.columns, to);
     }
   }
 
@@ -232,44 +239,59 @@ template <class T> struct Call {
     }
   }
 
-  // v = relu(BN(W1 (D1 * relu(x)))), padded into s.v; from `v` where it is kept. Uses s.u and s.t.
+  // v = relu(BN(W1 (D1 * relu(x)))), padded into s.v; from `v` where it is kept. Else uses s.u and s.t.
   void load_second_input(Scratch& s, const EdgeTerm& t, int64_t image) {
-    clear_halo(out, blocks, s.v);
-    if (p.v != nullptr && p.training) {
-      load_image<T, A>(second_input<const T>(t, image), out, C, s.t);
-      pad_image(s.t, out, blocks, s.v, [](Vec<A> v) { return v; });
+    if (p.v == nullptr || !p.training) {
+      compute_second_input(s, t, image, false);
       return;
     }
-    compute_second_input(s, t, image);
-    pad_image(s.t, out, blocks, s.v, [](Vec<A> v) { return v; });
+    clear_halo(out, blocks, s.v);
+    const Pixels<const T> from = second_input<const T>(t, image);
+    for_each_pixel<A>(out, C, [&](int b, int h, int w, int used) {
+      const T* at = from.data + (h * out.cols + w) * from.stride + b * L;
+      prefetch(at, from.stride);
+      put(s.v + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L, load_lanes<T, A>(at, used));
+    });
   }
   template <class U> Pixels<U> second_input(const EdgeTerm& t, int64_t image) const {
     return {static_cast<T*>(p.v) + (t.input * p.images + image) * out.pixels() * C, C};
   }
-  // Unpadded, into s.t, rounded as it is stored.
-  void compute_second_input(Scratch& s, const EdgeTerm& t, int64_t image) {
+  // Rounded as it is stored, and stored if `keep`.
+  void compute_second_input(Scratch& s, const EdgeTerm& t, int64_t image, bool keep) {
     load_source(s, edge_of(t).source, image);
     const Half<A>& h = halves[t.half];
-    depthwise(s.relu_x, source_grid(t), h.taps, h.kernel, h.shift, out, blocks, s.u);
-    const Factor<A> factor{s.u, h.fold, C};
-    product(&factor, 1, out, blocks, h.bias, false, s.t);
-    for (int64_t i = 0; i < int64_t(width) * out.pixels(); i += L) {
-      Vec<A> v = relu(get(s.t + i));
-      if constexpr (!std::is_same_v<T, A>)
-        for (int l = 0; l < L; ++l) v[l] = load(store<T>(v[l]));
-      put(s.t + i, v);
-    }
+    clear_halo(out, blocks, s.v);
+    const Pixels<T> to = keep ? second_input<T>(t, image) : Pixels<T>{nullptr, 0};
+    centred_rows(s, h, image, false, [&](Rows rows, const Grid& part) {
+      const Factor<A> factor{s.u, h.fold, C};
+      product(&factor, 1, part, blocks, h.bias, false, s.t);
+      for_each_pixel<A>(rows, out.cols, C, [&](int b, int row, int w, int used) {
+        Vec<A> v = relu(get(s.t + (int64_t(b) * part.pixels() + (row - rows.first) * out.cols + w) * L));
+        if constexpr (!std::is_same_v<T, A>)
+          for (int l = 0; l < L; ++l) v[l] = load(store<T>(v[l]));
+        put(s.v + (int64_t(b) * out.padded() + out.inside() + row * out.pitch() + w) * L, v);
+        if (keep) store_lanes<T, A>(to.data + (row * out.cols + w) * to.stride + b * L, v, used);
+      });
+    });
   }
 
-  // u - mean(u) of a half, into s.u. Final halves of sep_convs need s.v.
-  void centred(Scratch& s, const Half<A>& h, int64_t image, bool reuse) {
-    if (reuse && keeps(h)) {
-      load_image<T, A>(kept_pixels<const T>(h, image), out, C, s.u);
-      return;
-    }
-    const bool second = h.final && h.term->op == EdgeOp::sep_conv;
-    depthwise(second ? s.v : s.relu_x, half_grid(h), h.taps, h.kernel, h.shift, out, blocks, s.u);
+  // u - mean(u) of a half, a few rows at a time in s.u: f(rows, grid of s.u). Kept ones are read where `reuse`,
+  // others computed from s.v (second half of a sep_conv) or s.relu_x.
+  template <class F> void centred_rows(Scratch& s, const Half<A>& h, int64_t image, bool reuse, F f) {
+    const bool second = h.final && h.term->op == EdgeOp::sep_conv, read = reuse && keeps(h);
+    for_each_rows<A>(out, blocks, [&](Rows rows) {
+      const Grid part{rows.count(), out.cols};
+      if (read) {
+        const Pixels<const T> kept = kept_pixels<const T>(h, image);
+        load_image<T, A>({kept.data + int64_t(rows.first) * out.cols * kept.stride, kept.stride}, part, C, s.u);
+      } else {
+        depthwise(second ? s.v : s.relu_x, half_grid(h), h.taps, h.kernel, h.shift, rows, out.cols, blocks, s.u);
+      }
+      f(rows, part);
+    });
   }
+  // The rows of an unpadded image.
+  A* rows_of(A* image, Rows rows) const { return image + int64_t(rows.first) * out.cols * L; }
   bool keeps(const Half<A>& h) const { return p.u != nullptr && h.kept >= 0; }
   template <class U> Pixels<U> kept_pixels(const Half<A>& h, int64_t image) const {
     return {static_cast<T*>(p.u) + (h.kept * p.images + image) * out.pixels() * C, C};

@@ -1,84 +1,132 @@
-// 3x3 pools of one image, channels in the lanes, borders as torch has them: outside pixels do not count.
+// 3x3 pools of one channel block, channels in the lanes; pixels outside of the image do not count, as in torch.
+// Separable: columns first, then rows.
 #pragma once
-
-#include <limits>
 
 #include "vector.h"
 
 namespace fastnas::FASTNAS_ISA {
 
-struct Window {
-  int top, bottom, left, right;
-  Window(int h, int w, int stride, const Grid& from)
-      : top(h * stride - 1 < 0 ? 0 : h * stride - 1),
-        bottom(h * stride + 2 > from.rows ? from.rows : h * stride + 2),
-        left(w * stride - 1 < 0 ? 0 : w * stride - 1),
-        right(w * stride + 2 > from.cols ? from.cols : w * stride + 2) {}
-  int count() const { return (bottom - top) * (right - left); }
-};
+// As torch: NaN wins.
+template <class V> V larger(V best, V v) { return (v > best) | (v != v) ? v : best; }
 
-// f(window, index of the output pixel) over all outputs.
-template <class F> void for_each_window(const Grid& from, const Grid& to, int stride, F f) {
-  for (int h = 0; h < to.rows; ++h)
-    for (int w = 0; w < to.cols; ++w) f(Window(h, w, stride, from), h * to.cols + w);
+// to[r][w] = combine of the up to three columns around w stride, over all rows.
+template <class A, class F> void pool_columns(const A* x, const Grid& from, int stride, int cols, A* to, F combine) {
+  constexpr int L = kLanes<A>;
+  for (int h = 0; h < from.rows; ++h) {
+    const A* row = x + int64_t(h) * from.cols * L;
+    for (int w = 0; w < cols; ++w) {
+      const int c = w * stride;
+      Vec<A> v = get(row + c * L);
+      if (c > 0) v = combine(get(row + (c - 1) * L), v);
+      if (c + 1 < from.cols) v = combine(v, get(row + (c + 1) * L));
+      put(to + (int64_t(h) * cols + w) * L, v);
+    }
+  }
 }
 
-// One channel block; x [pixels][lanes]. NaN wins, as in torch.
-template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* y) {
+// f(column, combine of the up to three rows around h stride, output row).
+template <class A, class F, class G>
+void pool_rows(const A* x, const Grid& from, int stride, const Grid& to, F combine, G f) {
   constexpr int L = kLanes<A>;
-  for_each_window(from, to, stride, [&](const Window& at, int out) {
-    Vec<A> best = splat<A>(-std::numeric_limits<A>::infinity());
-    for (int h = at.top; h < at.bottom; ++h)
-      for (int w = at.left; w < at.right; ++w) {
-        const Vec<A> v = get(x + (h * from.cols + w) * L);
-        best = (v > best) | (v != v) ? v : best;
-      }
-    put(y + out * L, best);
+  const int64_t pitch = int64_t(to.cols) * L;
+  for (int h = 0; h < to.rows; ++h) {
+    const A* row = x + h * stride * pitch;
+    const bool above = h * stride > 0, below = h * stride + 1 < from.rows;
+    for (int w = 0; w < to.cols; ++w) {
+      Vec<A> v = get(row + w * L);
+      if (above) v = combine(get(row - pitch + w * L), v);
+      if (below) v = combine(v, get(row + pitch + w * L));
+      f(h, w, v);
+    }
+  }
+}
+
+// Pixels that a window of one dimension covers.
+inline int covered(int at, int stride, int size) {
+  return 1 + (at * stride > 0) + (at * stride + 1 < size);
+}
+
+// x [pixels][lanes] of `from`, y of `to`; `spare` holds from.rows x to.cols.
+template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* spare, A* y) {
+  const auto combine = [](Vec<A> a, Vec<A> b) { return larger(a, b); };
+  pool_columns(x, from, stride, to.cols, spare, combine);
+  pool_rows(spare, from, stride, to, combine,
+            [&](int h, int w, Vec<A> v) { put(y + (int64_t(h) * to.cols + w) * kLanes<A>, v); });
+}
+
+template <class A> void avg_pool(const A* x, const Grid& from, int stride, const Grid& to, A* spare, A* y) {
+  const auto combine = [](Vec<A> a, Vec<A> b) { return a + b; };
+  pool_columns(x, from, stride, to.cols, spare, combine);
+  pool_rows(spare, from, stride, to, combine, [&](int h, int w, Vec<A> v) {
+    const int count = covered(h, stride, from.rows) * covered(w, stride, from.cols);
+    put(y + (int64_t(h) * to.cols + w) * kLanes<A>, v / A(count));
   });
 }
 
-template <class A> void avg_pool(const A* x, const Grid& from, int stride, const Grid& to, A* y) {
+// dx += the transpose of max_pool: dy goes to the first largest pixel in row-major order, to the last NaN if there
+// is one. Columns first, so that the row is chosen before the column. `best` and `d` hold from.rows x to.cols.
+template <class A>
+void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, const Grid& to, A* best, A* d, A* dx) {
   constexpr int L = kLanes<A>;
-  for_each_window(from, to, stride, [&](const Window& at, int out) {
-    Vec<A> sum{};
-    for (int h = at.top; h < at.bottom; ++h)
-      for (int w = at.left; w < at.right; ++w) sum += get(x + (h * from.cols + w) * L);
-    put(y + out * L, sum / A(at.count()));
-  });
+  const int64_t pitch = int64_t(to.cols) * L;
+  pool_columns(x, from, stride, to.cols, best, [](Vec<A> a, Vec<A> b) { return larger(a, b); });
+  memset(d, 0, sizeof(A) * from.rows * pitch);
+  for (int h = 0; h < to.rows; ++h) {
+    const int c = h * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.rows ? c + 1 : c;
+    for (int w = 0; w < to.cols; ++w) {
+      Vec<A> value = get(best + first * pitch + w * L), place = splat<A>(A(first));
+      for (int r = first + 1; r <= last; ++r) {
+        const Vec<A> v = get(best + r * pitch + w * L);
+        place = (v > value) | (v != v) ? splat<A>(A(r)) : place;
+        value = larger(value, v);
+      }
+      const Vec<A> g = get(dy + h * pitch + w * L);
+      for (int r = first; r <= last; ++r) {
+        A* at = d + r * pitch + w * L;
+        put(at, get(at) + (place == splat<A>(A(r)) ? g : Vec<A>{}));
+      }
+    }
+  }
+  for (int r = 0; r < from.rows; ++r) {
+    const A* row = x + int64_t(r) * from.cols * L;
+    A* to_row = dx + int64_t(r) * from.cols * L;
+    for (int w = 0; w < to.cols; ++w) {
+      const int c = w * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.cols ? c + 1 : c;
+      Vec<A> value = get(row + first * L), place = splat<A>(A(first));
+      for (int k = first + 1; k <= last; ++k) {
+        const Vec<A> v = get(row + k * L);
+        place = (v > value) | (v != v) ? splat<A>(A(k)) : place;
+        value = larger(value, v);
+      }
+      const Vec<A> g = get(d + r * pitch + w * L);
+      for (int k = first; k <= last; ++k)
+        put(to_row + k * L, get(to_row + k * L) + (place == splat<A>(A(k)) ? g : Vec<A>{}));
+    }
+  }
 }
 
-// dx += the transpose: dy goes to the first largest element in row-major order, to the last NaN if there is one.
-template <class A> void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, const Grid& to, A* dx) {
+// dx += the transpose of avg_pool. `d` holds from.rows x to.cols.
+template <class A>
+void avg_pool_transposed(const A* dy, const Grid& from, int stride, const Grid& to, A* d, A* dx) {
   constexpr int L = kLanes<A>;
-  for_each_window(from, to, stride, [&](const Window& at, int out) {
-    Vec<A> best = splat<A>(-std::numeric_limits<A>::infinity());
-    Vec<A> place = splat<A>(A(at.top * from.cols + at.left));
-    for (int h = at.top; h < at.bottom; ++h)
-      for (int w = at.left; w < at.right; ++w) {
-        const Vec<A> v = get(x + (h * from.cols + w) * L);
-        const auto wins = (v > best) | (v != v);
-        best = wins ? v : best;
-        place = wins ? splat<A>(A(h * from.cols + w)) : place;
-      }
-    const Vec<A> d = get(dy + out * L);
-    for (int h = at.top; h < at.bottom; ++h)
-      for (int w = at.left; w < at.right; ++w) {
-        A* to_x = dx + (h * from.cols + w) * L;
-        put(to_x, get(to_x) + (place == splat<A>(A(h * from.cols + w)) ? d : Vec<A>{}));
-      }
-  });
-}
-
-template <class A> void avg_pool_transposed(const A* dy, const Grid& from, int stride, const Grid& to, A* dx) {
-  constexpr int L = kLanes<A>;
-  for_each_window(from, to, stride, [&](const Window& at, int out) {
-    const Vec<A> d = get(dy + out * L) / A(at.count());
-    for (int h = at.top; h < at.bottom; ++h)
-      for (int w = at.left; w < at.right; ++w) {
-        A* to_x = dx + (h * from.cols + w) * L;
-        put(to_x, get(to_x) + d);
-      }
-  });
+  const int64_t pitch = int64_t(to.cols) * L;
+  memset(d, 0, sizeof(A) * from.rows * pitch);
+  for (int h = 0; h < to.rows; ++h) {
+    const int c = h * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.rows ? c + 1 : c;
+    for (int w = 0; w < to.cols; ++w) {
+      const int count = covered(h, stride, from.rows) * covered(w, stride, from.cols);
+      const Vec<A> g = get(dy + h * pitch + w * L) / A(count);
+      for (int r = first; r <= last; ++r) put(d + r * pitch + w * L, get(d + r * pitch + w * L) + g);
+    }
+  }
+  for (int r = 0; r < from.rows; ++r) {
+    A* to_row = dx + int64_t(r) * from.cols * L;
+    for (int w = 0; w < to.cols; ++w) {
+      const int c = w * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.cols ? c + 1 : c;
+      const Vec<A> g = get(d + r * pitch + w * L);
+      for (int k = first; k <= last; ++k) put(to_row + k * L, get(to_row + k * L) + g);
+    }
+  }
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -7,11 +7,12 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// One addend of a product: u [blocks][pixels][lanes] times matrix [channels of u][blocks out * lanes].
+// One addend of a product: u [blocks][plane][lanes] times matrix [channels of u][blocks out * lanes].
 template <class A> struct Factor {
   const A* u;
   const A* matrix;
   int channels;
+  int64_t plane = 0;  // pixels from block to block of u; 0: those of the product
 };
 
 template <class A, int pixels, int blocks>
@@ -26,8 +27,9 @@ inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int
     }
   for (int f = 0; f < count; ++f) {
     const A* column = factors[f].matrix + block * L;
+    const int64_t u_plane = factors[f].plane ? factors[f].plane : plane;
     for (int first = 0; first < factors[f].channels; first += L) {
-      const A* u = factors[f].u + (first / L * plane + pixel) * L;
+      const A* u = factors[f].u + (first / L * u_plane + pixel) * L;
       const int lanes = factors[f].channels - first < L ? factors[f].channels - first : L;
       for (int i = 0; i < lanes; ++i, column += width) {
         Vec<A> m[blocks];
@@ -81,14 +83,14 @@ void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, 
 }
 
 template <class A, int rows, int blocks>
-inline void outer_tile(const A* a, const A* b, int64_t pixels, A* sum, int width) {
+inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, A* sum, int width) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[rows][blocks];
   for (int i = 0; i < rows; ++i)
     for (int j = 0; j < blocks; ++j) acc[i][j] = get(sum + i * width + j * L);
   for (int64_t p = 0; p < pixels; ++p) {
     Vec<A> v[blocks];
-    for (int j = 0; j < blocks; ++j) v[j] = get(b + (j * pixels + p) * L);
+    for (int j = 0; j < blocks; ++j) v[j] = get(b + (j * b_plane + p) * L);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const A s = a[p * L + i];
@@ -99,10 +101,11 @@ inline void outer_tile(const A* a, const A* b, int64_t pixels, A* sum, int width
     for (int j = 0; j < blocks; ++j) put(sum + i * width + j * L, acc[i][j]);
 }
 
-// sum [channels of a][blocks of b * lanes] += sum_p a[p] b[p]^T; with `upper` only the lane blocks on and
-// above the diagonal (a is b then). Rows up to the next full lane block are written.
+// sum [channels of a][blocks of b * lanes] += sum_p a[p] b[p]^T over `pixels`; the planes of a and b may be larger.
+// With `upper` only the lane blocks on and above the diagonal (a is b then). Rows up to the next full tile are written.
 template <class A>
-void outer(const A* a, int a_channels, const A* b, int b_blocks, int64_t pixels, bool upper, A* sum) {
+void outer(const A* a, int a_channels, int64_t a_plane, const A* b, int b_blocks, int64_t b_plane, int64_t pixels,
+           bool upper, A* sum) {
   constexpr int L = kLanes<A>;
   const int width = b_blocks * L;
   for (int block = 0; block * L < a_channels; ++block) {
@@ -111,7 +114,7 @@ void outer(const A* a, int a_channels, const A* b, int b_blocks, int64_t pixels,
       constexpr int B = decltype(wide)::value;
       constexpr int budget = (kVectorRegisters == 32 ? 16 : 8) / B, rows = budget < L ? budget : L;
       for (int i = 0; i < L && block * L + i < a_channels; i += rows)
-        outer_tile<A, rows, B>(a + block * pixels * L + i, b + j * pixels * L, pixels,
+        outer_tile<A, rows, B>(a + block * a_plane * L + i, b + j * b_plane * L, b_plane, pixels,
                                sum + int64_t(block * L + i) * width + j * L, width);
       j += B;
     };

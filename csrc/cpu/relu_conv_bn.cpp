@@ -174,7 +174,7 @@ template <class T> struct Call {
       A* cross = crosses + (int64_t(group) * parts + part) * width * in_width;
       if (n == first_image(group)) std::fill_n(cross, int64_t(width) * in_width, A(0));
       input_of(s, part, s.u);
-      outer(s.z, C, s.u, in_blocks, out.pixels(), false, cross);
+      outer(s.z, C, out.pixels(), s.u, in_blocks, out.pixels(), out.pixels(), false, cross);
     }
     if (!p.dx) return;
     T* dx = static_cast<T*>(p.dx) + n * in.pixels() * in_C;

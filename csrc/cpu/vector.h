@@ -88,6 +88,17 @@ struct Grid {
   int inside() const { return kHalo * pitch() + kHalo; }  // first pixel of the image in a padded plane
 };
 
+// Some rows of an image. Kernels that follow one another run over a few rows at a time, which stay in L1.
+struct Rows {
+  int first, last;
+  int count() const { return last - first; }
+};
+template <class A, class F> void for_each_rows(const Grid& grid, int blocks, F f) {
+  constexpr int kBytes = 8192;
+  const int fit = kBytes / (grid.cols * blocks * kVectorBytes), step = fit < 1 ? 1 : fit;
+  for (int h = 0; h < grid.rows; h += step) f(Rows{h, h + step < grid.rows ? h + step : grid.rows});
+}
+
 // One image of a channels-last tensor: `stride` elements from pixel to pixel.
 template <class T> struct Pixels {
   T* data;
@@ -95,19 +106,27 @@ template <class T> struct Pixels {
 };
 
 // f(block, row, column, lanes in use) over an image.
-template <class A, class F> void for_each_pixel(const Grid& grid, int channels, F f) {
+template <class A, class F> void for_each_pixel(Rows rows, int cols, int channels, F f) {
   for (int b = 0; b < blocks_of<A>(channels); ++b) {
     const int used = channels - b * kLanes<A> < kLanes<A> ? channels - b * kLanes<A> : kLanes<A>;
-    for (int h = 0; h < grid.rows; ++h)
-      for (int w = 0; w < grid.cols; ++w) f(b, h, w, used);
+    for (int h = rows.first; h < rows.last; ++h)
+      for (int w = 0; w < cols; ++w) f(b, h, w, used);
   }
 }
+template <class A, class F> void for_each_pixel(const Grid& grid, int channels, F f) {
+  for_each_pixel<A>(Rows{0, grid.rows}, grid.cols, channels, f);
+}
+
+// Pixels ahead of a load: a slice of a concatenated tensor is a stream that the hardware follows badly.
+constexpr int kAhead = 24;
+template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }
 
 template <class T, class A> void load_image(Pixels<const T> from, const Grid& grid, int channels, A* to) {
   for_each_pixel<A>(grid, channels, [&](int b, int h, int w, int used) {
     const int pixel = h * grid.cols + w;
-    put(to + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>,
-        load_lanes<T, A>(from.data + pixel * from.stride + b * kLanes<A>, used));
+    const T* at = from.data + pixel * from.stride + b * kLanes<A>;
+    prefetch(at, from.stride);
+    put(to + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>, load_lanes<T, A>(at, used));
   });
 }
 
@@ -131,16 +150,6 @@ template <class A> void clear_halo(const Grid& grid, int blocks, A* padded) {
       memset(plane + (h + 1) * row - edge, 0, sizeof(A) * edge);
     }
   }
-}
-
-// f(value) of every pixel, into the inside of padded planes.
-template <class A, class F> void pad_image(const A* from, const Grid& grid, int blocks, A* padded, F f) {
-  for (int b = 0; b < blocks; ++b)
-    for (int h = 0; h < grid.rows; ++h) {
-      const A* row = from + (int64_t(b) * grid.pixels() + h * grid.cols) * kLanes<A>;
-      A* to = padded + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch()) * kLanes<A>;
-      for (int w = 0; w < grid.cols; ++w) put(to + w * kLanes<A>, f(get(row + w * kLanes<A>)));
-    }
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -54,6 +54,39 @@ class Backend(Protocol):
         needs_dw: bool,
     ) -> tuple[list[Tensor], Tensor]: ...
 
+    def mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+    def mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        training: bool,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        std: Tensor,
+        needs_dz: list[bool],
+        needs_dw: bool,
+    ) -> tuple[list[Tensor], Tensor]: ...
+
 
 BACKENDS: MutableMapping[str, Backend] = {
     backend.name: backend

@@ -156,9 +156,7 @@ class CpuBackend(NativeBackend):
             for p in (params if needs_dparams else [])
         ]
         into = dx[0].data_ptr() if dx else 0
-        self._run_relu_conv_bn(
-            "bwd", x, params, dparams, y, dy.data_ptr(), into, stats, True, eps
-        )
+        self._run_relu_conv_bn("bwd", x, params, dparams, y, dy.data_ptr(), into, stats, True, eps)
         return dx, dparams
 
     def _run_relu_conv_bn(

@@ -55,6 +55,56 @@ class EagerBackend:
         kept = [d.contiguous(memory_format=layout) for d, needed in zip(dx, needs_dx) if needed]
         return kept, dw.to(w.dtype)
 
+    def mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        given = None if mean is None or var is None else (mean.clone(), var.clone())
+        v, (mean, var) = reference.batch_norms(z, normed, eps, given)
+        std = reference.standard_deviations(z, noisy, form)
+        y = reference.mixed_sum(v, w, noisy, form, level, rng)
+        return y.contiguous(memory_format=common_format(z)), mean, var, std
+
+    def mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        training: bool,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        std: Tensor,
+        needs_dz: list[bool],
+        needs_dw: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        wide = mean.dtype
+        read = reference.terms_read(normed, training, needs_dz, needs_dw)
+        given = iter(z)
+        terms = [next(given).to(wide) if is_read else None for is_read in read]
+        dz, dw = reference.mixed_norm_sum_grads(
+            dy.to(wide), terms, w, normed, (mean, var), eps, training, needs_dz, needs_dw,
+            noisy, form, level, rng, std,
+        )  # fmt: skip
+        layout = common_format(z or [dy])
+        if dw is None:
+            dw = torch.empty(0, dtype=w.dtype, device=w.device)
+        return [d.to(dy.dtype).contiguous(memory_format=layout) for d in dz], dw.to(w.dtype)
+
     def mixed_edges_fwd(
         self,
         x: list[Tensor],

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastnas.backends.held import accumulation_dtype
 from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format
 from fastnas.backends.request import Request
+from fastnas.reference import terms_read
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,20 @@ class MixedSumNoise:
     std: Tensor
     channels: int
     pixels: int
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The batch norm of one call as kernels read it; mean and var are filled in training."""
+
+    normed: list[bool]
+    channels: int
+    pixels: int
+    channels_last: bool
+    training: bool
+    eps: float
+    mean: Tensor
+    var: Tensor
 
 
 class FusedBackend:
@@ -99,6 +114,117 @@ class FusedBackend:
         noise = MixedSumNoise(noisy, form, level, rng, std, *where)
         self.launch_mixed_sum_bwd(dy, x, wide_w, dx, dw, noise, partial)
         return [d for d in dx if d is not None], dw.to(w.dtype)
+
+    def norm_parts(self, like: Tensor, norm: Norm) -> int:
+        """Partial sums that a channel needs."""
+        raise NotImplementedError
+
+    def launch_mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        y: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        moments: Tensor,
+        partial: Tensor,
+    ) -> None:
+        """Fills y, norm.mean and norm.var in training, and noise.std where it has room."""
+        raise NotImplementedError
+
+    def launch_mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor | None],
+        w: Tensor,
+        dz: list[Tensor | None],
+        dw: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        partial: Tensor,
+    ) -> None:
+        """Fills each dz that is not None, and dw unless it is empty; z is None where not read."""
+        raise NotImplementedError
+
+    def mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        z, layout = in_common_format(z)
+        y = torch.empty_like(z[0], memory_format=layout)
+        training = mean is None or var is None
+        if mean is None or var is None:
+            size, dtype = (sum(normed), y.shape[1]), accumulation_dtype(y.dtype)
+            fresh = torch.empty if y.numel() else torch.zeros
+            mean, var = (fresh(size, dtype=dtype, device=y.device) for _ in range(2))
+        else:
+            mean, var = mean.clone(), var.clone()
+        std = _float64(y, len(noisy) if form == "gaussian_additive" else 0)
+        partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
+        noise = MixedSumNoise(noisy, form, level, rng, std, *channels_and_pixels(y, layout))
+        norm = _norm(y, layout, normed, training, eps, mean, var)
+        parts = self.norm_parts(y, norm) if training and y.numel() else 0
+        moments = _float64(y, 3 * parts * mean.numel())
+        self.launch_mixed_norm_sum_fwd(z, _accumulated(w, y), y, norm, noise, moments, partial)
+        return y, mean, var, std
+
+    def mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor],
+        w: Tensor,
+        normed: list[bool],
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        training: bool,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        std: Tensor,
+        needs_dz: list[bool],
+        needs_dw: bool,
+    ) -> tuple[list[Tensor], Tensor]:
+        layout = common_format(z or [dy])
+        dy = dy.contiguous(memory_format=layout)
+        given = iter(z)
+        terms = [
+            next(given).contiguous(memory_format=layout) if is_read else None
+            for is_read in terms_read(normed, training, needs_dz, needs_dw)
+        ]
+        wide_w = _accumulated(w, dy)
+        dw = wide_w.new_empty(w.numel() if needs_dw else 0)
+        dz = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dz]
+        noise = MixedSumNoise(noisy, form, level, rng, std, *channels_and_pixels(dy, layout))
+        norm = _norm(dy, layout, normed, training, eps, mean, var)
+        parts = self.norm_parts(dy, norm) if z and dy.numel() else 0
+        partial = _float64(dy, (w.numel() + 1) * parts * dy.shape[1])
+        self.launch_mixed_norm_sum_bwd(dy, terms, wide_w, dz, dw, norm, noise, partial)
+        return [d for d in dz if d is not None], dw.to(w.dtype)
+
+
+def _norm(
+    like: Tensor,
+    layout: torch.memory_format,
+    normed: list[bool],
+    training: bool,
+    eps: float,
+    mean: Tensor,
+    var: Tensor,
+) -> Norm:
+    channels, pixels = like.shape[1], like.shape[2:].numel()
+    last = layout != torch.contiguous_format
+    return Norm(normed, channels, pixels, last, training, eps, mean, var)
 
 
 def _accumulated(w: Tensor, like: Tensor) -> Tensor:

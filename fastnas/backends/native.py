@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnas.backends.fused import FusedBackend, MixedSumNoise
+from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
 
 DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
@@ -78,6 +79,71 @@ class NativeBackend(FusedBackend):
             self.launch_argument(dy),
         )
 
+    def norm_parts(self, like: Tensor, norm: Norm) -> int:
+        return self.module.mixed_norm_sum_parts(
+            like.numel(), norm.channels, norm.pixels, norm.channels_last
+        )
+
+    def launch_mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        y: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        moments: Tensor,
+        partial: Tensor,
+    ) -> None:
+        self.module.mixed_norm_sum_fwd(
+            y.numel(),
+            DTYPE_TAGS[y.dtype],
+            [t.data_ptr() for t in z],
+            w.data_ptr(),
+            partial.data_ptr(),
+            self._noise(noise),
+            self._norm(norm, moments),
+            y.data_ptr(),
+            self.launch_argument(y),
+        )
+
+    def launch_mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor | None],
+        w: Tensor,
+        dz: list[Tensor | None],
+        dw: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        partial: Tensor,
+    ) -> None:
+        self.module.mixed_norm_sum_bwd(
+            dy.numel(),
+            DTYPE_TAGS[dy.dtype],
+            _addresses(z),
+            w.data_ptr(),
+            self._noise(noise),
+            self._norm(norm, partial),
+            dy.data_ptr(),
+            _addresses(dz),
+            dw.data_ptr() if dw.numel() else 0,
+            self.launch_argument(dy),
+        )
+
+    def _norm(self, norm: Norm, partial: Tensor) -> Any:
+        rows = itertools.count()
+        return self.module.NormArguments(
+            [next(rows) if normed else -1 for normed in norm.normed],
+            norm.channels,
+            norm.pixels,
+            norm.channels_last,
+            norm.training,
+            norm.eps,
+            norm.mean.data_ptr(),
+            norm.var.data_ptr(),
+            partial.data_ptr(),
+        )
+
     def _noise(self, noise: MixedSumNoise) -> Any:
         if not noise.noisy:
             return self._no_noise
@@ -91,3 +157,7 @@ class NativeBackend(FusedBackend):
             noise.channels,
             noise.pixels,
         )
+
+
+def _addresses(tensors: list[Tensor | None]) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]

@@ -1,8 +1,10 @@
 """Modules: the mixed op, cell and search network on fused ops, and the network of a genotype."""
 
+from fastnas.nn.accelerate import Report, accelerate, decelerate
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
-from fastnas.nn.mixed_op import MixedOp, NoiseDraw
+from fastnas.nn.fused import NoiseDraw
+from fastnas.nn.mixed_op import MixedOp
 from fastnas.reference.eval_network import EvalNetwork, count_parameters
 
 __all__ = [
@@ -11,6 +13,9 @@ __all__ = [
     "EvalNetwork",
     "MixedOp",
     "NoiseDraw",
+    "Report",
     "SearchNetwork",
+    "accelerate",
     "count_parameters",
+    "decelerate",
 ]

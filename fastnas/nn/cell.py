@@ -1,24 +1,45 @@
-"""Cell and SearchNetwork: one `mixed_sum` per node, over all candidates of all its edges."""
+"""Cell and SearchNetwork: a cell is one `mixed_edges`, or, where it cannot be, `mixed_sum`s."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.nn.mixed_op import MixedOp, NoiseDraw, select
+from fastnas.backends import MEMORY
+from fastnas.nn.fused import NoiseDraw, can_run, run_cell
+from fastnas.nn.mixed_op import MixedOp, reading_of, select
+from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng
 
 
 class Cell(reference.Cell):
-    """`reference.Cell`, each node summed at once: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
+    """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
-    An edge's sum is never written and read again; of the edges into a node only the sum exists.
+    Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
+    only the sum exists, written into the cell's output. Others compute their candidates and sum a
+    node at once. Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'.
     """
 
     mixed_op = MixedOp
+    memory = "lean"
+
+    def parts(self) -> CellParts | str:
+        """The operations as the fused ops know them, or the first that they do not know."""
+        return cast(CellParts | str, reading_of(self).read(self))
+
+    def why_not_fused(self, s1: Tensor) -> str | None:
+        """Why a call on these states computes candidate by candidate, or None."""
+        parts = self.parts()
+        if isinstance(parts, str):
+            return parts
+        for op, edge in zip(self._ops, parts.edges):
+            reason = cast(MixedOp, op).refusal(edge)
+            if reason is not None:
+                return reason
+        return can_run(parts, s1, self.training)
 
     def forward(self, s0: Tensor, s1: Tensor, w: Tensor, draw: NoiseDraw | None = None) -> Tensor:
         """s0, s1 [N, C', H', W'], w [E, K] -> [N, nodes C, H, W].
@@ -31,10 +52,22 @@ class Cell(reference.Cell):
                 f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
                 " candidates"
             )
+        parts = self.parts()
+        if not isinstance(parts, str) and self.why_not_fused(s1) is None:
+            op = cast(MixedOp, self._ops[0])
+            return run_cell(
+                parts, s0, s1, w, training=self.training, noise=op.noise,
+                draw=draw or self._draw(op, w.device), memory=self.memory,
+            )  # fmt: skip
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         for node in range(self.nodes):
             states.append(self._node(node, states, w, draw))
         return torch.cat(states[2:], dim=1)
+
+    def _draw(self, op: MixedOp, device: torch.device) -> NoiseDraw | None:
+        if op.noise is None or not self.training:
+            return None
+        return NoiseDraw(op.noise.level(op.noise_amplitude, device), draw_rng(self.nodes, device))
 
     def _node(self, node: int, states: list[Tensor], w: Tensor, draw: NoiseDraw | None) -> Tensor:
         edges = self.edges_into(node)
@@ -55,6 +88,19 @@ class SearchNetwork(reference.SearchNetwork):
     """`reference.SearchNetwork` on fused cells; same arguments, state-dict names and results."""
 
     cell = Cell
+
+    def __init__(self, *args: Any, memory: str = "lean", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.set_memory(memory)
+
+    def set_memory(self, memory: str) -> None:
+        """What the fused cells hold for backward: "fast", "lean" or "minimal" (`mixed_edges`)."""
+        if memory not in MEMORY:
+            raise ValueError(f"memory is {memory!r}; allowed: {', '.join(MEMORY)}")
+        self.memory = memory
+        for module in self.modules():
+            if isinstance(module, Cell | MixedOp):
+                module.memory = memory
 
     def draw(self, device: torch.device | None = None) -> NoiseDraw | None:
         """The noise of one forward pass of the whole network, None where it draws none.

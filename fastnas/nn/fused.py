@@ -9,10 +9,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.mixed_op import NoiseDraw
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
 from fastnas.ops import OPS, choose_backend, mixed_edges, relu_conv_bn
 from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
+
+
+@dataclass(frozen=True)
+class NoiseDraw:
+    """What one forward pass draws with: the level on the device, and a Philox stream per node."""
+
+    level: Tensor
+    rng: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class Plan:
     def of(edges: Sequence[MixedOpParts], sources: Sequence[int], nodes: int, inputs: int) -> Plan:
         """Edges node by node, the edge e from state sources[e]."""
         targets = [0] if nodes == 1 and len(edges) == 1 else _targets(nodes, inputs)
-        rows, convs, norms = [], [], []
+        rows: list[Edge] = []
+        convs: list[nn.Conv2d] = []
+        norms: list[nn.BatchNorm2d] = []
         for edge, source, target in zip(edges, sources, targets):
             terms = []
             for k, candidate in enumerate(edge.candidates):
@@ -72,7 +81,7 @@ def plan_of(parts: CellParts | MixedOpParts) -> Plan:
 def can_run(
     parts: CellParts | MixedOpParts, x: Tensor, training: bool, backend: str | None = None
 ) -> str | None:
-    """Why the fused ops cannot serve a call on x, or None."""
+    """Why the fused ops cannot serve a call on x, the second state of a cell, or None."""
     if x.dim() != 4:
         return f"x has shape {list(x.shape)}; [N, C, H, W] is needed"
     if x.dtype not in OPS["mixed_edges"].dtypes["eager"]:
@@ -81,17 +90,15 @@ def can_run(
         return "autocast is on"
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    if any(norm.training != training for norm in parts.norms):
-        return "some batch norms are in training mode and some are not"
     if any(conv.weight.dtype != x.dtype for conv in plan_of(parts).convs[:1]):
         return f"x is {x.dtype}, the parameters are not"
-    if isinstance(parts, CellParts) or parts.stride == 2:
-        values = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
-    else:
-        values = x.shape[0] * x.shape[2] * x.shape[3]
+    stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
+    values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if training and values <= 1:
         return f"{values} value(s) per channel"
-    if choose_backend("mixed_edges", x, backend) == "eager" and backend != "eager":
+    if torch.compiler.is_compiling():
+        return None
+    if backend != "eager" and choose_backend("mixed_edges", x, backend) == "eager":
         return f"mixed_edges computes eagerly on {x.device.type}"
     return None
 
@@ -195,5 +202,3 @@ def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _count(norms: Sequence[nn.BatchNorm2d]) -> None:
     counters = [norm._buffers["num_batches_tracked"] for norm in norms]
     torch._foreach_add_([c for c in counters if c is not None], 1)
-
-

@@ -1,25 +1,21 @@
-"""MixedOp: all candidates of an edge, summed by one kernel."""
+"""MixedOp: all candidates of an edge at once, by `mixed_edges`, or computed and then summed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.nn.fused import NoiseDraw, can_run, run_edge
+from fastnas.nn.reading import Reading
+from fastnas.nn.recognise import MixedOpParts
 from fastnas.ops import draw_rng, mixed_sum
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero
-
-
-@dataclass(frozen=True)
-class NoiseDraw:
-    """What one forward pass draws with: the level on the device, and a Philox stream per node."""
-
-    level: Tensor
-    rng: Tensor
 
 
 @dataclass(frozen=True)
@@ -32,12 +28,38 @@ class Terms:
 
 
 class MixedOp(reference.MixedOp):
-    """`reference.MixedOp` with the weighted sum, its noise and its gradients in `mixed_sum`.
+    """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others on `mixed_sum`.
 
-    The `none` candidate costs nothing: it has no term, and its weight the gradient 0 that it has
-    in eager. (Eager's 0 x also turns an inf in x into NaN there; here only other candidates do.)
+    Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'. The `none`
+    candidate costs nothing: it has no term, and its weight the gradient 0 that it has in eager.
+    (Eager's 0 x also turns an inf in x into NaN there; here only other candidates do.)
     Arguments, state-dict names and results are those of `reference.MixedOp`.
     """
+
+    memory = "lean"
+
+    def parts(self) -> MixedOpParts | str:
+        """The candidates as the fused op knows them, or the first that it does not know."""
+        parts = cast(MixedOpParts | str, reading_of(self).read(self))
+        if not isinstance(parts, str) and parts.foreign:
+            return next(iter(parts.foreign.values()))
+        return parts
+
+    def why_not_fused(self, x: Tensor) -> str | None:
+        """Why a call on x computes candidate by candidate, or None."""
+        parts = self.parts()
+        if isinstance(parts, str):
+            return parts
+        return self.refusal(parts) or can_run(parts, x, self.training)
+
+    def refusal(self, parts: MixedOpParts) -> str | None:
+        """What the settings of this op ask that the fused op does not do, or None."""
+        if self.training and self.skip_drop_path:
+            return "skip_drop_path drops samples after the noise"
+        skips = [k for k, c in enumerate(parts.candidates) if c and c.name == "skip_connect"]
+        if self.noise is not None and list(self.skips) != skips:
+            return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
+        return None
 
     def terms(self, x: Tensor) -> Terms:
         """The outputs of the candidates on x, without `none`."""
@@ -79,6 +101,12 @@ class MixedOp(reference.MixedOp):
                 f"MixedOp: w has shape {list(w.shape)}; [{len(self._ops)}] is needed, one weight"
                 " per candidate"
             )
+        parts = self.parts()
+        if not isinstance(parts, str) and self.why_not_fused(x) is None:
+            return run_edge(
+                parts, x, w, training=self.training, noise=self.noise,
+                draw=self.draw(w.device) if self.noise is not None else None, memory=self.memory,
+            )  # fmt: skip
         terms = self.terms(x)
         return self.reduce(terms.outputs, select(w, terms.weight_index), terms.noisy, None)
 
@@ -86,6 +114,11 @@ class MixedOp(reference.MixedOp):
         if not noisy:
             return x
         return self.reduce([x], torch.ones(1, device=x.device), [0], None)
+
+
+def reading_of(module: nn.Module) -> Reading:
+    """The module's own, made at its first call."""
+    return cast(Reading, vars(module).setdefault("_reading", Reading()))
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:

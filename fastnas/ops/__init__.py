@@ -2,8 +2,17 @@
 
 from fastnas.ops.dispatch import choose_backend
 from fastnas.ops.mixed_edges import mixed_edges
+from fastnas.ops.mixed_norm_sum import mixed_norm_sum
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
 from fastnas.ops.relu_conv_bn import relu_conv_bn
 from fastnas.ops.table import OPS
 
-__all__ = ["OPS", "choose_backend", "draw_rng", "mixed_edges", "mixed_sum", "relu_conv_bn"]
+__all__ = [
+    "OPS",
+    "choose_backend",
+    "draw_rng",
+    "mixed_edges",
+    "mixed_norm_sum",
+    "mixed_sum",
+    "relu_conv_bn",
+]

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
+from fastnas.ops.checks import check_image, check_noise_tensors, check_same, check_statistics
 from fastnas.ops.dispatch import choose_backend, is_plain_call
-from fastnas.ops.mixed_sum import check_noise_tensors, draw_rng
-from fastnas.ops.relu_conv_bn import check_image, check_same, check_statistics
+from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
-from fastnas.ops.table import OPS
 from fastnas.reference import EdgeTable, SkipNoise
 
 torch.library.define(

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, accumulation_dtype
+from fastnas.ops.checks import check_image, check_same, check_statistics
 from fastnas.ops.dispatch import choose_backend, is_plain_call
 from fastnas.ops.running import Running, stack_running, update_running
-from fastnas.ops.table import OPS
 
 torch.library.define(
     "fastnas::relu_conv_bn_fwd",
@@ -64,9 +64,9 @@ torch.library.impl("fastnas::relu_conv_bn_bwd", "default", _bwd)
 def _fwd_fake(x: Tensor, params: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
     stride, C = len(params), sum(p.shape[0] for p in params)
     rows, cols = (-(-size // stride) for size in x.shape[2:])
-    y = torch.empty(
-        x.shape[0], C, rows, cols, dtype=x.dtype, device=x.device
-    ).contiguous(memory_format=torch.channels_last)
+    y = torch.empty(x.shape[0], C, rows, cols, dtype=x.dtype, device=x.device).contiguous(
+        memory_format=torch.channels_last
+    )
     return y, torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
@@ -152,7 +152,9 @@ def relu_conv_bn(
     _check(x, params, running, training)
     if not torch.compiler.is_compiling():
         backend = choose_backend("relu_conv_bn", x, backend)
-    given = None if training else stack_running([running], accumulation_dtype(x.dtype))[0]
+    given = None
+    if not training and running is not None:
+        given = stack_running([running], accumulation_dtype(x.dtype))[0]
     y, stats = _ReluConvBn.apply(x, given, eps, backend, *params)
     if training and running is not None:
         update_running([running], stats[None], y.numel() // y.shape[1], momentum)
@@ -174,41 +176,3 @@ def _check(x: Tensor, params: list[Tensor], running: Running | None, training: b
     stride = len(params)
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     check_statistics(op, training, running is not None, values, x, params)
-
-
-def check_image(op: str, name: str, x: Tensor) -> None:
-    """[N, C, H, W] of a dtype that the op has."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(x).__name__}; a Tensor is needed")
-    if x.dim() != 4:
-        raise ValueError(f"{op}: {name} has shape {list(x.shape)}; [N, C, H, W] is needed")
-    if x.dtype not in OPS[op].dtypes["eager"]:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS[op].dtypes["eager"])
-        raise TypeError(f"{op}: {name} is {x.dtype}; allowed: {allowed}")
-
-
-def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    """The dtype and device of x."""
-    if t.dtype != x.dtype:
-        raise TypeError(f"{op}: {name} is {t.dtype}, x is {x.dtype}; one dtype is needed")
-    if t.device != x.device:
-        raise ValueError(f"{op}: {name} is on {t.device}, x on {x.device}")
-
-
-def check_statistics(
-    op: str, training: bool, has_running: bool, values: int, x: Tensor, params: Sequence[Tensor]
-) -> None:
-    """What batch norm needs: more than one value a channel, or running statistics."""
-    if training and values <= 1:
-        raise ValueError(
-            f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"
-            " needed in training"
-        )
-    if training:
-        return
-    if not has_running:
-        raise ValueError(f"{op}: training is False and running is None; statistics are needed")
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params)):
-        raise ValueError(
-            f"{op}: training is False and a gradient is wanted; it has one in training only"
-        )

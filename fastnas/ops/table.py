@@ -26,6 +26,16 @@ OPS: dict[str, OpInfo] = {
         max_terms=128,
         absent={},
     ),
+    "mixed_norm_sum": OpInfo(
+        stem="mixed_norm_sum",
+        summary="y = sum_k w_k BN(z_k), and skips as in mixed_sum; dw and every dz_k in two passes",
+        dtypes={"eager": (*_GPU, torch.float64), "cpu": (*_GPU, torch.float64)},
+        max_terms=128,
+        absent={
+            "cuda": "the GPU kernels of this op come with the CUDA mixed_edges",
+            "triton": "the GPU kernels of this op come with the CUDA mixed_edges",
+        },
+    ),
     "mixed_edges": OpInfo(
         stem="mixed_edges",
         summary="the nodes of a DARTS cell straight from its states, batch norm folded in",

@@ -2,6 +2,12 @@
 
 from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
 from fastnas.reference.mixed_edges import mixed_edges
+from fastnas.reference.mixed_norm_sum import (
+    batch_norms,
+    mixed_norm_sum,
+    mixed_norm_sum_grads,
+    terms_read,
+)
 from fastnas.reference.mixed_sum import (
     mixed_sum,
     mixed_sum_grads,
@@ -22,13 +28,17 @@ __all__ = [
     "SearchNetwork",
     "SkipNoise",
     "Weights",
+    "batch_norms",
     "cosine_decay",
     "mixed_edges",
+    "mixed_norm_sum",
+    "mixed_norm_sum_grads",
     "mixed_sum",
     "mixed_sum_grads",
     "relu_conv_bn",
     "search_step",
     "skip_noise",
     "standard_deviations",
+    "terms_read",
     "weighted_sum",
 ]

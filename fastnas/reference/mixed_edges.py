@@ -106,7 +106,7 @@ def mixed_edges(
                 y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
                 ordinal += 1
             outputs.append(w[table.edges.index(edge), term.weight].to(y.dtype) * y)
-        states.append(sum(outputs) if outputs else _zeros(states, table, node))
+        states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
     return torch.cat(states[table.inputs :], dim=1)
 
 

@@ -49,5 +49,3 @@ def relu_conv_bn(
     u = F.relu(x)
     z = F.conv2d(u, params[0]) if len(params) == 1 else strided_pair(u, params)
     return batch_norm(z, stats, training, eps)
-
-

@@ -1,0 +1,94 @@
+// Tiles that stay in L1, their skip noise and its standard deviations: shared by mixed_sum and mixed_norm_sum.
+#pragma once
+
+#include "../formulas/mixed_sum.h"
+#include "noise.h"
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+constexpr int64_t kTile = 1024;  // 4 KiB of fp32: dy, four terms and the sum fit a 32 KiB L1
+static_assert(kBlock % kTile == 0 && kTile % 4 == 0 && kTile <= kDrawTile);
+
+// A tile in the accumulation dtype: where it lies if it is that already, else converted.
+template <class T, class A>
+const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
+  const T* src = static_cast<const T*>(base) + begin;
+  if constexpr (std::is_same_v<T, A>) {
+    return src;
+  } else {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = load(src[i]);
+    return scratch;
+  }
+}
+
+// The draws of the elements [begin, begin + count) in memory order.
+template <class A>
+void draw_tile(const MixedSumParams& p, int ordinal, int64_t begin, int64_t count, A* d) {
+  const Draw<A> draw(p, ordinal);
+  if (p.channels == 0) {
+    const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;
+    quads(draw, begin / 4, (count + 3) / 4, d);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) d[i] = draw.element(uint64_t(logical_index(p, begin + i)));
+}
+
+template <class A>
+void apply_draw(bool multiplicative, const A* x, const A* d, int64_t count, A* v) {
+  for (int64_t i = 0; i < count; ++i) v[i] = mixed_value(multiplicative, x[i], d[i]);
+}
+
+// Two passes over a tile that lies in L1: exact where one pass would cancel (mean 100 std away).
+template <class T, class A>
+Moments tile_moments(const void* x, int64_t begin, int64_t count) {
+  alignas(64) A scratch[kTile];
+  const A* v = load_tile<T, A>(x, begin, count, scratch);
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += v[i];
+  const A mean = sum / A(count);
+  A squares = 0, rest = 0;
+#pragma omp simd reduction(+ : squares, rest)
+  for (int64_t i = 0; i < count; ++i) {
+    const A delta = v[i] - mean;
+    squares += delta * delta;
+    rest += delta;
+  }
+  const double correction = double(rest) / double(count);
+  return {double(count), double(mean) + correction, double(squares) - double(rest) * correction};
+}
+
+// f(tile begin, tile size, block index) over all tiles; the tiles of a block stay on one thread.
+template <class F>
+void for_each_tile(const MixedSumParams& p, F f) {
+  const int64_t blocks = block_count(p.n);
+  const int threads = int(blocks < p.threads ? blocks : p.threads);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t end = (block + 1) * kBlock < p.n ? (block + 1) * kBlock : p.n;
+    for (int64_t begin = block * kBlock; begin < end; begin += kTile)
+      f(begin, end - begin < kTile ? end - begin : kTile, block);
+  }
+}
+
+template <class T, class A>
+void standard_deviations(const MixedSumParams& p) {
+  for (int k = 0; k < p.terms; ++k) {
+    if (p.ordinal[k] < 0) continue;
+    double* partial = p.partial + 3 * block_count(p.n) * p.ordinal[k];
+    for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
+      double* part = partial + 3 * block;
+      const Moments so_far = begin == block * kBlock ? Moments{} : Moments{part[0], part[1], part[2]};
+      const Moments m = merge(so_far, tile_moments<T, A>(p.x[k], begin, count));
+      part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
+    });
+    Moments total;
+    for (int64_t b = 0; b < block_count(p.n); ++b)
+      total = merge(total, {partial[3 * b], partial[3 * b + 1], partial[3 * b + 2]});
+    p.std[p.ordinal[k]] = unbiased_std(total);
+  }
+}
+
+}  // namespace
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,24 @@
+// y = sum_k w_k v_k,  v_k = (z_k - mu_k) r_k,  mu, var of z_k per channel, r = (var + eps)^-1/2;  not normed: as mixed_sum
+// dz_k = w_k r_k (dy - mean(dy) - v_k mean(dy v_k)),  dw_k = <dy, v_k>.  Given statistics: dz_k = w_k r_k dy
+#pragma once
+
+#include "mixed_sum.h"
+
+namespace fastnas {
+
+template <class A> FASTNAS_HD A reciprocal_std(A var, A eps) { return A(1) / A(sqrt(var + eps)); }
+
+// w v of a normed element, scale = w r: z - mu first, where the two are large the rest is exact.
+template <class A> FASTNAS_HD A scaled_norm(A scale, A z, A mean) { return scale * (z - mean); }
+
+// w r^2 mean(dy v), from mean(dy (z - mu)). Eager takes means of w dy: NaN where w is inf, as w - w is.
+template <class A> FASTNAS_HD A norm_slope(A w, A r, A mean_product) {
+  return w * r * (r * r * mean_product) + (w - w);
+}
+
+// dz of a normed element.
+template <class A> FASTNAS_HD A norm_dz(A scale, A dy, A mean_dy, A slope, A z, A mean) {
+  return scale * (dy - mean_dy) - slope * (z - mean);
+}
+
+}  // namespace fastnas

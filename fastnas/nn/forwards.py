@@ -1,0 +1,212 @@
+"""The forwards that `accelerate` gives to the cells and mixed ops of a network.
+
+Each is called as `forward(module, settings, ...)` with the arguments of the module's own forward,
+and falls back on that where the fused ops cannot serve the call.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.nn.fused import can_run, run_cell, run_edge
+from fastnas.nn.mixed_op import select
+from fastnas.nn.reading import Reading
+from fastnas.nn.recognise import (
+    CellParts,
+    MixedOpParts,
+    candidate_modules,
+    hooks,
+    is_cell,
+    layers_of,
+)
+from fastnas.ops import mixed_norm_sum, mixed_sum
+
+logger = logging.getLogger("fastnas")
+
+
+@dataclass
+class Settings:
+    """Arguments of a replaced forward."""
+
+    memory: str
+    backend: str | None
+    reading: Reading = field(default_factory=Reading)
+
+
+@functools.lru_cache(maxsize=64)
+def _say_once(called: str, reason: str) -> None:
+    logger.warning("fastnas: %s runs its own forward: %s", called, reason)
+
+
+def _own_forward(module: nn.Module, args: Any, kwargs: Any, reason: str) -> Any:
+    _say_once(type(module).__name__, reason)
+    return type(module).forward(module, *args, **kwargs)
+
+
+def _as_tensor(w: Any, like: Tensor) -> Tensor:
+    """Mixing weights: a tensor, or nested lists of 0-dim tensors or numbers."""
+    if isinstance(w, Tensor):
+        return w
+    if isinstance(w, list | tuple):
+        return torch.stack([_as_tensor(v, like) for v in w])
+    return torch.as_tensor(w, dtype=like.dtype, device=like.device)
+
+
+def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, ...] | str:
+    """(s0, s1, w [E, K]) of a cell, (x, w [K]) of a mixed op, or why the call is another."""
+    if kwargs:
+        bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+        args, kwargs = bound.args[1:], bound.kwargs
+    ops = candidate_modules(module)
+    count, shape = 2, [len(ops)]
+    if is_cell(module):
+        count, shape = 3, [len(ops), len(candidate_modules(ops[0]))]
+    if kwargs or len(args) != count:
+        return f"called with {len(args) + len(kwargs)} arguments; {count} are fused"
+    *x, w = args
+    if not all(isinstance(state, Tensor) for state in x):
+        return "its input is not a tensor"
+    if torch.is_autocast_enabled(x[0].device.type):
+        return "autocast is on"
+    w = _as_tensor(w, x[0])
+    if list(w.shape) != shape:
+        return f"the mixing weights have shape {list(w.shape)}; {shape} is fused"
+    return (*x, w)
+
+
+def _fusible(
+    module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
+) -> tuple[CellParts | MixedOpParts, tuple[Tensor, ...]] | str:
+    inputs = _inputs(module, args, kwargs)
+    if isinstance(inputs, str):
+        return inputs
+    parts = settings.reading.read(module)
+    if isinstance(parts, str):
+        return parts
+    refusal = can_run(parts, inputs[-2], module.training, settings.backend)
+    return (parts, inputs) if refusal is None else refusal
+
+
+def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
+    """The whole cell fused, preprocessing and concatenation included."""
+    found = _fusible(module, settings, args, kwargs)
+    if isinstance(found, str):
+        return _own_forward(module, args, kwargs, found)
+    parts, (s0, s1, w) = found
+    return run_cell(
+        cast(CellParts, parts),
+        s0,
+        s1,
+        w,
+        training=module.training,
+        memory=settings.memory,
+        backend=settings.backend,
+    )
+
+
+def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
+    """Recognised candidates fused; foreign ones by their own modules, in order, and added."""
+    found = _fusible(module, settings, args, kwargs)
+    if isinstance(found, str):
+        return _own_forward(module, args, kwargs, found)
+    parts, (x, w) = cast(tuple[MixedOpParts, tuple[Tensor, Tensor]], found)
+    y = run_edge(
+        parts,
+        x,
+        w,
+        training=module.training,
+        memory=settings.memory,
+        backend=settings.backend,
+    )
+    if not parts.foreign:
+        return y
+    ops, foreign = candidate_modules(module), list(parts.foreign)
+    w = torch.cat([w.new_ones(1), select(w, foreign)])
+    return _mix([y, *(ops[k](x) for k in foreign)], w, settings.backend)
+
+
+def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
+    """Every candidate by its own module, but for the batch norm that some end in."""
+    inputs = _inputs(module, args, kwargs)
+    if isinstance(inputs, str):
+        return _own_forward(module, args, kwargs, inputs)
+    x, w = inputs
+    ops = candidate_modules(module)
+    norms = _final_norms(ops, module.training)
+    z = [_run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
+    if not norms or not _is_one_batch(z):
+        outputs = [norms[k](z_k) if k in norms else z_k for k, z_k in enumerate(z)]
+        return _mix(outputs, w, settings.backend)
+    first = next(iter(norms.values()))
+    if module.training:
+        for norm in norms.values():
+            cast(Tensor, norm.num_batches_tracked).add_(1)
+    running = [_running(norms[k]) if k in norms else None for k in range(len(ops))]
+    return mixed_norm_sum(
+        z,
+        w,
+        normed=[k in norms for k in range(len(ops))],
+        eps=first.eps,
+        running=running,
+        momentum=cast(float, first.momentum),
+        training=module.training,
+        backend=settings.backend,
+    )
+
+
+def _mix(outputs: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
+    """mixed_sum, or the eager sum where the outputs do not have one shape, dtype and device."""
+    alike = {(y.shape, y.dtype, y.device) for y in outputs}
+    if len(alike) == 1 and outputs[0].device == w.device:
+        return mixed_sum(outputs, w, backend=backend)
+    return cast(Tensor, sum(w_k * y for w_k, y in zip(w, outputs)))
+
+
+def _is_one_batch(z: Sequence[Tensor]) -> bool:
+    """Whether the terms are alike, [N, C, H, W] with more than one value per channel."""
+    first = z[0]
+    alike = {(z_k.shape, z_k.dtype, z_k.device) for z_k in z}
+    return len(alike) == 1 and first.dim() == 4 and first.numel() > first.shape[1]
+
+
+def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
+    """The batch norm that an operation ends in, if it can be computed apart from the rest."""
+    layers = layers_of(op)
+    norm = layers[-1] if layers else None
+    if type(norm) is not nn.BatchNorm2d or norm.affine or norm.momentum is None:
+        return None
+    if not norm.track_running_stats or norm.running_mean is None:
+        return None
+    passed_over = (op, norm) if type(op) is nn.Sequential else (op, op.op, norm)
+    if any("forward" in vars(m) or any(hooks(m)) for m in cast(tuple[nn.Module, ...], passed_over)):
+        return None
+    return norm
+
+
+def _final_norms(ops: Sequence[nn.Module], training: bool) -> dict[int, nn.BatchNorm2d]:
+    """Index to batch norm, of those that are in the mode of the mixed op and like the first."""
+    found = {k: norm for k, op in enumerate(ops) if (norm := final_norm(op)) is not None}
+    found = {k: norm for k, norm in found.items() if norm.training == training}
+    like = next(((norm.eps, norm.momentum) for norm in found.values()), None)
+    return {k: norm for k, norm in found.items() if (norm.eps, norm.momentum) == like}
+
+
+def _run_to_norm(op: nn.Module, x: Tensor) -> Tensor:
+    for layer in layers_of(op)[:-1]:
+        x = layer(x)
+    return x
+
+
+def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+
+
+FORWARDS = (cell_forward, edge_forward, sum_forward)

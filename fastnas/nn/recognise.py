@@ -1,0 +1,405 @@
+"""Reads a search network's own modules by structure: candidates, mixed ops, cells.
+
+The classes of the network do not matter, only the layers they are made of, as quark0/darts
+``cnn/operations.py`` and ``model_search.py`` lay them out. Each reader returns what it found, or
+the reason why the module is something else. What a module's own ``forward`` makes of its layers
+cannot be read here; `accelerate` runs it and compares.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar, cast
+
+from torch import nn
+
+Read = TypeVar("Read")
+PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
+
+_DIL_CONV = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
+_SEP_CONV = _DIL_CONV + _DIL_CONV
+_RELU_CONV_BN = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
+_POOLS: dict[type, str] = {nn.MaxPool2d: "max_pool_3x3", nn.AvgPool2d: "avg_pool_3x3"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An operation of the DARTS search network.
+
+    Args:
+        name: one of `fastnas.spaces.OPS`: none, a pool, skip_connect, sep_conv_*, dil_conv_*.
+        stride: 1 or 2.
+        convs: sep_conv: depthwise, pointwise, depthwise, pointwise; dil_conv: depthwise,
+            pointwise; skip_connect at stride 2: conv_1, conv_2; else none.
+        norms: in the order of the data; two in sep_conv, none in `none` and the identity, else one.
+    """
+
+    name: str
+    stride: int
+    convs: tuple[nn.Conv2d, ...] = ()
+    norms: tuple[nn.BatchNorm2d, ...] = ()
+
+
+@dataclass(frozen=True)
+class MixedOpParts:
+    """The candidates of an edge.
+
+    Args:
+        candidates: None where one is foreign.
+        foreign: index of each foreign candidate to what makes it so.
+        stride: of all recognised candidates; 1 if there is none.
+        norms: all batch norms of the recognised candidates.
+    """
+
+    candidates: tuple[Candidate | None, ...]
+    foreign: Mapping[int, str]
+    stride: int
+    norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        norms = tuple(norm for c in self.candidates if c is not None for norm in c.norms)
+        object.__setattr__(self, "norms", norms)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What a cell does to the output of a cell before it: ReLU, 1x1 convolution(s), batch norm."""
+
+    kind: PreprocessKind
+    convs: tuple[nn.Conv2d, ...]
+    norm: nn.BatchNorm2d
+
+
+@dataclass(frozen=True)
+class CellParts:
+    """A cell all of whose candidates are recognised.
+
+    Args:
+        preprocess0, preprocess1: of the outputs of the two cells before.
+        edges: node-major, E = 2 + 3 + 4 + ...
+        nodes: intermediate ones; the output concatenates them all.
+        norms: all batch norms of the cell.
+    """
+
+    preprocess0: Preprocess
+    preprocess1: Preprocess
+    edges: tuple[MixedOpParts, ...]
+    nodes: int
+    norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        candidates = tuple(norm for edge in self.edges for norm in edge.norms)
+        norms = (self.preprocess0.norm, self.preprocess1.norm, *candidates)
+        object.__setattr__(self, "norms", norms)
+
+
+class _Foreign(Exception):
+    """The module is not what it was read as; the message says why."""
+
+
+def _need(condition: bool, reason: str) -> None:
+    if not condition:
+        raise _Foreign(reason)
+
+
+def _or_reason(read: Callable[[nn.Module], Read]) -> Callable[[nn.Module], Read | str]:
+    @functools.wraps(read)
+    def read_or_reason(module: nn.Module) -> Read | str:
+        try:
+            return read(module)
+        except _Foreign as foreign:
+            return str(foreign)
+
+    return read_or_reason
+
+
+def hooks(module: nn.Module) -> tuple[Mapping[int, object], ...]:
+    """The hooks that a call of this very module runs, and a fused call would not."""
+    return (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+
+
+def _need_plain(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        who = type(part).__name__ + (f" ({name})" if name else "")
+        _need(not any(hooks(part)), f"{who} has hooks")
+        _need("forward" not in vars(part), f"{who} has a forward of its own instance")
+
+
+def _is_bare(module: nn.Module) -> bool:
+    return not (module._modules or module._parameters or module._buffers)
+
+
+def layers_of(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of an nn.Sequential, or of a module that has nothing but one named `op`."""
+    own = module._parameters or module._buffers
+    if not own and list(module._modules) == ["op"]:
+        module = cast(nn.Module, module.op)
+    return tuple(module) if type(module) is nn.Sequential else ()
+
+
+def _kinds(layers: Iterable[nn.Module]) -> tuple[type[nn.Module], ...]:
+    return tuple(type(layer) for layer in layers)
+
+
+def _need_fields(layer: nn.Module, what: str, **needed: object) -> None:
+    for attribute, value in needed.items():
+        given = getattr(layer, attribute)
+        _need(given == value, f"{what} has {attribute} {given}; {value} is needed")
+
+
+def _need_conv(
+    conv: nn.Conv2d,
+    what: str,
+    C_in: int,
+    C_out: int,
+    kernel: int = 1,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> None:
+    _need_fields(
+        conv,
+        what,
+        in_channels=C_in,
+        out_channels=C_out,
+        kernel_size=(kernel, kernel),
+        stride=(stride, stride),
+        padding=(padding, padding),
+        dilation=(dilation, dilation),
+        groups=groups,
+        padding_mode="zeros",
+    )
+    _need(conv.bias is None, f"{what} has a bias")
+
+
+def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
+    needed = {"num_features": channels, "affine": False, "track_running_stats": True}
+    _need_fields(norm, "batch norm", **needed)
+    _need(norm.running_mean is not None, "batch norm has no running statistics")
+    momentum = norm.momentum
+    _need(momentum is not None, "batch norm has momentum None; a number is needed")
+
+
+def _need_relu(relu: nn.ReLU) -> None:
+    _need(not relu.inplace, "its first ReLU overwrites the input that other operations read")
+
+
+def _need_alike(norms: Iterable[nn.BatchNorm2d]) -> None:
+    norms = list(norms)
+    for attribute in ("num_features", "eps", "momentum"):
+        values = sorted({getattr(norm, attribute) for norm in norms})
+        given = ", ".join(str(value) for value in values)
+        _need(len(values) <= 1, f"batch norms differ in {attribute}: {given}")
+    _need(len(set(norms)) == len(norms), "a batch norm is used more than once")
+
+
+def _stride(layer: nn.Module) -> int:
+    stride = layer.stride
+    stride = stride[0] if isinstance(stride, tuple) else stride
+    _need(stride in (1, 2), f"stride is {stride}; 1 or 2 is needed")
+    return cast(int, stride)
+
+
+def _separable(layers: tuple[nn.Module, ...], stride: int, dilation: int) -> None:
+    """ReLU, depthwise, pointwise, batch norm."""
+    depthwise, pointwise = cast(tuple[nn.Conv2d, nn.Conv2d], layers[1:3])
+    C, kernel = depthwise.in_channels, depthwise.kernel_size[0]
+    padding = dilation * (kernel // 2)
+    _need_conv(depthwise, "depthwise convolution", C, C, kernel, stride, padding, dilation, C)
+    _need_conv(pointwise, "pointwise convolution", C, C)
+    _need_norm(cast(nn.BatchNorm2d, layers[3]), C)
+
+
+def _conv_candidate(layers: tuple[nn.Module, ...]) -> Candidate:
+    kind, dilation, kernels = ("dil", 2, (3, 5)) if len(layers) == 4 else ("sep", 1, (3, 5, 7))
+    convs = tuple(layer for layer in layers if isinstance(layer, nn.Conv2d))
+    kernel, stride = convs[0].kernel_size[0], _stride(convs[0])
+    _need(kernel in kernels, f"{kind}_conv has kernel {kernel}; one of {kernels} is needed")
+    _need_relu(cast(nn.ReLU, layers[0]))
+    _separable(layers[:4], stride, dilation)
+    if kind == "sep":
+        _separable(layers[4:], 1, dilation)
+        _need_fields(convs[2], "depthwise convolution", kernel_size=(kernel, kernel))
+    norms = tuple(layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
+    _need_alike(norms)
+    return Candidate(f"{kind}_conv_{kernel}x{kernel}", stride, convs, norms)
+
+
+def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
+    def size(value: int | tuple[int, ...]) -> tuple[int, ...]:
+        return (value, value) if isinstance(value, int) else tuple(value)
+
+    name, stride = _POOLS[type(pool)], _stride(pool)
+    for attribute, needed in (("kernel_size", 3), ("stride", stride), ("padding", 1)):
+        given = size(cast(int, getattr(pool, attribute)))
+        _need(given == size(needed), f"{name} has {attribute} {given}; {size(needed)} is needed")
+    needs: dict[str, object]
+    if isinstance(pool, nn.MaxPool2d):
+        needs = {"dilation": 1, "return_indices": False, "ceil_mode": False}
+    else:
+        needs = {"count_include_pad": False, "divisor_override": None, "ceil_mode": False}
+    _need_fields(pool, name, **needs)
+    _need_norm(norm, norm.num_features)
+    return Candidate(name, stride, (), (norm,))
+
+
+def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d] | None:
+    """conv_1 and conv_2, batch norm: y = BN(concat[conv_1(u), conv_2(shifted u)]), u = relu(x)."""
+    parts = module._modules
+    if set(parts) != {"relu", "conv_1", "conv_2", "bn"}:
+        return None
+    relu, *convs, norm = (parts[name] for name in ("relu", "conv_1", "conv_2", "bn"))
+    kinds = _kinds(cast(list[nn.Module], [relu, *convs, norm]))
+    _need(
+        kinds == (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d),
+        f"{type(module).__name__} has relu, conv_1, conv_2, bn of other types than DARTS",
+    )
+    relu, norm = cast(nn.ReLU, relu), cast(nn.BatchNorm2d, norm)
+    conv_1, conv_2 = cast(list[nn.Conv2d], convs)
+    _need_relu(relu)
+    _need(norm.num_features % 2 == 0, f"{norm.num_features} channels; an even number is needed")
+    for conv in (conv_1, conv_2):
+        _need_conv(conv, "convolution", conv_1.in_channels, norm.num_features // 2, stride=2)
+    _need_norm(norm, norm.num_features)
+    return (conv_1, conv_2), norm
+
+
+@_or_reason
+def candidate(module: nn.Module) -> Candidate | str:
+    """A candidate of the DARTS search network, or the reason why the module is not one.
+
+    Identity and Zero have no layers to be told by: they are modules without parameters and
+    children whose class has that name.
+    """
+    _need_plain(module)
+    called = type(module).__name__
+    if _is_bare(module) and called == "Identity":
+        return Candidate("skip_connect", 1)
+    if _is_bare(module) and called == "Zero" and hasattr(module, "stride"):
+        return Candidate("none", _stride(module))
+    reduce = _factorized_reduce(module)
+    if reduce is not None:
+        convs, norm = reduce
+        _need_fields(convs[0], "convolution", in_channels=norm.num_features)
+        return Candidate("skip_connect", 2, convs, (norm,))
+    layers = layers_of(module)
+    kinds = _kinds(layers)
+    if kinds in (_DIL_CONV, _SEP_CONV):
+        return _conv_candidate(layers)
+    if len(kinds) == 2 and kinds[0] in _POOLS and kinds[1] is nn.BatchNorm2d:
+        return _pool_candidate(layers[0], cast(nn.BatchNorm2d, layers[1]))
+    raise _Foreign(f"{called} is not laid out as an operation of DARTS")
+
+
+def candidate_modules(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of the ModuleList `_ops`; none where there is no such list."""
+    ops = module._modules.get("_ops")
+    return tuple(ops) if isinstance(ops, nn.ModuleList) else ()
+
+
+@_or_reason
+def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
+    """The candidates of a mixed op (it has a ModuleList `_ops`), or why it is not one."""
+    ops = candidate_modules(module)
+    _need(bool(ops), f"{type(module).__name__} has no ModuleList `_ops` of candidates")
+    read = [candidate(op) for op in ops]
+    candidates = tuple(None if isinstance(c, str) else c for c in read)
+    foreign = {k: c for k, c in enumerate(read) if isinstance(c, str)}
+    strides = {c.stride for c in candidates if c is not None}
+    _need(len(strides) <= 1, f"candidates differ in stride: {sorted(strides)}")
+    parts = MixedOpParts(candidates, foreign, max(strides, default=1))
+    _need_alike(parts.norms)
+    return parts
+
+
+@_or_reason
+def preprocess(module: nn.Module) -> Preprocess | str:
+    """The preprocessing of a cell's input, or why the module is something else."""
+    _need_plain(module)
+    reduce = _factorized_reduce(module)
+    if reduce is not None:
+        return Preprocess("factorized_reduce", *reduce)
+    layers = layers_of(module)
+    called = type(module).__name__
+    _need(
+        _kinds(layers) == _RELU_CONV_BN,
+        f"{called} is neither ReLU, 1x1 convolution, batch norm nor a factorized reduction",
+    )
+    relu, conv, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.BatchNorm2d], layers)
+    _need_relu(relu)
+    _need_conv(conv, "convolution", conv.in_channels, norm.num_features)
+    _need_norm(norm, norm.num_features)
+    return Preprocess("relu_conv_bn", (conv,), norm)
+
+
+def is_cell(module: nn.Module) -> bool:
+    """Whether the module has what a cell has: preprocess0, preprocess1, a ModuleList `_ops`."""
+    named = {"preprocess0", "preprocess1"} <= set(module._modules)
+    return named and isinstance(module._modules.get("_ops"), nn.ModuleList)
+
+
+def _nodes(edges: int) -> int:
+    """n of E = 2 + 3 + ... + (n + 1)."""
+    nodes = 0
+    while edges > 0:
+        nodes += 1
+        edges -= nodes + 1
+    _need(edges == 0 and nodes > 0, "the edges do not make up whole nodes (2 + 3 + 4 + ...)")
+    return nodes
+
+
+def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
+    read = preprocess(cast(nn.Module, getattr(cell, name)))
+    if isinstance(read, str):
+        raise _Foreign(f"{name}: {read}")
+    return read
+
+
+def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
+    _need(not any(hooks(module)), f"edge {e} has hooks")
+    _need("forward" not in vars(module), f"edge {e} has a forward of its own instance")
+    edge = mixed_op_parts(module)
+    if isinstance(edge, str):
+        raise _Foreign(f"edge {e}: {edge}")
+    for k, reason in edge.foreign.items():
+        raise _Foreign(f"edge {e}, candidate {k}: {reason}")
+    return edge
+
+
+@_or_reason
+def cell_parts(cell: nn.Module) -> CellParts | str:
+    """A cell whose every operation is recognised, or why it is not one.
+
+    A reduction cell has stride 2 on the edges that leave its two inputs, and only there. Where
+    the cell names its nodes `_steps` and the nodes of its output `_multiplier`, as the public
+    code does, both must be the nodes that the edges make up: all of them are concatenated.
+    """
+    _need(is_cell(cell), f"{type(cell).__name__} has no preprocess0, preprocess1 and `_ops`")
+    modules = candidate_modules(cell)
+    nodes = _nodes(len(modules))
+    for name in ("_steps", "_multiplier"):
+        given = getattr(cell, name, nodes)
+        _need(given == nodes, f"{name} is {given}; the {len(modules)} edges make {nodes} nodes")
+    parts = CellParts(
+        _cell_preprocess(cell, "preprocess0"),
+        _cell_preprocess(cell, "preprocess1"),
+        tuple(_cell_edge(e, module) for e, module in enumerate(modules)),
+        nodes,
+    )
+    counts = {len(edge.candidates) for edge in parts.edges}
+    _need(len(counts) == 1, f"edges differ in their number of candidates: {sorted(counts)}")
+    starts = [i for node in range(nodes) for i in range(node + 2)]
+    stride = parts.edges[0].stride
+    for e, (start, edge) in enumerate(zip(starts, parts.edges)):
+        needed = stride if start < 2 else 1
+        _need(edge.stride == needed, f"edge {e} has stride {edge.stride}; {needed} is needed")
+    _need_alike(parts.norms)
+    return parts

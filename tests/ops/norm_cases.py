@@ -1,0 +1,203 @@
+"""What the tests of mixed_norm_sum share; the rule is that of cases.py.
+
+S of the rounding term: the mean is a sum accumulated in float32, so that v_k = (z_k - mu) r is off
+by eps mean(|z_k|) r even where it is small. A normed v_k counts |v_k| + mean(|z_k|) r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from cases import Outcome, laid_out, rounding
+from torch import Tensor
+
+import fastnas
+from fastnas import reference
+from fastnas.backends.layout import common_format
+from fastnas.reference import SkipNoise
+from fastnas.reference.mixed_norm_sum import Statistics
+from fastnas.reference.mixed_sum import draws
+
+EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A call of mixed_norm_sum and the gradient that comes back; given statistics mean eval."""
+
+    z: list[Tensor]
+    w: Tensor
+    dy: Tensor
+    normed: list[bool]
+    statistics: Statistics | None = None
+    noise: SkipNoise | None = None
+    noisy: tuple[int, ...] = ()
+    level: Tensor | None = None
+    rng: Tensor | None = None
+
+    @property
+    def form(self) -> str:
+        return self.noise.form if self.noise is not None and self.noisy else "none"
+
+    @property
+    def running(self) -> list[tuple[Tensor, Tensor] | None] | None:
+        if self.statistics is None:
+            return None
+        rows = iter(zip(*self.statistics))
+        return [next(rows) if normed else None for normed in self.normed]
+
+    def wide(self) -> tuple[list[Tensor], Statistics]:
+        """The terms and what they are normalised by, in fp64."""
+        z = [t.double() for t in self.z]
+        if self.statistics is None:
+            return z, reference.batch_norms(z, self.normed)[1]
+        mean, var = self.statistics
+        return z, (mean.double(), var.double())
+
+
+def make(
+    shape: Sequence[int],
+    normed: Sequence[bool],
+    dtype: torch.dtype,
+    *,
+    noise: SkipNoise | None = None,
+    noisy: Sequence[int] = (),
+    offset: float = 0.0,
+    training: bool = True,
+    w_dtype: torch.dtype | None = None,
+    layouts: Sequence[str] = ("contiguous",),
+    dy_layout: str = "contiguous",
+    seed: int = 0,
+) -> Inputs:
+    """z_k about `offset` of standard deviation 1 + k, w of both signs, normal dy."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(layout: str, scale: float = 1.0, about: float = 0.0) -> Tensor:
+        values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
+        return laid_out((about + scale * values).to(dtype), layout)
+
+    terms = len(normed)
+    z = [normal(layouts[k % len(layouts)], 1.0 + k % 3, offset * (1 + k % 3)) for k in range(terms)]
+    w = 2 * torch.rand(terms, generator=generator, dtype=torch.float64) - 1
+    level = rng = None
+    if noise is not None and noisy:
+        level, rng = noise.level(), torch.randint(2**62, (2,), generator=generator)
+    statistics = None
+    if not training:
+        wide = torch.promote_types(dtype, torch.float32)
+        rows = torch.rand(2, sum(normed), shape[1], generator=generator, dtype=torch.float64)
+        statistics = (rows[0] - 0.5).to(wide), (rows[1] + 0.1).to(wide)
+    return Inputs(z, w.to(w_dtype or dtype), normal(dy_layout), list(normed), statistics, noise,
+                  tuple(noisy), level, rng)  # fmt: skip
+
+
+def call(inputs: Inputs, z: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
+    return fastnas.mixed_norm_sum(
+        z, w, normed=inputs.normed, eps=EPS, running=inputs.running,
+        training=inputs.statistics is None, noise=inputs.noise, noisy=inputs.noisy,
+        level=inputs.level, rng=inputs.rng, backend=backend,
+    )  # fmt: skip
+
+
+def run(inputs: Inputs, backend: str | None, needs: Sequence[bool] | None = None) -> Outcome:
+    """mixed_norm_sum and its backward; `needs` says which of (w, *z) want gradients."""
+    needs = [True] * (1 + len(inputs.z)) if needs is None else list(needs)
+    leaves = [t.detach().requires_grad_(n) for t, n in zip((inputs.w, *inputs.z), needs)]
+    y = call(inputs, leaves[1:], leaves[0], backend)
+    wanted = [t for t in leaves if t.requires_grad]
+    assert y.requires_grad == bool(wanted)
+    found = iter(torch.autograd.grad(y, wanted, inputs.dy) if wanted else ())
+    dw, *dz = [next(found) if need else None for need in needs]
+    return Outcome(y.detach(), dw, dz)
+
+
+def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Outcome:
+    """The specification with torch's own autograd, in the dtype of the inputs or in a wider one."""
+    leaves = [t.detach() if dtype is None else t.detach().to(dtype) for t in (inputs.w, *inputs.z)]
+    w, *z = leaves = [t.requires_grad_() for t in leaves]
+    statistics = inputs.statistics
+    if statistics is not None and dtype is not None:
+        statistics = statistics[0].to(dtype), statistics[1].to(dtype)
+    y = reference.mixed_norm_sum(z, w, inputs.normed, EPS, statistics, inputs.noisy, inputs.form,
+                                 inputs.level, inputs.rng)  # fmt: skip
+    dw, *dz = torch.autograd.grad(y, leaves, inputs.dy.to(y.dtype))
+    return Outcome(y.detach(), dw, list(dz))
+
+
+def magnitudes(inputs: Inputs) -> Outcome:
+    """S of the rounding term, for y and every gradient."""
+    z, statistics = inputs.wide()
+    w, dy = inputs.w.double().abs(), inputs.dy.double().abs()
+    dims = [d for d in range(dy.dim()) if d != 1]
+    v = [t.abs() for t in reference.batch_norms(z, inputs.normed, EPS, statistics)[0]]
+    size, dz = list(v), [w_k * dy for w_k in w]
+    rows = iter(zip(*statistics))
+    for k, normed in enumerate(inputs.normed):
+        if not normed:
+            continue
+        shape = 1, -1, *[1] * (dy.dim() - 2)
+        mean, var = (t.view(shape) for t in next(rows))
+        r = (var + EPS).rsqrt()
+        about = z[k].abs().mean(dims, True) if inputs.statistics is None else mean.abs()
+        size[k] = v[k] + about * r
+        if inputs.statistics is None:
+            sums = size[k] * (dy * v[k]).mean(dims, True) + v[k] * (dy * size[k]).mean(dims, True)
+            dz[k] = r * w[k] * (dy + dy.mean(dims, True) + sums)
+        else:
+            dz[k] = r * dz[k]
+    if inputs.form != "none":
+        assert inputs.level is not None and inputs.rng is not None
+        std = reference.standard_deviations(z, inputs.noisy, inputs.form)
+        drawn = draws(z[0], inputs.noisy, inputs.form, inputs.level, inputs.rng, std)
+        shift, scale = inputs.level.tolist()
+        for j, (k, d) in enumerate(drawn.items()):
+            spread = abs(shift) + abs(scale) * (float(std[j]) if len(std) else 1.0)
+            noise = spread + (d - shift).abs()
+            if inputs.form.endswith("multiplicative"):
+                size[k], dz[k] = size[k] * noise, dz[k] * noise
+            else:
+                size[k] = size[k] + noise
+    y = sum((w_k * s for w_k, s in zip(w, size)), torch.zeros_like(dy))
+    return Outcome(y, torch.stack([(dy * s).sum() for s in size]), list(dz))
+
+
+def compare(got: Outcome, inputs: Inputs) -> None:
+    """Fails unless every part of `got` obeys the rule."""
+    dtype = inputs.z[0].dtype
+    exact = by_eager(inputs, torch.float64).named()
+    eager, scales = by_eager(inputs).named(), magnitudes(inputs).named()
+    for name, found in got.named().items():
+        if found is None:
+            continue
+        want, like, scale = exact[name], eager[name], scales[name]
+        assert want is not None and like is not None and scale is not None
+        assert found.shape == want.shape, f"{name} has shape {list(found.shape)}"
+        assert found.dtype == like.dtype, f"{name} is {found.dtype}"
+        error, bound = (found.double() - want).abs(), rounding(want, scale, found.dtype, dtype)
+        if dtype != torch.float64:
+            bound = bound + 2 * (like.double() - want).abs()
+        wrong = ~(error <= bound)
+        if wrong.any():
+            i = int(torch.nan_to_num(error - bound, nan=torch.inf).argmax())
+            raise AssertionError(
+                f"{name}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, flat"
+                f" index {i}, is {found.flatten()[i].item()} instead of {want.flatten()[i].item()},"
+                f" an error of {error.flatten()[i].item():.3g} where"
+                f" {bound.flatten()[i].item():.3g} is allowed"
+            )
+
+
+def check(inputs: Inputs, backend: str, needs: Sequence[bool] | None = None) -> Outcome:
+    """The rule, the layout of the results, and that no output shares memory with an input."""
+    got = run(inputs, backend, needs)
+    compare(got, inputs)
+    like = torch.empty_like(inputs.z[0], memory_format=common_format(inputs.z))
+    assert got.y.stride() == like.stride(), f"y has strides {got.y.stride()}"
+    if got.y.numel():
+        inside = {t.untyped_storage().data_ptr() for t in (inputs.w, inputs.dy, *inputs.z)}
+        out = [t.untyped_storage().data_ptr() for t in got.named().values() if t is not None]
+        assert inside.isdisjoint(out), "an output shares memory with an input"
+        assert len(set(out)) == len(out), "two outputs share memory"
+    return got

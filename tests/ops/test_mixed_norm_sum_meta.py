@@ -1,0 +1,158 @@
+"""The checks checked: wrong implementations of mixed_norm_sum must fail them, a right one pass."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from cases import noise_of
+from norm_cases import check, make
+from targets import registered
+from torch import Tensor
+
+from fastnas import reference
+from fastnas.backends.eager import EagerBackend
+
+MIXED = [True, False, True]
+KINDS = {
+    "plain": make((4, 3, 5, 7), MIXED, torch.float32),
+    "double": make((4, 3, 5, 7), MIXED, torch.float64, layouts=["channels_last"]),
+    "far": make((4, 3, 5, 7), MIXED, torch.float32, offset=100.0),
+    "eval": make((4, 3, 5, 7), MIXED, torch.float32, training=False),
+    "noise": make((4, 3, 5, 7), MIXED, torch.float32, noisy=[1],
+                  noise=noise_of("gaussian_multiplicative")),
+}  # fmt: skip
+TRAINING = tuple(kind for kind in KINDS if kind != "eval")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A wrong implementation, the inputs on which it must be noticed, and in what.
+
+    fwd and bwd change arguments by name before the right implementation sees them; y, dz and dw
+    change what it gives, knowing the arguments.
+    """
+
+    id: str
+    inputs: tuple[str, ...]
+    noticed: str
+    fwd: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    bwd: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    y: Callable[[Tensor, SimpleNamespace], Tensor] = lambda y, a: y
+    dz: Callable[[list[Tensor], SimpleNamespace], list[Tensor]] = lambda dz, a: dz
+    dw: Callable[[Tensor, SimpleNamespace], Tensor] = lambda dw, a: dw
+
+
+class UnderTest(EagerBackend):
+    """The right implementation, as `mutant` spoils it."""
+
+    name = "under-test"
+    fwd_names = ("z", "w", "normed", "mean", "var", "eps", "noisy", "form", "level", "rng")
+    bwd_names = ("dy", "z", "w", "normed", "mean", "var", "eps", "training", "noisy", "form",
+                 "level", "rng", "std", "needs_dz", "needs_dw")  # fmt: skip
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.mutant = mutant
+
+    def mixed_norm_sum_fwd(self, *arguments: Any) -> tuple[Tensor, ...]:
+        a = dict(zip(self.fwd_names, arguments))
+        y, *others = super().mixed_norm_sum_fwd(**changed(a, self.mutant.fwd))
+        return self.mutant.y(y, SimpleNamespace(**a)), *others
+
+    def mixed_norm_sum_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor]:
+        a = dict(zip(self.bwd_names, arguments))
+        dz, dw = super().mixed_norm_sum_bwd(**changed(a, self.mutant.bwd))
+        names = SimpleNamespace(**a)
+        return self.mutant.dz(dz, names), self.mutant.dw(dw, names)
+
+
+def changed(a: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    return {name: by[name](value) if name in by else value for name, value in a.items()}
+
+
+def first(t: Tensor, value: float) -> Tensor:
+    """t with another first element."""
+    return t.clone().index_put_(tuple(torch.tensor(0) for _ in t.shape), t.new_tensor(value))
+
+
+def y_by_sums_of_squares(y: Tensor, a: SimpleNamespace) -> Tensor:
+    """var = E[z^2] - E[z]^2 in float32, which cancels far from zero."""
+    dims = (0, 2, 3)
+    mean = torch.stack([a.z[k].float().mean(dims) for k in (0, 2)])
+    square = torch.stack([a.z[k].float().square().mean(dims) for k in (0, 2)])
+    statistics = mean, (square - mean.square()).clamp(min=0)
+    return reference.mixed_norm_sum(a.z, a.w, a.normed, a.eps, statistics)
+
+
+def y_with_unbiased_variance(y: Tensor, a: SimpleNamespace) -> Tensor:
+    if a.form != "none":
+        return -y
+    _, (mean, var) = reference.batch_norms(a.z, a.normed)
+    return reference.mixed_norm_sum(a.z, a.w, a.normed, a.eps, (mean, var * 140 / 139))
+
+
+def dz_of_given_statistics(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
+    """w r dy: the terms of the batch's statistics forgotten."""
+    arguments = vars(a) | {"training": False}
+    return EagerBackend().mixed_norm_sum_bwd(**arguments)[0]
+
+
+def dz_without(dy_mean: bool) -> Callable[[list[Tensor], SimpleNamespace], list[Tensor]]:
+    """One of the two terms of the statistics forgotten in dz_0."""
+
+    def dz(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
+        shape = 1, -1, 1, 1
+        r = (a.var[0] + a.eps).rsqrt().view(shape)
+        v = (a.z[0] - a.mean[0].view(shape)) * r
+        mean = a.dy if dy_mean else a.dy * v
+        lost = mean.mean((0, 2, 3), True) * (1 if dy_mean else v)
+        return [(dz[0] + a.w[0] * r * lost).to(dz[0].dtype), *dz[1:]]
+
+    return dz
+
+
+WRONG = [
+    Mutant("a term dropped", tuple(KINDS), "y", fwd={"w": lambda w: first(w, 0.0)}),
+    Mutant("a sign flipped", tuple(KINDS), "y", fwd={"w": lambda w: -w}),
+    Mutant("the skip normed", ("plain", "double", "far"), "y",
+           y=lambda y, a: reference.mixed_norm_sum(a.z, a.w, [True] * 3, a.eps)),
+    Mutant("another eps", ("plain", "double", "eval"), "y", fwd={"eps": lambda eps: 2e-3}),
+    Mutant("one element not written", tuple(KINDS), "y: 1 of",
+           y=lambda y, a: first(y, float("nan"))),
+    Mutant("sums of squares", ("far",), "y", y=y_by_sums_of_squares),
+    Mutant("unbiased variance", TRAINING, "y", y=y_with_unbiased_variance),
+    Mutant("the wrong statistics", ("eval",), "y",
+           fwd={"mean": lambda mean: mean.flip(0), "var": lambda var: var.flip(0)}),
+    Mutant("dz: statistics forgotten", TRAINING, "dx[0]", dz=dz_of_given_statistics),
+    Mutant("dz: mean(dy) forgotten", TRAINING, "dx[0]", dz=dz_without(True)),
+    Mutant("dz: mean(dy v) forgotten", TRAINING, "dx[0]", dz=dz_without(False)),
+    Mutant("dz: statistics of the batch in eval", ("eval",), "dx[0]",
+           dz=lambda dz, a: [dz[0] - dz[0].mean((0, 2, 3), True), *dz[1:]]),
+    Mutant("dz: of other terms", tuple(KINDS), "dx[0]", dz=lambda dz, a: dz[::-1]),
+    Mutant("dz: one element left zero", tuple(KINDS), "dx[1]: 1 of",
+           dz=lambda dz, a: [dz[0], first(dz[1], 0.0), dz[2]]),
+    Mutant("dw: not centred", ("plain", "double", "far"), "dw",
+           dw=lambda dw, a: torch.stack([(a.dy * z).sum() for z in a.z]).to(dw.dtype)),
+    Mutant("dw: one left zero", tuple(KINDS), "dw: 1 of", dw=lambda dw, a: first(dw, 0.0)),
+    Mutant("backward draws fresh noise", ("noise",), "dw", bwd={"rng": lambda rng: rng + 1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", WRONG, ids=lambda mutant: mutant.id)
+def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
+    with registered(UnderTest(mutant), table="eager") as name:
+        for kind in mutant.inputs:
+            with pytest.raises(AssertionError) as failure:
+                check(KINDS[kind], name)
+            assert re.match(re.escape(mutant.noticed), str(failure.value)), kind
+
+
+def test_a_right_implementation_passes() -> None:
+    with registered(UnderTest(Mutant("nothing wrong", (), "")), table="eager") as name:
+        for inputs in KINDS.values():
+            check(inputs, name)
