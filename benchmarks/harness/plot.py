@@ -11,19 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastnas.benchmarks.harness.schema import Row, by_case, read_csv, speedup
-from fastnas.benchmarks.harness.verify import EAGER
+from fastnas.benchmarks.harness.verify import EAGER, YES
 from fastnas.report.figures import save_figure
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-PASSES = ("fwd+bwd", "step")
+COLOURS = (
+    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"),
+    *("#332288", "#999933", "#882255", "#44AA99", "#DDCC77", "#AAAAAA"),
+)
+PASSES = ("fwd+bwd", "step", "saved")
 GROUP = 0.8
 
 
 def plot_csv(csv: Path, out: Path) -> None:
     """Speed-up over eager and bytes saved, case by case; bars left of 1 are slower than eager."""
-    rows = [row for row in read_csv(csv) if row.pass_ in PASSES and row.median_ms is not None]
+    rows = [row for row in read_csv(csv) if row.pass_ in PASSES and row.verified == YES]
     if not rows:
-        raise ValueError(f"{csv} has no timed rows of the passes {', '.join(PASSES)}")
+        raise ValueError(f"{csv} has no verified rows of the passes {', '.join(PASSES)}")
     save_figure(figure(rows), out)
 
 
@@ -85,16 +88,17 @@ def _bars(
 
 def _finish(axes: Axes, title: str, cases: Sequence[dict[str, Row]]) -> None:
     rows = [next(iter(case.values())) for case in cases]
-    names = [f"{r.op} {r.dtype}\n{r.shape} K={r.K} {_layout(r)}" for r in rows]
+    names = [f"{r.op} {r.dtype}\n{r.shape} {_variant(r)}" for r in rows]
     axes.set_yticks(range(len(cases)), names, fontsize=8)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_title(title, fontsize=10)
     axes.grid(axis="x", alpha=0.3)
 
 
-def _layout(row: Row) -> str:
+def _variant(row: Row) -> str:
+    K = "" if row.K is None else f"K={row.K}"
     shown = row.suite == "ops" and row.layout != "contiguous"
-    return row.layout.replace("_", " ") if shown else ""
+    return f"{K} {row.layout.replace('_', ' ')}" if shown else K
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,18 +13,18 @@ from fastnas.search.files import write_text
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 BASELINES = (EAGER, "eager-best", "compile", "compile-max", "checkpoint")
-PASSES = ("fwd+bwd", "step")
+PASSES = ("fwd+bwd", "step", "saved")
 
 
 def figures(rows: Sequence[Row], source: str) -> str:
     """Markdown: how many times faster than each baseline, slower ones in bold."""
     baselines = [name for name in BASELINES if any(row.backend == name for row in rows)]
-    headings = ["case", "fastnas", *(f"x {name}" for name in baselines)]
+    headings = ["case", "provider", *(f"x {name}" for name in baselines)]
     headings += ["of copy bandwidth", "saved, of eager"]
     lines = [f"| {' | '.join(headings)} |", "|---|---|" + "---:|" * (len(baselines) + 2)]
     for providers in by_case(rows).values():
         for row in providers.values():
-            if row.is_fastnas and (row.pass_ in PASSES or _loses(row, providers)):
+            if _is_shown(row, providers):
                 lines.append(_line(row, providers, baselines))
     first = rows[0]
     conditions = (
@@ -32,14 +32,15 @@ def figures(rows: Sequence[Row], source: str) -> str:
         " pass that loses to a baseline; **bold: slower**."
         f" {first.device}, {first.threads} threads, torch {first.torch}, fastnas {first.commit},"
         f" {first.time[:10]}; medians of one run, providers in turn, each result checked against"
-        f" fp64 first. Eager is the public DARTS code's sum, and its step with all gradients;"
+        f" fp64 first. Eager is the public DARTS code, its step with all gradients; gdas and rome"
+        f" are single paths of it;"
         f" generated from `{source}`."
     )
     return "\n".join([*lines, "", conditions])
 
 
 def _line(row: Row, providers: dict[str, Row], baselines: Sequence[str]) -> str:
-    K = f" K={row.K}" if row.suite == "ops" else ""
+    K = f" K={row.K}" if row.suite == "ops" and row.K is not None else ""
     layout = "" if row.layout == "contiguous" else f" {row.layout.replace('_', ' ')}"
     pass_ = "" if row.pass_ in PASSES else f", {row.pass_} alone"
     cells = [f"{row.op} {row.dtype} {row.shape}{K}{layout}{pass_}", row.backend]
@@ -49,6 +50,12 @@ def _line(row: Row, providers: dict[str, Row], baselines: Sequence[str]) -> str:
     known = eager is not None and eager.saved_bytes and row.saved_bytes is not None
     cells.append(f"{row.saved_bytes / eager.saved_bytes:.2f}" if known else "")  # type: ignore
     return "| " + " | ".join(cells) + " |"
+
+
+def _is_shown(row: Row, providers: dict[str, Row]) -> bool:
+    if row.pass_ == "saved":
+        return row.backend != EAGER
+    return row.is_fastnas and (row.pass_ in PASSES or _loses(row, providers))
 
 
 def _loses(row: Row, providers: dict[str, Row]) -> bool:

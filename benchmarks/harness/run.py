@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from rich.console import Console
@@ -30,16 +31,19 @@ from fastnas.benchmarks.harness.schema import (
 )
 from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
 from fastnas.benchmarks.harness.verify import EAGER, YES, Case, Problem, not_run, verify
+from fastnas.benchmarks.search.memory import memory_rows
 from fastnas.benchmarks.search.step import search_rows
 from fastnas.ops import OPS
 
 OP_PASSES = ("fwd", "bwd", "fwd+bwd")
-SUITES = ("ops", "search", "all")
+SUITES = ("ops", "search", "memory", "all")
 DEVICES = ("cpu", "cuda", "auto")
 REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
 WARMUP = 3
-WIDTH = 160
+SECONDS = 60
+"""For the repeats of one pass of a case; slow calls get fewer, down to `QUICK_REPEATS`."""
+WIDTH = 176
 BUSY = 0.5
 
 Say = Callable[[str], object]
@@ -58,7 +62,7 @@ def run_suite(
     """Run benchmarks, write their CSV and print a table.
 
     Args:
-        suite: "ops", "search" or "all".
+        suite: "ops", "search", "memory" or "all".
         op: only this op of the ops suite.
         quick: small sizes and few repeats; the result is no record.
         full: more cases, and torch.compile's max-autotune.
@@ -86,11 +90,13 @@ def run_suite(
             say("copy bandwidth")
             bandwidth = copy_bandwidth(device)
             rows: list[Row] = []
-            if suite != "search":
+            if suite in ("ops", "all"):
                 for case in op_cases(device, op, quick, full):
                     rows += op_rows(case, conditions, device, quick, full, bandwidth, say)
-            if suite != "ops":
+            if suite in ("search", "all"):
                 rows += search_rows(conditions, device, quick, say)
+            if suite in ("memory", "all"):
+                rows += memory_rows(conditions, device, quick, say)
     write_csv(rows, path)
     print_rows(rows, bandwidth, console)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
@@ -169,6 +175,8 @@ def op_cases(device: str, op: str | None, quick: bool, full: bool) -> list[Case]
     for stem in OPS if op is None else [op]:
         table = importlib.import_module(f"fastnas.benchmarks.ops.{stem}")
         cases += table.cases(device, quick, full)
+    if not cases:
+        raise ValueError(f"op is {op!r}, which has no kernels on {device}")
     return cases
 
 
@@ -227,9 +235,10 @@ def op_rows(
 
 def _weights(problem: Problem, provider: str, device: str) -> dict[str, int | None]:
     def forward_and_backward() -> None:
-        problem.gradients(problem.forwards[provider]())
+        problem.gradients(provider, problem.forwards[provider]())
 
-    saved = saved_bytes(problem.forwards[provider], exclude=problem.leaves.values())
+    leaves = problem.inputs(provider).leaves.values()
+    saved = saved_bytes(problem.forwards[provider], exclude=leaves)
     return {"saved_bytes": saved, "peak_bytes": peak_bytes(forward_and_backward, device)}
 
 
@@ -237,15 +246,19 @@ def _time(
     problem: Problem, verdicts: dict[str, str], pass_: str, repeats: int, device: str
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Timings of one pass, and the verdicts with what a first call adds to them."""
-    status, calls = dict(verdicts), {}
+    status, calls, seconds = dict(verdicts), {}, 0.0
     for name in (name for name, verdict in verdicts.items() if verdict == YES):
         try:
             call = pass_call(problem, name, pass_)
+            start = perf_counter()
             call()
+            seconds += perf_counter() - start
         except Exception as error:
             status[name] = not_run(error)
         else:
             calls[name] = call
+    if seconds:
+        repeats = min(repeats, max(QUICK_REPEATS, int(SECONDS / seconds)))
     return measure(calls, repeats=repeats, warmup=WARMUP, device=device), status
 
 
@@ -256,8 +269,8 @@ def pass_call(problem: Problem, provider: str, pass_: str) -> Callable[[], objec
         return forward
     if pass_ == "bwd":
         y = forward()
-        return lambda: problem.gradients(y, retain_graph=True)
-    return lambda: problem.gradients(forward())
+        return lambda: problem.gradients(provider, y, retain_graph=True)
+    return lambda: problem.gradients(provider, forward())
 
 
 def _reported(problem: Problem, timings: dict[str, Timing]) -> list[str]:
@@ -293,7 +306,7 @@ def print_rows(rows: Sequence[Row], bandwidth: float, console: Console) -> None:
     )
     console.print(table)
     for row in rows:
-        if row.median_ms is None:
+        if row.verified != YES:
             where = f"{row.op} {row.dtype} {row.shape} {row.pass_}, {row.backend}"
             console.print(f"{where}: {row.verified}", style="red" if row.is_red else "yellow")
 
@@ -302,7 +315,7 @@ def _cells(row: Row, eager: Row | None) -> list[str]:
     K = "" if row.K is None else f" K={row.K}"
     layout = "" if row.layout == "contiguous" else f" {row.layout}"
     names = [f"{row.op} {row.dtype} {row.shape}{K}{layout}", row.pass_, row.backend]
-    if row.median_ms is None:
+    if row.verified != YES:
         return [*names, "[red]wrong[/red]" if row.is_red else "not run"]
     ratio = speedup(row, eager)
     shown = "" if ratio is None else f"{ratio:.2f}"
@@ -310,8 +323,8 @@ def _cells(row: Row, eager: Row | None) -> list[str]:
         shown = f"[red]slower {shown}[/red]"
     return [
         *names,
-        f"{row.median_ms:.3f}",
-        f"{row.p20_ms:.3f}..{row.p80_ms:.3f}",
+        "" if row.median_ms is None else f"{row.median_ms:.3f}",
+        "" if row.median_ms is None else f"{row.p20_ms:.3f}..{row.p80_ms:.3f}",
         shown,
         "" if row.GBps is None else f"{row.GBps:.1f}",
         "" if row.copy_share is None else f"{row.copy_share:.0%}",

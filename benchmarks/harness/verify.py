@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -41,6 +41,13 @@ class WrongError(Exception):
     """A result that no rounding explains; the message says how it is wrong."""
 
 
+class Inputs(NamedTuple):
+    """The inputs whose gradients are wanted, by the name of the gradient, and the output's."""
+
+    leaves: Mapping[str, Tensor]
+    dy: Tensor
+
+
 @dataclass(frozen=True)
 class Problem:
     """One case on its device: what each provider runs, and what is right.
@@ -58,17 +65,21 @@ class Problem:
     exact: Callable[[str, Tensor], Mapping[str, Exact]]
     alternatives: Mapping[str, str] = field(default_factory=dict)
     """Provider to the name under which only the fastest of its group is reported."""
+    own: Mapping[str, Inputs] = field(default_factory=dict)
+    """The leaves and dy of providers that take them in another layout."""
 
-    def gradients(self, y: Tensor, retain_graph: bool = False) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(
-            y, list(self.leaves.values()), self.dy, retain_graph=retain_graph
-        )
+    def inputs(self, provider: str) -> Inputs:
+        return self.own.get(provider, Inputs(self.leaves, self.dy))
+
+    def gradients(self, provider: str, y: Tensor, retain_graph: bool = False) -> tuple[Tensor, ...]:
+        leaves, dy = self.inputs(provider)
+        return torch.autograd.grad(y, list(leaves.values()), dy, retain_graph=retain_graph)
 
     def outputs(self, provider: str) -> Outputs:
         """y and the gradients, from a fixed seed."""
         torch.manual_seed(SEED)
         y = self.forwards[provider]()
-        dx = self.gradients(y)
+        dx = self.gradients(provider, y)
         return {"y": y.detach(), **dict(zip(self.leaves, dx))}
 
 
@@ -78,14 +89,14 @@ class Case(Protocol):
     op: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    K: int
+    K: int | None
     layout: str
 
     def problem(self, device: str, full: bool) -> Problem:
         """Inputs on the device and the providers; `full` adds those that are slow to prepare."""
 
-    def bytes_moved(self, pass_: str) -> int:
-        """The least that any implementation reads and writes."""
+    def bytes_moved(self, pass_: str) -> int | None:
+        """The least that any implementation reads and writes; None where that is not the limit."""
 
 
 def eps_of(dtype: torch.dtype) -> float:

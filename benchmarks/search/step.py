@@ -1,18 +1,21 @@
-"""The first-order search step on random images: eager, its best, checkpointed, fastnas."""
+"""The first-order search step on random images: eager in four ways, and fastnas."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo_config
 from torch.utils.checkpoint import checkpoint
 
-from fastnas import nn, reference
+from fastnas import accelerate, nn, reference
 from fastnas.benchmarks.harness.memory import peak_bytes, peak_rss_of, saved_bytes
 from fastnas.benchmarks.harness.schema import Conditions, Row, new_row
 from fastnas.benchmarks.harness.timing import measure
@@ -25,17 +28,21 @@ from fastnas.benchmarks.harness.verify import (
     disagreement,
     errors,
     first_line,
+    not_run,
 )
 from fastnas.search.bilevel import Batch, Bilevel
 from fastnas.spaces import get_space
 from fastnas.strategies import DARTS
 
 BEST = "eager-best"
+COMPILE = "compile"
 REPEATS = {"cpu": 5, "cuda": 30}
 # A ReLU or max-pooling whose inputs round to the other side moves a gradient by far more than eps.
 ROUNDING = 1e-3
 RSS_STEPS = 1
 VERIFIED_BATCH = 8
+# Shapes, batches and who needs a gradient: a mixed op is compiled for each combination.
+RECOMPILATIONS = 128
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,12 @@ class Size:
     space: str = "S0"
 
     @property
+    def name(self) -> str:
+        return f"{self.space} C{self.C} L{self.layers}"
+
+    @property
     def op(self) -> str:
-        return f"search_step {self.space} C{self.C} L{self.layers}"
+        return f"search_step {self.name}"
 
     @property
     def shape(self) -> str:
@@ -80,15 +91,47 @@ class DrawlessNetwork(reference.SearchNetwork):
         return super().forward(x, weights)
 
 
+@cache
+def _compiled_mixed_op() -> Callable[..., Tensor]:
+    return torch.compile(reference.MixedOp.forward, fullgraph=True, dynamic=False)
+
+
+class _CompiledOp(reference.MixedOp):
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return _compiled_mixed_op()(self, x, w)
+
+
+class _CompiledCell(reference.Cell):
+    mixed_op = _CompiledOp
+
+
+class CompiledNetwork(DrawlessNetwork):
+    """The eager network, every mixed op compiled, once for all of one shape.
+
+    A whole cell takes 4 to 9 minutes to compile on two cores; a step has 8, in two variants.
+    """
+
+    cell = _CompiledCell
+
+
+def accelerated(*arguments: Any) -> reference.SearchNetwork:
+    """The eager network, run by `fastnas.accelerate`."""
+    network = reference.SearchNetwork(*arguments)
+    accelerate(network)
+    return network
+
+
 @dataclass(frozen=True)
 class Provider:
-    """Network class and layout; `pruned` steps form only the gradients that they use."""
+    """Network and layout; `pruned` steps form only the gradients that they use."""
 
-    network: type[reference.SearchNetwork]
+    network: Callable[..., reference.SearchNetwork]
     pruned: bool
     layout: str = "contiguous"
     reported_as: str = ""
     """The name under which only the fastest of a group is reported."""
+    quick: bool = True
+    """Whether it belongs to quick runs."""
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -98,8 +141,11 @@ PROVIDERS: Mapping[str, Provider] = {
         DrawlessNetwork, pruned=True, layout="channels_last", reported_as=BEST
     ),
     "checkpoint": Provider(CheckpointedNetwork, pruned=False),
+    COMPILE: Provider(CompiledNetwork, pruned=True, layout="channels_last", quick=False),
     "fastnas": Provider(nn.SearchNetwork, pruned=True),
-    "fastnas-channels-last": Provider(nn.SearchNetwork, pruned=True, layout="channels_last"),
+    "fastnas-fast": Provider(partial(nn.SearchNetwork, memory="fast"), pruned=True),
+    "fastnas-minimal": Provider(partial(nn.SearchNetwork, memory="minimal"), pruned=True),
+    "fastnas-accelerated": Provider(accelerated, pruned=False),
 }
 
 
@@ -185,8 +231,8 @@ def _pruned_step(setup: Setup) -> Callable[[], object]:
     return step
 
 
-def verify_steps(size: Size, device: str) -> dict[str, str]:
-    """Provider to "yes" or "no: how": the gradients of one step against those of eager in fp64.
+def verify_steps(size: Size, device: str, providers: Iterable[str]) -> dict[str, str]:
+    """Provider to "yes", "no: how" or "not run: why": a step's gradients against eager's in fp64.
 
     On a few images: the convolutions of fp64 are slow on a CPU.
     """
@@ -203,11 +249,14 @@ def verify_steps(size: Size, device: str) -> dict[str, str]:
     }
     eager = errors(outputs(EAGER), exact)
     verdicts = {}
-    for name in PROVIDERS:
+    for name in providers:
         try:
             allowed = dict.fromkeys(exact, 0.0) if name == EAGER else eager
             reason = disagreement(outputs(name), exact, allowed)
         except Exception as error:
+            if name == COMPILE:
+                verdicts[name] = not_run(error)
+                continue
             reason = first_line(error)
         verdicts[name] = YES if reason is None else f"no: {reason}"
     return verdicts
@@ -219,10 +268,11 @@ def search_rows(
     """Verify, time and weigh the step of every provider; `say` hears what is going on."""
     size_name = "quick" if quick else "default"
     size = SIZES[size_name]
-    with _cudnn_benchmark():
+    names = [name for name, provider in PROVIDERS.items() if provider.quick or not quick]
+    with _cudnn_benchmark(), dynamo_config.patch(recompile_limit=RECOMPILATIONS):
         say(f"{size.op}: verifying")
-        verdicts = verify_steps(size, device)
-        setups = {name: build(name, size, device) for name in PROVIDERS if verdicts[name] == YES}
+        verdicts = verify_steps(size, device, names)
+        setups = {name: build(name, size, device) for name in names if verdicts[name] == YES}
         say(f"{size.op}: timing")
         timings = measure(
             {name: setup.step for name, setup in setups.items()},
@@ -230,18 +280,17 @@ def search_rows(
             warmup=1,
             device=device,
         )
-        for name in reported({name: t.median_ms for name, t in timings.items()}):
+        for name in reported(names, {name: t.median_ms for name, t in timings.items()}):
             provider = PROVIDERS[name]
             say(f"{size.op}: memory of {name}")
             verified, weights = verdicts[name] == YES, {}
             if verified:
                 setup = setups[name]
                 weights["saved_bytes"] = saved_bytes(setup.step, exclude=setup.inputs())
-                weights["peak_bytes"] = (
-                    _rss_growth(name, size_name)
-                    if device == "cpu"
-                    else peak_bytes(setup.step, device)
-                )
+                if device != "cpu":
+                    weights["peak_bytes"] = peak_bytes(setup.step, device)
+                elif name != COMPILE:  # the compiler's own memory would count
+                    weights["peak_bytes"] = _rss_growth(name, size_name)
             yield new_row(
                 conditions,
                 suite="search",
@@ -258,12 +307,12 @@ def search_rows(
             )
 
 
-def reported(medians: Mapping[str, float]) -> list[str]:
+def reported(names: Iterable[str], medians: Mapping[str, float]) -> list[str]:
     """The providers that get a row: of those reported under one name the fastest that is right."""
     groups: dict[str, list[str]] = {}
-    for name, provider in PROVIDERS.items():
-        groups.setdefault(provider.reported_as or name, []).append(name)
-    return [min(names, key=lambda n: medians.get(n, float("inf"))) for names in groups.values()]
+    for name in names:
+        groups.setdefault(PROVIDERS[name].reported_as or name, []).append(name)
+    return [min(group, key=lambda n: medians.get(n, float("inf"))) for group in groups.values()]
 
 
 def _rss_growth(provider: str, size_name: str) -> int:

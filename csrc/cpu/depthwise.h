@@ -18,6 +18,7 @@ template <class A, int size, int dilation, int stride, bool flip, bool add, int 
 inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row, int last_row, Vec<A> bias, A* out) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[columns];
+#pragma GCC unroll 8
   for (int c = 0; c < columns; ++c) acc[c] = add ? get(out + c * L) : bias;
   for (int i = first_row; i < last_row; ++i) {
     const A* row = in + int64_t(i) * dilation * pitch * L;
@@ -28,6 +29,7 @@ inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row,
       for (int c = 0; c < columns; ++c) acc[c] += tap * get(row + (c * stride + j * dilation) * L);
     }
   }
+#pragma GCC unroll 8
   for (int c = 0; c < columns; ++c) put(out + c * L, acc[c]);
 }
 
@@ -81,10 +83,12 @@ template <class A, int size, int dilation, int stride, int first, int rows>
 inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, int du_pitch, A* dtaps) {
   constexpr int L = kLanes<A>, pad = dilation * (size - 1) / 2;
   Vec<A> acc[rows * size];
+#pragma GCC unroll 32
   for (int t = 0; t < rows * size; ++t) acc[t] = get(dtaps + (first * size + t) * L);
   for (int h = 0; h < to.rows; ++h) {
     const A* row = in + (int64_t(h * stride - pad + first * dilation + kHalo) * pitch + kHalo - pad) * L;
     const A* d_row = du + int64_t(h) * du_pitch * L;
+#pragma GCC unroll 2
     for (int w = 0; w < to.cols; ++w) {
       const Vec<A> d = get(d_row + w * L);
 #pragma GCC unroll 8
@@ -94,6 +98,7 @@ inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, 
           acc[i * size + j] += d * get(row + (int64_t(i) * dilation * pitch + w * stride + j * dilation) * L);
     }
   }
+#pragma GCC unroll 32
   for (int t = 0; t < rows * size; ++t) put(dtaps + (first * size + t) * L, acc[t]);
 }
 

@@ -215,7 +215,7 @@ template <class T> struct Forward : Call<T> {
     std::fill_n(s.y, pixels * width, A(0));
     for (int e = 0; e < p.edge_count; ++e) {
       if (p.edges[e].target != node) continue;
-      this->load_source(s, p.edges[e].source, image);
+      this->load_source(s, p.edges[e].source, image, true);
       for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i) add_term(s, i, image);
     }
     const int64_t stride = int64_t(p.nodes) * C;
@@ -295,7 +295,7 @@ template <class T> struct Forward : Call<T> {
     this->for_each_image([&](Scratch& s, int group, int64_t image) {
       if (summed >= 0) sum_node(s, summed, image);
       for (int state = from; state < to; ++state) {
-        this->load_source(s, state, image);
+        this->load_source(s, state, image, true);
         gather_first(s, state, group, image);
         gather_first_halves(s, from, to, state, group, image);
       }

@@ -106,14 +106,14 @@ template <class T> struct Backward : Call<T> {
         if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
         if (!this->keeps(h)) {
           if (two) this->load_second_input(s, t, image);
-          else this->load_source(s, this->edge_of(t).source, image);
+          else this->load_source(s, this->edge_of(t).source, image, false);
         }
         this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
           outer(this->rows_of(s.g, rows), C, pixels, s.u, blocks, part.pixels(), part.pixels(), false, sum);
         });
         continue;
       }
-      this->load_source(s, this->edge_of(t).source, image);
+      this->load_source(s, this->edge_of(t).source, image, true);
       if (this->is_pool(t)) {
         if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
         centred_norm(s, i, s.z);
@@ -296,7 +296,7 @@ template <class T> struct Backward : Call<T> {
         put(at, where_relu_passes(get(v), get(at)));
       });
       store_image<A, A>(s.y, out, C, input_gradient(place, image));
-      this->load_source(s, this->edge_of(t).source, image);
+      this->load_source(s, this->edge_of(t).source, image, false);
       A *sum = crosses[place * groups + group].sum, *sums = dv_sums + (int64_t(place) * groups + group) * width;
       if (opens) std::fill_n(sum, int64_t(width) * width, A(0)), std::fill_n(sums, width, A(0));
       this->centred_rows(s, first, image, true, [&](Rows rows, const Grid& part) {
@@ -317,7 +317,7 @@ template <class T> struct Backward : Call<T> {
       const bool skipped = !goes_on(edge) || !has_convolutions(e);
       const Grid& grid = this->grids[edge.source];
       if (!skipped) {
-        this->load_source(s, edge.source, image);
+        this->load_source(s, edge.source, image, false);
         if (edge.stride == 2) std::fill_n(s.dx, int64_t(blocks) * grid.padded() * L, A(0));
       }
       bool fresh = edge.stride == 1;
@@ -348,9 +348,8 @@ template <class T> struct Backward : Call<T> {
     const auto to = gradient(edge.source, image);
     for_each_pixel<A>(grid, C, [&](int b, int h, int w, int used) {
       const int pixel = h * grid.cols + w;
-      const Vec<A> x = get(s.x + (int64_t(b) * grid.pixels() + pixel) * L);
-      Vec<A> d = get(s.dx + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L);
-      d = where_relu_passes(x, d);
+      const int64_t inside = (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L;
+      Vec<A> d = where_relu_passes(get(s.relu_x + inside), get(s.dx + inside));
       A* at = to.data + pixel * to.stride + b * L;
       if (!first) d += load_lanes<A, A>(at, used);
       store_lanes<A, A>(at, d, used);
@@ -390,7 +389,7 @@ template <class T> struct Backward : Call<T> {
         this->gather(s, grid, part, s.u);
         outer(s.z, C, pixels, s.u, blocks, pixels, pixels, false, sum);
       }
-      const Factor<A> factor{s.z, back, C};
+      const Factor<A> factor{s.z, back, part == 0 ? C / 2 : C, 0, part * (C / 2)};
       product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, s.u);
       for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
         if (2 * h + part >= grid.rows || 2 * w + part >= grid.cols) return;
@@ -430,7 +429,7 @@ template <class T> struct Backward : Call<T> {
           const Edge& edge = this->edge_of(t);
           if (t.op != op || edge.source != state || edge.stride != stride) continue;
           if (!any) {
-            this->load_source(s, state, image);
+            this->load_source(s, state, image, true);
             std::fill_n(s.y, size, A(0));
             centred_norm(s, i, s.z);
           }

@@ -59,8 +59,9 @@ template <class T> struct Call {
     A *y, *g;          // sum of a node, gradient of a node
     A *du, *dx, *z, *noise;
     A *columns, *more_columns;  // half-way through the pools of one channel block
-    int state = -1;    // whose image x and relu_x hold
+    int state = -1;    // whose image relu_x holds, and x where `raw`
     int64_t image = -1;
+    bool raw = false;
   };
   std::vector<Scratch> scratch;
 
@@ -192,8 +193,9 @@ template <class T> struct Call {
     return {static_cast<const T*>(p.out) + image * grid.pixels() * stride + int64_t(state - p.inputs) * C, stride};
   }
 
-  void load_source(Scratch& s, int state, int64_t image) {
-    if (s.state == state && s.image == image) return;
+  // Convolutions read relu(x); pools, skips and statistics x itself, too (`raw`).
+  void load_source(Scratch& s, int state, int64_t image, bool raw) {
+    if (s.state == state && s.image == image && s.raw >= raw) return;
     const Grid& grid = grids[state];
     const Pixels<const T> from = state_pixels(state, image);
     clear_halo(grid, blocks, s.relu_x);
@@ -202,10 +204,10 @@ template <class T> struct Call {
       const T* at = from.data + pixel * from.stride + b * L;
       prefetch(at, from.stride);
       const Vec<A> x = load_lanes<T, A>(at, used);
-      put(s.x + (int64_t(b) * grid.pixels() + pixel) * L, x);
+      if (raw) put(s.x + (int64_t(b) * grid.pixels() + pixel) * L, x);
       put(s.relu_x + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L, relu(x));
     });
-    s.state = state, s.image = image;
+    s.state = state, s.image = image, s.raw = raw;
   }
 
   // --- pieces that are computed again wherever they are needed ---------------------------------------------
@@ -229,14 +231,15 @@ template <class T> struct Call {
     });
   }
 
-  // z of a strided skip (FactorizedReduce); `spare` is overwritten.
+  // z of a strided skip (FactorizedReduce); `spare` and s.v are overwritten.
   void reduce(const EdgeTerm& t, const Scratch& s, A* spare, A* z) {
     const A* matrix = reduce_matrix[&t - p.terms];
     for (int part = 0; part < 2; ++part) {
       gather(s, source_grid(t), part, spare);
       const Factor<A> factor{spare, matrix + part * int64_t(C) * width, C};
-      product(&factor, 1, out, blocks, static_cast<A*>(nullptr), part == 1, z);
+      product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? z : s.v);
     }
+    select_halves(out.pixels(), C, s.v, z);
   }
 
   // v = relu(BN(W1 (D1 * relu(x)))), padded into s.v; from `v` where it is kept. Else uses s.u and s.t.
@@ -258,7 +261,7 @@ template <class T> struct Call {
   }
   // Rounded as it is stored, and stored if `keep`.
   void compute_second_input(Scratch& s, const EdgeTerm& t, int64_t image, bool keep) {
-    load_source(s, edge_of(t).source, image);
+    load_source(s, edge_of(t).source, image, false);
     const Half<A>& h = halves[t.half];
     clear_halo(out, blocks, s.v);
     const Pixels<T> to = keep ? second_input<T>(t, image) : Pixels<T>{nullptr, 0};

@@ -13,6 +13,7 @@ template <class A> struct Factor {
   const A* matrix;
   int channels;
   int64_t plane = 0;  // pixels from block to block of u; 0: those of the product
+  int first = 0;      // the first channel that counts; rows of the matrix before it are not read
 };
 
 template <class A, int pixels, int blocks>
@@ -20,29 +21,35 @@ inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int
                          const A* bias, bool add, A* out, int64_t out_plane) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[pixels][blocks];
+#pragma GCC unroll 16
   for (int p = 0; p < pixels; ++p)
+#pragma GCC unroll 2
     for (int b = 0; b < blocks; ++b) {
       acc[p][b] = bias ? get(bias + (block + b) * L) : Vec<A>{};
       if (add) acc[p][b] += get(out + (block + b) * out_plane * L + p * L);
     }
   for (int f = 0; f < count; ++f) {
-    const A* column = factors[f].matrix + block * L;
+    const A* column = factors[f].matrix + int64_t(factors[f].first) * width + block * L;
     const int64_t u_plane = factors[f].plane ? factors[f].plane : plane;
-    for (int first = 0; first < factors[f].channels; first += L) {
+    const int begin = factors[f].first;
+    for (int first = begin / L * L; first < factors[f].channels; first += L) {
       const A* u = factors[f].u + (first / L * u_plane + pixel) * L;
       const int lanes = factors[f].channels - first < L ? factors[f].channels - first : L;
-      for (int i = 0; i < lanes; ++i, column += width) {
+      for (int i = first < begin ? begin - first : 0; i < lanes; ++i, column += width) {
         Vec<A> m[blocks];
         for (int b = 0; b < blocks; ++b) m[b] = get(column + b * L);
 #pragma GCC unroll 16
         for (int p = 0; p < pixels; ++p) {
           const A s = u[p * L + i];
+#pragma GCC unroll 2
           for (int b = 0; b < blocks; ++b) acc[p][b] += m[b] * s;
         }
       }
     }
   }
+#pragma GCC unroll 16
   for (int p = 0; p < pixels; ++p)
+#pragma GCC unroll 2
     for (int b = 0; b < blocks; ++b) put(out + (block + b) * out_plane * L + p * L, acc[p][b]);
 }
 
@@ -86,7 +93,9 @@ template <class A, int rows, int blocks>
 inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, A* sum, int width) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[rows][blocks];
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
     for (int j = 0; j < blocks; ++j) acc[i][j] = get(sum + i * width + j * L);
   for (int64_t p = 0; p < pixels; ++p) {
     Vec<A> v[blocks];
@@ -94,10 +103,13 @@ inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, 
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
       const A s = a[p * L + i];
+#pragma GCC unroll 2
       for (int j = 0; j < blocks; ++j) acc[i][j] += v[j] * s;
     }
   }
+#pragma GCC unroll 16
   for (int i = 0; i < rows; ++i)
+#pragma GCC unroll 2
     for (int j = 0; j < blocks; ++j) put(sum + i * width + j * L, acc[i][j]);
 }
 

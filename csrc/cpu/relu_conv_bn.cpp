@@ -115,8 +115,9 @@ template <class T> struct Call {
       for (int part = 0; part < parts; ++part) {
         input_of(s, part, s.u);
         const Factor<A> factor{s.u, forward + int64_t(part) * in_C * width, in_C};
-        product(&factor, 1, out, blocks, static_cast<A*>(nullptr), part > 0, s.z);
+        product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? s.z : s.y);
       }
+      if (p.reduce) select_halves(out.pixels(), C, s.y, s.z);
       if (p.training) moments.add_image(s.z, out.pixels(), blocks, group, (n - first_image(group)) * out.pixels());
       else normalise(s.z);
       store_image<T, A>(s.z, out, C, image(y, out, C, n));
@@ -182,7 +183,8 @@ template <class T> struct Call {
     if (p.reduce) memset(dx, 0, sizeof(T) * size_t(in.pixels()) * in_C);
     const int step = p.reduce ? 2 : 1;
     for (int part = 0; part < parts; ++part) {
-      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, C};
+      const int rows = C / parts;
+      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, (part + 1) * rows, 0, part * rows};
       product(&factor, 1, out, in_blocks, static_cast<A*>(nullptr), false, s.u);
       for_each_pixel<A>(out, in_C, [&](int b, int h, int w, int used) {
         const int row = step * h + part, col = step * w + part;

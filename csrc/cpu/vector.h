@@ -117,6 +117,18 @@ template <class A, class F> void for_each_pixel(const Grid& grid, int channels, 
   for_each_pixel<A>(Rows{0, grid.rows}, grid.cols, channels, f);
 }
 
+// z of a strided pair of convolutions: channels below `half` of the first, the others of the second. Selected,
+// not added: a zero weight would turn the other part's inf into NaN.
+template <class A> void select_halves(int64_t pixels, int channels, const A* second, A* z) {
+  for (int b = 0; b < blocks_of<A>(channels); ++b) {
+    Vec<A> lane{};
+    for (int l = 0; l < kLanes<A>; ++l) lane[l] = A(b * kLanes<A> + l);
+    const auto first = lane < splat<A>(A(channels / 2));
+    for (int64_t i = b * pixels * kLanes<A>; i < (b + 1) * pixels * kLanes<A>; i += kLanes<A>)
+      put(z + i, first ? get(z + i) : get(second + i));
+  }
+}
+
 // Pixels ahead of a load: a slice of a concatenated tensor is a stream that the hardware follows badly.
 constexpr int kAhead = 24;
 template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }

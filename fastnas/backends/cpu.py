@@ -114,11 +114,11 @@ class CpuBackend(NativeBackend):
         call.eps = eps
         if form != "none":
             assert level is not None and rng is not None
-            rng = rng.contiguous()
+            rng, level = rng.contiguous(), level.contiguous()
             call.form = getattr(self.module.NoiseForm, form)
             call.level, call.rng = level.data_ptr(), rng.data_ptr()
         call.threads = torch.get_num_threads()
-        call.alive = params, w, rng
+        call.alive = params, w, rng, level
         return call
 
     def _run(self, name: str, table: EdgeTable, call: Any) -> None:

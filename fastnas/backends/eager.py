@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,19 @@ from fastnas.backends.held import Held, accumulation_dtype
 from fastnas.backends.layout import common_format
 from fastnas.backends.request import Request
 from fastnas.reference import EdgeTable
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd records, also inside of an op's kernel, where the dispatcher has left it behind."""
+    keys = torch._C.DispatchKey
+    excluded = torch._C._dispatch_tls_local_exclude_set()
+    for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU,
+                keys.AutogradCUDA, keys.ADInplaceOrView):  # fmt: skip
+        excluded = excluded.remove(key)
+    included = torch._C._dispatch_tls_local_include_set()
+    with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():
+        yield
 
 
 class EagerBackend:
@@ -152,7 +168,7 @@ class EagerBackend:
         needs_dw: bool,
         needs_dparams: bool,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        with torch.enable_grad():
+        with _recording():
             x = [t.detach().requires_grad_(need) for t, need in zip(x, needs_dx)]
             w = w.detach().requires_grad_(needs_dw)
             params = [p.detach().requires_grad_(needs_dparams) for p in params]
@@ -161,7 +177,9 @@ class EagerBackend:
                 form=form, level=level, rng=rng,
             )  # fmt: skip
             wanted = [t for t in (*x, w, *params) if t.requires_grad]
-            found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
+            found: Sequence[Tensor | None] = [None] * len(wanted)
+            if y.requires_grad:
+                found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
         grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
         channels_last = torch.channels_last
         dx = [next(grads).contiguous(memory_format=channels_last) for need in needs_dx if need]
@@ -189,7 +207,7 @@ class EagerBackend:
         needs_dx: bool,
         needs_dparams: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        with torch.enable_grad():
+        with _recording():
             x = x.detach().requires_grad_(needs_dx)
             params = [p.detach().requires_grad_(needs_dparams) for p in params]
             again = reference.relu_conv_bn(x, params, torch.empty_like(stats), eps=eps)

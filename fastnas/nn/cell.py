@@ -10,6 +10,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
+from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp, reading_of, select
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng
@@ -29,6 +30,11 @@ class Cell(reference.Cell):
     def parts(self) -> CellParts | str:
         """The operations as the fused ops know them, or the first that they do not know."""
         return cast(CellParts | str, reading_of(self).read(self))
+
+    def noise_form(self) -> str:
+        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
+        noise = cast(MixedOp, self._ops[0]).noise
+        return "none" if noise is None else noise.form
 
     def why_not_fused(self, s1: Tensor) -> str | None:
         """Why a call on these states computes candidate by candidate, or None."""
@@ -93,6 +99,18 @@ class SearchNetwork(reference.SearchNetwork):
         super().__init__(*args, **options)
         self.set_memory(memory)
 
+    def memory_report(self, batch: int, size: int | tuple[int, int]) -> MemoryReport:
+        """Bytes held for backward by a training batch, under each setting of `memory`.
+
+        Args:
+            batch: images in it.
+            size: pixels of a side, or (height, width).
+
+        Raises:
+            ValueError: a cell does not run on the fused ops.
+        """
+        return memory_report(self, batch, (size, size) if isinstance(size, int) else size)
+
     def set_memory(self, memory: str) -> None:
         """What the fused cells hold for backward: "fast", "lean" or "minimal" (`mixed_edges`)."""
         if memory not in MEMORY:
@@ -121,6 +139,9 @@ class SearchNetwork(reference.SearchNetwork):
         self._check(x, weights)
         draw = self.draw(x.device) if draw is None else draw
         nodes = self.space.nodes
+        if x.device.type == "cpu" and cast(Cell, self.cells[0]).why_not_fused(x) is None:
+            # Fused cells work channels last on the CPU: here that is a copy of the images only.
+            x = x.contiguous(memory_format=torch.channels_last)
         s0 = s1 = self.stem(x)
         for i, cell in enumerate(self.cells):
             own = None

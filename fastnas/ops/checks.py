@@ -112,10 +112,42 @@ def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {t.device}, x on {x.device}")
 
 
+def check_tensor(op: str, name: str, t: object) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(t).__name__}; a Tensor is needed")
+
+
+def check_running(op: str, running: Sequence[object], channels: int, training: bool) -> None:
+    """A (mean, variance) [C] for each norm, or, in training, None."""
+    for i, pair in enumerate(running):
+        where = f"{op}: running[{i}]"
+        if pair is None:
+            if not training:
+                raise ValueError(
+                    f"{where} is None, but training is False; a (running_mean, running_var) is"
+                    " needed"
+                )
+            continue
+        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+        if not is_pair or not all(isinstance(t, Tensor) for t in pair):  # type: ignore[attr-defined]
+            raise TypeError(f"{where} is no pair of Tensors (running_mean, running_var)")
+        shapes = [list(t.shape) for t in pair]  # type: ignore[attr-defined]
+        if shapes != [[channels]] * 2:
+            raise ValueError(f"{where} has shapes {shapes}; [{channels}] is needed for both")
+
+
 def check_statistics(
-    op: str, training: bool, has_running: bool, values: int, x: Tensor, params: Sequence[Tensor]
+    op: str,
+    training: bool,
+    has_running: bool,
+    values: int,
+    eps: float,
+    x: Tensor,
+    params: Sequence[Tensor],
 ) -> None:
-    """What batch norm needs: more than one value a channel, or running statistics."""
+    """What batch norm needs: eps, more than one value a channel, or running statistics."""
+    if not 0 <= eps < float("inf"):
+        raise ValueError(f"{op}: eps is {eps}; a finite number >= 0 is allowed")
     if training and values <= 1:
         raise ValueError(
             f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"

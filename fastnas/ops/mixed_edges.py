@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
-from fastnas.ops.checks import check_image, check_noise_tensors, check_same, check_statistics
+from fastnas.ops.checks import (
+    check_image,
+    check_noise_tensors,
+    check_running,
+    check_same,
+    check_statistics,
+    check_tensor,
+)
 from fastnas.ops.dispatch import choose_backend, is_plain_call
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
@@ -132,8 +139,8 @@ def _bwd_fake(
         for t, need in zip(x, needs_dx)
         if need
     ]
-    dw = torch.empty_like(w) if needs_dw else w.new_empty(0)
-    return dx, dw, [torch.empty_like(p) for p in params] if needs_dparams else []
+    dw = w.new_empty(w.shape if needs_dw else (0,))
+    return dx, dw, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
 
 class _MixedEdges(torch.autograd.Function):
@@ -215,6 +222,9 @@ def mixed_edges(
     for its statistics and u is computed again where it is needed instead of being stored. Pools,
     their statistics and the deviations for the noise are computed once per state.
 
+    Where channels of u nearly cancel in a row of W, var(W u) is as exact as cov(u) lets it be: its
+    relative error is about eps sum_ij |W_i S_ij W_j| / var, S = cov(u) in float32 (float64).
+
     Args:
         x: the input states, [N, C, H, W] each, float32, bfloat16 or float64.
         w: [edges, candidates] mixing weights, floating point; may be wider than x.
@@ -242,7 +252,7 @@ def mixed_edges(
         BackendError: the explicit backend cannot run this.
     """
     x, params = list(x), list(params)
-    _check(x, w, params, table, running, training, noise, level, rng, memory)
+    _check(x, w, params, table, running, training, eps, noise, level, rng, memory)
     form = "none"
     if noise is not None and table.skips and training:
         form = noise.form
@@ -253,8 +263,13 @@ def mixed_edges(
     if not torch.compiler.is_compiling():
         backend = choose_backend("mixed_edges", x[0], backend)
     given = None
-    if not training and running is not None:
-        given = stack_running(running, accumulation_dtype(x[0].dtype))
+    if not training:
+        wide = accumulation_dtype(x[0].dtype)
+        given = (
+            stack_running(running, wide)
+            if running
+            else x[0].new_empty(0, 2, x[0].shape[1], dtype=wide)
+        )
     out, stats = _MixedEdges.apply(
         table, given, eps, form, level, rng, memory, backend, w, *x, *params
     )
@@ -271,6 +286,7 @@ def _check(
     table: EdgeTable,
     running: Sequence[Running] | None,
     training: bool,
+    eps: float,
     noise: SkipNoise | None,
     level: Tensor | None,
     rng: Tensor | None,
@@ -279,6 +295,8 @@ def _check(
     op = "mixed_edges"
     if memory not in MEMORY:
         raise ValueError(f"{op}: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
+    if not isinstance(table, EdgeTable):
+        raise TypeError(f"{op}: table is a {type(table).__name__}; an EdgeTable is needed")
     if len(x) != table.inputs:
         raise ValueError(f"{op}: x has {len(x)} states; the table needs {table.inputs}")
     for i, state in enumerate(x):
@@ -303,9 +321,12 @@ def _check(
     _check_params(x[0], params, table)
     if running is not None and len(running) != table.norms:
         raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
-    N, _, rows, cols = output_size(x, table)
+    N, C, rows, cols = output_size(x, table)
+    check_running(op, running or (), C, training)
     has_running = running is not None or table.norms == 0
-    check_statistics(op, training, has_running, N * rows * cols, x[0], [*x, w, *params])
+    # A table without batch norms has no statistics that one value could spoil.
+    values = N * rows * cols if table.norms else 2
+    check_statistics(op, training, has_running, values, eps, x[0], [*x, w, *params])
     check_noise_tensors(op, w.device, level, rng, rng_shape=(table.nodes, 2))
     if noise is None and (level is not None or rng is not None):
         raise ValueError(f"{op}: level or rng is given, but noise is None")
@@ -326,10 +347,14 @@ def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
 
 
 def _check_params(x: Tensor, params: list[Tensor], table: EdgeTable) -> None:
-    shapes = table.param_shapes(x.shape[1])
+    C = x.shape[1]
+    if C % 2 and any(term.op == "reduce_skip" for _, term in table.terms):
+        raise ValueError(f"mixed_edges: a reduce_skip of {C} channels; an even number is needed")
+    shapes = table.param_shapes(C)
     if len(params) != len(shapes):
         raise ValueError(f"mixed_edges: params has {len(params)} tensors; {len(shapes)} are needed")
     for i, (p, shape) in enumerate(zip(params, shapes)):
+        check_tensor("mixed_edges", f"params[{i}]", p)
         if tuple(p.shape) != shape:
             raise ValueError(
                 f"mixed_edges: params[{i}] has shape {list(p.shape)}; {list(shape)} is needed"

@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, accumulation_dtype
-from fastnas.ops.checks import check_image, check_same, check_statistics
+from fastnas.ops.checks import (
+    check_image,
+    check_running,
+    check_same,
+    check_statistics,
+    check_tensor,
+)
 from fastnas.ops.dispatch import choose_backend, is_plain_call
 from fastnas.ops.running import Running, stack_running, update_running
 
@@ -83,7 +89,7 @@ def _bwd_fake(
     backend: str | None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     dx = [torch.empty_like(x, memory_format=torch.channels_last)] if needs_dx else []
-    return dx, [torch.empty_like(p) for p in params] if needs_dparams else []
+    return dx, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
 
 class _ReluConvBn(torch.autograd.Function):
@@ -149,7 +155,7 @@ def relu_conv_bn(
         BackendError: the explicit backend cannot run this.
     """
     params = list(params)
-    _check(x, params, running, training)
+    _check(x, params, running, training, eps)
     if not torch.compiler.is_compiling():
         backend = choose_backend("relu_conv_bn", x, backend)
     given = None
@@ -161,12 +167,15 @@ def relu_conv_bn(
     return y
 
 
-def _check(x: Tensor, params: list[Tensor], running: Running | None, training: bool) -> None:
+def _check(
+    x: Tensor, params: list[Tensor], running: Running | None, training: bool, eps: float
+) -> None:
     op = "relu_conv_bn"
     check_image(op, "x", x)
     if len(params) not in (1, 2):
         raise ValueError(f"{op}: params has {len(params)} tensors; 1, or 2 at stride 2, are needed")
     for i, p in enumerate(params):
+        check_tensor(op, f"params[{i}]", p)
         if p.dim() != 4 or p.shape[1:] != (x.shape[1], 1, 1) or p.shape != params[0].shape:
             raise ValueError(
                 f"{op}: params[{i}] has shape {list(p.shape)}; [C, {x.shape[1]}, 1, 1] is needed,"
@@ -175,4 +184,6 @@ def _check(x: Tensor, params: list[Tensor], running: Running | None, training: b
         check_same(op, f"params[{i}]", p, x)
     stride = len(params)
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-    check_statistics(op, training, running is not None, values, x, params)
+    if running is not None:
+        check_running(op, [running], sum(p.shape[0] for p in params), training)
+    check_statistics(op, training, running is not None, values, eps, x, params)

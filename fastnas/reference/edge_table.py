@@ -13,7 +13,8 @@ EDGE_OPS = ("max_pool", "avg_pool", "skip", "reduce_skip", "sep_conv", "dil_conv
 _PARAMS = {"sep_conv": 4, "dil_conv": 2, "reduce_skip": 2}
 _NORMS = {"sep_conv": 2, "dil_conv": 1, "reduce_skip": 1, "max_pool": 1, "avg_pool": 1}
 _HALVES = {"sep_conv": 2, "dil_conv": 1}
-_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
+_PLAIN = ((3, 1), (5, 1), (7, 1))
+_KERNELS = {"sep_conv": _PLAIN, "dil_conv": (*_PLAIN, (3, 2), (5, 2))}
 
 
 class EdgeTerm(NamedTuple):
@@ -58,8 +59,9 @@ class EdgeTable:
         inputs: states that are given.
         nodes: states that are sums.
         candidates: columns of the mixing weights.
-        edges: at least one for each node; an edge leaves an input or an earlier node, and has
-            stride 2 only where it leaves an input.
+        edges: at least one for each node, node by node; an edge leaves an input or an earlier
+            node, and has stride 2 only where it leaves an input. Its terms have weights of
+            their own.
     """
 
     inputs: int
@@ -77,6 +79,12 @@ class EdgeTable:
                 raise ValueError(f"edge {e} has stride {edge.stride} from state {edge.source}")
             for term in edge.terms:
                 self._check_term(e, edge, term)
+            weights = [term.weight for term in edge.terms]
+            if len(set(weights)) < len(weights):
+                raise ValueError(f"edge {e}: its terms share mixing weights, {weights}")
+        targets = [edge.target for edge in self.edges]
+        if targets != sorted(targets):
+            raise ValueError(f"edges enter the nodes {targets}; they are listed node by node")
         missing = set(range(self.nodes)) - {edge.target for edge in self.edges}
         if missing or not self.edges:
             raise ValueError(f"no edge enters node {min(missing, default=0)}")
@@ -86,8 +94,10 @@ class EdgeTable:
             raise ValueError(f"edge {e}: no op {term.op!r}; there are {', '.join(EDGE_OPS)}")
         if not 0 <= term.weight < self.candidates:
             raise ValueError(f"edge {e}: mixing weight {term.weight} of {self.candidates}")
-        if term.op in _HALVES and (term.size, term.dilation) not in _KERNELS:
-            raise ValueError(f"edge {e}: kernel {term.size}, dilation {term.dilation}")
+        allowed = _KERNELS.get(term.op)
+        if allowed and (term.size, term.dilation) not in allowed:
+            given = (term.size, term.dilation)
+            raise ValueError(f"edge {e}: {term.op} of (size, dilation) {given}; allowed: {allowed}")
         if (term.op == "skip" and edge.stride != 1) or (
             term.op == "reduce_skip" and edge.stride != 2
         ):
@@ -134,7 +144,7 @@ class EdgeTable:
     @property
     def kept(self) -> int:
         """Terms whose last depthwise output "fast" keeps: those of 25 taps or more."""
-        return sum(term.size >= 5 for _, term in self.terms)
+        return sum(term.op in _HALVES and term.size >= 5 for _, term in self.terms)
 
     @property
     def skips(self) -> int:

@@ -81,6 +81,7 @@ def mixed_edges(
     """
     first_param, first_norm, skip = 0, 0, 0
     places = []
+    rows = [e for e, edge in enumerate(table.edges) for _ in edge.terms]
     for _, term in table.terms:
         places.append((first_param, first_norm, skip))
         first_param += term.params
@@ -90,7 +91,7 @@ def mixed_edges(
     for node in range(table.nodes):
         outputs = []
         ordinal = 0
-        for (edge, term), (param, norm, skip) in zip(table.terms, places):
+        for e, (edge, term), (param, norm, skip) in zip(rows, table.terms, places):
             if edge.target != node:
                 continue
             source = states[edge.source]
@@ -105,7 +106,7 @@ def mixed_edges(
                 eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
                 y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
                 ordinal += 1
-            outputs.append(w[table.edges.index(edge), term.weight].to(y.dtype) * y)
+            outputs.append(w[e, term.weight].to(y.dtype) * y)
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
     return torch.cat(states[table.inputs :], dim=1)
 

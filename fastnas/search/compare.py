@@ -113,6 +113,8 @@ def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.
         noise=searcher.strategy.skip_noise(),
         skip_drop_path=searcher.strategy.skip_drop_probability(),
     ).to(searcher.device)
+    if isinstance(network, SearchNetwork):
+        network.set_memory(searcher.config.memory)
     network.load_state_dict(searcher.network.state_dict())
     return network.train()
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from fastnas.backends import MEMORY
 from fastnas.spaces import get_space
 from fastnas.strategies import STRATEGIES, Strategy, get_strategy
 
@@ -57,6 +58,7 @@ class SearchConfig(RunConfig):
     backend: str = option("auto", "auto, cpu, cuda, triton or eager")
     channels: int = option(16, "channels of the first cells")
     layers: int = option(8, "cells of the search network")
+    memory: str = option("lean", "what fused cells hold for backward: fast, lean or minimal")
     channels_last: bool = option(False, "images and activations channels last")
     epochs: int = option(50, "epochs of the search")
     batch_size: int | None = option(None, "images per batch (default: the method's, DARTS 64)")
@@ -112,6 +114,8 @@ class SearchConfig(RunConfig):
             get_space(self.space)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.memory not in MEMORY:
+            raise ConfigError(f"memory is {self.memory!r}; allowed: {', '.join(MEMORY)}")
         _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
         _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
         _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")

@@ -65,6 +65,7 @@ class Searcher(ResumableRun):
             in_channels=images.channels,
             noise=self.strategy.skip_noise(),
             skip_drop_path=self.strategy.skip_drop_probability(),
+            memory=config.memory,
         ).to(self.device)
         if config.channels_last:
             in_channels_last(self.network)

@@ -10,7 +10,12 @@ from fastnas.benchmarks.harness.plot import plot_csv
 from fastnas.benchmarks.harness.run import op_cases, op_rows, result_path, run_suite
 from fastnas.benchmarks.harness.schema import current_conditions, new_row, read_csv, write_csv
 from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
+from fastnas.benchmarks.harness.verify import verify
+from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase
+from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
+from fastnas.benchmarks.search import memory
 from fastnas.search.measure import saved_bytes, storage_bytes
+from fastnas.spaces import get_space
 
 CONDITIONS = current_conditions("cpu")
 CASE = op_cases("cpu", "mixed_sum", quick=True, full=False)[0]
@@ -20,10 +25,8 @@ def row(backend, median, **columns):
     settings = {"suite": "ops", "op": "mixed_sum", "pass_": "fwd+bwd", "dtype": "float32"}
     settings |= {"shape": "2x3", "K": 8, "layout": "contiguous", "saved_bytes": 100} | columns
     timing = median and Timing(median, median, median)
-    verified = "yes" if median else "no: y is off"
-    return new_row(
-        CONDITIONS, backend=backend, verified=verified, timing=timing, bytes_moved=10**6, **settings
-    )
+    settings = {"verified": "yes" if median else "no: y is off", "bytes_moved": 10**6} | settings
+    return new_row(CONDITIONS, backend=backend, timing=timing, **settings)
 
 
 def test_rows_round_trip_and_are_not_overwritten(tmp_path):
@@ -91,6 +94,41 @@ def test_a_wrong_provider_is_not_timed(monkeypatch):
     assert all(r.median_ms for r in rows if r.backend == "eager")
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        MixedOpCase((2, 4, 6, 6)),
+        MixedOpCase((2, 4, 6, 6), stride=2, dtype=torch.bfloat16),
+        CellCase((2, 4, 6, 6), "reduce"),
+        ReluConvBnCase((2, 8, 6, 6), 4),
+        ReluConvBnCase((2, 8, 6, 6), 4, stride=2),
+    ],
+    ids=lambda case: case.op,
+)
+def test_modules_are_verified_on_the_same_parameters(case):
+    problem = case.problem("cpu", full=False)
+    forwards = {n: f for n, f in problem.forwards.items() if n != "compile"}
+    verdicts = verify(replace(problem, forwards=forwards))
+    assert "fastnas-cpu" in verdicts and set(verdicts.values()) == {"yes"}
+
+
+def test_memory_of_supernets_and_single_paths(monkeypatch):
+    monkeypatch.setitem(memory.SIZES, "quick", memory.Size(C=4, layers=3, batch=2, pixels=8))
+    rows = list(memory.memory_rows(CONDITIONS, "cpu", quick=True, say=lambda what: None))
+    assert {row.verified for row in rows} == {"yes"}
+    saved = {row.backend: row.saved_bytes for row in rows}
+    assert saved["fastnas-minimal"] < saved["fastnas"] < saved["fastnas-fast"] < saved["eager"]
+    assert saved["rome"] < saved["gdas"] < saved["eager"]
+
+
+def test_samplers():
+    space, generator = get_space("S0"), torch.Generator().manual_seed(0)
+    assert memory.gdas(space, "normal", generator).sum(1).tolist() == [1] * 14
+    w = memory.rome(space, "normal", generator)
+    nodes = w.sum(1).split([2, 3, 4, 5])
+    assert [node.sum() for node in nodes] == [2] * 4 and not w[:, 0].any()
+
+
 def test_saved_bytes_counts_storages_once_and_leaves_out_what_it_is_told():
     x = torch.randn(1000, requires_grad=True)
     w = torch.randn(1000, requires_grad=True)
@@ -116,6 +154,8 @@ def test_readme_shows_the_rows_that_lose(tmp_path):
     rows = [row("eager", 3.0), row("compile", 1.0), row("fastnas-cpu", 1.5, saved_bytes=50)]
     rows += [row("compile", 1.0, pass_="bwd"), row("fastnas-cpu", 2.0, pass_="bwd")]
     rows += [row("compile", 1.0, pass_="fwd"), row("fastnas-cpu", 0.5, pass_="fwd")]
+    weighed = {"suite": "memory", "pass_": "saved", "verified": "yes"}
+    rows += [row("eager", None, **weighed), row("gdas", None, **weighed, saved_bytes=75)]
     write_csv(rows, csv)
     text.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\nrest\n")
     assert readme.main([str(csv), "--readme", str(text), "--check"]) == 1
@@ -124,6 +164,7 @@ def test_readme_shows_the_rows_that_lose(tmp_path):
     block = text.read_text()
     assert "| 2.00 |" in block and "| **0.67** |" in block and "| 0.50 |" in block
     assert "bwd alone" in block and "| **0.50** |" in block and "fwd alone" not in block
+    assert "| gdas |" in block and "| 0.75 |" in block
     assert block.startswith("# title\n") and block.endswith("\nrest\n") and "\nold\n" not in block
     text.write_text("no markers")
     assert readme.main([str(csv), "--readme", str(text)]) == 2
@@ -139,7 +180,7 @@ def test_plot(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"suite": "everything"}, "suite is 'everything'; allowed: ops, search, all"),
+        ({"suite": "everything"}, "suite is 'everything'; allowed: ops, search, memory, all"),
         ({"suite": "ops", "op": "mixed"}, "op is 'mixed'; allowed: mixed_sum"),
         ({"suite": "search", "op": "mixed_sum"}, "only 'ops' has ops"),
         ({"suite": "ops", "threads": 0}, "threads is 0"),

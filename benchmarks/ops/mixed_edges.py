@@ -1,0 +1,106 @@
+"""mixed_edges: one mixed op of DARTS, and one cell with its preprocessing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from fastnas import nn as fused
+from fastnas import reference
+from fastnas.backends import MEMORY
+from fastnas.benchmarks.harness.verify import SEED, Problem
+from fastnas.benchmarks.ops.mixed_sum import BATCHES, STAGES, fused_backends
+from fastnas.benchmarks.ops.modules import module_problem, sharing
+from fastnas.spaces import CellType, get_space
+
+OP = "mixed_edges"
+SPACE = get_space("S0")
+EXPANSION = 4
+"""A cell reads the outputs of the two before it, of as many channels as its nodes have together."""
+
+
+@dataclass(frozen=True)
+class MixedOpCase:
+    """The 8 candidates of an edge; `shape` is that of its input."""
+
+    shape: tuple[int, ...]
+    stride: int = 1
+    dtype: torch.dtype = torch.float32
+
+    K = SPACE.num_candidates("normal")
+    layout = "contiguous"
+
+    @property
+    def op(self) -> str:
+        return OP if self.stride == 1 else f"{OP} stride {self.stride}"
+
+    def bytes_moved(self, pass_: str) -> None:
+        """None: arithmetic is the limit, not traffic."""
+
+    def problem(self, device: str, full: bool) -> Problem:
+        arguments = SPACE.normal[0], self.shape[1], self.stride
+        torch.manual_seed(SEED)
+        eager = reference.MixedOp(*arguments).to(device, self.dtype)
+        own = _fused(device, self.dtype, eager, partial(fused.MixedOp, *arguments))
+        return module_problem(eager, own, [self.shape], (self.K,), full)
+
+
+@dataclass(frozen=True)
+class CellCase:
+    """4 nodes and 14 edges; `shape` is that of the states after preprocessing."""
+
+    shape: tuple[int, ...]
+    cell_type: CellType = "normal"
+    dtype: torch.dtype = torch.float32
+
+    K = SPACE.num_candidates("normal")
+    layout = "contiguous"
+
+    @property
+    def op(self) -> str:
+        return f"{OP} {self.cell_type} cell"
+
+    def bytes_moved(self, pass_: str) -> None:
+        """None: arithmetic is the limit, not traffic."""
+
+    def problem(self, device: str, full: bool) -> Problem:
+        N, C, *pixels = self.shape
+        before = EXPANSION * C
+        arguments = SPACE, self.cell_type, before, before, C, False
+        torch.manual_seed(SEED)
+        eager = reference.Cell(*arguments).to(device, self.dtype)
+        own = _fused(device, self.dtype, eager, partial(fused.Cell, *arguments))
+        w = len(SPACE.edges), self.K
+        return module_problem(eager, own, 2 * [(N, before, *pixels)], w, full)
+
+
+Case = MixedOpCase | CellCase
+
+
+def _fused(
+    device: str, dtype: torch.dtype, eager: nn.Module, build: partial[nn.Module]
+) -> dict[str, nn.Module]:
+    """`fastnas-<backend>` with memory lean, `fastnas-<backend>-<memory>` with the other two."""
+    modules = {}
+    for backend in fused_backends(device, dtype, 1, OP)[:1]:
+        for memory in sorted(MEMORY, key=lambda name: name != "lean"):
+            module = sharing(build().to(device, dtype), eager)
+            module.memory = memory
+            suffix = "" if memory == "lean" else f"-{memory}"
+            modules[f"fastnas-{backend}{suffix}"] = module
+    return modules
+
+
+def cases(device: str, quick: bool = False, full: bool = False) -> list[Case]:
+    """Mixed ops of every stage and stride, bf16 in the first; the cells of the first stage."""
+    if not fused_backends(device, torch.float32, 1, OP):
+        return []
+    shapes = [(BATCHES[device][0], *stage) for stage in STAGES]
+    if quick:
+        return [MixedOpCase(shapes[-1])]
+    table: list[Case] = [MixedOpCase(shape, stride) for shape in shapes for stride in (1, 2)]
+    table += [MixedOpCase(shapes[0], stride, torch.bfloat16) for stride in (1, 2)]
+    return [*table, CellCase(shapes[0]), CellCase(shapes[0], "reduce")]

@@ -1,0 +1,286 @@
+"""What the tests of mixed_edges and relu_conv_bn share: tables, inputs, and the rule.
+
+With e the fp64 reference on the same inputs upcast and g what eager torch gives in the dtype at
+hand, the results o of a kind (y, dx, dw, dparams, running mean or variance) pass together where
+
+    |o - e| <= 2 |g - e| + (eps(dtype of o) + 16 eps(float32)) |e|
+
+in the L2 norm over all of them: a relu or a max-pool whose argument rounds to the other side makes
+single elements of a gradient jump, in eager as well. For float64 each result passes alone where no
+element is off by more than 1e-10 of the largest of its kind: the gradient of a pointwise kernel is
+orthogonal to its rows, for batch norm takes their length out, so alone it may be only rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from cases import laid_out
+from torch import Tensor
+
+import fastnas
+from fastnas import reference
+from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
+
+EPS, MOMENTUM = 1e-5, 0.3
+MEMORY = ("fast", "lean", "minimal")
+
+Results = dict[str, Tensor]
+Pair = tuple[Tensor, Tensor]
+
+KERNELS = {
+    "sep_3": ("sep_conv", 3, 1), "sep_5": ("sep_conv", 5, 1), "sep_7": ("sep_conv", 7, 1),
+    "dil_3": ("dil_conv", 3, 2), "dil_5": ("dil_conv", 5, 2),
+}  # fmt: skip
+TERMS = ("max_pool", "avg_pool", "skip", *KERNELS)
+
+
+def term(name: str, weight: int, stride: int) -> EdgeTerm:
+    """By its name in TERMS; "skip" is the strided one at stride 2."""
+    if name == "skip":
+        return EdgeTerm("skip" if stride == 1 else "reduce_skip", weight)
+    op, size, dilation = KERNELS.get(name, (name, 0, 1))
+    return EdgeTerm(op, weight, size, dilation)
+
+
+def edge(source: int, target: int, stride: int = 1, names: Sequence[str] = TERMS) -> Edge:
+    terms = tuple(term(name, k, stride) for k, name in enumerate(names))
+    return Edge(source, target, stride, terms)
+
+
+def one_edge(stride: int, *names: str) -> EdgeTable:
+    return EdgeTable(1, 1, max(1, len(names or TERMS)), (edge(0, 0, stride, names or TERMS),))
+
+
+def cell(stride: int, nodes: int = 4, names: Sequence[str] = TERMS) -> EdgeTable:
+    """A DARTS cell: two inputs, every node fed by all states before it."""
+    edges = [
+        edge(source, node, stride if source < 2 else 1, names)
+        for node in range(nodes)
+        for source in range(2 + node)
+    ]
+    return EdgeTable(2, nodes, len(names), tuple(edges))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Inputs:
+    """A call of mixed_edges and the gradient that comes back."""
+
+    table: EdgeTable
+    x: list[Tensor]
+    w: Tensor
+    params: list[Tensor]
+    dy: Tensor
+    noise: SkipNoise | None = None
+    level: Tensor | None = None
+    rng: Tensor | None = None
+
+    @property
+    def leaves(self) -> Results:
+        x = {f"x[{i}]": t for i, t in enumerate(self.x)}
+        params = {f"params[{i}]": t for i, t in enumerate(self.params)}
+        return {"w": self.w, **x, **params}
+
+    def initial_running(self) -> list[Pair]:
+        wide = torch.promote_types(self.x[0].dtype, torch.float32)
+        C = self.x[0].shape[1]
+        return [
+            (torch.full((C,), 0.5, dtype=wide), torch.full((C,), 2.0, dtype=wide))
+            for _ in range(self.table.norms)
+        ]
+
+    def rebuilt(self, leaves: Sequence[Tensor]) -> Inputs:
+        """The same call on other leaves, in the order of `leaves`."""
+        w, *rest = leaves
+        inputs = self.table.inputs
+        return replace(self, w=w, x=list(rest[:inputs]), params=list(rest[inputs:]))
+
+
+def make(
+    table: EdgeTable,
+    size: tuple[int, int] = (5, 7),
+    C: int = 6,
+    N: int = 3,
+    dtype: torch.dtype = torch.float64,
+    *,
+    sizes: Sequence[tuple[int, int]] = (),
+    noise: SkipNoise | None = None,
+    offset: float = 0.0,
+    w_dtype: torch.dtype | None = None,
+    layouts: Sequence[str] = ("channels_last",),
+    dy_layout: str = "channels_last",
+    seed: int = 0,
+) -> Inputs:
+    """Normal x (about `offset`), params and dy, w of both signs; input i lies as layouts[i mod len]."""  # noqa: E501
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, about: float = 0.0, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return (about + scale * values).to(dtype)
+
+    sizes = sizes or [size] * table.inputs
+    x = [
+        laid_out(normal(N, C, *s, about=offset), layouts[i % len(layouts)])
+        for i, s in enumerate(sizes)
+    ]
+    shapes = table.param_shapes(C)
+    params = [normal(*shape, scale=math.prod(shape[1:]) ** -0.5) for shape in shapes]
+    shape = len(table.edges), table.candidates
+    w = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    first = table.edges[0]
+    rows, cols = (-(-s // first.stride) for s in sizes[first.source])
+    dy = laid_out(normal(N, table.nodes * C, rows, cols), dy_layout)
+    level = rng = None
+    if noise is not None:
+        level = noise.level(0.7)
+        rng = torch.randint(2**62, (table.nodes, 2), generator=generator)
+    return Inputs(table, x, w.to(w_dtype or dtype), params, dy, noise, level, rng)
+
+
+def call(
+    inputs: Inputs,
+    backend: str | None,
+    memory: str = "lean",
+    running: list[Pair] | None = None,
+    training: bool = True,
+) -> Tensor:
+    return fastnas.mixed_edges(
+        inputs.x, inputs.w, inputs.params, inputs.table, running=running, momentum=MOMENTUM,
+        training=training, eps=EPS, noise=inputs.noise, level=inputs.level, rng=inputs.rng,
+        memory=memory, backend=backend,
+    )  # fmt: skip
+
+
+def with_gradients(
+    f: Callable[[Sequence[Tensor]], Tensor],
+    leaves: Results,
+    dy: Tensor,
+    needs: Collection[str] | None = None,
+) -> Results:
+    """y = f(leaves) and the gradients of those in `needs`, by default of all; no other may appear."""  # noqa: E501
+    wanted = [needs is None or name in needs for name in leaves]
+    own = [t.detach().requires_grad_(need) for t, need in zip(leaves.values(), wanted)]
+    y = f(own)
+    if y.requires_grad:
+        y.backward(dy.to(y.dtype))
+    results = {"y": y.detach()}
+    for name, leaf, need in zip(leaves, own, wanted):
+        assert need or leaf.grad is None, f"a gradient of {name}"
+        if need:
+            results[f"d{name}"] = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+    return results
+
+
+def named(running: Sequence[Pair]) -> Results:
+    """Of every norm the running mean and variance, by name."""
+    return {
+        f"running[{i}].{name}": t
+        for i, pair in enumerate(running)
+        for name, t in zip(("mean", "var"), pair)
+    }
+
+
+def run(
+    inputs: Inputs,
+    backend: str | None,
+    needs: Collection[str] | None = None,
+    memory: str = "lean",
+) -> Results:
+    """y, gradients and running statistics."""
+    running = inputs.initial_running()
+    results = with_gradients(
+        lambda leaves: call(inputs.rebuilt(leaves), backend, memory, running),
+        inputs.leaves, inputs.dy, needs,
+    )  # fmt: skip
+    return results | named(running)
+
+
+def updated(running: Sequence[Pair], stats: Tensor, samples: int) -> Results:
+    """As torch's batch norm updates them, with the unbiased variance."""
+    pairs = []
+    for (mean, var), (now, biased) in zip(running, stats):
+        unbiased = biased * samples / (samples - 1)
+        pairs.append((torch.lerp(mean.to(now.dtype), now, MOMENTUM),
+                      torch.lerp(var.to(now.dtype), unbiased, MOMENTUM)))  # fmt: skip
+    return named(pairs)
+
+
+@lru_cache(maxsize=16)
+def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
+    """The specification with torch's own autograd, in the dtype of the inputs or in a wider one."""
+    leaves = inputs.leaves
+    if dtype is not None:
+        leaves = {name: t.to(dtype) for name, t in leaves.items()}
+    wide = torch.promote_types(leaves["x[0]"].dtype, torch.float32)
+    stats = torch.zeros(inputs.table.norms, 2, inputs.x[0].shape[1], dtype=wide)
+
+    def f(leaves: Sequence[Tensor]) -> Tensor:
+        given = inputs.rebuilt(leaves)
+        form = inputs.noise.form if inputs.noise is not None else "none"
+        return reference.mixed_edges(given.x, given.w, given.params, inputs.table, stats, eps=EPS,
+                                     form=form, level=inputs.level, rng=inputs.rng)  # fmt: skip
+
+    results = with_gradients(f, leaves, inputs.dy)
+    y = results["y"]
+    return results | updated(inputs.initial_running(), stats, y.numel() // y.shape[1])
+
+
+def kind_of(name: str) -> str:
+    """dparams[3] is one of the dparams, running[3].var of the running variances."""
+    head, _, tail = name.partition("[")
+    return head + tail.partition("]")[2]
+
+
+def agree(got: Results, exact: Results, eager: Results, dtype: torch.dtype) -> None:
+    """Fails unless every result obeys the rule at the top; `dtype` is that of the inputs."""
+    double = dtype == torch.float64
+    kinds: defaultdict[str, list[str]] = defaultdict(list)
+    for name, found in got.items():
+        assert found.shape == exact[name].shape, f"{name} has shape {list(found.shape)}"
+        assert found.dtype == eager[name].dtype, f"{name} is {found.dtype}"
+        kinds[kind_of(name)].append(name)
+
+    def norm(tensors: Iterable[Tensor]) -> float:
+        values = torch.cat([t.double().flatten() for t in tensors])
+        return float(values.abs().max() if double else values.norm()) if len(values) else 0.0
+
+    for kind, names in kinds.items():
+        scale = norm(t for name, t in exact.items() if kind_of(name) == kind)
+        for group in [[name] for name in names] if double else [names]:
+            stored = torch.finfo(got[group[0]].dtype)
+            if double:
+                bound = max(1e-10, 0 if stored.bits == 64 else stored.eps) * scale
+            else:
+                # Of torch's bf16 weight gradients some elements are memory that it never wrote.
+                off = (eager[name].double() - exact[name] for name in group)
+                eagers = norm(torch.nan_to_num(t, posinf=0.0, neginf=0.0) for t in off)
+                bound = 2 * eagers + (stored.eps + 16 * torch.finfo(torch.float32).eps) * scale
+            error = norm(got[name].double() - exact[name] for name in group)
+            which = ", ".join(group)
+            assert error <= bound, f"{which}: off by {error:.3g} where {bound:.3g} is allowed"
+
+
+def compare(got: Results, inputs: Inputs) -> None:
+    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x[0].dtype)
+
+
+def check(
+    inputs: Inputs,
+    backend: str,
+    needs: Collection[str] | None = None,
+    memory: str = "lean",
+) -> Results:
+    """The rule, the layout of the result, and that no output shares memory with an input."""
+    got = run(inputs, backend, needs, memory)
+    compare(got, inputs)
+    assert got["y"].is_contiguous(memory_format=torch.channels_last)
+    inside = {t.untyped_storage().data_ptr() for t in (inputs.dy, *inputs.leaves.values())}
+    out = [t.untyped_storage().data_ptr() for t in got.values()]
+    assert inside.isdisjoint(out), "an output shares memory with an input"
+    assert len(set(out)) == len(out), "two outputs share memory"
+    return got

@@ -1,0 +1,435 @@
+"""relu_conv_bn on the CPU: values, gradients, running statistics, autograd, bad input."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from cases import bits, laid_out
+from edge_cases import (
+    EPS,
+    MOMENTUM,
+    Pair,
+    Results,
+    agree,
+    named,
+    updated,
+    with_gradients,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from targets import Target
+from torch import Tensor
+
+from fastnas import BackendError, reference
+from fastnas.ops import relu_conv_bn
+from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN
+
+OP = "relu_conv_bn"
+pytestmark = pytest.mark.backends("eager", "cpu")
+
+STRIDES = pytest.mark.parametrize("stride", [1, 2])
+LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "misaligned")
+
+
+@dataclass(frozen=True, repr=False)
+class Inputs:
+    x: Tensor
+    params: list[Tensor]
+    dy: Tensor
+
+    @property
+    def leaves(self) -> Results:
+        return {"x": self.x, **{f"params[{i}]": p for i, p in enumerate(self.params)}}
+
+    def initial_running(self) -> list[Pair]:
+        wide, C = torch.promote_types(self.x.dtype, torch.float32), self.dy.shape[1]
+        return [(torch.full((C,), 0.5, dtype=wide), torch.full((C,), 2.0, dtype=wide))]
+
+
+def make(
+    stride: int,
+    size: tuple[int, int] = (5, 7),
+    channels: tuple[int, int] = (3, 6),
+    N: int = 4,
+    dtype: torch.dtype = torch.float64,
+    *,
+    offset: float = 0.0,
+    layout: str = "channels_last",
+    dy_layout: str = "channels_last",
+    seed: int = 0,
+) -> Inputs:
+    """Stride 2 has two kernels, each for half of the output channels."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, about: float = 0.0) -> Tensor:
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        return (about + values).to(dtype)
+
+    into, out = channels
+    params = [normal(out // stride, into, 1, 1) for _ in range(stride)]
+    rows, cols = (-(-s // stride) for s in size)
+    x = laid_out(normal(N, into, *size, about=offset), layout)
+    return Inputs(x, params, laid_out(normal(N, out, rows, cols), dy_layout))
+
+
+def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
+    running = inputs.initial_running()
+
+    def f(leaves: Sequence[Tensor]) -> Tensor:
+        x, *params = leaves
+        return relu_conv_bn(x, params, running=running[0], momentum=MOMENTUM, eps=EPS,
+                            backend=backend)  # fmt: skip
+
+    return with_gradients(f, inputs.leaves, inputs.dy, needs) | named(running)
+
+
+def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
+    leaves = {name: t.to(dtype or t.dtype) for name, t in inputs.leaves.items()}
+    wide = torch.promote_types(leaves["x"].dtype, torch.float32)
+    stats = torch.zeros(2, inputs.dy.shape[1], dtype=wide)
+    results = with_gradients(
+        lambda leaves: reference.relu_conv_bn(leaves[0], leaves[1:], stats, eps=EPS),
+        leaves, inputs.dy,
+    )  # fmt: skip
+    samples = inputs.dy.numel() // inputs.dy.shape[1]
+    return results | updated(inputs.initial_running(), stats[None], samples)
+
+
+def check(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
+    got = run(inputs, backend, needs)
+    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x.dtype)
+    assert got["y"].is_contiguous(memory_format=torch.channels_last)
+    return got
+
+
+def same_bits(got: Results, want: Results) -> None:
+    for name, t in got.items():
+        assert torch.equal(bits(t), bits(want[name])), name
+
+
+@pytest.mark.backends("cpu")
+@STRIDES
+@pytest.mark.parametrize(
+    "channels",
+    [
+        (1, 2),
+        (2, 64),
+        (3, 1),
+        (3, 6),
+        (4, 5),
+        (5, 4),
+        (16, 16),
+        (17, 34),
+        (20, 17),
+        (33, 2),
+        (64, 20),
+    ],
+    ids=str,
+)
+def test_every_number_of_channels(
+    backend: Target, dtype: torch.dtype, channels: tuple[int, int], stride: int
+) -> None:
+    if channels[0] == 1 and dtype != torch.float64:
+        return  # dW is orthogonal to a row of one number: nothing but rounding
+    into, out = channels
+    check(make(stride, (6, 5), (into, out + out % stride), N=8, dtype=dtype), backend.name)
+
+
+@pytest.mark.backends("cpu")
+@STRIDES
+@pytest.mark.parametrize("N", [1, 3, 15, 16, 17, 20, 33])
+def test_every_number_of_images(backend: Target, dtype: torch.dtype, N: int, stride: int) -> None:
+    check(make(stride, (8, 9), N=N, dtype=dtype), backend.name)
+
+
+@pytest.mark.backends("cpu")
+@STRIDES
+@pytest.mark.parametrize(
+    "size", [(7, 9), (5, 5), (1, 3), (3, 1), (2, 2), (1, 1), (2, 9), (8, 8), (70, 33)], ids=str
+)
+def test_every_size(
+    backend: Target, dtype: torch.dtype, size: tuple[int, int], stride: int
+) -> None:
+    check(make(stride, size, N=20, dtype=dtype), backend.name)
+
+
+@STRIDES
+@pytest.mark.parametrize("offset", [100.0, -100.0])
+def test_inputs_far_from_zero(
+    backend: Target, dtype: torch.dtype, offset: float, stride: int
+) -> None:
+    check(make(stride, (9, 8), N=8, dtype=dtype, offset=offset), backend.name)
+
+
+@STRIDES
+def test_the_layers_of_darts(backend: Target, stride: int) -> None:
+    layer = ReLUConvBN(3, 6, 1, 1, 0, False) if stride == 1 else FactorizedReduce(3, 6, False)
+    layer = layer.double()
+    (norm,) = [m for m in layer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    norm.momentum = MOMENTUM
+    running = torch.zeros(6).double(), torch.ones(6).double()
+    for training in (True, True, False):
+        layer.train(training)
+        x = make(stride, seed=int(training)).x
+        with torch.no_grad():
+            y = relu_conv_bn(x, list(layer.parameters()), running=running, momentum=MOMENTUM,
+                             training=training, backend=backend.name)  # fmt: skip
+            torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
+        for got, want in zip(running, (norm.running_mean, norm.running_var)):
+            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+@STRIDES
+@pytest.mark.parametrize("dy_layout", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_do_not_change_a_bit(
+    backend: Target, layout: str, dy_layout: str, stride: int
+) -> None:
+    want = run(make(stride), backend.name)
+    given = make(stride, layout=layout, dy_layout=dy_layout)
+    given = replace(given, params=[laid_out(p, layout) for p in given.params])
+    if backend.name == "cpu":
+        same_bits(run(given, backend.name), want)
+    check(given, backend.name)
+
+
+@pytest.mark.backends("cpu")
+@STRIDES
+def test_every_subset_of_gradients(backend: Target, dtype: torch.dtype, stride: int) -> None:
+    inputs = make(stride, dtype=dtype)
+    for wanted in itertools.product([False, True], repeat=1 + stride):
+        check(inputs, backend.name, set(itertools.compress(inputs.leaves, wanted)))
+
+
+def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
+    inputs = make(1)
+    assert relu_conv_bn(inputs.x, inputs.params, backend=backend.name).grad_fn is None
+    inputs.x.requires_grad_()
+    with torch.no_grad():
+        assert relu_conv_bn(inputs.x, inputs.params, backend=backend.name).grad_fn is None
+
+
+@STRIDES
+def test_what_is_held(backend: Target, stride: int) -> None:
+    """x, y, the kernels and the statistics."""
+    inputs = make(stride)
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    x = inputs.x.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = relu_conv_bn(x, inputs.params, backend=backend.name)
+    given = {t.data_ptr() for t in (x, y, *inputs.params)}
+    assert given <= {t.data_ptr() for t in saved}
+    assert [tuple(t.shape) for t in saved if t.data_ptr() not in given] == [(2, 6)]
+
+
+@STRIDES
+def test_backward_twice_and_after_a_change(backend: Target, stride: int) -> None:
+    inputs = make(stride, dtype=torch.float32)
+    leaves = [t.requires_grad_() for t in inputs.leaves.values()]
+    y = relu_conv_bn(leaves[0], leaves[1:], backend=backend.name)
+    first = torch.autograd.grad(y, leaves, inputs.dy, retain_graph=True)
+    for a, b in zip(first, torch.autograd.grad(y, leaves, inputs.dy, retain_graph=True)):
+        assert torch.equal(bits(a), bits(b))
+    with torch.no_grad():
+        leaves[0].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(inputs.dy)
+
+
+@STRIDES
+def test_gradcheck(backend: Target, stride: int) -> None:
+    inputs = make(stride, (3, 3), (2, 2), N=2)
+    leaves = [t.requires_grad_() for t in inputs.leaves.values()]
+    assert torch.autograd.gradcheck(
+        lambda x, *params: relu_conv_bn(x, params, backend=backend.name), leaves
+    )
+
+
+@STRIDES
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+def test_opcheck(backend: Target, stride: int, layout: str) -> None:
+    inputs = make(stride, dtype=torch.float32, layout=layout, dy_layout=layout)
+    params = [laid_out(p, layout) for p in inputs.params]
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
+    fwd, bwd = torch.ops.fastnas.relu_conv_bn_fwd, torch.ops.fastnas.relu_conv_bn_bwd
+    for running in (None, torch.ones(2, 6)):
+        torch.library.opcheck(fwd, (inputs.x, params, running, EPS, backend.name),
+                              test_utils=tests)  # fmt: skip
+    y, stats = fwd(inputs.x, params, None, EPS, backend.name)
+    for needs_dx, needs_dparams in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            bwd, (inputs.dy, inputs.x, y, params, stats, EPS, needs_dx, needs_dparams,
+                  backend.name), test_utils=tests,
+        )  # fmt: skip
+
+
+@STRIDES
+@pytest.mark.backends("cpu")
+def test_compiles_to_a_full_graph(backend: Target, stride: int) -> None:
+    torch._dynamo.reset()
+    inputs = make(stride, dtype=torch.float32)
+
+    def f(x: Tensor, params: list[Tensor], running: Pair) -> Tensor:
+        return relu_conv_bn(x.sin(), params, running=running, backend=backend.name).square()
+
+    def results(f: Any) -> list[Tensor]:
+        running = inputs.initial_running()[0]
+        x, *params = leaves = [t.detach().clone().requires_grad_() for t in inputs.leaves.values()]
+        y = f(x, params, running)
+        return [y.detach(), *torch.autograd.grad(y, leaves, inputs.dy), *running]
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for got, want in zip(results(compiled), results(f)):
+        assert torch.equal(got, want)
+
+
+@STRIDES
+def test_watched_by_a_dispatch_mode(backend: Target, stride: int) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    inputs = make(stride)
+    with FlopCounterMode(display=False):
+        got = run(inputs, backend.name)
+    same_bits(got, run(inputs, backend.name))
+
+
+@pytest.mark.backends("cpu")
+@pytest.mark.parametrize("where", ["x", "params", "dy"])
+@STRIDES
+def test_inf_and_nan_spread_as_in_eager(backend: Target, where: str, stride: int) -> None:
+    """Finite, and the same, where eager is finite, NaN of a NaN where eager is NaN."""
+    for special in (torch.inf, -torch.inf, torch.nan):
+        inputs = make(stride, (6, 5))
+        t = {"x": inputs.x, "params": inputs.params[-1], "dy": inputs.dy}[where]
+        t[t.shape[0] - 1, 0, 0, 0] = special
+        eager = by_eager(inputs)
+        for key, found in run(inputs, backend.name).items():
+            want, what = eager[key], f"{key}, {special}"
+            finite = want.isfinite()
+            assert torch.equal(found.isfinite(), finite), what
+            torch.testing.assert_close(found[finite], want[finite], rtol=1e-9, atol=1e-9, msg=what)
+            assert special == special or torch.equal(found.isnan(), want.isnan()), what
+
+
+@STRIDES
+@pytest.mark.backends("cpu")
+def test_threads_do_not_change_a_bit(backend: Target, dtype: torch.dtype, stride: int) -> None:
+    inputs = make(stride, (9, 7), (17, 34), N=20, dtype=dtype)
+    outcomes = []
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        outcomes.append(run(inputs, "cpu"))
+    for other in (*outcomes[1:], run(inputs, "cpu")):
+        same_bits(other, outcomes[0])
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_vector_width(isa: str) -> None:
+    native = pytest.importorskip("fastnas._C")
+    if isa not in native.supported_isas():
+        pytest.skip(f"this CPU has no {isa}")
+    before = native.isa()
+    native.use_isa(isa)
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            for into, stride in itertools.product((3, 10, 18), (1, 2)):
+                check(make(stride, (7, 6), (into, into + into % 2), dtype=dtype), "cpu")
+    finally:
+        native.use_isa(before)
+
+
+@STRIDES
+def test_few_values_outside_of_training(backend: Target, dtype: torch.dtype, stride: int) -> None:
+    """Given statistics serve a single value, and no image at all."""
+    for N in (0, 1):
+        inputs = make(stride, (1, 1), N=N, dtype=dtype)
+        running = inputs.initial_running()[0]
+        y = relu_conv_bn(inputs.x, inputs.params, running=running, training=False, eps=EPS,
+                         backend=backend.name)  # fmt: skip
+        want = reference.relu_conv_bn(inputs.x, inputs.params, torch.stack(running),
+                                      training=False, eps=EPS)  # fmt: skip
+        eps = torch.finfo(dtype).eps
+        torch.testing.assert_close(y, want, rtol=4 * eps, atol=8 * eps)
+
+
+X = make(1, dtype=torch.float32).x
+P = torch.ones(6, 3, 1, 1)
+HALVES = [torch.ones(3, 3, 1, 1)] * 2
+PAIR = torch.zeros(6), torch.ones(6)
+BAD: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
+    (TypeError, "x is a list; a Tensor is needed", [1.0], [P], {}),
+    (ValueError, "x has shape [3, 5, 7]; [N, C, H, W] is needed", X[0], [P], {}),
+    (TypeError, "x is torch.float16; allowed: float32, bfloat16, float64", X.half(), [P], {}),
+    (ValueError, "params has 0 tensors; 1, or 2 at stride 2, are needed", X, [], {}),
+    (ValueError, "params has 3 tensors; 1, or 2 at stride 2, are needed", X, [P] * 3, {}),
+    (ValueError, "params[0] has shape [6, 4, 1, 1]; [C, 3, 1, 1] is needed, the same for both",
+     X, [torch.ones(6, 4, 1, 1)], {}),
+    (ValueError, "params[0] has shape [6, 3, 3, 3]; [C, 3, 1, 1] is needed",
+     X, [torch.ones(6, 3, 3, 3)], {}),
+    (ValueError, "params[1] has shape [6, 3, 1, 1]; [C, 3, 1, 1] is needed, the same for both",
+     X, [HALVES[0], P], {}),
+    (TypeError, "params[0] is torch.float64, x is torch.float32; one dtype is needed",
+     X, [P.double()], {}),
+    (TypeError, "params[0] is a NoneType; a Tensor is needed", X, [None], {}),
+    (ValueError, "params[0] is on meta, x on cpu", X, [P.to("meta")], {}),
+    (ValueError, "1 value(s) per channel, x has shape [1, 3, 1, 1]; more than 1 is needed in"
+     " training", X[:1, :, :1, :1], [P], {}),
+    (ValueError, "1 value(s) per channel, x has shape [1, 3, 2, 2]", X[:1, :, :2, :2], HALVES, {}),
+    (ValueError, "0 value(s) per channel", X[:0], [P], {}),
+    (ValueError, "training is False and running is None; statistics are needed",
+     X, [P], {"training": False}),
+    (ValueError, "training is False and a gradient is wanted; it has one in training only",
+     X, [P.clone().requires_grad_()], {"training": False, "running": PAIR}),
+    (ValueError, "running", X, [P], {"running": (PAIR[0][:5], PAIR[1][:5])}),
+    (ValueError, "running", X, [P], {"running": (PAIR[0][:1], PAIR[1][:1])}),
+    (ValueError, "running", X, [P],
+     {"running": (PAIR[0][:1], PAIR[1][:1]), "training": False}),
+    (TypeError, "running[0] is no pair of Tensors", X, [P], {"running": PAIR[:1]}),
+    (ValueError, "eps is -1", X, [P], {"eps": -1}),
+    (BackendError, "backend='triton' cannot run relu_conv_bn", X, [P], {"backend": "triton"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "x", "params", "settings"), BAD, ids=[case[1] for case in BAD]
+)
+def test_bad_input(
+    error: type[Exception], message: str, x: Any, params: Any, settings: dict[str, Any]
+) -> None:
+    before = [t.clone() for t in PAIR]
+    with pytest.raises(error, match=re.escape(message)):
+        relu_conv_bn(x, params, **settings)
+    assert all(torch.equal(t, saved) for t, saved in zip(PAIR, before)), "running was updated"
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    stride=st.integers(1, 2),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    channels=st.tuples(st.integers(1, 19), st.integers(1, 9)),
+    layout=st.sampled_from(LAYOUTS),
+    dy_layout=st.sampled_from(LAYOUTS),
+    seed=st.integers(0, 2**20),
+    data=st.data(),
+)
+def test_drawn_shapes(
+    stride: int, size: tuple[int, int], channels: tuple[int, int], layout: str, dy_layout: str,
+    seed: int, data: st.DataObject,
+) -> None:  # fmt: skip
+    # Few values of a channel have |v| = 1 whatever they are: dx is nothing but rounding.
+    N = 3 + 32 // (size[0] * size[1])
+    inputs = make(stride, size, (channels[0], 2 * channels[1]), N, layout=layout,
+                  dy_layout=dy_layout, seed=seed)  # fmt: skip
+    check(inputs, "cpu", data.draw(st.sets(st.sampled_from(sorted(inputs.leaves)))))
