@@ -130,10 +130,11 @@ def draw(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="ops, search or all")] = "ops",
+    suite: Annotated[str, typer.Argument(help="ops, search, memory or all")] = "ops",
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     quick: Annotated[bool, typer.Option(help="small sizes, few repeats")] = False,
     full: Annotated[bool, typer.Option(help="also torch.compile max-autotune")] = False,
+    skip: Annotated[str, typer.Option(help="providers left out, as in compile,checkpoint")] = "",
     out: Annotated[Path | None, typer.Option(help="CSV file of the results")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
@@ -143,8 +144,9 @@ def bench(
 
     try:
         rows = run_suite(
-            suite, op=op, quick=quick, full=full, out=out, threads=threads, device=device
-        )
+            suite, op=op, quick=quick, full=full, skip=[s for s in skip.split(",") if s],
+            out=out, threads=threads, device=device,
+        )  # fmt: skip
     except (ValueError, FileExistsError) as error:
         raise ConfigError(str(error)) from error
     if any(row.is_red for row in rows):

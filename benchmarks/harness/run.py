@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -41,7 +42,7 @@ DEVICES = ("cpu", "cuda", "auto")
 REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
 WARMUP = 3
-SECONDS = 60
+SECONDS = 20
 """For the repeats of one pass of a case; slow calls get fewer, down to `QUICK_REPEATS`."""
 WIDTH = 176
 BUSY = 0.5
@@ -55,6 +56,7 @@ def run_suite(
     op: str | None = None,
     quick: bool = False,
     full: bool = False,
+    skip: Collection[str] = (),
     out: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
@@ -66,6 +68,7 @@ def run_suite(
         op: only this op of the ops suite.
         quick: small sizes and few repeats; the result is no record.
         full: more cases, and torch.compile's max-autotune.
+        skip: providers that are left out, but never eager: torch.compile takes minutes a case.
         out: a .csv file, or a folder for a file named after device and commit. By default
             benchmarks/results of the checkout, or ./results where fastnas is installed.
         threads: CPU threads; by default torch's.
@@ -80,6 +83,8 @@ def run_suite(
         FileExistsError: before anything runs, if the result would overwrite another.
     """
     device = _check(suite, op, quick, full, threads, device)
+    if EAGER in skip:
+        raise ValueError(f"skip has {EAGER!r}, which everything is compared with")
     with _threads(threads):
         conditions = current_conditions(device)
         path = result_path(conditions, out, suite if op is None else op, quick)
@@ -92,9 +97,9 @@ def run_suite(
             rows: list[Row] = []
             if suite in ("ops", "all"):
                 for case in op_cases(device, op, quick, full):
-                    rows += op_rows(case, conditions, device, quick, full, bandwidth, say)
+                    rows += op_rows(case, conditions, device, quick, full, bandwidth, say, skip)
             if suite in ("search", "all"):
-                rows += search_rows(conditions, device, quick, say)
+                rows += search_rows(conditions, device, quick, say, skip)
             if suite in ("memory", "all"):
                 rows += memory_rows(conditions, device, quick, say)
     write_csv(rows, path)
@@ -188,6 +193,7 @@ def op_rows(
     full: bool,
     bandwidth: float | None,
     say: Say = lambda what: None,
+    skip: Collection[str] = (),
 ) -> list[Row]:
     """Rows of every pass and provider of a case. Only what was verified just before is timed."""
     shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
@@ -198,6 +204,8 @@ def op_rows(
     # A compiled backward gives its buffers away otherwise, and can run only once.
     with functorch_config.patch(donated_buffer=False):
         problem = case.problem(device, full)
+        forwards = {name: f for name, f in problem.forwards.items() if name not in skip}
+        problem = replace(problem, forwards=forwards)
         say(f"{label}: verifying")
         verdicts = verify(problem)
         weights = {

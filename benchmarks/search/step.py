@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -36,7 +36,7 @@ from fastnas.strategies import DARTS
 
 BEST = "eager-best"
 COMPILE = "compile"
-REPEATS = {"cpu": 5, "cuda": 30}
+REPEATS = {"cpu": 3, "cuda": 30}
 # A ReLU or max-pooling whose inputs round to the other side moves a gradient by far more than eps.
 ROUNDING = 1e-3
 RSS_STEPS = 1
@@ -263,12 +263,16 @@ def verify_steps(size: Size, device: str, providers: Iterable[str]) -> dict[str,
 
 
 def search_rows(
-    conditions: Conditions, device: str, quick: bool, say: Callable[[str], object]
+    conditions: Conditions,
+    device: str,
+    quick: bool,
+    say: Callable[[str], object],
+    skip: Collection[str] = (),
 ) -> Iterator[Row]:
     """Verify, time and weigh the step of every provider; `say` hears what is going on."""
     size_name = "quick" if quick else "default"
     size = SIZES[size_name]
-    names = [name for name, provider in PROVIDERS.items() if provider.quick or not quick]
+    names = [n for n, p in PROVIDERS.items() if (p.quick or not quick) and n not in skip]
     with _cudnn_benchmark(), dynamo_config.patch(recompile_limit=RECOMPILATIONS):
         say(f"{size.op}: verifying")
         verdicts = verify_steps(size, device, names)
