@@ -37,8 +37,9 @@ from fastnas.strategies import DARTS
 BEST = "eager-best"
 COMPILE = "compile"
 REPEATS = {"cpu": 3, "cuda": 30}
-# A ReLU or max-pooling whose inputs round to the other side moves a gradient by far more than eps.
-ROUNDING = 1e-3
+# A ReLU or max-pooling whose inputs round to the other side moves a gradient by far more than eps:
+# over the default network torch's own two layouts are 2.5e-3 of the norm apart.
+ROUNDING = 1e-2
 RSS_STEPS = 1
 VERIFIED_BATCH = 8
 # Shapes, batches and who needs a gradient: a mixed op is compiled for each combination.
