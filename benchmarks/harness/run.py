@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,14 +95,20 @@ def run_suite(
             say("copy bandwidth")
             bandwidth = copy_bandwidth(device)
             rows: list[Row] = []
+
+            def keep(more: Iterable[Row]) -> None:
+                """A run of half an hour that is killed leaves what it had measured."""
+                for row in more:
+                    rows.append(row)
+                    write_csv(rows, path, overwrite=True)
+
             if suite in ("ops", "all"):
                 for case in op_cases(device, op, quick, full):
-                    rows += op_rows(case, conditions, device, quick, full, bandwidth, say, skip)
+                    keep(op_rows(case, conditions, device, quick, full, bandwidth, say, skip))
             if suite in ("search", "all"):
-                rows += search_rows(conditions, device, quick, say, skip)
+                keep(search_rows(conditions, device, quick, say, skip))
             if suite in ("memory", "all"):
-                rows += memory_rows(conditions, device, quick, say)
-    write_csv(rows, path)
+                keep(memory_rows(conditions, device, quick, say))
     print_rows(rows, bandwidth, console)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return rows

@@ -80,7 +80,8 @@ def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> in
     ledger = _Ledger(exclude)
 
     def pack(tensor: Tensor) -> _Held:
-        return _Held(tensor, ledger)
+        # Detached: an output that is saved would hold its own graph for good.
+        return _Held(tensor.detach(), ledger)
 
     def unpack(held: _Held) -> Tensor:
         return held.tensor
