@@ -33,8 +33,8 @@ class Request(NamedTuple):
 
     def refusal(self, backend: str, device: str) -> str | None:
         """Why `backend`, which computes on `device`, cannot serve this by the op table, or None."""
-        if backend in self.op.absent:
-            return self.op.absent[backend]
+        if backend not in self.op.dtypes:
+            return self.op.absent.get(backend, f"{self.op.stem} has no kernel on {backend}")
         if self.device != device:
             return f"the tensors are on {self.device}, {backend} computes on {device}"
         if self.dtype not in self.op.dtypes[backend]:
