@@ -12,11 +12,7 @@ template <class T> struct Backward : Call<T> {
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
 
-  // Partial sums of one batch norm: P = sum dy (u - mean u)^T.
-  struct Cross {
-    A* sum;  // [width][width]
-  };
-  std::vector<Cross> crosses;     // [halves of one sweep][groups]
+  std::vector<A*> crosses;        // [halves of one sweep][groups]: P = sum dy (u - mean u)^T, [width][width]
   A *dy_sums, *dv_sums;           // [groups][width]; the latter per sep_conv into the node
   A* dy_mean;                     // [nodes][width]
   std::vector<A*> gradients;      // of each state, [N][pixels][C]
@@ -36,7 +32,7 @@ template <class T> struct Backward : Call<T> {
       else most_inputs = std::max(most_inputs, ++inputs[node]);
     }
     for (int i = 0; i < std::max(most_halves, most_inputs) * groups; ++i)
-      crosses.push_back({this->arena.template take<A>(int64_t(width) * width)});
+      crosses.push_back(this->arena.template take<A>(int64_t(width) * width));
     dy_sums = this->arena.template take<A>(int64_t(groups) * width);
     dv_sums = this->arena.template take<A>(int64_t(std::max(1, most_inputs)) * groups * width);
     dy_mean = this->arena.template take<A>(int64_t(p.nodes) * width);
@@ -102,7 +98,7 @@ template <class T> struct Backward : Call<T> {
       if (t.half >= 0) {
         const bool two = t.op == EdgeOp::sep_conv;
         const Half<A>& h = halves[t.half + two];
-        A* sum = crosses[(place++) * groups + group].sum;
+        A* sum = crosses[place++ * groups + group];
         if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
         if (!this->keeps(h)) {
           if (two) this->load_second_input(s, t, image);
@@ -224,7 +220,7 @@ template <class T> struct Backward : Call<T> {
     for (int co = 0; co < C; ++co) {
       std::fill(P.begin(), P.end(), 0.0);
       for (int g = 0; g < groups; ++g) {
-        const A* partial = crosses[place * groups + g].sum + int64_t(co) * width;
+        const A* partial = crosses[place * groups + g] + int64_t(co) * width;
         for (int ci = 0; ci < C; ++ci) P[ci] += double(partial[ci]);
       }
       double q = 0;
@@ -297,7 +293,7 @@ template <class T> struct Backward : Call<T> {
       });
       store_image<A, A>(s.y, out, C, input_gradient(place, image));
       this->load_source(s, this->edge_of(t).source, image, false);
-      A *sum = crosses[place * groups + group].sum, *sums = dv_sums + (int64_t(place) * groups + group) * width;
+      A *sum = crosses[place * groups + group], *sums = dv_sums + (int64_t(place) * groups + group) * width;
       if (opens) std::fill_n(sum, int64_t(width) * width, A(0)), std::fill_n(sums, width, A(0));
       this->centred_rows(s, first, image, true, [&](Rows rows, const Grid& part) {
         outer(this->rows_of(s.y, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), false, sum);

@@ -69,7 +69,6 @@ template <class T> struct Call {
       : p(params), C(params.channels), blocks(blocks_of<A>(C)), width(blocks * L),
         groups(group_count(params.images)),
         arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
-    out = Grid{0, 0};
     for (int s = 0; s < p.inputs; ++s) grids.push_back({int(p.sizes[2 * s]), int(p.sizes[2 * s + 1])});
     const Edge& first = p.edges[0];
     const Grid& in = grids[first.source];

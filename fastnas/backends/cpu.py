@@ -44,10 +44,9 @@ class CpuBackend(NativeBackend):
         keep_gram: bool,
     ) -> tuple[Tensor, Held]:
         x = [_channels_last(t) for t in x]
-        N, C, rows, cols = _node_size(x, table)
-        out = _new_channels_last(x[0], N, table.nodes * C, rows, cols)
-        training = running is None
-        held = Held.empty(x[0], table, (N, C, rows, cols), form, memory, keep_gram, training)
+        size, training = table.node_size([t.shape for t in x]), running is None
+        out = _new_channels_last(x[0], size[0], table.nodes * size[1], *size[2:])
+        held = Held.empty(x[0], table, size, form, memory, keep_gram, training)
         if running is not None:
             held.stats.copy_(running)
         call = self._call(x, out, w, params, held, table, eps, form, level, rng)
@@ -184,12 +183,6 @@ class CpuBackend(NativeBackend):
         space = torch.empty(size, dtype=torch.uint8)
         run = getattr(self.module, f"relu_conv_bn_{direction}")
         run(*fixed, space.data_ptr(), threads)
-
-
-def _node_size(x: list[Tensor], table: EdgeTable) -> tuple[int, int, int, int]:
-    edge = table.edges[0]
-    N, C, rows, cols = x[edge.source].shape
-    return N, C, -(-rows // edge.stride), -(-cols // edge.stride)
 
 
 def _channels_last(t: Tensor) -> Tensor:

@@ -136,11 +136,8 @@ class EagerBackend:
         keep_gram: bool,
     ) -> tuple[Tensor, Held]:
         """Holds only what the noise needs: backward computes all of forward again."""
-        edge = table.edges[0]
-        N, C, *size = x[edge.source].shape
-        rows, cols = (-(-s // edge.stride) for s in size)
-        training = running is None
-        held = Held.empty(x[0], table, (N, C, rows, cols), form, memory, keep_gram, training)
+        size, training = table.node_size([t.shape for t in x]), running is None
+        held = Held.empty(x[0], table, size, form, memory, keep_gram, training)
         for tensor in held:
             tensor.zero_()
         if running is not None:

@@ -36,8 +36,8 @@ class Cell(reference.Cell):
         noise = cast(MixedOp, self._ops[0]).noise
         return "none" if noise is None else noise.form
 
-    def why_not_fused(self, s1: Tensor) -> str | None:
-        """Why a call on these states computes candidate by candidate, or None."""
+    def fused_parts(self, s1: Tensor) -> CellParts | str:
+        """`parts`, or why a call on these states computes candidate by candidate."""
         parts = self.parts()
         if isinstance(parts, str):
             return parts
@@ -45,7 +45,12 @@ class Cell(reference.Cell):
             reason = cast(MixedOp, op).refusal(edge)
             if reason is not None:
                 return reason
-        return can_run(parts, s1, self.training)
+        return can_run(parts, s1, self.training) or parts
+
+    def why_not_fused(self, s1: Tensor) -> str | None:
+        """Why a call on these states computes candidate by candidate, or None."""
+        parts = self.fused_parts(s1)
+        return parts if isinstance(parts, str) else None
 
     def forward(self, s0: Tensor, s1: Tensor, w: Tensor, draw: NoiseDraw | None = None) -> Tensor:
         """s0, s1 [N, C', H', W'], w [E, K] -> [N, nodes C, H, W].
@@ -58,8 +63,8 @@ class Cell(reference.Cell):
                 f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
                 " candidates"
             )
-        parts = self.parts()
-        if not isinstance(parts, str) and self.why_not_fused(s1) is None:
+        parts = self.fused_parts(s1)
+        if not isinstance(parts, str):
             op = cast(MixedOp, self._ops[0])
             return run_cell(
                 parts, s0, s1, w, training=self.training, noise=op.noise,

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused import can_run, run_cell, run_edge
+from fastnas.nn.fused import can_run, run_cell, run_edge, running_of
 from fastnas.nn.mixed_op import select
 from fastnas.nn.reading import Reading
 from fastnas.nn.recognise import (
@@ -149,7 +149,7 @@ def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any
     if module.training:
         for norm in norms.values():
             cast(Tensor, norm.num_batches_tracked).add_(1)
-    running = [_running(norms[k]) if k in norms else None for k in range(len(ops))]
+    running = [running_of(norms[k]) if k in norms else None for k in range(len(ops))]
     return mixed_norm_sum(
         z,
         w,
@@ -203,10 +203,6 @@ def _run_to_norm(op: nn.Module, x: Tensor) -> Tensor:
     for layer in layers_of(op)[:-1]:
         x = layer(x)
     return x
-
-
-def _running(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    return cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
 
 
 FORWARDS = (cell_forward, edge_forward, sum_forward)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.backends import MEMORY, Held, accumulation_dtype
-from fastnas.nn.fused import plan_of
 from fastnas.nn.recognise import Preprocess
 
 if TYPE_CHECKING:
@@ -72,9 +71,8 @@ def _states(cell: Cell, i: int, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], T
     states = [
         _preprocessed(pre, s) for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
     ]
-    stride = parts.edges[0].stride
-    N, C, *size = states[1].shape
-    return states, states[1].new_empty(N, parts.nodes * C, *(-(-s // stride) for s in size))
+    N, C, *size = parts.plan.table.node_size([s.shape for s in states])
+    return states, states[1].new_empty(N, parts.nodes * C, *size)
 
 
 def _preprocessed(pre: Preprocess, x: Tensor) -> Tensor:
@@ -88,8 +86,9 @@ def _held(cell: Cell, state: Tensor, out: Tensor, memory: str) -> int:
     assert not isinstance(parts, str)
     N, C = state.shape[:2]
     form = cell.noise_form()
-    trained = any(conv.weight.requires_grad for conv in plan_of(parts).convs)
+    plan = parts.plan
+    trained = any(conv.weight.requires_grad for conv in plan.convs)
     size = (N, C, out.shape[2], out.shape[3])
-    held = Held.empty(state, plan_of(parts).table, size, form, memory, trained, training=True)
+    held = Held.empty(state, plan.table, size, form, memory, trained, training=True)
     preprocessing = 2 * 2 * C * held.stats.itemsize
     return sum(map(_bytes, held)) + preprocessing

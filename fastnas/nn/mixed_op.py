@@ -45,12 +45,17 @@ class MixedOp(reference.MixedOp):
             return next(iter(parts.foreign.values()))
         return parts
 
-    def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call on x computes candidate by candidate, or None."""
+    def fused_parts(self, x: Tensor) -> MixedOpParts | str:
+        """`parts`, or why a call on x computes candidate by candidate."""
         parts = self.parts()
         if isinstance(parts, str):
             return parts
-        return self.refusal(parts) or can_run(parts, x, self.training)
+        return self.refusal(parts) or can_run(parts, x, self.training) or parts
+
+    def why_not_fused(self, x: Tensor) -> str | None:
+        """Why a call on x computes candidate by candidate, or None."""
+        parts = self.fused_parts(x)
+        return parts if isinstance(parts, str) else None
 
     def refusal(self, parts: MixedOpParts) -> str | None:
         """What the settings of this op ask that the fused op does not do, or None."""
@@ -101,8 +106,8 @@ class MixedOp(reference.MixedOp):
                 f"MixedOp: w has shape {list(w.shape)}; [{len(self._ops)}] is needed, one weight"
                 " per candidate"
             )
-        parts = self.parts()
-        if not isinstance(parts, str) and self.why_not_fused(x) is None:
+        parts = self.fused_parts(x)
+        if not isinstance(parts, str):
             return run_edge(
                 parts, x, w, training=self.training, noise=self.noise,
                 draw=self.draw(w.device) if self.noise is not None else None, memory=self.memory,

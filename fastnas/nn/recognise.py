@@ -15,6 +15,8 @@ from typing import Literal, TypeVar, cast
 
 from torch import nn
 
+from fastnas.nn.plan import Plan
+
 Read = TypeVar("Read")
 PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
 
@@ -51,16 +53,19 @@ class MixedOpParts:
         foreign: index of each foreign candidate to what makes it so.
         stride: of all recognised candidates; 1 if there is none.
         norms: all batch norms of the recognised candidates.
+        plan: of the recognised candidates.
     """
 
     candidates: tuple[Candidate | None, ...]
     foreign: Mapping[int, str]
     stride: int
     norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
+    plan: Plan = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         norms = tuple(norm for c in self.candidates if c is not None for norm in c.norms)
         object.__setattr__(self, "norms", norms)
+        object.__setattr__(self, "plan", Plan.of([self], [0], nodes=1, inputs=1))
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ class CellParts:
         edges: node-major, E = 2 + 3 + 4 + ...
         nodes: intermediate ones; the output concatenates them all.
         norms: all batch norms of the cell.
+        plan: of its edges.
     """
 
     preprocess0: Preprocess
@@ -88,11 +94,19 @@ class CellParts:
     edges: tuple[MixedOpParts, ...]
     nodes: int
     norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
+    plan: Plan = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         candidates = tuple(norm for edge in self.edges for norm in edge.norms)
         norms = (self.preprocess0.norm, self.preprocess1.norm, *candidates)
         object.__setattr__(self, "norms", norms)
+        plan = Plan.of(self.edges, _sources(self.nodes), self.nodes, inputs=2)
+        object.__setattr__(self, "plan", plan)
+
+
+def _sources(nodes: int) -> list[int]:
+    """The state that each edge leaves, the two inputs first."""
+    return [state for node in range(nodes) for state in range(node + 2)]
 
 
 class _Foreign(Exception):
@@ -388,18 +402,15 @@ def cell_parts(cell: nn.Module) -> CellParts | str:
     for name in ("_steps", "_multiplier"):
         given = getattr(cell, name, nodes)
         _need(given == nodes, f"{name} is {given}; the {len(modules)} edges make {nodes} nodes")
-    parts = CellParts(
-        _cell_preprocess(cell, "preprocess0"),
-        _cell_preprocess(cell, "preprocess1"),
-        tuple(_cell_edge(e, module) for e, module in enumerate(modules)),
-        nodes,
-    )
-    counts = {len(edge.candidates) for edge in parts.edges}
+    preprocess0 = _cell_preprocess(cell, "preprocess0")
+    preprocess1 = _cell_preprocess(cell, "preprocess1")
+    edges = tuple(_cell_edge(e, module) for e, module in enumerate(modules))
+    counts = {len(edge.candidates) for edge in edges}
     _need(len(counts) == 1, f"edges differ in their number of candidates: {sorted(counts)}")
-    starts = [i for node in range(nodes) for i in range(node + 2)]
-    stride = parts.edges[0].stride
-    for e, (start, edge) in enumerate(zip(starts, parts.edges)):
-        needed = stride if start < 2 else 1
+    stride = edges[0].stride
+    for e, (source, edge) in enumerate(zip(_sources(nodes), edges)):
+        needed = stride if source < 2 else 1
         _need(edge.stride == needed, f"edge {e} has stride {edge.stride}; {needed} is needed")
+    parts = CellParts(preprocess0, preprocess1, edges, nodes)
     _need_alike(parts.norms)
     return parts

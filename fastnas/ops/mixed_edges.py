@@ -41,7 +41,7 @@ torch.library.define(
 )
 
 
-def _backend(x: Tensor, backend: str | None) -> Any:
+def _backend(x: Tensor, backend: str | None) -> Any:  # not every backend has the op
     return BACKENDS[choose_backend("mixed_edges", x, backend)]
 
 
@@ -49,7 +49,7 @@ def _fwd(
     x: list[Tensor],
     w: Tensor,
     params: list[Tensor],
-    table: list[int],
+    table: Sequence[int],
     running: Tensor | None,
     eps: float,
     form: str,
@@ -73,7 +73,7 @@ def _bwd(
     w: Tensor,
     params: list[Tensor],
     held: list[Tensor],
-    table: list[int],
+    table: Sequence[int],
     eps: float,
     form: str,
     level: Tensor | None,
@@ -99,7 +99,7 @@ def _fwd_fake(
     x: list[Tensor],
     w: Tensor,
     params: list[Tensor],
-    table: list[int],
+    table: Sequence[int],
     running: Tensor | None,
     eps: float,
     form: str,
@@ -107,10 +107,10 @@ def _fwd_fake(
     rng: Tensor | None,
     memory: str,
     keep_gram: bool,
-    backend: str | None,
+    *_: Any,
 ) -> tuple[Tensor, list[Tensor]]:
     edges = EdgeTable.decode(table)
-    N, C, rows, cols = output_size(x, edges)
+    N, C, rows, cols = edges.node_size([t.shape for t in x])
     out = x[0].new_empty(N, edges.nodes * C, rows, cols)
     held = Held.empty(x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None)
     return out.contiguous(memory_format=torch.channels_last), list(held)
@@ -118,22 +118,9 @@ def _fwd_fake(
 
 @torch.library.register_fake("fastnas::mixed_edges_bwd")
 def _bwd_fake(
-    dout: Tensor,
-    x: list[Tensor],
-    out: Tensor,
-    w: Tensor,
-    params: list[Tensor],
-    held: list[Tensor],
-    table: list[int],
-    eps: float,
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    needs_dx: list[bool],
-    needs_dw: bool,
-    needs_dparams: bool,
-    backend: str | None,
+    dout: Tensor, x: list[Tensor], out: Tensor, w: Tensor, params: list[Tensor], *rest: Any
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    *_, needs_dx, needs_dw, needs_dparams, _ = rest
     dx = [
         torch.empty_like(t, memory_format=torch.channels_last)
         for t, need in zip(x, needs_dx)
@@ -163,9 +150,8 @@ class _MixedEdges(torch.autograd.Function):
         x, params = list(tensors[: table.inputs]), list(tensors[table.inputs :])
         needs_dparams = any(ctx.needs_input_grad[9 + table.inputs :])
         fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd
-        code = table.encode()
         out, held = fwd(
-            x, w, params, code, running, eps, form, level, rng, memory, needs_dparams, backend
+            x, w, params, table.code, running, eps, form, level, rng, memory, needs_dparams, backend
         )
         ctx.settings = table, eps, form, backend
         ctx.counts = len(params), len(held)
@@ -184,19 +170,12 @@ class _MixedEdges(torch.autograd.Function):
         needs_dparams = any(ctx.needs_input_grad[9 + inputs :])
         bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_edges_bwd
         dx, dw, dparams = bwd(
-            dout, x, out, w, own, held, table.encode(), eps, form, level, rng,
+            dout, x, out, w, own, held, table.code, eps, form, level, rng,
             needs_dx, needs_dw, needs_dparams, backend,
         )  # fmt: skip
         wanted = iter(dx)
         all_dx = [next(wanted) if need else None for need in needs_dx]
         return *[None] * 8, dw if needs_dw else None, *all_dx, *(dparams or [None] * params)
-
-
-def output_size(x: Sequence[Tensor], table: EdgeTable) -> tuple[int, int, int, int]:
-    """(N, C, rows, cols) of a node."""
-    edge = table.edges[0]
-    N, C, rows, cols = x[edge.source].shape
-    return N, C, -(-rows // edge.stride), -(-cols // edge.stride)
 
 
 def mixed_edges(
@@ -321,7 +300,7 @@ def _check(
     _check_params(x[0], params, table)
     if running is not None and len(running) != table.norms:
         raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
-    N, C, rows, cols = output_size(x, table)
+    N, C, rows, cols = table.node_size([t.shape for t in x])
     check_running(op, running or (), C, training)
     has_running = running is not None or table.norms == 0
     # A table without batch norms has no statistics that one value could spoil.
@@ -333,7 +312,7 @@ def _check(
 
 
 def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
-    size = output_size(x, table)
+    size = table.node_size([t.shape for t in x])
     for e, edge in enumerate(table.edges):
         if edge.source >= table.inputs:
             continue

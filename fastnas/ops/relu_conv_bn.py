@@ -36,7 +36,7 @@ torch.library.define(
 )
 
 
-def _backend(x: Tensor, backend: str | None) -> Any:
+def _backend(x: Tensor, backend: str | None) -> Any:  # not every backend has the op
     return BACKENDS[choose_backend("relu_conv_bn", x, backend)]
 
 
@@ -78,16 +78,9 @@ def _fwd_fake(x: Tensor, params: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]
 
 @torch.library.register_fake("fastnas::relu_conv_bn_bwd")
 def _bwd_fake(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor,
-    params: list[Tensor],
-    stats: Tensor,
-    eps: float,
-    needs_dx: bool,
-    needs_dparams: bool,
-    backend: str | None,
+    dy: Tensor, x: Tensor, y: Tensor, params: list[Tensor], *rest: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
+    *_, needs_dx, needs_dparams, _ = rest
     dx = [torch.empty_like(x, memory_format=torch.channels_last)] if needs_dx else []
     return dx, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 EDGE_OPS = ("max_pool", "avg_pool", "skip", "reduce_skip", "sep_conv", "dil_conv")
@@ -68,6 +68,10 @@ class EdgeTable:
     nodes: int
     candidates: int
     edges: tuple[Edge, ...]
+    terms: tuple[tuple[Edge, EdgeTerm], ...] = field(init=False, repr=False, compare=False)
+    """Of all edges, in order."""
+    code: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """The table as an op's schema can carry it."""
 
     def __post_init__(self) -> None:
         for e, edge in enumerate(self.edges):
@@ -88,6 +92,10 @@ class EdgeTable:
         missing = set(range(self.nodes)) - {edge.target for edge in self.edges}
         if missing or not self.edges:
             raise ValueError(f"no edge enters node {min(missing, default=0)}")
+        # Not cached properties: their lock is a graph break in Python 3.11.
+        terms = tuple((edge, term) for edge in self.edges for term in edge.terms)
+        object.__setattr__(self, "terms", terms)
+        object.__setattr__(self, "code", tuple(self._encode()))
 
     def _check_term(self, e: int, edge: Edge, term: EdgeTerm) -> None:
         if term.op not in EDGE_OPS:
@@ -103,9 +111,11 @@ class EdgeTable:
         ):
             raise ValueError(f"edge {e}: {term.op} at stride {edge.stride}")
 
-    @cached_property
-    def terms(self) -> tuple[tuple[Edge, EdgeTerm], ...]:
-        return tuple((edge, term) for edge in self.edges for term in edge.terms)
+    def node_size(self, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
+        """(N, C, rows, cols) of every node, for inputs of these shapes."""
+        source, _, stride, _ = self.edges[0]
+        N, C, rows, cols = shapes[source]
+        return N, C, -(-rows // stride), -(-cols // stride)
 
     def param_shapes(self, C: int) -> list[tuple[int, ...]]:
         """Of every parameter, for C channels."""
@@ -150,17 +160,16 @@ class EdgeTable:
     def skips(self) -> int:
         return self._count({"skip": 1, "reduce_skip": 1})
 
-    def encode(self) -> list[int]:
-        """Integers, as an op's schema can carry them."""
-        code = [self.inputs, self.nodes, self.candidates]
+    def _encode(self) -> Iterator[int]:
+        yield from (self.inputs, self.nodes, self.candidates)
         for edge in self.edges:
-            code += [edge.source, edge.target, edge.stride, len(edge.terms)]
+            yield from (edge.source, edge.target, edge.stride, len(edge.terms))
             for term in edge.terms:
-                code += [EDGE_OPS.index(term.op), term.weight, term.size, term.dilation]
-        return code
+                yield from (EDGE_OPS.index(term.op), term.weight, term.size, term.dilation)
 
     @staticmethod
     def decode(code: Sequence[int]) -> EdgeTable:
+        """The table of a code."""
         return _decode(tuple(code))
 
 

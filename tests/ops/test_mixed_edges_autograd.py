@@ -170,7 +170,7 @@ def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) ->
     inputs = make(cell(2, 2, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise)
     params = [laid_out(p, layout) for p in inputs.params]
     w = laid_out(inputs.w, layout)
-    x, code = [laid_out(t, layout) for t in inputs.x], inputs.table.encode()
+    x, code = [laid_out(t, layout) for t in inputs.x], inputs.table.code
     draws = (form or "none", inputs.level, inputs.rng)
     # Tracing is the same for every backend, and slow.
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
