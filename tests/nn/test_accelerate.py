@@ -18,6 +18,9 @@ from accelerated import (
     network,
     observed,
 )
+from accelerated import (
+    calls as calls,
+)
 from public_darts import WITHOUT_NONE, Cell, MixedOp
 from torch import nn
 

@@ -17,6 +17,9 @@ from accelerated import (
     network,
     observed,
 )
+from accelerated import (
+    calls as calls,
+)
 from public_darts import SepConv
 from torch import nn
 

@@ -16,6 +16,9 @@ from accelerated import (
     network,
     observed,
 )
+from accelerated import (
+    calls as calls,
+)
 from public_darts import WITHOUT_NONE, Cell, Identity, MixedOp, operation
 from torch import nn
 from torch.nn import functional as F

@@ -10,17 +10,24 @@ from fastnas import nn, reference, use_backend
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.searcher import Searcher
-from fastnas.spaces import get_space
+from fastnas.spaces import DARTS_PRIMITIVES, Space, get_space
 from fastnas.strategies import DARTS, NoisyDARTS
 
 # Of the five seeds, all of which derived the eager genotype: FASTNAS_SEEDS=5.
 SEEDS = int(os.environ.get("FASTNAS_SEEDS", "1"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread(fixed_seed_and_threads):
+    """Thousands of small ops: on busy cores most of the time would be waiting for a thread."""
+    torch.set_num_threads(1)
+
+
 def searched_alphas(strategy, steps, fused):
     """The logits after steps in fp64; unfused, every candidate is an eager module."""
     torch.manual_seed(0)
-    space = get_space("S0")
+    edges = (DARTS_PRIMITIVES,) * 5  # two nodes: 200 eager steps of four take minutes
+    space = Space("two nodes", edges, edges)
     network = nn.SearchNetwork(space, 2, 4, 3, in_channels=1, noise=strategy.skip_noise())
     network.double().train()
     arch = nn.ArchParameters(space).double()
@@ -43,7 +50,7 @@ def test_fp64_follows_the_eager_logits(strategy, steps):
     with use_backend("eager"):
         eager = searched_alphas(strategy, steps, False)
     assert (fused - eager).abs().max() < 1e-6
-    assert eager.abs().max() > 1e-3 * steps, "the logits moved"
+    assert eager.abs().max() > 5e-4 * steps, "the logits moved"
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
