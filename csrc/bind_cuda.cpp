@@ -1,8 +1,9 @@
 // fastnas._cuda: the CUDA kernels. Imports without a driver; device_problem() says what is missing.
 #include <pybind11/pybind11.h>
 
-#include "bind_mixed_sum.h"
+#include "bind_mixed_edges.h"
 #include "cuda/device.h"
+#include "cuda/mixed_edges.h"
 #include "cuda/mixed_sum.h"
 
 namespace fastnas {
@@ -29,4 +30,8 @@ PYBIND11_MODULE(FASTNAS_MODULE, m) {
       m, [](MixedSumParams& p, Address stream) { p.stream = as_pointer<void>(stream); },
       Run([](const MixedSumParams& p) { check("mixed_sum_fwd", cuda::mixed_sum_fwd(p)); }),
       Run([](const MixedSumParams& p) { check("mixed_sum_bwd", cuda::mixed_sum_bwd(p)); }));
+  using RunEdges = void (*)(const MixedEdgesParams&);
+  bind_mixed_edges(m, &cuda::mixed_edges_workspace,
+                   RunEdges([](const MixedEdgesParams& p) { check("mixed_edges_fwd", cuda::mixed_edges_fwd(p)); }),
+                   RunEdges([](const MixedEdgesParams& p) { check("mixed_edges_bwd", cuda::mixed_edges_bwd(p)); }));
 }

@@ -47,7 +47,7 @@ struct MixedEdgesArguments {
   bool training = true;
   double eps = 1e-5;
   NoiseForm form = NoiseForm::none;
-  Address level = 0, rng = 0, std = 0;
+  Address level = 0, rng = 0, std = 0, stream = 0;
   int threads = 1;
 
   static const void* const* constant(const std::vector<Address>& a) { return reinterpret_cast<const void* const*>(a.data()); }
@@ -74,6 +74,7 @@ struct MixedEdgesArguments {
     p.level = as_pointer<double>(level), p.rng = as_pointer<int64_t>(rng), p.std = as_pointer<double>(std);
     p.workspace = as_pointer<void>(workspace);
     p.threads = threads;
+    p.stream = as_pointer<void>(stream);
     return p;
   }
 };
@@ -117,7 +118,8 @@ void bind_mixed_edges(pybind11::module_& m, Size workspace, Run fwd, Run bwd) {
       .def_readwrite("level", &Arguments::level)
       .def_readwrite("rng", &Arguments::rng)
       .def_readwrite("std", &Arguments::std)
-      .def_readwrite("threads", &Arguments::threads);
+      .def_readwrite("threads", &Arguments::threads)
+      .def_readwrite("stream", &Arguments::stream);
   m.def("mixed_edges_workspace", [=](const EdgeTable& table, const Arguments& a) { return workspace(a.params_of(table, 0)); });
   m.def("mixed_edges_fwd", [=](const EdgeTable& table, const Arguments& a, Address space) {
     const MixedEdgesParams p = a.params_of(table, space);

@@ -98,7 +98,8 @@ struct MixedEdgesParams {
   const int64_t* rng = nullptr;    // [nodes, 2] Philox key and offset
   double* std = nullptr;           // [skips]
   void* workspace = nullptr;       // mixed_edges_workspace() bytes, 64-aligned
-  int32_t threads = 1;
+  int32_t threads = 1;             // CPU
+  void* stream = nullptr;          // CUDA
 };
 
 // y = BN(W relu(x)) with 1x1 kernels: one at stride 1, or two of C/2 rows at stride 2, the second a pixel further.

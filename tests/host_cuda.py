@@ -12,7 +12,9 @@ import sysconfig
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastnas.backends.native import NativeBackend
@@ -28,6 +30,7 @@ class HostCudaBackend(NativeBackend):
 
     name = "cuda-host"
     device = "cpu"
+    edges_format = torch.contiguous_format
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__(module, None)
@@ -38,6 +41,9 @@ class HostCudaBackend(NativeBackend):
 
     def launch_argument(self, like: Tensor) -> int:
         return 0
+
+    def set_launch(self, call: Any, like: Tensor) -> None:
+        pass
 
     def seed(self, seed: int) -> None:
         self._library.host_simt_seed(seed)

@@ -10,10 +10,10 @@
 #include <cstddef>
 #include <type_traits>
 
-// What a kernel may take, in both worlds: plain values, within the 4 KiB of every architecture.
+// What a kernel may take, in both worlds: plain values, within what CUDA 12.1 and later allow on sm_70 and later.
 template <class... P> constexpr bool kernel_parameters_fit() {
   static_assert((std::is_trivially_copyable_v<P> && ...), "kernel parameters must be plain values");
-  return (sizeof(P) + ... + size_t(0)) <= 4096;
+  return (sizeof(P) + ... + size_t(0)) <= 32764;
 }
 
 #if defined(__CUDACC__)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,16 @@ from fastnas.backends.native import NativeBackend, load_native
 class CudaBackend(NativeBackend):
     name = "cuda"
     device = "cuda"
+    edges_format = torch.contiguous_format
 
     def __init__(self) -> None:
         super().__init__(*load_native("_cuda"))
 
     def launch_argument(self, like: Tensor) -> int:
         return torch.cuda.current_stream(like.device).cuda_stream
+
+    def set_launch(self, call: Any, like: Tensor) -> None:
+        call.stream = self.launch_argument(like)
 
     def unavailable(self) -> str | None:
         if self.missing is not None:

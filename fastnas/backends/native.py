@@ -7,12 +7,10 @@ import itertools
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
-
-DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
@@ -23,7 +21,7 @@ def load_native(module: str) -> tuple[ModuleType | None, str | None]:
         return None, f"fastnas.{module} does not import ({error}); FASTNAS_BUILD governs the build"
 
 
-class NativeBackend(FusedBackend):
+class NativeBackend(NativeEdges, FusedBackend):
     """A backend whose kernels take addresses; subclasses say what to launch them with."""
 
     def __init__(self, module: ModuleType | None, missing: str | None) -> None:

@@ -39,9 +39,9 @@ OPS: dict[str, OpInfo] = {
     "mixed_edges": OpInfo(
         stem="mixed_edges",
         summary="the nodes of a DARTS cell straight from its states, batch norm folded in",
-        dtypes={"eager": _CELL, "cpu": _CELL},
+        dtypes={"eager": _CELL, "cpu": _CELL, "cuda": (torch.float32, torch.bfloat16)},
         max_terms=1,
-        absent=_NOT_YET_ON_GPU,
+        absent={"triton": "a cell runs by mixed_norm_sum there"},
     ),
     "relu_conv_bn": OpInfo(
         stem="relu_conv_bn",

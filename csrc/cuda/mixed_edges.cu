@@ -1,0 +1,184 @@
+// Forward of mixed_edges on CUDA: a few launches for each level of the DAG, all edges of it at once.
+// Statistics come from Gram matrices of u, partial sums by groups of images; u is never stored for them.
+#include "mixed_edges.h"
+
+#include "mixed_edges_common.h"
+
+namespace fastnas::cuda {
+namespace {
+
+// grid (groups, halves): partial Gram matrix of u + shift, the sum of u + shift, and the shift: minus the mean of the
+// group's first tile, so that no digits cancel.
+template <int M>
+__global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.y];
+  if (!is_one(h, which)) return;
+  DYNAMIC_SHARED(float, u);
+  SHARED(float, space, kThreads);
+  const Tiling& t = plan.tiling;
+  const int C = plan.C, group = int(blockIdx.x), pieces = plan.width / 4 * (plan.width / 4);
+  float* const gram = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
+  float *const rest = gram + int64_t(C) * C, *const shift = rest + C;
+  for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = shift[c] = 0;
+  clear_tails(t, C, u);
+  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
+    Cross<M> cross(plan, base);
+    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+      for (int index = 0; index < t.count(); ++index) {
+        const Tile tile = tile_at(t, image, index);
+        __syncthreads();
+        load_u<float>(plan, h, tile, shift, u);
+        __syncthreads();
+        if (base == 0 && index == 0 && image == plan.first_image(group)) {
+          for (int c = warp_index(); c < C; c += kWarps) {
+            float sum = 0;
+            for (int i = lane_index(); i < t.tile.pixels(); i += 32) sum += u[c * t.pitch + i];
+            sum = warp_total(sum);
+            if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
+          }
+          __syncthreads();
+          fill_tile(t, tile, C, u, [&](int c, int at) {
+            const int pixel = (at / t.grid.cols - tile.row) * t.tile.cols + at % t.grid.cols - tile.col;
+            return u[c * t.pitch + pixel] + shift[c];
+          });
+          __syncthreads();
+        }
+        cross.add(plan, u, u);
+        if (base == 0) add_channel_sums(plan, u, rest);
+      }
+    __syncthreads();
+    cross.store(plan, space, gram);
+  }
+}
+
+// grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.
+__global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.x];
+  const int C = plan.C, entry = int(blockIdx.y * kThreads + threadIdx.x);
+  if (!is_one(h, which) || entry >= C * C) return;
+  const int i = entry / C, j = entry % C;
+  const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
+  const double total = double(plan.samples());
+  double mean_i = 0, mean_j = 0, cov = 0;
+  for (int g = 0; g < plan.groups; ++g) {
+    const float *rest = partial + g * plan.partial_size() + int64_t(C) * C, *shift = rest + C;
+    const double n = plan.group_samples(g);
+    mean_i += n / total * (double(rest[i]) / n - double(shift[i]));
+    mean_j += n / total * (double(rest[j]) / n - double(shift[j]));
+  }
+  for (int g = 0; g < plan.groups; ++g) {
+    const float *gram = partial + g * plan.partial_size(), *rest = gram + int64_t(C) * C, *shift = rest + C;
+    const double n = plan.group_samples(g), a = double(rest[i]) / n, b = double(rest[j]) / n;
+    const double off = (a - double(shift[i]) - mean_i) * (b - double(shift[j]) - mean_j);
+    cov += (double(gram[entry]) + n * (off - a * b)) / total;
+  }
+  h.cov[entry] = cov;
+  if (h.gram) h.gram[entry] = float(cov);
+  if (j == 0) h.mean[i] = mean_i, h.shift[i] = float(-mean_i);
+}
+
+// grid (groups, gathered): mean and centred squares of a channel, a warp each.
+template <class T> __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
+  const Gathered& from = plan.gathered[first + blockIdx.y];
+  const int group = int(blockIdx.x);
+  const int64_t begin = plan.first_image(group), pixels = from.z.grid.pixels();
+  for (int c = warp_index(); c < plan.C; c += kWarps) {
+    const float pivot = load_value<T>(from.z, begin * from.z.image + c * pixels);
+    float sum = 0, squares = 0;
+    for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
+      for (int64_t i = lane_index(); i < pixels; i += 32) {
+        const float d = load_value<T>(from.z, image * from.z.image + c * pixels + i) - pivot;
+        sum += d, squares += d * d;
+      }
+    const double s = warp_total(double(sum)), q = warp_total(double(squares));
+    const double n = double((plan.first_image(group + 1) - begin) * pixels);
+    double* parts = from.parts + (int64_t(group) * plan.C + c) * 2;
+    if (lane_index() == 0) parts[0] = double(pivot) + s / n, parts[1] = q - s * s / n;
+  }
+}
+
+// grid (tiles of all images, sums): what the edges of a level add to a node.
+template <class T, int M> __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
+  const Sum& s = plan.sums[first + blockIdx.y];
+  DYNAMIC_SHARED(float, u);
+  const Tile tile = tile_of_block(plan.tiling);
+  const int C = plan.C;
+  const int64_t plane = plan.out.pixels();
+  clear_tails(plan.tiling, C, u);
+  float sum[M][4][4] = {};
+  for (int i = s.first; i < s.last; ++i) {
+    if (plan.terms[i].half >= 0) {
+      const Half& h = plan.halves[plan.terms[i].half];
+      __syncthreads();
+      load_u<T>(plan, h, tile, plan.training ? h.shift : nullptr, u);
+      __syncthreads();
+      add_product(plan, h.fold, u, sum);
+      if (h.bias) for_pieces(plan, tile, sum, [&](float& value, int c, int) { value += h.bias[c]; });
+      if (!h.kept) continue;
+      T* kept = static_cast<T*>(h.kept) + tile.image * C * plane;
+      for (int k = int(threadIdx.x); k < C * plan.tiling.tile.pixels(); k += kThreads) {
+        const int c = k / plan.tiling.tile.pixels(), pixel = k % plan.tiling.tile.pixels();
+        const int at = pixel_offset(plan.tiling, tile, pixel);
+        if (at >= 0) kept[c * plane + at] = store<T>(u[c * plan.tiling.pitch + pixel]);
+      }
+      continue;
+    }
+    // By way of shared memory: a draw for each of a thread's 64 elements would be 64 copies of Philox.
+    const Plain& n = plan.plains[plan.terms[i].plain];
+    const bool multiplicative = is_multiplicative(plan.form);
+    const Draw<float> draw = n.noisy ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
+    __syncthreads();
+    fill_tile(plan.tiling, tile, C, u, [&](int c, int at) {
+      float v = load_value<T>(n.z, tile.image * n.z.image + c * plane + at);
+      if (n.normed) v = (v - n.mean[c]) * n.rstd[c];
+      if (n.noisy) v = mixed_value(multiplicative, v, draw.element(uint64_t((tile.image * C + c) * plane + at)));
+      return plan.w[n.weight] * v;
+    });
+    __syncthreads();
+    add_tile(plan, u, sum);
+  }
+  T* out = static_cast<T*>(plan.output) + (tile.image * plan.nodes + s.node) * C * plane;
+  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+    float* total = s.sum + tile.image * s.sum_image + c * plane + at;
+    if (!s.opens) value += *total;
+    if (!s.closes || sizeof(T) == sizeof(float)) *total = value;
+    else out[c * plane + at] = store<T>(value);
+  });
+}
+
+template <class T> int forward(const MixedEdgesParams& p) {
+  const Planner planner(p, false);
+  Launcher run{planner, p.stream, planner.upload(p.stream)};
+  const int gram_blocks = (run.plan().C * run.plan().C + kThreads - 1) / kThreads;
+  for (int level = 0; level < p.nodes; ++level) {
+    const Range states = planner.level_states(level);
+    const Range halves = Planner::range(planner.half_begin, states), plains = Planner::range(planner.plain_begin, states);
+    const Range gathered = Planner::range(planner.gathered_begin, states), sums = planner.level_sums[level];
+    launch_pools_and_reduces<T>(run, Planner::range(planner.pool_begin, states),
+                                Planner::range(planner.reduce_begin, states));
+    run(moments_kernel<T>, dim3(run.plan().groups, gathered.count()), 0, gathered.first);
+    launch_fold_plains(run, plains);
+    for (Which which : {Which::first, Which::second}) {
+      launch_depthwise<T>(run, halves, which);
+      if (p.training) {
+        run(for_count(run.cross_pieces(), gather_kernel<1>, gather_kernel<2>, gather_kernel<4>), dim3(run.plan().groups, halves.count()),
+            run.shared(1), halves.first, which);
+        run(fold_gram_kernel, dim3(halves.count(), gram_blocks), 0, halves.first, which);
+      }
+      launch_fold_rows<T>(run, halves, which, p.training);
+      if (which == Which::first) launch_second_inputs<T>(run, halves);
+    }
+    run(FASTNAS_PIECES(run.product_pieces(), sum_kernel, T), dim3(run.tiles(), sums.count()), run.shared(1), sums.first);
+  }
+  return run.error;
+}
+
+}  // namespace
+
+size_t mixed_edges_workspace(const MixedEdgesParams& p) { return Planner(p, true).arena.used; }
+
+int mixed_edges_fwd(const MixedEdgesParams& p) {
+  return p.dtype == DType::bf16 ? forward<bf16_t>(p) : forward<float>(p);
+}
+
+}  // namespace fastnas::cuda

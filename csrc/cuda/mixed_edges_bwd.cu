@@ -1,0 +1,412 @@
+// Backward of mixed_edges on CUDA: state by state from the last; everything that leaves a state at once, so that the
+// gradient of the state is complete and written once. u is computed again, or read where it was kept.
+#include "mixed_edges.h"
+
+#include "mixed_edges_common.h"
+
+namespace fastnas::cuda {
+namespace {
+
+// grid (groups, halves): partial sums of P = sum dy (u - mean u)^T and of dy.
+template <class T, int M>
+__global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.y];
+  if (!is_one(h, which)) return;
+  DYNAMIC_SHARED(float, u);
+  float* const dy = u + tile_floats(plan);
+  SHARED(float, space, kThreads);
+  const Tiling& t = plan.tiling;
+  const int C = plan.C, group = int(blockIdx.x), pieces = plan.width / 4 * (plan.width / 4);
+  float* const sums = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
+  float* const rest = sums + int64_t(C) * C;
+  for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = 0;
+  clear_tails(t, C, u);
+  clear_tails(t, C, dy);
+  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
+    Cross<M> cross(plan, base);
+    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+      for (int index = 0; index < t.count(); ++index) {
+        const Tile tile = tile_at(t, image, index);
+        __syncthreads();
+        load_u<T>(plan, h, tile, h.shift, u);
+        load_gradient(plan, h.dy, tile, dy);
+        __syncthreads();
+        cross.add(plan, dy, u);
+        if (base == 0) add_channel_sums(plan, dy, rest);
+      }
+    __syncthreads();
+    cross.store(plan, space, sums);
+  }
+}
+
+// grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
+template <class T>
+__global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.x];
+  const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
+  if (!is_one(h, which) || co >= C) return;
+  const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
+  const T* row = static_cast<const T*>(h.pointwise) + int64_t(co) * C;
+  const double samples = double(plan.samples()), scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
+  const auto p_of = [&](int ci) {
+    double sum = 0;
+    for (int g = 0; g < plan.groups; ++g) sum += double(partial[g * plan.partial_size() + int64_t(co) * C + ci]);
+    return sum / samples;
+  };
+  double q = 0;
+  for (int ci = lane; ci < C; ci += 32) q += double(load(row[ci])) * p_of(ci);
+  q = warp_total(q) * rstd;
+  for (int ci = lane; ci < C; ci += 32) {
+    const double w = double(load(row[ci]));
+    h.from_dy[int64_t(co) * plan.width + ci] = float(folded(scale, rstd, w));
+    if (!h.dW) continue;
+    double ws = 0;
+    for (int i = 0; i < C; ++i) ws += double(load(row[i])) * double(h.gram[int64_t(i) * C + ci]);
+    static_cast<T*>(h.dW)[int64_t(co) * C + ci] =
+        store<T>(float(pointwise_gradient(scale, samples, rstd, q, p_of(ci), ws)));
+  }
+  if (lane != 0) return;
+  double sum = 0;
+  for (int g = 0; g < plan.groups; ++g) sum += double(partial[g * plan.partial_size() + int64_t(C) * C + co]);
+  h.dy_mean[co] = sum / samples, h.q[co] = q, h.coefficient[co] = centring(scale, rstd, q);
+}
+
+// grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
+template <class T>
+__global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.x];
+  const int C = plan.C, i = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
+  if (!is_one(h, which) || i >= C) return;
+  const T* W = static_cast<const T*>(h.pointwise);
+  for (int j = lane; j < C; j += 32) {
+    double sum = 0;
+    for (int co = 0; co < C; ++co)
+      sum += h.coefficient[co] * double(load(W[int64_t(co) * C + i])) * double(load(W[int64_t(co) * C + j]));
+    h.from_u[int64_t(i) * plan.width + j] = float(-sum);
+  }
+  double bias = 0, q = 0;
+  for (int co = lane; co < C; co += 32) {
+    bias -= double(h.from_dy[int64_t(co) * plan.width + i]) * h.dy_mean[co];
+    q += h.q[co];
+  }
+  bias = warp_total(bias), q = warp_total(q);
+  if (lane == 0) h.du_bias[i] = float(bias);
+  if (lane == 0 && i == 0 && h.final && plan.dw) plan.dw[h.weight] = q * double(plan.samples());
+}
+
+// grid (tiles of all images, halves): dL/du.
+template <class T, int M>
+__global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
+  const Half& h = plan.halves[first + blockIdx.y];
+  if (!is_one(h, which)) return;
+  DYNAMIC_SHARED(float, u);
+  float* const dy = u + tile_floats(plan);
+  const Tile tile = tile_of_block(plan.tiling);
+  clear_tails(plan.tiling, plan.C, u);
+  clear_tails(plan.tiling, plan.C, dy);
+  load_u<T>(plan, h, tile, h.shift, u);
+  load_gradient(plan, h.dy, tile, dy);
+  __syncthreads();
+  float sum[M][4][4] = {};
+  add_product(plan, h.from_dy, dy, sum);
+  add_product(plan, h.from_u, u, sum);
+  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+    h.du[(tile.image * plan.C + c) * plan.out.pixels() + at] = value + h.du_bias[c];
+  });
+}
+
+// --- depthwise convolutions, transposed ----------------------------------------------------------------------
+
+// sum += D^T du of some channels over a tile of the input's grid. Stride 2: few of each gradient's taps meet, so du
+// is read where it lies.
+template <class T>
+__device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t, const Tile& tile, int first,
+                               int channels, float* space, float* sum) {
+  const T* taps = static_cast<const T*>(h.taps) + first * h.taps_count();
+  const Planes du{h.du, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
+  __syncthreads();
+  if (h.stride == 1) {
+    const Patch patch = patch_of(h, t, tile, space);
+    stage<T>(du, tile.image, first, channels, false, patch);
+    __syncthreads();
+    const Strips strips{patch, channels, t.tile.rows, t.tile.cols, tile, sum, t.tile.pixels(), t.tile.cols, true};
+    with_kernel(h.size, h.dilation, 1, RunStrips<T>{strips, taps, true});
+    __syncthreads();
+    return;
+  }
+  const int pixels = t.tile.pixels();
+  for (int i = int(threadIdx.x); i < channels * pixels; i += kThreads) {
+    const int c = i / pixels, at = pixel_offset(t, tile, i % pixels);
+    if (at < 0) continue;
+    const int row = at / t.grid.cols + h.pad(), col = at % t.grid.cols + h.pad();
+    const float* from = h.du + tile.image * du.image + int64_t(first + c) * plan.out.pixels();
+    float v = 0;
+    for (int ky = 0; ky < h.size; ++ky) {
+      const int r = row - ky * h.dilation;
+      if (r < 0 || r % 2 || r / 2 >= plan.out.rows) continue;
+      for (int kx = 0; kx < h.size; ++kx) {
+        const int w = col - kx * h.dilation;
+        if (w < 0 || w % 2 || w / 2 >= plan.out.cols) continue;
+        v += load(taps[c * h.taps_count() + ky * h.size + kx]) * from[r / 2 * plan.out.cols + w / 2];
+      }
+    }
+    sum[i] += v;
+  }
+  __syncthreads();
+}
+
+// grid (tiles and channels of all images, halves): dL/dv, through the relu before a second half, kept in the first.
+template <class T>
+__global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
+  const Tiling& t = plan.strip_tiling;
+  const Half& h = plan.halves[first + blockIdx.y];
+  if (!h.second) return;
+  DYNAMIC_SHARED(float, sum);
+  const Slab slab = slab_of_block(plan, t, at_once);
+  const int pixels = t.tile.pixels();
+  for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
+  add_transposed<T>(plan, h, t, slab.tile, slab.first, slab.channels, sum + at_once * pixels, sum);
+  float* dv = plan.halves[first + blockIdx.y - 1].dv;  // the first half comes just before
+  for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
+    const int at = pixel_offset(t, slab.tile, i % pixels);
+    if (at < 0) continue;
+    const int64_t place = int64_t(slab.first + i / pixels) * plan.out.pixels() + at;
+    const float v = load_value<T>(h.in, slab.tile.image * h.in.image + place);
+    dv[slab.tile.image * plan.C * plan.out.pixels() + place] = relu_passes(v) ? sum[i] : 0.0f;
+  }
+}
+
+// What the pools of a state give one of its pixels: of a maximum, the windows that it won.
+__device__ float pool_gradient(const Plan& plan, const Pool& pool, int64_t plane, int row, int col) {
+  const Grid from = pool.x.grid, out = plan.out;
+  float sum = 0;
+  for (int k = 0; k < 9; ++k) {
+    const int r = row + 1 - k / 3, c = col + 1 - k % 3;  // stride times the window
+    if (r < 0 || c < 0 || r % pool.stride || c % pool.stride) continue;
+    const int h = r / pool.stride, w = c / pool.stride;
+    if (h >= out.rows || w >= out.cols) continue;
+    const int64_t at = plane * out.pixels() + int64_t(h) * out.cols + w;
+    if (pool.average) {
+      const int rows = 1 + (r > 0) + (r + 1 < from.rows), cols = 1 + (c > 0) + (c + 1 < from.cols);
+      sum += pool.dz[at] / float(rows * cols);
+    } else if (pool.winner[at] == k) {
+      sum += pool.dz[at];
+    }
+  }
+  return sum;
+}
+
+// grid (tiles and channels of all images): the gradient of a state, written once.
+template <class T>
+__global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, int state) {
+  const Source& s = plan.sources[state];
+  DYNAMIC_SHARED(float, sum);
+  const Tiling& t = s.tiling;
+  const Slab slab = slab_of_block(plan, t, at_once);
+  const Tile& tile = slab.tile;
+  const int pixels = t.tile.pixels(), C = plan.C;
+  for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
+  for (int k = s.first_half; k < s.last_half; ++k)
+    if (!plan.halves[k].second)
+      add_transposed<T>(plan, plan.halves[k], t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
+  __syncthreads();
+  const bool multiplicative = is_multiplicative(plan.form);
+  for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
+    const int c = slab.first + i / pixels, at = pixel_offset(t, tile, i % pixels);
+    if (at < 0) continue;
+    const int row = at / t.grid.cols, col = at % t.grid.cols;
+    const int64_t plane = tile.image * C + c, here = c * int64_t(t.grid.pixels()) + at;
+    float dx = sum[i];
+    for (int k = s.first_reduce; k < s.last_reduce; ++k)
+      if (row % 2 == col % 2)
+        dx += plan.reduces[k].dx[(row % 2 * plan.images * C + plane) * plan.out.pixels() + row / 2 * plan.out.cols +
+                                 col / 2];
+    if (!relu_passes(load_value<T>(s.x, tile.image * s.x.image + here))) dx = 0;
+    for (int k = s.first_pool; k < s.last_pool; ++k) dx += pool_gradient(plan, plan.pools[k], plane, row, col);
+    for (int k = s.first_plain; k < s.last_plain; ++k) {
+      const Plain& n = plan.plains[k];
+      if (n.normed) continue;
+      float dy = static_cast<const float*>(n.dy.data)[tile.image * n.dy.image + here];
+      if (n.noisy && multiplicative) dy *= draw_of(plan, n).element(uint64_t(tile.image * n.dy.image + here));
+      dx += plan.w[n.weight] * dy;
+    }
+    if (s.dout.data) {
+      dx += load_value<T>(s.dout, tile.image * s.dout.image + here);
+      static_cast<float*>(s.dx)[plane * t.grid.pixels() + at] = dx;
+    } else {
+      static_cast<T*>(s.dx)[plane * t.grid.pixels() + at] = store<T>(dx);
+    }
+  }
+}
+
+// --- gradients of the depthwise kernels ----------------------------------------------------------------------
+
+constexpr int kTapRows = 4;
+// Channels of which a block sums the taps at once: those whose strips its threads cover, if their patches fit.
+__device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h) {
+  const Grid tile = plan.strip_tiling.tile, patch = patch_size(h, plan.strip_tiling);
+  const int by_threads = kThreads / ((tile.rows + kTapRows - 1) / kTapRows * tile.cols);
+  const int by_patch = plan.patch_floats / patch.pixels();
+  return by_threads < 1 ? 1 : by_threads < by_patch ? by_threads : by_patch;
+}
+
+// All taps of a channel in registers, over the images of a group; then over the threads of the channel, in order.
+template <class T, int K, int D, int S>
+__device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
+  constexpr int R = kTapRows, kReach = (R - 1) * S + (K - 1) * D + 1;
+  SHARED(float, totals, kThreads);
+  const Tiling& t = plan.strip_tiling;
+  const int group = int(blockIdx.x), cols = t.tile.cols, strips = (t.tile.rows + R - 1) / R;
+  const int a_channel = min(strips * cols, kThreads), at_once = channels_of_taps(plan, h);
+  const int C = plan.C, first = int(blockIdx.z) * at_once, channels = min(at_once, C - first);
+  if (channels <= 0) return;
+  const int c = int(threadIdx.x) / a_channel, item = int(threadIdx.x) % a_channel;
+  const Grid size = patch_size(h, t);
+  Patch patch{space, 0, 0, size.rows, size.cols};
+  float sum[K * K] = {};
+  for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+    for (int index = 0; index < t.count(); ++index) {
+      const Tile tile = tile_at(t, image, index);
+      patch.row = tile.row * S - h.pad(), patch.col = tile.col * S - h.pad();
+      __syncthreads();
+      stage<T>(h.in, image, first, channels, true, patch);
+      __syncthreads();
+      if (c >= channels) continue;
+      const float* du = h.du + (image * C + first + c) * plan.out.pixels();
+      for (int k = item; k < strips * cols; k += a_channel) {
+        const int row = k / cols * R, col = k % cols;
+        float g[R];
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+          const bool inside = row + r < tile.rows && col < tile.cols;
+          g[r] = inside ? du[(tile.row + row + r) * t.grid.cols + tile.col + col] : 0.0f;
+        }
+        const float* from = space + (c * patch.rows + row * S) * patch.cols + col * S;
+#pragma unroll
+        for (int y = 0; y < kReach; ++y)
+#pragma unroll
+          for (int kx = 0; kx < K; ++kx) {
+            const float v = from[y * patch.cols + kx * D];
+#pragma unroll
+            for (int ky = 0; ky < K; ++ky) {
+              const int r = y - ky * D;
+              if (r >= 0 && r % S == 0 && r / S < R) sum[ky * K + kx] += g[r / S] * v;
+            }
+          }
+      }
+    }
+#pragma unroll
+  for (int k = 0; k < K * K; ++k) {
+    __syncthreads();
+    totals[threadIdx.x] = sum[k];
+    __syncthreads();
+    if (item != 0 || c >= channels) continue;
+    float total = 0;
+    for (int i = 0; i < a_channel; ++i) total += totals[c * a_channel + i];
+    h.dtaps[(int64_t(group) * C + first + c) * (K * K) + k] = total;
+  }
+}
+
+template <class T> struct RunTaps {
+  const Plan& plan;
+  const Half& h;
+  float* space;
+  template <int K, int D, int S> __device__ void run() const { sum_taps<T, K, D, S>(plan, h, space); }
+};
+
+// grid (groups, halves, channels): partial sums of dL/dD.
+template <class T> __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
+  const Half& h = plan.halves[first + blockIdx.y];
+  DYNAMIC_SHARED(float, space);
+  with_kernel(h.size, h.dilation, h.stride, RunTaps<T>{plan, h, space});
+}
+
+// grid (halves)
+template <class T> __global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
+  const Half& h = plan.halves[first + blockIdx.x];
+  const int count = plan.C * h.taps_count();
+  for (int i = int(threadIdx.x); i < count; i += kThreads) {
+    double sum = 0;
+    for (int g = 0; g < plan.groups; ++g) sum += double(h.dtaps[int64_t(g) * count + i]);
+    static_cast<T*>(h.dD)[i] = store<T>(float(sum));
+  }
+}
+
+// --- launches ------------------------------------------------------------------------------------------------
+
+// Largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7.
+Grid largest_patch(const Tiling& t) {
+  Half h{};
+  h.size = 5, h.dilation = 2, h.stride = 1;
+  return patch_size(h, t);
+}
+size_t transposing_bytes(const Tiling& t, int at_once) {
+  return sizeof(float) * at_once * (size_t(t.tile.pixels()) + largest_patch(t).pixels());
+}
+template <class T> void launch_halves(Launcher& run, Range halves, Which which) {
+  const Plan& plan = run.plan();
+  run(FASTNAS_PIECES(run.cross_pieces(), cross_kernel, T), dim3(plan.groups, halves.count()), run.shared(2), halves.first,
+      which);
+  run(fold_cross_kernel<T>, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
+  run(fold_centring_kernel<T>, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
+}
+
+template <class T> void launch_state(Launcher& run, int state) {
+  const Plan& plan = run.plan();
+  const Planner& planner = run.planner;
+  const Source& source = planner.sources[state];
+  const Range here{state, state + 1};
+  const Range halves = Planner::range(planner.half_begin, here), plains = Planner::range(planner.plain_begin, here);
+  const Range pools = Planner::range(planner.pool_begin, here), reduces = Planner::range(planner.reduce_begin, here);
+  const bool goes_on = source.wanted || plan.wants_params;
+
+  launch_pools_and_reduces<T>(run, pools, reduces);
+  launch_fold_plains(run, plains);
+  launch_dots<T>(run, plains);
+
+  launch_depthwise<T>(run, halves, Which::first);
+  if (!planner.p.v) {
+    launch_fold_rows<T>(run, halves, Which::inner, false);
+    launch_second_inputs<T>(run, halves);
+  }
+  launch_depthwise<T>(run, halves, Which::second);
+  launch_halves<T>(run, halves, Which::final);
+  if (!goes_on) return;
+  const auto du = FASTNAS_PIECES(run.product_pieces(), du_kernel, T);
+  run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::final);
+  const Tiling& inner = plan.strip_tiling;
+  const int at_once = run.channels_at_once(inner, largest_patch(inner));
+  run(dv_kernel<T>, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once, halves.first);
+  launch_halves<T>(run, halves, Which::inner);
+  run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::inner);
+  launch_plain_gradients<T>(run, pools, reduces, source.wanted);
+  if (source.wanted) {
+    const int channels = run.channels_at_once(source.tiling, largest_patch(source.tiling));
+    run(dx_kernel<T>, dim3(run.slabs(source.tiling, channels)), transposing_bytes(source.tiling, channels), channels,
+        state);
+  }
+  if (!plan.wants_params) return;
+  int most = 1;  // launches of blocks that a half of many channels a block does not need end at once
+  for (int i = halves.first; i < halves.last; ++i) {
+    const int channels = channels_of_taps(plan, planner.halves[i]);
+    most = std::max(most, (plan.C + channels - 1) / channels);
+  }
+  run(taps_kernel<T>, dim3(plan.groups, halves.count(), most), sizeof(float) * plan.patch_floats, halves.first);
+  run(fold_taps_kernel<T>, dim3(halves.count()), 0, halves.first);
+}
+
+template <class T> int backward(const MixedEdgesParams& p) {
+  const Planner planner(p, false);
+  Launcher run{planner, p.stream, planner.upload(p.stream)};
+  for (int state = planner.states() - 1; state >= 0; --state) launch_state<T>(run, state);
+  return run.error;
+}
+
+}  // namespace
+
+int mixed_edges_bwd(const MixedEdgesParams& p) {
+  return p.dtype == DType::bf16 ? backward<bf16_t>(p) : backward<float>(p);
+}
+
+}  // namespace fastnas::cuda

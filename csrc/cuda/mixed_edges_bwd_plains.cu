@@ -1,0 +1,173 @@
+// Backward of the terms of mixed_edges that are no convolutions: pools, skips, strided skips.
+#include "mixed_edges_common.h"
+
+namespace fastnas::cuda {
+namespace {
+
+// grid (groups, plains): sums over dy, a warp per channel.
+template <class T> __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
+  const Plain& n = plan.plains[first + blockIdx.y];
+  const int group = int(blockIdx.x), C = plan.C;
+  const bool multiplicative = is_multiplicative(plan.form);
+  // A plain skip's z counts only for dL/dw; the noise of a normed one also where it scales dy.
+  const bool draws = n.noisy && (plan.dw || (multiplicative && n.normed));
+  const Draw<float> draw = draws ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
+  const int64_t pixels = plan.out.pixels();
+  for (int c = warp_index(); c < C; c += kWarps) {
+    const float mean = n.normed ? n.mean[c] : 0.0f;
+    float centred = 0, sum = 0, other = 0;
+    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+      for (int64_t i = lane_index(); i < pixels; i += 32) {
+        float dy = static_cast<const float*>(n.dy.data)[image * n.dy.image + c * pixels + i];
+        const float z = load_value<T>(n.z, image * n.z.image + c * pixels + i);
+        const float d = draws ? draw.element(uint64_t((image * C + c) * pixels + i)) : 0.0f;
+        if (!n.normed) other += dy * (draws ? mixed_value(multiplicative, z, d) : z);
+        else if (draws && multiplicative) dy *= d;
+        else if (draws) other += dy * d;
+        centred += dy * (z - mean), sum += dy;
+      }
+    const double totals[3] = {warp_total(double(centred)), warp_total(double(sum)), warp_total(double(other))};
+    if (lane_index() == 0)
+      for (int k = 0; k < 3; ++k) n.dots[(int64_t(group) * 3 + k) * C + c] = totals[k];
+  }
+}
+
+// grid (plains)
+__global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int first) {
+  SHARED(double, shared, kThreads);
+  const Plain& n = plan.plains[first + blockIdx.x];
+  const int C = plan.C;
+  const double samples = double(plan.samples());
+  double dw = 0;
+  for (int c = int(threadIdx.x); c < C; c += kThreads) {
+    double totals[3] = {};
+    for (int g = 0; g < plan.groups; ++g)
+      for (int k = 0; k < 3; ++k) totals[k] += n.dots[(int64_t(g) * 3 + k) * C + c];
+    dw += totals[2];
+    if (!n.normed) continue;
+    const double rstd = batch_rstd(double(n.stats[C + c]), plan.eps), q = totals[0] * rstd / samples;
+    n.rstd_q[c] = float(rstd * q), n.dy_mean[c] = float(totals[1] / samples);
+    dw += q * samples;
+  }
+  shared[threadIdx.x] = dw;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < half) shared[threadIdx.x] += shared[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0 && plan.dw) plan.dw[n.weight] = shared[0];
+}
+
+// dL/dz of a normed term at an element of [N, C, rows, cols].
+__device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
+  float dy = static_cast<const float*>(n.dy.data)[at];
+  if (n.noisy && is_multiplicative(plan.form)) dy *= draw_of(plan, n).element(uint64_t(at));
+  return norm_gradient(plan.w[n.weight] * n.rstd[c], dy, n.dy_mean[c], z - n.mean[c], n.rstd_q[c]);
+}
+
+// grid (blocks, pools): dL/dz, of all the terms that read a pool.
+__global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int first) {
+  const Pool& pool = plan.pools[first + blockIdx.y];
+  const int64_t count = plan.images * plan.C * plan.out.pixels();
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
+    const int c = int(i / plan.out.pixels() % plan.C);
+    float dz = 0;
+    for (int k = pool.first_plain; k < pool.last_plain; ++k)
+      dz += plain_gradient(plan, plan.plains[plan.pool_plains[k]], pool.z[i], i, c);
+    pool.dz[i] = dz;
+  }
+}
+
+// grid (blocks, strided skips): dL/dz in the place of z.
+__global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, int first) {
+  const Reduce& r = plan.reduces[first + blockIdx.y];
+  const int64_t count = plan.images * plan.C * plan.out.pixels();
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads)
+    r.z[i] = plain_gradient(plan, plan.plains[r.plain], r.z[i], i, int(i / plan.out.pixels() % plan.C));
+}
+
+__device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
+  return {r.z, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
+}
+
+// grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part.
+template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
+  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
+  DYNAMIC_SHARED(float, x);
+  float* const dz = x + tile_floats(plan);
+  SHARED(float, space, kThreads);
+  const Tiling& t = plan.tiling;
+  const int group = int(blockIdx.x), part = int(blockIdx.y % 2), pieces = plan.width / 4 * (plan.width / 4);
+  clear_tails(t, plan.C, x);
+  clear_tails(t, plan.C, dz);
+  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
+    Cross<M> cross(plan, base);
+    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+      for (int index = 0; index < t.count(); ++index) {
+        const Tile tile = tile_at(t, image, index);
+        __syncthreads();
+        load_strided<T>(plan, r, tile, part, x);
+        load_gradient(plan, gradient_planes(plan, r), tile, dz);
+        __syncthreads();
+        cross.add(plan, dz, x);
+      }
+    __syncthreads();
+    cross.store(plan, space,
+                plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size());
+  }
+}
+
+// grid (2 strided skips)
+template <class T> __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
+  const Reduce& r = plan.reduces[first + blockIdx.x / 2];
+  const int C = plan.C, half = C / 2, part = int(blockIdx.x % 2);
+  const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
+  for (int i = int(threadIdx.x); i < half * C; i += kThreads) {
+    double sum = 0;
+    for (int g = 0; g < plan.groups; ++g) sum += double(partial[g * plan.partial_size() + part * half * C + i]);
+    static_cast<T*>(r.dparams[part])[i] = store<T>(float(sum));
+  }
+}
+
+// grid (tiles of all images, 2 strided skips): W^T dz of a part.
+template <int M> __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int first) {
+  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
+  DYNAMIC_SHARED(float, dz);
+  const Tile tile = tile_of_block(plan.tiling);
+  const int part = int(blockIdx.y % 2);
+  clear_tails(plan.tiling, plan.C, dz);
+  load_gradient(plan, gradient_planes(plan, r), tile, dz);
+  __syncthreads();
+  float sum[M][4][4] = {};
+  add_product(plan, r.back + int64_t(part) * plan.C * plan.width, dz, sum);
+  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+    r.dx[((part * plan.images + tile.image) * plan.C + c) * plan.out.pixels() + at] = value;
+  });
+}
+
+}  // namespace
+
+template <class T> void launch_dots(Launcher& run, Range plains) {
+  run(dots_kernel<T>, dim3(run.plan().groups, plains.count()), 0, plains.first);
+  run(fold_dots_kernel, dim3(plains.count()), 0, plains.first);
+}
+
+template <class T> void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx) {
+  const Plan& plan = run.plan();
+  run(reduce_gradient_kernel, dim3(run.elementwise_blocks(), reduces.count()), 0, reduces.first);
+  if (wants_dx) {
+    run(pool_gradient_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
+    run(for_count(run.product_pieces(), reduce_dx_kernel<1>, reduce_dx_kernel<2>, reduce_dx_kernel<4>),
+        dim3(run.tiles(), 2 * reduces.count()), run.shared(1), reduces.first);
+  }
+  if (!plan.wants_params) return;
+  run(FASTNAS_PIECES(run.cross_pieces(), reduce_cross_kernel, T), dim3(plan.groups, 2 * reduces.count()), run.shared(2),
+      reduces.first);
+  run(fold_reduce_kernel<T>, dim3(2 * reduces.count()), 0, reduces.first);
+}
+
+template void launch_dots<float>(Launcher&, Range);
+template void launch_dots<bf16_t>(Launcher&, Range);
+template void launch_plain_gradients<float>(Launcher&, Range, Range, bool);
+template void launch_plain_gradients<bf16_t>(Launcher&, Range, Range, bool);
+
+}  // namespace fastnas::cuda

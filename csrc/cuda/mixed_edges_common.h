@@ -1,0 +1,93 @@
+// What forward and backward of mixed_edges share: launches, and the steps that are computed again on the way back.
+#pragma once
+
+#include "mixed_edges_tile.h"
+
+namespace fastnas::cuda {
+
+enum class Which { all, first, second, final, inner };  // of the halves; inner: first halves of sep_convs
+
+namespace {
+
+__device__ bool is_one(const Half& h, Which which) {
+  switch (which) {
+    case Which::first: return !h.second;
+    case Which::second: return h.second;
+    case Which::final: return h.final;
+    case Which::inner: return !h.final;
+    default: return true;
+  }
+}
+
+// relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part).
+template <class T>
+__device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile, int part, float* to) {
+  const Grid from = r.x.grid;
+  const T* x = static_cast<const T*>(r.x.data) + tile.image * r.x.image;
+  fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) {
+    const int row = at / plan.out.cols * 2 + part, col = at % plan.out.cols * 2 + part;
+    const bool inside = row < from.rows && col < from.cols;
+    return inside ? relu(load(x[int64_t(c) * from.pixels() + row * from.cols + col])) : 0.0f;
+  });
+}
+
+// A tile of a gradient: floats, all channels.
+__device__ void load_gradient(const Plan& plan, const Planes& dy, const Tile& tile, float* to) {
+  const float* from = static_cast<const float*>(dy.data) + tile.image * dy.image;
+  fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) { return from[c * int64_t(dy.grid.pixels()) + at]; });
+}
+
+__device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
+  const double spread = plan.level[1] * (is_relative(plan.form) ? plan.std[n.skip] : 1.0);
+  return Draw<float>(plan.form, uint64_t(plan.rng[2 * n.target]),
+                     uint64_t(plan.rng[2 * n.target + 1]) + uint64_t(n.ordinal), plan.level[0], spread);
+}
+
+}  // namespace
+
+// --- launches ----------------------------------------------------------------------------------------------
+
+// Kernels of one call, in order on one stream; what comes after an error is not launched.
+struct Launcher {
+  const Planner& planner;
+  void* stream;
+  int error = 0;
+
+  const Plan& plan() const { return planner.plan; }
+  int tiles() const { return int(plan().images) * plan().tiling.count(); }
+  int row_blocks() const { return (plan().C + kWarps - 1) / kWarps; }
+  int elementwise_blocks() const {
+    return int(std::min<int64_t>(1024, (plan().images * plan().C * plan().out.pixels() + kThreads - 1) / kThreads));
+  }
+  size_t shared(int tiles_held) const { return sizeof(float) * size_t(tiles_held) * tile_floats(plan()); }
+  // Channels that a block convolves at once.
+  int channels_at_once(const Tiling& t, const Grid& patch) const {
+    return std::max(1, std::min({plan().C, 2048 / t.tile.pixels(), plan().patch_floats / patch.pixels()}));
+  }
+  unsigned slabs(const Tiling& t, int at_once) const {
+    return unsigned(plan().images * t.count() * ((plan().C + at_once - 1) / at_once));
+  }
+  template <class... P, class... A> void operator()(void (*kernel)(P...), dim3 grid, size_t bytes, A... arguments) {
+    if (!error && grid.x && grid.y) error = launch(kernel, grid, kThreads, bytes, stream, plan(), arguments...);
+  }
+  // f.template run<M>() for the pieces of a product, or of a cross, that a thread has.
+  int product_pieces() const { return (plan().width / 4 * ((plan().tiling.pitch - 4) / 4) + kThreads - 1) / kThreads; }
+  int cross_pieces() const { return (plan().width / 4 * (plan().width / 4) + kThreads - 1) / kThreads; }
+};
+
+// The kernel for that many pieces of a thread.
+template <class Kernel> Kernel for_count(int pieces, Kernel one, Kernel two, Kernel four) {
+  return pieces <= 1 ? one : pieces <= 2 ? two : four;
+}
+#define FASTNAS_PIECES(count, kernel, T) for_count(count, kernel<T, 1>, kernel<T, 2>, kernel<T, 4>)
+
+// The steps, of halves that are `which`, and of the terms that are no convolutions. Each is one or two kernels.
+template <class T> void launch_depthwise(Launcher& run, Range halves, Which which);                    // u
+template <class T> void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered);     // A
+template <class T> void launch_second_inputs(Launcher& run, Range halves);                             // v
+template <class T> void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces);           // z
+void launch_fold_plains(Launcher& run, Range plains);                                                  // mean, rstd
+template <class T> void launch_dots(Launcher& run, Range plains);              // dL/dw, q: needs dL/dy and z
+template <class T> void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx);
+
+}  // namespace fastnas::cuda

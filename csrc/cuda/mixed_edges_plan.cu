@@ -1,0 +1,270 @@
+// Host side of mixed_edges on CUDA: which jobs a call has, and where their buffers lie.
+#include "mixed_edges_plan.h"
+
+namespace fastnas::cuda {
+
+namespace {
+
+struct Chunk {
+  static constexpr int kBytes = 30 * 1024;  // the tables of a DARTS cell take 30 KiB
+  unsigned char bytes[kBytes];
+};
+
+__global__ void upload_kernel(Chunk chunk, unsigned char* to, int count) {
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) to[i] = chunk.bytes[i];
+}
+
+// Tiles of few pixels give more blocks, tiles of many less halo: at least two blocks for each of 132 multiprocessors.
+Tiling balanced(Grid grid, int channels, int64_t images) {
+  int pixels = 256;
+  while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 264) pixels /= 2;
+  return tiling_of(grid, channels, pixels);
+}
+
+}  // namespace
+
+int Planner::upload(void* stream) const {
+  for (size_t done = 0; done < image.size(); done += Chunk::kBytes) {
+    Chunk chunk;
+    const size_t count = std::min(image.size() - done, sizeof(chunk.bytes));
+    memcpy(chunk.bytes, image.data() + done, count);
+    unsigned char* to = reinterpret_cast<unsigned char*>(tables) + done;
+    if (int error = launch(upload_kernel, 1, 256, 0, stream, chunk, to, int(count))) return error;
+  }
+  return 0;
+}
+
+void Planner::lay_out() {
+  const Edge& first = p.edges[0];
+  plan.images = p.images, plan.C = p.channels, plan.width = (p.channels + 3) / 4 * 4, plan.nodes = p.nodes;
+  plan.groups = int(std::max<int64_t>(1, std::min<int64_t>(kMostGroups, p.images)));
+  const int64_t* size = p.sizes + 2 * first.source;  // the source of the first edge is an input
+  plan.out = {int((size[0] + first.stride - 1) / first.stride), int((size[1] + first.stride - 1) / first.stride)};
+  plan.tiling = balanced(plan.out, plan.width, plan.images), plan.strip_tiling = tiling_of(plan.out, 1, 256);
+  plan.w = static_cast<const float*>(p.w), plan.output = p.out, plan.dw = p.dw, plan.std = p.std;
+  plan.eps = p.eps, plan.form = p.form, plan.level = p.level, plan.rng = p.rng;
+  plan.training = p.training, plan.wants_params = p.dparams != nullptr;
+  const bool output_serves = !backward() && p.dtype == DType::f32;
+  for (int j = 0; j < p.nodes; ++j)
+    node_values.push_back(output_serves ? reinterpret_cast<float*>(const_cast<char*>(slice(p.out, j)))
+                                        : arena.take<float>(plane_size()));
+  std::vector<std::vector<Term>> by_edge(p.edge_count);
+  // What a level, or on the way back a state, needs for itself, the next one overwrites.
+  const size_t scope = arena.used;
+  size_t peak = scope;
+  for (int state = 0; state < states(); ++state) {
+    if (backward() || state >= p.inputs || state == 0) arena.used = scope;
+    add_state(state, by_edge);
+    peak = std::max(peak, arena.used);
+  }
+  for (auto* begin : {&half_begin, &gathered_begin, &pool_begin, &reduce_begin, &plain_begin}) begin->push_back(0);
+  half_begin.back() = int(halves.size()), gathered_begin.back() = int(gathered.size());
+  pool_begin.back() = int(pools.size()), reduce_begin.back() = int(reduces.size());
+  plain_begin.back() = int(plains.size());
+  plan.patch_floats = kPatchFloats;
+  for (const Half& h : halves) plan.patch_floats = std::max(plan.patch_floats, patch_size(h, plan.strip_tiling).pixels());
+  arena.used = peak;
+  add_sums(by_edge);
+  // Partial sums of the largest launch: all halves of a level or state, and both parts of its strided skips.
+  int jobs = 0;
+  for (int state = 0; state < states(); ++state)
+    jobs = std::max({jobs, half_begin[state + 1] - half_begin[state], 2 * (reduce_begin[state + 1] - reduce_begin[state])});
+  if (!backward()) jobs = std::max(jobs, half_begin[p.inputs] - half_begin[0]);
+  plan.partial = arena.take<float>(jobs * plan.groups * plan.partial_size());
+}
+
+void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
+  half_begin.push_back(int(halves.size())), gathered_begin.push_back(int(gathered.size()));
+  pool_begin.push_back(int(pools.size())), reduce_begin.push_back(int(reduces.size()));
+  plain_begin.push_back(int(plains.size()));
+  for (int e = 0; e < p.edge_count; ++e) {
+    const Edge& edge = p.edges[e];
+    if (edge.source != state) continue;
+    for (int i = edge.first_term; i < edge.last_term; ++i) {
+      if (p.terms[i].half >= 0) add_convolution(p.terms[i], edge, by_edge[e]);
+      else add_plain(i, p.terms[i], edge, state, by_edge[e]);
+    }
+  }
+  for (int k = pool_begin[state]; k < int(pools.size()); ++k) {
+    pools[k].first_plain = int(pool_plains.size());
+    for (int i = plain_begin[state]; i < int(plains.size()); ++i)
+      if (plains[i].pool == k) pool_plains.push_back(i);
+    pools[k].last_plain = int(pool_plains.size());
+  }
+  if (!backward()) return;
+  Source s{};
+  s.x = state_planes(state);
+  s.tiling = tiling_of(s.x.grid, 1, 256);
+  s.first_half = half_begin[state], s.last_half = int(halves.size());
+  s.first_plain = plain_begin[state], s.last_plain = int(plains.size());
+  s.first_pool = pool_begin[state], s.last_pool = int(pools.size());
+  s.first_reduce = reduce_begin[state], s.last_reduce = int(reduces.size());
+  const int node = state - p.inputs;
+  if (node >= 0) s.dout = {slice(p.dout, node), out_image(), plan.out, false};
+  s.dx = node >= 0 ? node_values[node] : p.dx[state];
+  s.wanted = node >= 0 || s.dx != nullptr;
+  sources.push_back(s);
+}
+
+void Planner::add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term>& into) {
+  const int count = t.op == EdgeOp::sep_conv ? 2 : 1, C = plan.C;
+  const bool holds_v = p.v != nullptr && p.training;
+  char* v = nullptr;
+  if (count == 2)
+    v = holds_v ? static_cast<char*>(p.v) + size_t(t.input) * plane_size() * element
+                : arena.take<char>(plane_size() * element);
+  int kept = 0;  // terms before this one whose last depthwise output "fast" keeps
+  for (int i = 0; i < int(&t - p.terms); ++i) kept += p.terms[i].half >= 0 && p.terms[i].size >= 5;
+  for (int part = 0; part < count; ++part) {
+    Half h{};
+    const int index = t.half + part, param = t.param + 2 * part;
+    h.second = part == 1, h.final = part + 1 == count;
+    h.in = h.second ? own_planes(v, false) : state_planes(e.source);
+    h.taps = p.params[param], h.pointwise = p.params[param + 1];
+    h.size = t.size, h.dilation = t.dilation, h.stride = part == 0 ? e.stride : 1;
+    h.weight = t.edge * p.candidates + t.weight, h.target = e.target;
+    h.stats = static_cast<float*>(p.stats) + int64_t(t.norm + part) * 2 * C;
+    h.shift = static_cast<float*>(p.shift) + int64_t(index) * C;
+    h.gram = p.gram ? static_cast<float*>(p.gram) + int64_t(index) * C * C : nullptr;
+    h.mean = arena.take<double>(C), h.cov = arena.take<double>(backward() ? 0 : int64_t(C) * C);
+    h.fold = arena.take<float>(int64_t(C) * plan.width);
+    h.bias = p.training ? nullptr : arena.take<float>(plan.width);
+    if (h.final && t.size >= 5 && p.u && p.training)
+      h.kept = static_cast<char*>(p.u) + size_t(kept) * plane_size() * element;
+    if (!(backward() && h.kept)) h.u = arena.take<float>(plane_size());
+    h.output = h.final || (backward() && holds_v) ? nullptr : v;
+    if (backward()) {
+      h.from_dy = arena.take<float>(int64_t(C) * plan.width), h.from_u = arena.take<float>(int64_t(C) * plan.width);
+      h.du_bias = arena.take<float>(plan.width), h.du = arena.take<float>(plane_size());
+      h.coefficient = arena.take<double>(C), h.dy_mean = arena.take<double>(C), h.q = arena.take<double>(C);
+      h.dv = h.final ? nullptr : arena.take<float>(plane_size());
+      h.dy = own_planes(h.final ? node_values[e.target] : h.dv, true);
+      if (p.dparams) {
+        h.dtaps = arena.take<float>(int64_t(plan.groups) * C * t.size * t.size);
+        h.dD = p.dparams[param], h.dW = p.dparams[param + 1];
+      }
+    }
+    halves.push_back(h);
+  }
+  into.push_back({int(halves.size()) - 1, -1});
+}
+
+void Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std::vector<Term>& into) {
+  const int C = plan.C;
+  Plain n{};
+  n.gathered = n.pool = -1;
+  n.strided = t.op == EdgeOp::reduce_skip;
+  n.normed = t.op != EdgeOp::skip;
+  n.noisy = t.skip >= 0 && p.form != NoiseForm::none;
+  n.weight = t.edge * p.candidates + t.weight, n.skip = t.skip, n.target = e.target;
+  for (int k = 0; k < i; ++k)
+    n.ordinal += p.terms[k].skip >= 0 && p.edges[p.terms[k].edge].target == e.target;
+  if (n.normed) {
+    n.stats = static_cast<float*>(p.stats) + int64_t(t.norm) * 2 * C;
+    n.mean = arena.take<float>(C), n.rstd = arena.take<float>(C);
+  }
+  const auto gather = [&](const Planes& z) {
+    gathered.push_back({z, arena.take<double>(int64_t(plan.groups) * C * 2)});
+    return int(gathered.size()) - 1;
+  };
+  const bool gathers = p.training && !backward();
+  if (n.strided) {
+    Reduce r{};
+    r.x = state_planes(e.source);
+    for (int part = 0; part < 2; ++part) {
+      r.params[part] = p.params[t.param + part];
+      r.dparams[part] = p.dparams ? p.dparams[t.param + part] : nullptr;
+    }
+    r.plain = int(plains.size());
+    r.z = arena.take<float>(plane_size());
+    r.matrix = arena.take<float>(2 * int64_t(C) * plan.width), r.back = arena.take<float>(2 * int64_t(C) * plan.width);
+    if (backward()) r.dx = arena.take<float>(2 * plane_size());
+    reduces.push_back(r);
+    n.z = own_planes(r.z, true);
+    if (gathers) n.gathered = gather(n.z);
+  } else if (n.normed) {
+    n.pool = pool_of(state, t, e.stride);
+    n.z = own_planes(pools[n.pool].z, true);
+    for (int k = plain_begin[state]; k < int(plains.size()); ++k)
+      if (plains[k].pool == n.pool) n.gathered = plains[k].gathered;
+    if (gathers && n.gathered < 0) n.gathered = gather(n.z);
+  } else {
+    n.z = state_planes(e.source);
+    for (int k = plain_begin[state]; k < int(plains.size()); ++k)
+      if (!plains[k].normed) n.gathered = plains[k].gathered;
+    if (gathers && n.noisy && is_relative(p.form) && n.gathered < 0) n.gathered = gather(n.z);
+  }
+  if (backward()) {
+    n.dy = own_planes(node_values[e.target], true);
+    n.dots = arena.take<double>(int64_t(plan.groups) * 3 * C);
+    n.dy_mean = arena.take<float>(C), n.rstd_q = arena.take<float>(C);
+  }
+  plains.push_back(n);
+  into.push_back({-1, int(plains.size()) - 1});
+}
+
+int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
+  const bool average = t.op == EdgeOp::avg_pool;
+  for (int k = pool_begin[state]; k < int(pools.size()); ++k)
+    if (pools[k].average == average && pools[k].stride == stride) return k;
+  Pool pool{};
+  pool.x = state_planes(state);
+  pool.average = average, pool.stride = stride;
+  pool.z = arena.take<float>(plane_size());
+  if (backward()) {
+    pool.dz = arena.take<float>(plane_size());
+    pool.winner = average ? nullptr : arena.take<uint8_t>(plane_size());
+  }
+  pools.push_back(pool);
+  return int(pools.size()) - 1;
+}
+
+void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
+  if (backward()) return;
+  const auto level_of = [&](const Edge& e) { return e.source < p.inputs ? 0 : e.source - p.inputs + 1; };
+  std::vector<int> opens(p.nodes, p.nodes), closes(p.nodes, 0);
+  for (int e = 0; e < p.edge_count; ++e) {
+    const int node = p.edges[e].target, level = level_of(p.edges[e]);
+    opens[node] = std::min(opens[node], level), closes[node] = std::max(closes[node], level);
+  }
+  for (int level = 0; level < p.nodes; ++level) {
+    const int begin = int(sums.size());
+    for (int node = 0; node < p.nodes; ++node) {
+      Sum s{};
+      bool any = false;
+      s.node = node, s.first = int(terms.size());
+      for (int e = 0; e < p.edge_count; ++e) {
+        if (p.edges[e].target != node || level_of(p.edges[e]) != level) continue;
+        any = true;
+        terms.insert(terms.end(), by_edge[e].begin(), by_edge[e].end());
+      }
+      s.last = int(terms.size());
+      s.opens = level == opens[node], s.closes = level == closes[node];
+      s.sum = node_values[node];
+      s.sum_image = p.dtype == DType::f32 ? out_image() : int64_t(plan.C) * plan.out.pixels();
+      if (any) sums.push_back(s);
+    }
+    level_sums.push_back({begin, int(sums.size())});
+  }
+}
+
+template <class T> const T* Planner::place(const std::vector<T>& table) {
+  const size_t at = image.size();
+  image.resize(at + (table.size() * sizeof(T) + 15) / 16 * 16);
+  if (!table.empty()) memcpy(image.data() + at, table.data(), table.size() * sizeof(T));
+  return reinterpret_cast<const T*>(at);  // an offset, until the address is known
+}
+
+void Planner::place_tables() {
+  plan.halves = place(halves), plan.gathered = place(gathered), plan.pools = place(pools);
+  plan.reduces = place(reduces), plan.plains = place(plains), plan.pool_plains = place(pool_plains);
+  plan.terms = place(terms), plan.sums = place(sums), plan.sources = place(sources);
+  tables = arena.take<char>(int64_t(image.size()));
+  const auto move = [&](auto*& table) {
+    table = reinterpret_cast<std::decay_t<decltype(table)>>(tables + reinterpret_cast<size_t>(table));
+  };
+  move(plan.halves), move(plan.gathered), move(plan.pools), move(plan.reduces), move(plan.plains);
+  move(plan.pool_plains), move(plan.terms), move(plan.sums), move(plan.sources);
+}
+
+}  // namespace fastnas::cuda

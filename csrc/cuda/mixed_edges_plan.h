@@ -1,0 +1,263 @@
+// One call of mixed_edges as the kernels see it: jobs in device memory, in the order in which they are launched.
+// Tensors are contiguous [N, C, rows, cols]. Built on the host, copied by a kernel whose argument it is: a copy
+// from host memory would be read again, and stale, when a graph is replayed.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "launch.h"
+
+#include "../formulas/mixed_edges.h"
+
+namespace fastnas::cuda {
+
+constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
+constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kPatchFloats = 4096;    // staged input of a few channels of a tile, its halo included; more for one
+                                      // channel of a narrow image
+
+struct Grid {
+  int rows, cols;
+  FASTNAS_HD int pixels() const { return rows * cols; }
+};
+
+// Planes of a tensor, or of a slice of its channels. `wide`: float whatever the dtype of the call.
+struct Planes {
+  const void* data;
+  int64_t image;  // elements from one image to the next
+  Grid grid;
+  bool wide;
+};
+
+// How a grid is cut into tiles. `pitch`: floats from one channel of a tile to the next in shared memory; 4 more than
+// its pixels, so that the channels of neighbouring threads lie in different banks.
+struct Tiling {
+  Grid grid, tile;
+  int down, across, pitch;
+  FASTNAS_HD int count() const { return down * across; }
+};
+
+// Depthwise -> pointwise -> batch norm. A sep_conv is two of them.
+struct Half {
+  Planes in;  // relu is applied, also to the input of a second half, which has been through one
+  const void *taps, *pointwise;
+  int size, dilation, stride;
+  bool second, final;       // of a sep_conv; its batch norm's output is weighted and summed
+  int weight, target;       // index in w; node
+  float *stats, *shift;     // [2, C]; minus mean(u)
+  float* gram;              // cov(u) for dL/dW, or null
+  double *mean, *cov;       // of u
+  float *fold, *bias;       // [C][width] of A transposed; -A mean(u), only outside of training
+  float* u;                 // [N, C, rows, cols], null where it was kept
+  void *kept, *output;      // u, centred, and, of a first half of a sep_conv, v; null: not stored
+  // backward
+  Planes dy;
+  float *from_dy, *from_u, *du_bias, *du;  // dL/du = from_dy dy + from_u u + du_bias
+  double *coefficient, *dy_mean, *q;       // [C]
+  float *dv, *dtaps;                       // of a sep_conv's first half: dL/dv; [groups][C][taps]
+  void *dD, *dW;
+  FASTNAS_HD int taps_count() const { return size * size; }
+  FASTNAS_HD int pad() const { return dilation * (size / 2); }
+};
+
+// A tensor whose channels' mean and spread are wanted: a pool of a state, a strided skip, a state that noise is
+// relative to. `parts` [groups][C][2].
+struct Gathered {
+  Planes z;
+  double* parts;
+};
+
+// A pool of a state, for all edges that leave it with this stride.
+struct Pool {
+  Planes x;
+  bool average;
+  int stride, first_plain, last_plain;  // the terms that read it, in `pool_plains`
+  float *z, *dz;                        // [N, C, rows, cols]; sum of the terms' gradients
+  uint8_t* winner;                      // of a max-pool's windows
+};
+
+// A strided skip: z = concat(W1 r, W2 r one pixel further), r = relu(x) at every second pixel.
+struct Reduce {
+  Planes x;
+  const void* params[2];
+  void* dparams[2];
+  int plain;
+  float *z, *matrix, *back;  // [2][C][width] each: W, and W transposed, rows of the other part 0
+  float* dx;                 // [2][N, C, rows, cols]
+};
+
+// A term that is no convolution: z, batch normalised or not, noisy or not.
+struct Plain {
+  Planes z;
+  int gathered, pool;       // of its statistics; that it is; -1: none
+  bool normed, noisy, strided;
+  int weight, skip, target, ordinal;
+  float *stats, *mean, *rstd;  // [C]
+  // backward
+  Planes dy;
+  double* dots;             // [groups][3][C]: <dy, z - mean>, sum dy, <dy, z with noise> or <dy, noise>
+  float *dy_mean, *rstd_q;
+};
+
+struct Term { int half, plain; };  // one of them -1
+
+// What the edges of one level add to a node.
+struct Sum {
+  int node, first, last;    // terms
+  bool opens, closes;
+  float* sum;               // planes `sum_image` apart; the output itself where that is float
+  int64_t sum_image;
+};
+
+// A state on the way back: everything that leaves it.
+struct Source {
+  Planes x;
+  Tiling tiling;
+  int first_half, last_half, first_plain, last_plain, first_pool, last_pool, first_reduce, last_reduce;
+  Planes dout;      // of a node; null data: the state is an input
+  void* dx;         // float for a node
+  bool wanted;
+};
+
+// By value to every kernel.
+struct Plan {
+  int64_t images;
+  int C, width, groups, nodes;  // width: C up to a multiple of 4
+  int patch_floats;
+  Grid out;
+  Tiling tiling, strip_tiling;  // for products of all channels; for convolutions of a few
+  const Half* halves;
+  const Gathered* gathered;
+  const Pool* pools;
+  const Reduce* reduces;
+  const Plain* plains;
+  const int* pool_plains;
+  const Term* terms;
+  const Sum* sums;
+  const Source* sources;
+  float* partial;               // [jobs][groups][C C + 2 C]
+  const float* w;
+  void* output;
+  double *dw, *std;
+  double eps;
+  NoiseForm form;
+  const double* level;
+  const int64_t* rng;
+  bool training, wants_params;
+
+  FASTNAS_HD int64_t samples() const { return images * out.pixels(); }
+  FASTNAS_HD int64_t partial_size() const { return int64_t(C) * C + 2 * C; }
+  FASTNAS_HD int64_t first_image(int group) const { return images * group / groups; }
+  FASTNAS_HD double group_samples(int group) const {
+    return double((first_image(group + 1) - first_image(group)) * out.pixels());
+  }
+};
+
+struct Range {
+  int first, last;
+  int count() const { return last - first; }
+};
+
+// Device addresses in one piece of memory; from a null base it only measures.
+struct DeviceArena {
+  char* base;
+  size_t used = 0;
+  template <class T> T* take(int64_t count) {
+    T* piece = base ? reinterpret_cast<T*>(base + used) : nullptr;
+    used += (size_t(count) * sizeof(T) + 255) / 256 * 256;
+    return piece;
+  }
+};
+
+inline Tiling tiling_of(Grid grid, int channels, int most_pixels) {
+  const int most = std::max(4, std::min(most_pixels, kTileElements / channels / 4 * 4));
+  const int cols = std::min({grid.cols, 32, most});
+  const int rows = std::max(1, std::min(grid.rows, most / cols));
+  const int pixels = (rows * cols + 3) / 4 * 4;
+  return {grid, {rows, cols}, (grid.rows + rows - 1) / rows, (grid.cols + cols - 1) / cols, pixels + 4};
+}
+
+// Rows of output that a thread computes in one column, so that a loaded input serves several taps.
+FASTNAS_HD constexpr int strip_rows(int stride) { return stride == 1 ? 8 : 4; }
+
+// Of the input that a tile of a half's output needs, whole strips of it.
+FASTNAS_HD Grid patch_size(const Half& h, const Tiling& t) {
+  const int strip = strip_rows(h.stride), rows = (t.tile.rows + strip - 1) / strip * strip;
+  const int reach = (h.size - 1) * h.dilation + 1;
+  return {(rows - 1) * h.stride + reach, (t.tile.cols - 1) * h.stride + reach};
+}
+
+// The tables of a call and where they lie on the device.
+class Planner {
+ public:
+  const MixedEdgesParams& p;
+  const size_t element;
+  Plan plan{};
+  std::vector<Half> halves;
+  std::vector<Gathered> gathered;
+  std::vector<Pool> pools;
+  std::vector<Reduce> reduces;
+  std::vector<Plain> plains;
+  std::vector<int> pool_plains;
+  std::vector<Term> terms;
+  std::vector<Sum> sums;
+  std::vector<Source> sources;
+  std::vector<int> half_begin, gathered_begin, pool_begin, reduce_begin, plain_begin;  // by state, and one past
+  std::vector<Range> level_sums;
+  DeviceArena arena;
+
+  Planner(const MixedEdgesParams& params, bool measure)
+      : p(params), element(params.dtype == DType::bf16 ? 2 : 4),
+        arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
+    lay_out();
+    place_tables();
+  }
+
+  int states() const { return p.inputs + p.nodes; }
+  // The states whose edges a level computes: the inputs, then node by node.
+  Range level_states(int level) const {
+    return level == 0 ? Range{0, p.inputs} : Range{p.inputs + level - 1, p.inputs + level};
+  }
+  static Range range(const std::vector<int>& begin, Range states) { return {begin[states.first], begin[states.last]}; }
+
+  // Copies the tables to the device. The chunks travel as kernel arguments.
+  int upload(void* stream) const;
+
+ private:
+  char* tables = nullptr;
+  std::vector<char> image;  // of all tables
+
+  bool backward() const { return p.dout != nullptr; }
+  int64_t plane_size() const { return p.images * int64_t(p.channels) * plan.out.pixels(); }
+  Grid grid_of(int state) const {
+    if (state >= p.inputs) return plan.out;
+    return {int(p.sizes[2 * state]), int(p.sizes[2 * state + 1])};
+  }
+  const char* slice(const void* base, int node) const {
+    return static_cast<const char*>(base) + size_t(node) * p.channels * plan.out.pixels() * element;
+  }
+  int64_t out_image() const { return int64_t(p.nodes) * p.channels * plan.out.pixels(); }
+  Planes state_planes(int state) const {
+    if (state < p.inputs) return {p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state), false};
+    return {slice(p.out, state - p.inputs), out_image(), plan.out, false};
+  }
+  Planes own_planes(const void* data, bool wide) const {
+    return {data, int64_t(p.channels) * plan.out.pixels(), plan.out, wide};
+  }
+
+  void lay_out();
+  void add_state(int state, std::vector<std::vector<Term>>& by_edge);
+  void add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term>& into);
+  void add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std::vector<Term>& into);
+  int pool_of(int state, const EdgeTerm& t, int stride);
+  void add_sums(const std::vector<std::vector<Term>>& by_edge);
+  void lay_out_backward();
+  void place_tables();
+  template <class T> const T* place(const std::vector<T>& table);
+
+  std::vector<float*> node_values;  // forward: their sums, the output itself where that is float; backward: gradients
+};
+
+}  // namespace fastnas::cuda

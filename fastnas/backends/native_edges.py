@@ -1,0 +1,141 @@
+"""mixed_edges on the compiled backends: tensors laid out for the kernels, addresses in a struct."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastnas.backends.held import Held, accumulation_dtype
+from fastnas.reference import EDGE_OPS, EdgeTable
+
+DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+class NativeEdges:
+    """Calls the module of a backend, which says how tensors lie and what runs the kernels."""
+
+    module: Any
+    edges_format: torch.memory_format
+    """Of states and their gradients, as the kernels read and write them."""
+
+    def set_launch(self, call: Any, like: Tensor) -> None:
+        """Gives the arguments of a call the threads or the stream that run it."""
+        raise NotImplementedError
+
+    def _edge_table(self, table: EdgeTable) -> Any:
+        return _edge_table(self.module, table)
+
+    def mixed_edges_fwd(
+        self,
+        x: list[Tensor],
+        w: Tensor,
+        params: list[Tensor],
+        table: EdgeTable,
+        running: Tensor | None,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        memory: str,
+        keep_gram: bool,
+    ) -> tuple[Tensor, Held]:
+        x = [self._laid_out(t) for t in x]
+        size, training = table.node_size([t.shape for t in x]), running is None
+        out = self._new(x[0], size[0], table.nodes * size[1], *size[2:])
+        held = Held.empty(x[0], table, size, form, memory, keep_gram, training)
+        if running is not None:
+            held.stats.copy_(running)
+        call = self._call(x, out, w, params, held, table, eps, form, level, rng)
+        call.training = training
+        self._run("mixed_edges_fwd", table, call, out.device)
+        return out, held
+
+    def mixed_edges_bwd(
+        self,
+        dout: Tensor,
+        x: list[Tensor],
+        out: Tensor,
+        w: Tensor,
+        params: list[Tensor],
+        held: Held,
+        table: EdgeTable,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        needs_dx: list[bool],
+        needs_dw: bool,
+        needs_dparams: bool,
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        x, dout = [self._laid_out(t) for t in x], self._laid_out(dout)
+        dx = [self._new(t, *t.shape) if need else None for t, need in zip(x, needs_dx)]
+        dparams = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params]
+        dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
+        call = self._call(x, out, w, params, held, table, eps, form, level, rng)
+        call.dout = dout.data_ptr()
+        call.dx = [0 if d is None else d.data_ptr() for d in dx]
+        call.dparams = [d.data_ptr() for d in dparams] if needs_dparams else []
+        call.dw = dw.data_ptr() if needs_dw else 0
+        self._run("mixed_edges_bwd", table, call, out.device)
+        return [d for d in dx if d is not None], dw.to(w.dtype), dparams if needs_dparams else []
+
+    def _call(
+        self,
+        x: list[Tensor],
+        out: Tensor,
+        w: Tensor,
+        params: list[Tensor],
+        held: Held,
+        table: EdgeTable,
+        eps: float,
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+    ) -> Any:
+        """The arguments that forward and backward share; keeps the tensors that it made alive."""
+        call = self.module.MixedEdgesArguments()
+        params = [p.contiguous() for p in params]
+        w = w.to(accumulation_dtype(x[0].dtype)).contiguous()
+        call.dtype = DTYPE_TAGS[x[0].dtype]
+        call.images = x[0].shape[0]
+        call.channels = x[0].shape[1]
+        call.sizes = [size for t in x for size in t.shape[2:]]
+        call.x = [t.data_ptr() for t in x]
+        call.params = [p.data_ptr() for p in params]
+        call.w, call.out = w.data_ptr(), out.data_ptr()
+        for name in ("stats", "shift", "gram", "v", "u", "std"):
+            tensor = getattr(held, name)
+            setattr(call, name, tensor.data_ptr() if tensor.numel() else 0)
+        call.eps = eps
+        if form != "none":
+            assert level is not None and rng is not None
+            rng, level = rng.contiguous(), level.contiguous()
+            call.form = getattr(self.module.NoiseForm, form)
+            call.level, call.rng = level.data_ptr(), rng.data_ptr()
+        self.set_launch(call, out)
+        call.alive = params, w, rng, level
+        return call
+
+    def _run(self, name: str, table: EdgeTable, call: Any, device: torch.device) -> None:
+        edges = self._edge_table(table)
+        size = self.module.mixed_edges_workspace(edges, call)
+        space = torch.empty(size, dtype=torch.uint8, device=device)
+        getattr(self.module, name)(edges, call, space.data_ptr())
+
+    def _laid_out(self, t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=self.edges_format)
+
+    def _new(self, like: Tensor, *shape: int) -> Tensor:
+        return torch.empty(
+            shape, dtype=like.dtype, device=like.device, memory_format=self.edges_format
+        )
+
+
+@lru_cache(maxsize=256)
+def _edge_table(module: Any, table: EdgeTable) -> Any:
+    edges = [(e.source, e.target, e.stride, len(e.terms)) for e in table.edges]
+    terms = [(EDGE_OPS.index(t.op), t.weight, t.size, t.dilation) for _, t in table.terms]
+    return module.EdgeTable(table.inputs, table.nodes, table.candidates, edges, terms)
