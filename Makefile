@@ -34,7 +34,7 @@ bench: $(STAMP)
 	$(BIN)/fastnas bench all
 
 # On a machine with a GPU, nvcc and a python that has torch: builds in place, installs nothing.
-# PART picks one of build, tests, bench; OUT is the folder of the results.
+# PART picks one part, OUT is the folder of the results; benchmarks/NOTES.md lists parts and settings.
 gpu:
 	PYTHON=$(PYTHON) bash benchmarks/gpu.sh $(or $(OUT),runs/gpu) $(PART)
 

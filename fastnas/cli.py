@@ -130,11 +130,15 @@ def draw(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="ops, search, memory or all")] = "ops",
+    suite: Annotated[str, typer.Argument(help="ops, search, memory, roofline or all")] = "ops",
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     quick: Annotated[bool, typer.Option(help="small sizes, few repeats")] = False,
     full: Annotated[bool, typer.Option(help="also torch.compile max-autotune")] = False,
     skip: Annotated[str, typer.Option(help="providers left out, as in compile,checkpoint")] = "",
+    only: Annotated[str, typer.Option(help="search: these providers, and eager")] = "",
+    batch: Annotated[int | None, typer.Option(help="search: images per batch")] = None,
+    dtype: Annotated[str, typer.Option(help="search: float32 or bfloat16")] = "float32",
+    compile_seconds: Annotated[float | None, typer.Option(help="search: for torch.compile")] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file of the results")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
@@ -144,13 +148,18 @@ def bench(
 
     try:
         rows = run_suite(
-            suite, op=op, quick=quick, full=full, skip=[s for s in skip.split(",") if s],
+            suite, op=op, quick=quick, full=full, skip=_names(skip), only=_names(only),
+            batch=batch, dtype=dtype, compile_seconds=compile_seconds,
             out=out, threads=threads, device=device,
         )  # fmt: skip
     except (ValueError, FileExistsError) as error:
         raise ConfigError(str(error)) from error
     if any(row.is_red for row in rows):
         raise typer.Exit(1)
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
 
 
 def main() -> None:

@@ -12,7 +12,11 @@ from fastnas.benchmarks.harness.verify import EAGER
 from fastnas.search.files import write_text
 
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-BASELINES = (EAGER, "eager-best", "compile", "compile-max", "checkpoint")
+BASELINES = (
+    *(EAGER, "eager-channels-last", "eager-best", "compile", "compile-nchw", "compile-max"),
+    *("checkpoint", "eager-graph", "eager-best-graph", "compile-graph", "compile-nchw-graph"),
+    *("compile-max-graph", "compile-cell", "compile-cell-graph"),
+)
 PASSES = ("fwd+bwd", "step", "saved")
 
 

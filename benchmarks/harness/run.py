@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,37 +14,38 @@ from time import perf_counter
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch._functorch import config as functorch_config
 
+from fastnas.benchmarks.harness.cudnn import cudnn_as_measured
 from fastnas.benchmarks.harness.memory import peak_bytes, saved_bytes
+from fastnas.benchmarks.harness.roofline import measure_roof, roofline_rows
 from fastnas.benchmarks.harness.schema import (
     Conditions,
     Row,
-    by_case,
     checkout,
     current_conditions,
     new_row,
     refuse_existing,
     result_name,
-    speedup,
     write_csv,
 )
-from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
+from fastnas.benchmarks.harness.table import print_rows
+from fastnas.benchmarks.harness.timing import Roof, Timing, measure
 from fastnas.benchmarks.harness.verify import EAGER, YES, Case, Problem, not_run, verify
 from fastnas.benchmarks.search.memory import memory_rows
+from fastnas.benchmarks.search.providers import StepSettings
 from fastnas.benchmarks.search.step import search_rows
 from fastnas.ops import OPS
 
 OP_PASSES = ("fwd", "bwd", "fwd+bwd")
-SUITES = ("ops", "search", "memory", "all")
+SUITES = ("ops", "search", "memory", "roofline", "all")
 DEVICES = ("cpu", "cuda", "auto")
 REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
 WARMUP = 3
 SECONDS = 20
 """For the repeats of one pass of a case; slow calls get fewer, down to `QUICK_REPEATS`."""
-WIDTH = 176
+WIDTH = 192
 BUSY = 0.5
 
 Say = Callable[[str], object]
@@ -57,6 +58,10 @@ def run_suite(
     quick: bool = False,
     full: bool = False,
     skip: Collection[str] = (),
+    only: Collection[str] = (),
+    batch: int | None = None,
+    dtype: str = "float32",
+    compile_seconds: float | None = None,
     out: Path | None = None,
     threads: int | None = None,
     device: str = "auto",
@@ -64,11 +69,12 @@ def run_suite(
     """Run benchmarks, write their CSV and print a table.
 
     Args:
-        suite: "ops", "search", "memory" or "all".
+        suite: "ops", "search", "memory", "roofline" or "all".
         op: only this op of the ops suite.
         quick: small sizes and few repeats; the result is no record.
         full: more cases, and torch.compile's max-autotune.
         skip: providers that are left out, but never eager: torch.compile takes minutes a case.
+        only, batch, dtype, compile_seconds: of the search step, see `StepSettings`.
         out: a .csv file, or a folder for a file named after device and commit. By default
             benchmarks/results of the checkout, or ./results where fastnas is installed.
         threads: CPU threads; by default torch's.
@@ -85,15 +91,22 @@ def run_suite(
     device = _check(suite, op, quick, full, threads, device)
     if EAGER in skip:
         raise ValueError(f"skip has {EAGER!r}, which everything is compared with")
-    with _threads(threads):
+    settings = StepSettings(quick, full, skip, only, batch, dtype, compile_seconds)
+    asked = only or dtype != StepSettings.dtype or (batch, compile_seconds) != (None, None)
+    if asked and suite not in ("search", "all"):
+        raise ValueError(
+            f"only, batch, dtype and compile_seconds are of the search suite, not {suite!r}"
+        )
+    settings.providers(device)
+    with _threads(threads), cudnn_as_measured():
         conditions = current_conditions(device)
         path = result_path(conditions, out, suite if op is None else op, quick)
         refuse_existing(path)
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         _warn_if_busy(console)
         with _progress(console) as say:
-            say("copy bandwidth")
-            bandwidth = copy_bandwidth(device)
+            say("copy bandwidth, multiply-adds")
+            roof = measure_roof(device, quick)
             rows: list[Row] = []
 
             def keep(more: Iterable[Row]) -> None:
@@ -102,14 +115,16 @@ def run_suite(
                     rows.append(row)
                     write_csv(rows, path, overwrite=True)
 
+            if suite in ("roofline", "all"):
+                keep(roofline_rows(conditions, device, quick, say))
             if suite in ("ops", "all"):
                 for case in op_cases(device, op, quick, full):
-                    keep(op_rows(case, conditions, device, quick, full, bandwidth, say, skip))
+                    keep(op_rows(case, conditions, device, quick, full, roof, say, skip))
             if suite in ("search", "all"):
-                keep(search_rows(conditions, device, quick, say, skip))
+                keep(search_rows(conditions, device, settings, say))
             if suite in ("memory", "all"):
                 keep(memory_rows(conditions, device, quick, say))
-    print_rows(rows, bandwidth, console)
+    print_rows(rows, roof, console)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return rows
 
@@ -197,7 +212,7 @@ def op_rows(
     device: str,
     quick: bool,
     full: bool,
-    bandwidth: float | None,
+    roof: Roof | None,
     say: Say = lambda what: None,
     skip: Collection[str] = (),
 ) -> list[Row]:
@@ -239,8 +254,9 @@ def op_rows(
                     layout=case.layout,
                     verified=status[name],
                     timing=timings.get(name),
-                    bandwidth=bandwidth,
+                    roof=roof,
                     bytes_moved=case.bytes_moved(pass_),
+                    fma=case.fma(pass_),
                     **weights.get(name, {}),
                 )
             )
@@ -297,55 +313,3 @@ def _reported(problem: Problem, timings: dict[str, Timing]) -> list[str]:
         return timings[name].median_ms if name in timings else float("inf")
 
     return [min(names, key=median) for names in groups.values()]
-
-
-def print_rows(rows: Sequence[Row], bandwidth: float, console: Console) -> None:
-    """The table: times, ratio to eager, what was moved and saved; below, what has no time."""
-    table = Table(title="fastnas bench", title_justify="left", caption_justify="left")
-    for heading in ("case", "pass", "provider"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("median ms", "p20..p80", "x eager", "GB/s", "of copy", "saved MiB", "peak MiB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for providers in by_case(rows).values():
-        for row in providers.values():
-            table.add_row(*_cells(row, providers.get(EAGER)))
-        table.add_section()
-    first = rows[0]
-    driver = f", driver {first.driver}" if first.driver else ""
-    table.caption = (
-        f"{first.device}, {first.threads} threads, torch {first.torch}{driver}, fastnas"
-        f" {first.fastnas} ({first.commit}), {first.time}\nCopy bandwidth"
-        f" {bandwidth / 1e9:.1f} GB/s, read and written. x eager: above 1 is faster than eager."
-        " GB/s: the op's least traffic over the median."
-    )
-    console.print(table)
-    for row in rows:
-        if row.verified != YES:
-            where = f"{row.op} {row.dtype} {row.shape} {row.pass_}, {row.backend}"
-            console.print(f"{where}: {row.verified}", style="red" if row.is_red else "yellow")
-
-
-def _cells(row: Row, eager: Row | None) -> list[str]:
-    K = "" if row.K is None else f" K={row.K}"
-    layout = "" if row.layout == "contiguous" else f" {row.layout}"
-    names = [f"{row.op} {row.dtype} {row.shape}{K}{layout}", row.pass_, row.backend]
-    if row.verified != YES:
-        return [*names, "[red]wrong[/red]" if row.is_red else "not run"]
-    ratio = speedup(row, eager)
-    shown = "" if ratio is None else f"{ratio:.2f}"
-    if ratio is not None and ratio < 1 and row.is_fastnas:
-        shown = f"[red]slower {shown}[/red]"
-    return [
-        *names,
-        "" if row.median_ms is None else f"{row.median_ms:.3f}",
-        "" if row.median_ms is None else f"{row.p20_ms:.3f}..{row.p80_ms:.3f}",
-        shown,
-        "" if row.GBps is None else f"{row.GBps:.1f}",
-        "" if row.copy_share is None else f"{row.copy_share:.0%}",
-        _mebibytes(row.saved_bytes),
-        _mebibytes(row.peak_bytes),
-    ]
-
-
-def _mebibytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:.1f}"

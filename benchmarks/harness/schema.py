@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import fastnas
-from fastnas.benchmarks.harness.timing import Timing
+from fastnas.benchmarks.harness.timing import Roof, Timing
 from fastnas.search.files import write_text
 
 PASSES = ("fwd", "bwd", "fwd+bwd", "step", "saved")
@@ -48,7 +48,9 @@ class Row:
     `pass_` is the column `pass`. `verified` is "yes", "no: reason" (the result is wrong) or
     "not run: reason"; only "yes" has timings. `bytes_moved` is the minimum traffic of the op, the
     same for all providers, `GBps` that over the median, `copy_share` its share of the copy
-    bandwidth measured in the same run.
+    bandwidth measured in the same run. `fma` is the multiply-adds that the op is defined by,
+    `GFMAps` that over the median, `fma_share` its share of the fp32 rate measured in the same run
+    (tensor cores can pass 1).
     """
 
     suite: str
@@ -67,6 +69,9 @@ class Row:
     bytes_moved: int | None
     GBps: float | None
     copy_share: float | None
+    fma: int | None
+    GFMAps: float | None
+    fma_share: float | None
     verified: str
     device: str
     driver: str
@@ -101,36 +106,51 @@ def new_row(
     *,
     verified: str,
     timing: Timing | None = None,
-    bandwidth: float | None = None,
+    roof: Roof | None = None,
     bytes_moved: int | None = None,
+    fma: int | None = None,
     **columns: Any,
 ) -> Row:
-    """A row with the derived columns; `bandwidth` in bytes per second is that of `copy_bandwidth`.
+    """A row with the derived columns; shares are of `roof`, as measured in the same run.
 
     `columns` are suite, op, backend, pass_, dtype, shape, K, layout, and where measured
     peak_bytes and saved_bytes. Without `timing` (not verified) there are no figures.
     """
-    rate = share = None
-    if timing is not None and bytes_moved is not None:
-        rate = _rounded(bytes_moved / timing.median_ms / 1e6)
-        share = None if bandwidth is None else _rounded(rate * 1e9 / bandwidth)
+    roof = roof or Roof()
+    moved, copy_share = _rate(bytes_moved, timing, roof.bandwidth)
+    multiplied, fma_share = _rate(fma, timing, roof.fma_rate)
     return Row(
         **{"peak_bytes": None, "saved_bytes": None, **columns},
         median_ms=timing and _rounded(timing.median_ms),
         p20_ms=timing and _rounded(timing.p20_ms),
         p80_ms=timing and _rounded(timing.p80_ms),
         bytes_moved=bytes_moved,
-        GBps=rate,
-        copy_share=share,
+        GBps=moved,
+        copy_share=copy_share,
+        fma=fma,
+        GFMAps=multiplied,
+        fma_share=fma_share,
         verified=verified,
         **asdict(conditions),
     )
+
+
+def _rate(
+    amount: int | None, timing: Timing | None, limit: float | None
+) -> tuple[float | None, float | None]:
+    """Billions per second, and that as a share of `limit` per second."""
+    if amount is None or timing is None:
+        return None, None
+    rate = _rounded(amount / timing.median_ms / 1e6)
+    return rate, None if limit is None else _rounded(rate * 1e9 / limit)
 
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
+SINCE_ROOFLINE = ("fma", "GFMAps", "fma_share")
+"""Columns that files lack which were written before there were any."""
 COLUMNS = tuple(field.name.removesuffix("_") for field in fields(Row))
 _TYPES = {field.name.removesuffix("_"): str(field.type) for field in fields(Row)}
 
@@ -173,14 +193,15 @@ def read_csv(path: Path | str) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
-        if header != COLUMNS:
+        older = tuple(name for name in COLUMNS if name not in SINCE_ROOFLINE)
+        if header not in (COLUMNS, older):
             missing = [name for name in COLUMNS if name not in header]
             unknown = [name for name in header if name not in COLUMNS]
             raise ValueError(
                 f"{path} is no benchmark CSV of this version: missing columns {missing},"
                 f" unknown columns {unknown}" + ("" if missing or unknown else ", or their order")
             )
-        rows = [_row(cells, f"{path}:{reader.line_num}") for cells in reader]
+        rows = [_row(cells, header, f"{path}:{reader.line_num}") for cells in reader]
     if not rows:
         raise ValueError(f"{path} has no rows")
     return rows
@@ -190,12 +211,13 @@ def _text(value: object) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
-def _row(cells: list[str], where: str) -> Row:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"{where} has {len(cells)} cells; {len(COLUMNS)} are needed")
+def _row(cells: list[str], header: tuple[str, ...], where: str) -> Row:
+    if len(cells) != len(header):
+        raise ValueError(f"{where} has {len(cells)} cells; {len(header)} are needed")
+    given = dict(zip(header, cells))
     values: list[object] = []
-    for name, cell in zip(COLUMNS, cells):
-        kind = _TYPES[name]
+    for name in COLUMNS:
+        kind, cell = _TYPES[name], given.get(name, "")
         try:
             values.append(_value(kind, cell))
         except ValueError:

@@ -11,7 +11,6 @@ from time import perf_counter
 import numpy as np
 import torch
 
-COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 FLUSH_BYTES = 1 << 28
 
 Call = Callable[[], object]
@@ -31,8 +30,21 @@ class Timing:
         return cls(float(median), float(p20), float(p80))
 
 
+@dataclass(frozen=True)
+class Roof:
+    """What a device does at most, as measured in this run; None where it was not.
+
+    Attributes:
+        bandwidth: bytes per second of a copy, read and written.
+        fma_rate: fp32 multiply-adds per second.
+    """
+
+    bandwidth: float | None = None
+    fma_rate: float | None = None
+
+
 def measure(
-    providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str
+    providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str, drain: bool = False
 ) -> dict[str, Timing]:
     """Time the providers in turn, A B C, then C B A, and so on, so that drift hits all alike.
 
@@ -44,10 +56,12 @@ def measure(
         repeats: timed rounds, at least 1.
         warmup: rounds before them, in the same orders.
         device: "cpu" or "cuda".
+        drain: on a GPU, wait for it before each call. What has thousands of launches is then timed
+            with them; else the host is up to a thousand launches ahead when the clock starts.
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}; at least 1 is needed")
-    clock = _cuda_clock() if device == "cuda" else _cpu_clock
+    clock = _cuda_clock(drain) if device == "cuda" else _cpu_clock
     times: dict[str, list[Callable[[], float]]] = {name: [] for name in providers}
     names = list(providers)
     with _no_garbage_collection():
@@ -68,12 +82,14 @@ def _cpu_clock(call: Call) -> Callable[[], float]:
     return lambda: milliseconds
 
 
-def _cuda_clock() -> Callable[[Call], Callable[[], float]]:
+def _cuda_clock(drain: bool) -> Callable[[Call], Callable[[], float]]:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
 
     def clock(call: Call) -> Callable[[], float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flush.zero_()
+        if drain:
+            torch.cuda.synchronize()
         start.record()
         call()
         end.record()
@@ -92,14 +108,3 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def copy_bandwidth(device: str, bytes: int | None = None, repeats: int = 11) -> float:
-    """Bytes per second of a `copy_` of `bytes` bytes, read and written bytes both counted."""
-    size = COPY_BYTES[device] if bytes is None else bytes
-    source = torch.ones(size, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    timing = measure(
-        {"copy": lambda: target.copy_(source)}, repeats=repeats, warmup=2, device=device
-    )["copy"]
-    return 2 * size / (timing.median_ms * 1e-3)

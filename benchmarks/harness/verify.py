@@ -86,17 +86,25 @@ class Problem:
 class Case(Protocol):
     """A line of an op's case table."""
 
-    op: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    K: int | None
-    layout: str
+    @property
+    def op(self) -> str: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def K(self) -> int | None: ...
+    @property
+    def layout(self) -> str: ...
 
     def problem(self, device: str, full: bool) -> Problem:
         """Inputs on the device and the providers; `full` adds those that are slow to prepare."""
 
     def bytes_moved(self, pass_: str) -> int | None:
         """The least that any implementation reads and writes; None where that is not the limit."""
+
+    def fma(self, pass_: str) -> int | None:
+        """The multiply-adds that the op is defined by; None where they are not the limit."""
 
 
 def eps_of(dtype: torch.dtype) -> float:

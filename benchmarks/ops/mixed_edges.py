@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,8 @@ OP = "mixed_edges"
 SPACE = get_space("S0")
 EXPANSION = 4
 """A cell reads the outputs of the two before it, of as many channels as its nodes have together."""
+DEPTHWISE = 2 * (9 + 25) + 9 + 25
+"""Taps of the six depthwise convolutions of an edge; each has a pointwise one behind it."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class MixedOpCase:
 
     def bytes_moved(self, pass_: str) -> None:
         """None: arithmetic is the limit, not traffic."""
+
+    def fma(self, pass_: str) -> int:
+        """Those of the convolutions as eager runs them; backward both gradients."""
+        return _PASSES[pass_] * edge_fma(self.shape, self.stride)
 
     def problem(self, device: str, full: bool) -> Problem:
         arguments = SPACE.normal[0], self.shape[1], self.stride
@@ -66,6 +73,18 @@ class CellCase:
     def bytes_moved(self, pass_: str) -> None:
         """None: arithmetic is the limit, not traffic."""
 
+    def fma(self, pass_: str) -> int:
+        """Those of the edges and of the preprocessing, both 1x1 kernels."""
+        strides = [SPACE.stride(self.cell_type, edge) for edge in SPACE.edges]
+        N, C, rows, cols = self.shape
+        before = 2 * EXPANSION * C * math.prod(self.shape)
+        pixels = rows // max(strides), cols // max(strides)
+        inside = (N, C, *pixels)
+        edges = sum(
+            edge_fma(self.shape, 2) if stride == 2 else edge_fma(inside, 1) for stride in strides
+        )
+        return _PASSES[pass_] * (before + edges)
+
     def problem(self, device: str, full: bool) -> Problem:
         N, C, *pixels = self.shape
         before = EXPANSION * C
@@ -78,6 +97,13 @@ class CellCase:
 
 
 Case = MixedOpCase | CellCase
+_PASSES = {"fwd": 1, "bwd": 2, "fwd+bwd": 3}
+
+
+def edge_fma(shape: tuple[int, ...], stride: int) -> int:
+    """Forward multiply-adds of the convolutions of one edge, its input of the given shape."""
+    C, pointwise = shape[1], 6 if stride == 1 else 7  # the skip of stride 2 is 1x1 convolutions
+    return math.prod(shape) // stride**2 * (DEPTHWISE + pointwise * C)
 
 
 def _fused(

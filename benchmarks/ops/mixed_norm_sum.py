@@ -43,6 +43,9 @@ class MixedNormSumCase:
         tensors = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
         return tensors * math.prod(self.shape) * self.dtype.itemsize
 
+    def fma(self, pass_: str) -> None:
+        """None: traffic is the limit, not arithmetic."""
+
     def problem(self, device: str, full: bool) -> Problem:
         generator = torch.Generator().manual_seed(SEED)
 

@@ -63,6 +63,9 @@ class MixedSumCase:
         tensors = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
         return tensors * math.prod(self.shape) * self.dtype.itemsize
 
+    def fma(self, pass_: str) -> None:
+        """None: traffic is the limit, not arithmetic."""
+
     def inputs(self, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
         """x and w as leaves, and dy: the same numbers on every device."""
         generator = torch.Generator().manual_seed(SEED)

@@ -51,6 +51,11 @@ class ReluConvBnCase:
         values = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
         return values * self.dtype.itemsize
 
+    def fma(self, pass_: str) -> int:
+        """Those of the 1x1 kernels; backward both gradients."""
+        forward = math.prod(self.shape) * self.C // self.stride**2
+        return forward * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[pass_]
+
     def problem(self, device: str, full: bool) -> Problem:
         torch.manual_seed(SEED)
         C_in = self.shape[1]

@@ -18,7 +18,7 @@ from fastnas import nn, reference
 from fastnas.benchmarks.harness.memory import saved_bytes
 from fastnas.benchmarks.harness.schema import Conditions, Row, new_row
 from fastnas.benchmarks.harness.verify import EAGER, SEED, YES, first_line
-from fastnas.benchmarks.search.step import SIZES, Size
+from fastnas.benchmarks.search.providers import SIZES, Size
 from fastnas.spaces import CELL_TYPES, CellType, Space, get_space
 
 PASS = "saved"

@@ -1,314 +1,192 @@
-"""The first-order search step on random images: eager in four ways, and fastnas."""
+"""The first-order search step on random images: eager, torch.compile and fastnas side by side."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._dynamo import config as dynamo_config
-from torch.utils.checkpoint import checkpoint
 
-from fastnas import accelerate, nn, reference
+from fastnas.benchmarks.harness.cudnn import cudnn_as_measured
 from fastnas.benchmarks.harness.memory import peak_bytes, peak_rss_of, saved_bytes
 from fastnas.benchmarks.harness.schema import Conditions, Row, new_row
-from fastnas.benchmarks.harness.timing import measure
+from fastnas.benchmarks.harness.timing import Timing, measure
 from fastnas.benchmarks.harness.verify import (
     EAGER,
-    SEED,
     YES,
     Exact,
-    Outputs,
     disagreement,
     errors,
     first_line,
     not_run,
 )
-from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.benchmarks.search.ahead import CompileAhead, step_command
+from fastnas.benchmarks.search.providers import DTYPES, PROVIDERS, SIZES, Size, StepSettings
+from fastnas.benchmarks.search.setup import Setup, build
 from fastnas.spaces import get_space
-from fastnas.strategies import DARTS
 
-BEST = "eager-best"
-COMPILE = "compile"
 REPEATS = {"cpu": 3, "cuda": 30}
+QUICK_REPEATS = 3
+LEAST_REPEATS = 7
+SECONDS = 60
+"""For the repeats on a GPU; slow steps get fewer, down to `LEAST_REPEATS`."""
 # A ReLU or max-pooling whose inputs round to the other side moves a gradient by far more than eps:
 # over the default network torch's own two layouts are 2.5e-3 of the norm apart.
 ROUNDING = 1e-2
+EAGER_ROUNDING = {torch.float32: ROUNDING, torch.bfloat16: 0.75}
+"""How far eager, the yardstick, may be off in units of the gradient's norm: in bfloat16 it is 0.26
+(logits) and 0.18 (params) off in the default network; 1 is what no gradient at all is off."""
 RSS_STEPS = 1
 VERIFIED_BATCH = 8
+"""On a CPU, where the convolutions of fp64 are slow."""
+EXACT = "checkpoint"
+"""Eager's own mathematics, in the memory that fp64 at batch 256 leaves."""
 # Shapes, batches and who needs a gradient: a mixed op is compiled for each combination.
 RECOMPILATIONS = 128
 
-
-@dataclass(frozen=True)
-class Size:
-    C: int
-    layers: int
-    batch: int
-    pixels: int = 32
-    classes: int = 10
-    space: str = "S0"
-
-    @property
-    def name(self) -> str:
-        return f"{self.space} C{self.C} L{self.layers}"
-
-    @property
-    def op(self) -> str:
-        return f"search_step {self.name}"
-
-    @property
-    def shape(self) -> str:
-        return f"{self.batch}x3x{self.pixels}x{self.pixels}"
+Say = Callable[[str], object]
 
 
-SIZES = {"default": Size(C=16, layers=8, batch=64), "quick": Size(C=8, layers=4, batch=32)}
+class Steps:
+    """The steps of a run: built, verified against eager in fp64, and kept to be timed.
 
-
-class _Checkpointed(reference.Cell):
-    def forward(self, s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
-        return checkpoint(super().forward, s0, s1, w, use_reentrant=False)
-
-
-class CheckpointedNetwork(reference.SearchNetwork):
-    """The eager network, every cell computed again in backward."""
-
-    cell = _Checkpointed
-
-
-class DrawlessNetwork(reference.SearchNetwork):
-    """The eager network for `Bilevel`, which hands the noise of a pass to it: here none."""
-
-    def draw(self, device: torch.device | None = None) -> None:
-        return None
-
-    def forward(self, x: Tensor, weights: reference.Weights, draw: None = None) -> Tensor:
-        return super().forward(x, weights)
-
-
-@cache
-def _compiled_mixed_op() -> Callable[..., Tensor]:
-    return torch.compile(reference.MixedOp.forward, fullgraph=True, dynamic=False)
-
-
-class _CompiledOp(reference.MixedOp):
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        return _compiled_mixed_op()(self, x, w)
-
-
-class _CompiledCell(reference.Cell):
-    mixed_op = _CompiledOp
-
-
-class CompiledNetwork(DrawlessNetwork):
-    """The eager network, every mixed op compiled, once for all of one shape.
-
-    A whole cell takes 4 to 9 minutes to compile on two cores; a step has 8, in two variants.
+    Attributes:
+        verdicts: provider to "yes", "no: how" or "not run: why".
+        setups: of the providers that are right.
     """
 
-    cell = _CompiledCell
+    def __init__(self, settings: StepSettings, device: str, say: Say) -> None:
+        self.settings, self.device, self.say = settings, device, say
+        self.dtype = DTYPES[settings.dtype]
+        self.verdicts: dict[str, str] = {}
+        self.setups: dict[str, Setup] = {}
+        self._ahead = CompileAhead(settings, device)
 
-
-def accelerated(*arguments: Any) -> reference.SearchNetwork:
-    """The eager network, run by `fastnas.accelerate`."""
-    network = reference.SearchNetwork(*arguments)
-    accelerate(network)
-    return network
-
-
-@dataclass(frozen=True)
-class Provider:
-    """Network and layout; `pruned` steps form only the gradients that they use."""
-
-    network: Callable[..., reference.SearchNetwork]
-    pruned: bool
-    layout: str = "contiguous"
-    reported_as: str = ""
-    """The name under which only the fastest of a group is reported."""
-    quick: bool = True
-    """Whether it belongs to quick runs."""
-
-
-PROVIDERS: Mapping[str, Provider] = {
-    EAGER: Provider(reference.SearchNetwork, pruned=False),
-    "eager-pruned": Provider(DrawlessNetwork, pruned=True, reported_as=BEST),
-    "eager-pruned-channels-last": Provider(
-        DrawlessNetwork, pruned=True, layout="channels_last", reported_as=BEST
-    ),
-    "checkpoint": Provider(CheckpointedNetwork, pruned=False),
-    COMPILE: Provider(CompiledNetwork, pruned=True, layout="channels_last", quick=False),
-    "fastnas": Provider(nn.SearchNetwork, pruned=True),
-    "fastnas-fast": Provider(partial(nn.SearchNetwork, memory="fast"), pruned=True),
-    "fastnas-minimal": Provider(partial(nn.SearchNetwork, memory="minimal"), pruned=True),
-    "fastnas-accelerated": Provider(accelerated, pruned=False),
-}
-
-
-@dataclass
-class Setup:
-    """One provider's own copy of the search: the same weights, logits and images for all."""
-
-    network: reference.SearchNetwork
-    arch: nn.ArchParameters
-    params_optimizer: torch.optim.Optimizer
-    arch_optimizer: torch.optim.Optimizer
-    train: Batch
-    valid: Batch
-    step: Callable[[], object] = field(init=False)
-
-    def inputs(self) -> list[Tensor]:
-        """What is there before a step, and is not saved by it."""
-        held = [*self.network.parameters(), *self.network.buffers(), *self.arch.parameters()]
-        return [*held, *self.train, *self.valid]
-
-    def gradients(self) -> Outputs:
-        """Of the one step that was made, as the optimizers' first moments hold them."""
-        dalpha = [self.arch_optimizer.state[p]["exp_avg"] for p in self.arch.parameters()]
-        dparams = [
-            self.params_optimizer.state[p]["momentum_buffer"] for p in self.network.parameters()
-        ]
-        return {
-            "dalpha": torch.cat([g.reshape(-1) for g in dalpha]),
-            "dparams": torch.cat([g.reshape(-1) for g in dparams]),
+    def verify(self, providers: Iterable[str]) -> None:
+        """Makes one step with each. Eager is the first, or, where it does not fit into memory, what
+        it may be off at most is the yardstick."""
+        size = self._verified_size()
+        exact_setup = build(EXACT, size, self.device, self.dtype, wide=True)
+        exact_setup.step()
+        exact = {
+            name: Exact(value, ROUNDING * float(torch.linalg.vector_norm(value)), by_norm=True)
+            for name, value in exact_setup.gradients().items()
         }
-
-
-def build(name: str, size: Size, device: str, dtype: torch.dtype = torch.float32) -> Setup:
-    """The search of a provider, from the same seed on every call."""
-    provider, space = PROVIDERS[name], get_space(size.space)
-    generator = torch.Generator().manual_seed(SEED)
-    layout = torch.channels_last if provider.layout == "channels_last" else torch.contiguous_format
-
-    def batch() -> Batch:
-        images = torch.randn(size.batch, 3, size.pixels, size.pixels, generator=generator)
-        labels = torch.randint(size.classes, (size.batch,), generator=generator)
-        return images.to(device, dtype).to(memory_format=layout), labels.to(device)
-
-    torch.manual_seed(SEED)
-    network = provider.network(space, size.C, size.classes, size.layers)
-    network = network.to(device, dtype).to(memory_format=layout).train()
-    arch = nn.ArchParameters(space, scale=0.1).to(device, dtype)
-    params_optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4
-    )
-    arch_optimizer = torch.optim.Adam(
-        arch.parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3
-    )
-    setup = Setup(network, arch, params_optimizer, arch_optimizer, batch(), batch())
-    setup.step = _pruned_step(setup) if provider.pruned else _public_step(setup)
-    return setup
-
-
-def _public_step(setup: Setup) -> Callable[[], object]:
-    return lambda: reference.search_step(
-        setup.network,
-        setup.arch.alphas(),
-        setup.params_optimizer,
-        setup.arch_optimizer,
-        setup.train,
-        setup.valid,
-    )
-
-
-def _pruned_step(setup: Setup) -> Callable[[], object]:
-    bilevel = Bilevel(
-        setup.network,  # type: ignore[arg-type]
-        setup.arch,
-        DARTS(),
-        setup.params_optimizer,
-        setup.arch_optimizer,
-    )
-
-    def step() -> None:
-        bilevel.arch_step(setup.valid, setup.train)
-        bilevel.weight_step(setup.train)
-
-    return step
-
-
-def verify_steps(size: Size, device: str, providers: Iterable[str]) -> dict[str, str]:
-    """Provider to "yes", "no: how" or "not run: why": a step's gradients against eager's in fp64.
-
-    On a few images: the convolutions of fp64 are slow on a CPU.
-    """
-    size = replace(size, batch=min(size.batch, VERIFIED_BATCH))
-
-    def outputs(name: str, dtype: torch.dtype = torch.float32) -> Outputs:
-        setup = build(name, size, device, dtype)
-        setup.step()
-        return setup.gradients()
-
-    exact = {
-        name: Exact(value, ROUNDING * float(torch.linalg.vector_norm(value)), by_norm=True)
-        for name, value in outputs(EAGER, torch.float64).items()
-    }
-    eager = errors(outputs(EAGER), exact)
-    verdicts = {}
-    for name in providers:
-        try:
-            allowed = dict.fromkeys(exact, 0.0) if name == EAGER else eager
-            reason = disagreement(outputs(name), exact, allowed)
-        except Exception as error:
-            if name == COMPILE:
-                verdicts[name] = not_run(error)
+        del exact_setup
+        loose = EAGER_ROUNDING[self.dtype] / ROUNDING
+        wide = {name: replace(e, rounding=loose * e.rounding) for name, e in exact.items()}
+        eager = {name: float(right.rounding) for name, right in wide.items()}
+        for name in providers:
+            self.say(f"{size.op}: verifying {name}")
+            setup = self._first_step(name, size)
+            if isinstance(setup, str):
+                self.verdicts[name] = setup
                 continue
-            reason = first_line(error)
-        verdicts[name] = YES if reason is None else f"no: {reason}"
-    return verdicts
+            got = setup.gradients()
+            if name == EAGER:
+                eager = errors(got, exact)
+                reason = disagreement(got, wide, dict.fromkeys(exact, 0.0))
+            else:
+                reason = disagreement(got, exact, eager)
+            self.verdicts[name] = YES if reason is None else f"no: {reason}"
+            if reason is None:
+                self.setups[name] = self._timed(name, setup, size)
+
+    def _first_step(self, name: str, size: Size) -> Setup | str:
+        """A search one step on, or a verdict."""
+        provider = PROVIDERS[name]
+        reason = self._ahead.why_not(name)
+        if reason is not None:
+            return f"not run: {reason}"
+        try:
+            setup = build(name, size, self.device, self.dtype)
+            if provider.graph:
+                setup.capture()
+            setup.step()
+            return setup
+        except torch.OutOfMemoryError as error:
+            return not_run(error)
+        except Exception as error:
+            may_fail = provider.compiled or provider.graph
+            return not_run(error) if may_fail else f"no: {first_line(error)}"
+
+    def _timed(self, name: str, setup: Setup, size: Size) -> Setup:
+        whole = self.settings.size
+        return setup if size == whole else build(name, whole, self.device, self.dtype)
+
+    def _verified_size(self) -> Size:
+        size = self.settings.size
+        if self.device != "cpu":
+            return size
+        return replace(size, batch=min(size.batch, VERIFIED_BATCH))
+
+    def time(self) -> dict[str, Timing]:
+        """Of the setups, in turn."""
+        calls = {name: setup.step for name, setup in self.setups.items()}
+        repeats = QUICK_REPEATS if self.settings.quick else REPEATS[self.device]
+        if self.device != "cpu" and not self.settings.quick:
+            once = measure(calls, repeats=1, warmup=1, device=self.device, drain=True)
+            round_ms = sum(t.median_ms for t in once.values())
+            repeats = min(repeats, max(LEAST_REPEATS, int(SECONDS * 1e3 / max(round_ms, 1.0))))
+        return measure(calls, repeats=repeats, warmup=1, device=self.device, drain=True)
+
+    def weights(self, name: str) -> dict[str, Any]:
+        """saved_bytes and peak_bytes of a step.
+
+        A graph saves nothing that can be seen from outside. torch.compile compiles anew to have its
+        saved tensors seen, and its own memory would count on a CPU.
+        """
+        provider, setup = PROVIDERS[name], self.setups[name]
+        if provider.graph:
+            return {"peak_bytes": setup.graph_peak_bytes}
+        found: dict[str, Any] = {}
+        if not (provider.compiled and self.device == "cuda"):
+            found["saved_bytes"] = saved_bytes(setup.step, exclude=setup.inputs())
+        if self.device != "cpu":
+            found["peak_bytes"] = peak_bytes(setup.step, self.device)
+        elif not provider.compiled:
+            found["peak_bytes"] = self._rss_growth(name)
+        return found
+
+    def _rss_growth(self, name: str) -> int:
+        """Peak resident bytes that the steps add to a process that has built everything."""
+        threads = torch.get_num_threads()
+
+        def peak(steps: int) -> int:
+            return peak_rss_of(step_command(name, self.settings, "cpu", steps, threads))
+
+        return peak(RSS_STEPS) - peak(0)
 
 
 def search_rows(
-    conditions: Conditions,
-    device: str,
-    quick: bool,
-    say: Callable[[str], object],
-    skip: Collection[str] = (),
+    conditions: Conditions, device: str, settings: StepSettings, say: Say
 ) -> Iterator[Row]:
     """Verify, time and weigh the step of every provider; `say` hears what is going on."""
-    size_name = "quick" if quick else "default"
-    size = SIZES[size_name]
-    names = [n for n, p in PROVIDERS.items() if (p.quick or not quick) and n not in skip]
-    with _cudnn_benchmark(), dynamo_config.patch(recompile_limit=RECOMPILATIONS):
-        say(f"{size.op}: verifying")
-        verdicts = verify_steps(size, device, names)
-        setups = {name: build(name, size, device) for name in names if verdicts[name] == YES}
+    size, names = settings.size, settings.providers(device)
+    with dynamo_config.patch(recompile_limit=RECOMPILATIONS):
+        steps = Steps(settings, device, say)
+        steps.verify(names)
         say(f"{size.op}: timing")
-        timings = measure(
-            {name: setup.step for name, setup in setups.items()},
-            repeats=3 if quick else REPEATS[device],
-            warmup=1,
-            device=device,
-        )
+        timings = steps.time()
         for name in reported(names, {name: t.median_ms for name, t in timings.items()}):
             provider = PROVIDERS[name]
             say(f"{size.op}: memory of {name}")
-            verified, weights = verdicts[name] == YES, {}
-            if verified:
-                setup = setups[name]
-                weights["saved_bytes"] = saved_bytes(setup.step, exclude=setup.inputs())
-                if device != "cpu":
-                    weights["peak_bytes"] = peak_bytes(setup.step, device)
-                elif name != COMPILE:  # the compiler's own memory would count
-                    weights["peak_bytes"] = _rss_growth(name, size_name)
             yield new_row(
                 conditions,
                 suite="search",
                 op=size.op,
                 backend=provider.reported_as or name,
                 pass_="step",
-                dtype="float32",
+                dtype=settings.dtype,
                 shape=size.shape,
                 K=get_space(size.space).num_candidates("normal"),
                 layout=provider.layout,
-                verified=verdicts[name],
+                verified=steps.verdicts[name],
                 timing=timings.get(name),
-                **weights,
+                **(steps.weights(name) if steps.verdicts[name] == YES else {}),
             )
 
 
@@ -320,42 +198,26 @@ def reported(names: Iterable[str], medians: Mapping[str, float]) -> list[str]:
     return [min(group, key=lambda n: medians.get(n, float("inf"))) for group in groups.values()]
 
 
-def _rss_growth(provider: str, size_name: str) -> int:
-    """Peak resident bytes that the steps add to a process that has built everything."""
-
-    def peak(steps: int) -> int:
-        module = "fastnas.benchmarks.search.step"
-        options = ["--size", size_name, "--threads", str(torch.get_num_threads())]
-        return peak_rss_of(
-            [sys.executable, "-m", module, provider, *options, "--steps", str(steps)]
-        )
-
-    return peak(RSS_STEPS) - peak(0)
-
-
-@contextmanager
-def _cudnn_benchmark() -> Iterator[None]:
-    """cuDNN picks its algorithms by timing, as in the public DARTS code."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
-
-
 def main() -> None:
-    """Makes steps and exits: the process whose memory is measured."""
+    """Makes steps and exits: the process whose memory is measured, or that compiles ahead."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("provider", choices=PROVIDERS)
     parser.add_argument("--size", choices=SIZES, default="default")
+    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=RSS_STEPS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    setup = build(arguments.provider, SIZES[arguments.size], "cpu")
-    for _ in range(arguments.steps):
-        setup.step()
+    size = SIZES[arguments.size]
+    size = size if arguments.batch is None else replace(size, batch=arguments.batch)
+    with cudnn_as_measured(), dynamo_config.patch(recompile_limit=RECOMPILATIONS):
+        setup = build(arguments.provider, size, arguments.device, DTYPES[arguments.dtype])
+        for _ in range(arguments.steps):
+            setup.step()
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,17 @@ import torch
 
 from fastnas.benchmarks.harness import readme
 from fastnas.benchmarks.harness.plot import plot_csv
+from fastnas.benchmarks.harness.roofline import measure_roof
 from fastnas.benchmarks.harness.run import op_cases, op_rows, result_path, run_suite
-from fastnas.benchmarks.harness.schema import current_conditions, new_row, read_csv, write_csv
-from fastnas.benchmarks.harness.timing import Timing, copy_bandwidth, measure
+from fastnas.benchmarks.harness.schema import (
+    COLUMNS,
+    SINCE_ROOFLINE,
+    current_conditions,
+    new_row,
+    read_csv,
+    write_csv,
+)
+from fastnas.benchmarks.harness.timing import Roof, Timing, measure
 from fastnas.benchmarks.harness.verify import verify
 from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase
 from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
@@ -53,14 +61,25 @@ def test_broken_csv(tmp_path):
         read_csv(path)
 
 
+def test_a_file_older_than_the_roofline_columns_is_read(tmp_path):
+    path, older = tmp_path / "cpu.csv", tmp_path / "older.csv"
+    rows = [row("eager", 3.0), row("fastnas-cpu", 1.0)]
+    write_csv(rows, path)
+    table = [dict(zip(COLUMNS, line.split(","))) for line in path.read_text().splitlines()]
+    kept = [name for name in COLUMNS if name not in SINCE_ROOFLINE]
+    older.write_text("".join(",".join(line[name] for name in kept) + "\n" for line in table))
+    assert read_csv(older) == rows
+
+
 def test_bandwidth_and_rate():
     timed = new_row(
         CONDITIONS,
         backend="x",
         verified="yes",
         timing=Timing(1.0, 1.0, 1.0),
-        bandwidth=2e9,
+        roof=Roof(bandwidth=2e9, fma_rate=8e9),
         bytes_moved=10**6,
+        fma=4 * 10**6,
         suite="ops",
         op="o",
         pass_="fwd",
@@ -70,7 +89,9 @@ def test_bandwidth_and_rate():
         layout="contiguous",
     )
     assert (timed.GBps, timed.copy_share) == (1.0, 0.5)
-    assert copy_bandwidth("cpu", 1 << 20, 3) > 0
+    assert (timed.GFMAps, timed.fma_share) == (4.0, 0.5)
+    roof = measure_roof("cpu", quick=True)
+    assert roof.bandwidth > 0 and roof.fma_rate > 0
 
 
 def test_providers_run_in_both_orders():
@@ -88,7 +109,7 @@ def test_a_wrong_provider_is_not_timed(monkeypatch):
     right = cases.mixed_sum
     monkeypatch.setattr(cases, "mixed_sum", lambda x, w, **k: right(x, 1.01 * w, **k))
     small = replace(CASE, shape=(2, 4, 3, 3))
-    rows = op_rows(small, CONDITIONS, "cpu", quick=True, full=False, bandwidth=None)
+    rows = op_rows(small, CONDITIONS, "cpu", quick=True, full=False, roof=None)
     ours = [r for r in rows if r.is_fastnas]
     assert ours and all(r.is_red and r.median_ms is None and r.saved_bytes is None for r in ours)
     assert all(r.median_ms for r in rows if r.backend == "eager")
@@ -180,7 +201,10 @@ def test_plot(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"suite": "everything"}, "suite is 'everything'; allowed: ops, search, memory, all"),
+        (
+            {"suite": "everything"},
+            "suite is 'everything'; allowed: ops, search, memory, roofline, all",
+        ),
         ({"suite": "ops", "op": "mixed"}, "op is 'mixed'; allowed: mixed_sum"),
         ({"suite": "search", "op": "mixed_sum"}, "only 'ops' has ops"),
         ({"suite": "ops", "threads": 0}, "threads is 0"),

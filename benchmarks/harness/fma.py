@@ -1,0 +1,29 @@
+"""A Triton kernel that does nothing but multiply and add: the fp32 rate of the CUDA cores."""
+
+import triton
+import triton.language as tl
+
+BLOCK = 1024
+WARPS = 4
+A = 0.9998779296875
+"""1 - 2^-13: after 8192 steps x is e^-1 of the way from 2, so a step too few shows."""
+UNROLLED = 16
+"""Multiply-adds of an element in one turn of the loop."""
+
+
+@triton.jit
+def fma_kernel(x_ptr, y_ptr, turns, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
+    """y = x after turns * UNROLLED times x <- A x + B; 8 independent chains a thread."""
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + o)
+    a = tl.full([BLOCK], 0.9998779296875, tl.float32)
+    b = tl.full([BLOCK], 0.000244140625, tl.float32)
+    for _ in range(turns):
+        for _ in tl.static_range(UNROLLED):
+            x = tl.fma(x, a, b)
+    tl.store(y_ptr + o, x)
+
+
+def run(x, y, turns):
+    """x, y float32 [programs BLOCK]: y = 2 + A^(turns UNROLLED) (x - 2)."""
+    fma_kernel[(x.numel() // BLOCK,)](x, y, turns, BLOCK=BLOCK, UNROLLED=UNROLLED, num_warps=WARPS)

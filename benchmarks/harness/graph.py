@@ -1,0 +1,52 @@
+"""Any work on a GPU as one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+WARMUP = 3
+
+
+class Captured(NamedTuple):
+    """The replay of what was captured, and the most device memory that it adds while it runs."""
+
+    replay: Callable[[], None]
+    peak_bytes: int
+
+
+def captured(call: Callable[[], object], warmup: int = WARMUP) -> Captured:
+    """Runs `call` a few times on a stream of its own, then captures it once.
+
+    The warm-up creates what must outlive the graph: optimizer states, cuDNN's and cuBLAS' plans,
+    compiled kernels. All graphs take their memory from one pool, so only one may replay at a time,
+    and what a replay leaves in the pool lasts until another graph replays.
+
+    Raises:
+        RuntimeError: `call` does what a graph cannot hold (waits for the device, for instance).
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_holder().pool()):
+        call()
+    return Captured(graph.replay, torch.cuda.max_memory_allocated() - before)
+
+
+@cache
+def _holder() -> torch.cuda.CUDAGraph:
+    """A graph of next to nothing that holds the pool, also when the first capture in it fails."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.zeros(1, device="cuda")
+    return graph

@@ -1,0 +1,259 @@
+"""`make gpu` without a GPU: what it refuses, and its parts' Python at toy sizes on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastnas.benchmarks import predictions, sanitize
+from fastnas.benchmarks.harness import stock
+from fastnas.benchmarks.harness.roofline import _run, fma_probe
+from fastnas.benchmarks.harness.schema import current_conditions, new_row, read_csv, write_csv
+from fastnas.benchmarks.harness.timing import Timing
+from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase, edge_fma
+from fastnas.benchmarks.search import whole
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+CONDITIONS = current_conditions("cpu")
+
+
+def gpu_sh(*arguments, **environment):
+    return subprocess.run(
+        ["bash", str(SCRIPT), *map(str, arguments)],
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def fake_gpu(tmp_path):
+    """A PATH where nvidia-smi lists a GPU, and a python that says yes to every question."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in (("nvidia-smi", "exit 0"), ("python", 'echo "$*" >>"$CALLS"')):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": str(folder / "python"),
+        "CALLS": str(tmp_path / "calls"),
+    }
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    done = gpu_sh(tmp_path / "out", "bench")
+    assert done.returncode == 2
+    assert done.stderr.startswith("make gpu: unknown part 'bench'; allowed: build tests sanitizer")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("part", ["all", "build", "tests", "step", "search"])
+def test_without_a_gpu_it_says_what_it_needs(tmp_path, part):
+    done = gpu_sh(tmp_path / "out", part)
+    assert done.returncode == 2
+    assert "make gpu: needs an NVIDIA GPU with its driver" in done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_search_needs_its_images(tmp_path, fake_gpu):
+    done = gpu_sh(tmp_path / "out", "search", **fake_gpu, DATA="")
+    assert done.returncode == 2
+    assert "make gpu: needs DATA=FILE.npz" in done.stderr
+
+
+def test_without_compute_sanitizer_it_says_so(tmp_path, fake_gpu):
+    if shutil.which("compute-sanitizer", path=fake_gpu["PATH"] + ":/usr/local/cuda/bin"):
+        pytest.skip("compute-sanitizer is here")
+    done = gpu_sh(tmp_path / "out", "sanitizer", **fake_gpu)
+    assert done.returncode == 2
+    assert "make gpu: needs compute-sanitizer" in done.stderr
+
+
+def test_missing_modules_are_named(tmp_path, fake_gpu):
+    asks = 'case "$*" in *find_spec*) echo rich yaml;; esac'
+    Path(fake_gpu["PYTHON"]).write_text(f"#!/bin/sh\n{asks}\n")
+    done = gpu_sh(tmp_path / "out", "kernels", **fake_gpu)
+    assert done.returncode == 2
+    assert "and downloads nothing: rich yaml" in done.stderr
+
+
+def test_parts_hand_their_settings_on(tmp_path, fake_gpu):
+    settings = {"BATCH": "256", "DTYPE": "bfloat16"}
+    out = tmp_path / "out"
+    assert gpu_sh(out, "step", **fake_gpu, **settings).returncode == 0
+    calls = (tmp_path / "calls").read_text()
+    assert "-m fastnas bench search --batch 256 --dtype bfloat16" in calls
+    assert f"--device cuda --out {out}/step-256-bfloat16.csv" in calls
+
+
+def test_a_part_that_fails_does_not_end_the_others(tmp_path, fake_gpu):
+    fails = r'echo "$*" >>"$CALLS"; case "$*" in *pytest*|*fastnas\ bench*) exit 1;; esac'
+    Path(fake_gpu["PYTHON"]).write_text(f"#!/bin/sh\n{fails}\n")
+    done = gpu_sh(tmp_path / "out", **fake_gpu, DATA="")
+    assert done.returncode == 1
+    failed = [line.rpartition(": ")[2] for line in done.stderr.splitlines() if "failed" in line]
+    assert {"tests", "kernels", "step 64 float32", "compile-max 256 bfloat16"} <= {*failed}
+    assert "predictions" not in failed and "no search: DATA=FILE.npz" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
+def test_shellcheck():
+    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_sanitizer_runs_every_op(capsys):
+    assert sanitize.main(["--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == sum(len(table) for table in sanitize.cases().values())
+    assert not any(": 0 providers" in line for line in lines)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_drivers_without_a_gpu(tmp_path, capsys):
+    assert sanitize.main([]) == 2
+    assert stock.main([str(tmp_path / "stock.json")]) == 2
+    error = capsys.readouterr().err
+    assert error == "sanitize: torch finds no CUDA device\nstock: torch finds no CUDA device\n"
+
+
+def test_a_result_that_is_not_finite_fails_the_sanitizer(monkeypatch):
+    import fastnas.benchmarks.ops.mixed_sum as cases
+
+    broken = float("nan")
+    monkeypatch.setattr(cases, "mixed_sum", lambda x, w, **_: broken * sum(x) * w.sum())
+    with pytest.raises(RuntimeError, match="y is not finite"):
+        sanitize.main(["--device", "cpu", "--op", "mixed_sum"])
+
+
+def test_roofline_on_the_cpu(tmp_path):
+    out = tmp_path / "roofline.csv"
+    command = [sys.executable, "-m", "fastnas", "bench", "roofline", "--quick", "--device", "cpu"]
+    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
+    rows = read_csv(out)
+    assert [row.op for row in rows] == ["copy"] * 3 + ["matmul"] * 2
+    assert {row.verified for row in rows} == {"yes"}
+    assert all((row.GBps is None) != (row.GFMAps is None) for row in rows)
+    assert rows[3].fma == 256**3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU here")
+def test_the_fma_kernel_counts_what_it_does():
+    pytest.importorskip("triton")
+    probe = fma_probe(programs=2, turns=3, device="cpu")
+    assert probe.fma == 2 * 1024 * 3 * 16
+    assert _run(probe, "cpu")[1] == "yes"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton compiles for the GPU here")
+def test_a_turn_too_few_is_seen(monkeypatch):
+    kernels = pytest.importorskip("fastnas.benchmarks.harness.fma")
+    right = kernels.run
+    monkeypatch.setattr(kernels, "run", lambda x, y, turns: right(x, y, turns - 1))
+    assert _run(fma_probe(programs=2, turns=3, device="cpu"), "cpu")[1].startswith("no: off by")
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from fastnas.benchmarks.harness.fma import BLOCK, UNROLLED, WARPS, fma_kernel
+
+kinds = {"x_ptr": "*fp32", "y_ptr": "*fp32", "turns": "i32"}
+kinds |= {"BLOCK": "constexpr", "UNROLLED": "constexpr"}
+source = triton.compiler.ASTSource(fma_kernel, kinds, {"BLOCK": BLOCK, "UNROLLED": UNROLLED})
+target = GPUTarget("cuda", 90, 32)
+compiled = triton.compile(source, target=target, options={"num_warps": WARPS})
+print(compiled.asm["ptx"].count("fma.rn.f32"), BLOCK // (32 * WARPS) * UNROLLED)
+"""
+
+
+def test_the_fma_kernel_compiles_to_fma_alone(kept_folder):
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(kept_folder("fastnas_triton"))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=True
+    )
+    found, expected = done.stdout.split()
+    assert found == expected == "128"
+
+
+def test_multiply_adds_of_the_cases():
+    """Of an edge: 102 depthwise and 6 C pointwise an element of the output, forward."""
+    shape = (64, 16, 32, 32)
+    assert MixedOpCase(shape).fma("fwd") == 64 * 16 * 32 * 32 * (102 + 6 * 16)
+    assert MixedOpCase(shape, 2).fma("fwd") == 64 * 16 * 16 * 16 * (102 + 7 * 16)
+    assert MixedOpCase(shape).fma("fwd+bwd") == 3 * MixedOpCase(shape).fma("fwd")
+    preprocessing = 2 * 64 * 64 * 32 * 32 * 16
+    assert CellCase(shape).fma("fwd") == 14 * edge_fma(shape, 1) + preprocessing
+    reduced = 8 * edge_fma(shape, 2) + 6 * edge_fma((64, 16, 16, 16), 1)
+    assert CellCase(shape, "reduce").fma("fwd") == reduced + preprocessing
+
+
+def step_row(backend, ms, **columns):
+    settings = {"suite": "search", "op": predictions.STEP, "pass_": "step", "dtype": "float32"}
+    settings |= {"shape": "64x3x32x32", "K": 8, "layout": "contiguous"} | columns
+    return new_row(
+        CONDITIONS, backend=backend, verified="yes", timing=Timing(ms, ms, ms), **settings
+    )
+
+
+def test_predictions_beside_what_was_measured(tmp_path, capsys):
+    rows = [step_row("eager", 100.0), step_row("eager-graph", 50.0), step_row("compile", 90.0)]
+    rows += [step_row("fastnas-fast-graph", 30.0), step_row("eager", 5e3, dtype="bfloat16")]
+    write_csv(rows, tmp_path / "made-up.csv")
+    kernels = [{"name": "void at::batch_norm_backward_kernel<float>", "median_us": 90.0}]
+    (tmp_path / "stock.json").write_text(json.dumps({"kernels": kernels}))
+    files = [str(tmp_path / "made-up.csv"), str(tmp_path / "stock.json")]
+    assert predictions.main(files) == 0
+    lines = capsys.readouterr().out.splitlines()
+    case = f"{predictions.STEP} float32 64x3x32x32"
+    assert f"| {case} | eager | 200 | 137 to 340 | 100 | below |" in lines
+    assert f"| {case} | compile | 84 | 42 to 168 | 90 | within |" in lines
+    assert f"| {case} | fastnas-fast-graph | 14 | 7 to 28 | 30 | above |" in lines
+    assert f"| {case} | compile-graph | 68 | 56 to 94 | not measured |  |" in lines
+    assert "| float32 64x3x32x32 | at most 1.5 | 2.00 | above |" in lines
+    assert "| batch_norm_backward | 83 | 40 to 170 | 90 | within |" in lines
+    assert sum("not measured" in line for line in lines) == len(predictions.PREDICTIONS) - 5 + 2
+
+
+def test_predictions_without_results(capsys, tmp_path):
+    assert predictions.main([]) == 0
+    assert "| all | at most 1.5 | not measured | |" in capsys.readouterr().out
+    assert predictions.main([str(tmp_path / "absent.csv")]) == 2
+    (tmp_path / "list.json").write_text("[]")
+    assert predictions.main([str(tmp_path / "list.json")]) == 2
+
+
+def test_a_whole_search_and_its_record(tmp_path, capfd):
+    images = np.random.default_rng(0).integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
+    labels = np.arange(64) % 2
+    np.savez(tmp_path / "images.npz", images=images, labels=labels)
+    command = [str(tmp_path / "images.npz"), str(tmp_path / "out"), "--device", "cpu"]
+    command += ["--epochs", "2", "--space", "S2", "--channels", "2", "--layers", "3"]
+    command += ["--batch-size", "8", "--crop", "1"]
+    assert whole.main(command) == 0, capfd.readouterr().err
+    found = json.loads((tmp_path / "out" / whole.RECORD).read_text())
+    assert found["finished"] and found["epochs_done"] == 2
+    assert [figures["epoch"] for figures in found["epochs"]] == [0, 1]
+    assert {"skips_normal", "skips_reduce", "valid_accuracy"} <= {*found["epochs"][0]}
+    assert found["genotype"].startswith("Genotype(") and found["wall_seconds"] > 0
+    assert found["config"]["method"] == "noisy-darts"
+    assert found["supernet_accuracy"] == found["epochs"][-1]["valid_accuracy"]
+
+
+def test_a_search_stopped_before_its_first_epoch(tmp_path, capfd):
+    command = ["digits", str(tmp_path / "out"), "--device", "cpu", "--seconds", "0.5"]
+    assert whole.main(command) == 1
+    assert "no epoch was finished in time" in capfd.readouterr().err
+    assert not (tmp_path / "out" / whole.RECORD).exists()
