@@ -128,14 +128,15 @@ class SearchNetwork(reference.SearchNetwork):
     def draw(self, device: torch.device | None = None) -> NoiseDraw | None:
         """The noise of one forward pass of the whole network, None where it draws none.
 
-        Streams int64 [cells nodes, 2], drawn and copied to the device at once. Giving the same
-        draw to two passes gives them the same noise (the unrolled step needs that).
+        Streams int64 [cells nodes, 2], drawn and copied to the device (None: left on the host) at
+        once. Giving the same draw to two passes gives them the same noise (the unrolled step needs
+        that).
         """
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
-        level = op.noise.level(op.noise_amplitude, device)
-        return NoiseDraw(level, draw_rng(len(self.cells) * self.space.nodes, device))
+        rng = draw_rng(len(self.cells) * self.space.nodes)
+        return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
     def forward(
         self, x: Tensor, weights: reference.Weights, draw: NoiseDraw | None = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastnas.nn.plan import Plan
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
-from fastnas.ops import OPS, choose_backend, mixed_edges, relu_conv_bn
+from fastnas.ops import OPS, choose_backend, mixed_edges, relu_conv_bn, to_device
 from fastnas.reference import SkipNoise
 
 
@@ -20,6 +20,19 @@ class NoiseDraw:
 
     level: Tensor
     rng: Tensor
+
+    def packed(self) -> Tensor:
+        """Level float64 [2] and streams int64 [n, 2] as int64 [2 + 2 n]: one copy moves both."""
+        return torch.cat([self.level.view(torch.int64), self.rng.flatten()])
+
+    @classmethod
+    def unpacked(cls, packed: Tensor) -> NoiseDraw:
+        """Views of what `packed` made."""
+        return cls(packed[:2].view(torch.float64), packed[2:].view(-1, 2))
+
+    def to(self, device: torch.device | None) -> NoiseDraw:
+        """From the host, at once and without waiting for the device."""
+        return NoiseDraw.unpacked(to_device(self.packed(), device))
 
 
 def can_run(

@@ -127,9 +127,16 @@ def reading_of(module: nn.Module) -> Reading:
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:
-    """w[index], or w itself where that is all of it in order: no gather, no scatter in backward."""
-    if index == list(range(w.shape[0])):
+    """w[index] from its runs of neighbours: no gather, no scatter in backward, no index to copy.
+
+    An index tensor would be copied to the device at every call, which a CUDA graph cannot hold.
+    """
+    runs = [[index[0], index[0]]]
+    for k in index:
+        if k != runs[-1][1]:
+            runs.append([k, k])
+        runs[-1][1] += 1
+    if runs == [[0, w.shape[0]]]:
         return w
-    if index == list(range(index[0], index[0] + len(index))):
-        return w[index[0] : index[0] + len(index)]
-    return w[torch.tensor(index, device=w.device)]
+    parts = [w[start:stop] for start, stop in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

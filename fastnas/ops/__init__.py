@@ -6,6 +6,7 @@ from fastnas.ops.mixed_norm_sum import mixed_norm_sum
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
 from fastnas.ops.relu_conv_bn import relu_conv_bn
 from fastnas.ops.table import OPS
+from fastnas.ops.transfer import staged, to_device
 
 __all__ = [
     "OPS",
@@ -15,4 +16,6 @@ __all__ = [
     "mixed_norm_sum",
     "mixed_sum",
     "relu_conv_bn",
+    "staged",
+    "to_device",
 ]

@@ -19,6 +19,7 @@ from fastnas.backends.layout import common_format
 from fastnas.ops.checks import check_noise, check_terms
 from fastnas.ops.dispatch import is_plain_call
 from fastnas.ops.table import OPS
+from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
 
 torch.library.define(
@@ -150,7 +151,7 @@ def draw_rng(count: int = 1, device: torch.device | None = None) -> Tensor:
     Always from torch's CPU generator, so `torch.manual_seed` governs and a run on CUDA sees the
     noise that a run on the CPU sees. Draw all edges of a network at once: it is one copy.
     """
-    return torch.randint(2**62, (count, 2), dtype=torch.int64).to(device)
+    return to_device(torch.randint(2**62, (count, 2), dtype=torch.int64), device)
 
 
 def mixed_sum(

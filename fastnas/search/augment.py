@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnas.ops import to_device
+
 
 @dataclass(frozen=True)
 class Augment:
@@ -64,7 +66,7 @@ class Augment:
             raise ValueError(f"generator is on {generator.device}; expected a CPU generator")
         if not (self.crop or self.flip or self.cutout):
             return images
-        draws = self.draw(images.shape, generator).to(images.device)
+        draws = to_device(self.draw(images.shape, generator), images.device)
         down, right, mirrored, centre_row, centre_column = draws[:, :, None]
 
         height, width = images.shape[2:]

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastnas.nn import ArchParameters, SearchNetwork
+from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
 from fastnas.strategies import Strategy
 from fastnas.strategies.hypergradient import Problem
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and labels [N]."""
+
+
+class Inputs(NamedTuple):
+    """What a forward pass reads besides parameters and logits.
+
+    Attributes:
+        images, labels: a `Batch`.
+        draw: of `SearchNetwork.draw`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    draw: NoiseDraw | None
 
 
 class Bilevel:
@@ -53,40 +68,50 @@ class Bilevel:
 
         `train` is what the unrolled gradient looks ahead on.
         """
+        return self.move_alphas(self._drawn(valid), self._drawn(train))
+
+    def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
+        """Moves the weights by their gradient of the loss on `train`; returns loss and logits."""
+        return self.move_params(self._drawn(train))
+
+    def move_alphas(self, valid: Inputs, train: Inputs) -> Tensor:
+        """`arch_step` on inputs that are on the device; draws nothing on the host."""
         gradient, loss = self.strategy.arch_gradient(self._problem(valid, train))
         for alpha, g in zip(self.alphas, gradient):
             alpha.grad = g
         self.arch_optimizer.step()
         return loss
 
-    def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
-        """Moves the weights by their gradient of the loss on `train`; returns loss and logits."""
-        images, labels = train
+    def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
+        """`weight_step` on inputs that are on the device; draws nothing on the host."""
         with torch.no_grad():
             weights = self.strategy.mixing_weights(self.arch)
         self.params_optimizer.zero_grad(set_to_none=True)
-        logits = self.network(images, weights)
-        loss = F.cross_entropy(logits, labels)
+        logits = self.network(train.images, weights, train.draw)
+        loss = F.cross_entropy(logits, train.labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         self.params_optimizer.step()
         return loss.detach(), logits.detach()
 
-    def _problem(self, valid: Batch, train: Batch) -> Problem:
-        draws = self.network.draw(valid[0].device), self.network.draw(train[0].device)
+    def _drawn(self, batch: Batch) -> Inputs:
+        images, labels = batch
+        return Inputs(images, labels, self.network.draw(images.device))
 
-        def loss_on(batch: Batch, draw: object) -> Tensor:
+    def _problem(self, valid: Inputs, train: Inputs) -> Problem:
+        def loss_on(inputs: Inputs) -> Tensor:
             weights = self.strategy.mixing_weights(self.arch)
-            return F.cross_entropy(self.network(batch[0], weights, draw), batch[1])
+            logits = self.network(inputs.images, weights, inputs.draw)
+            return F.cross_entropy(logits, inputs.labels)
 
         group = self.params_optimizer.param_groups[0]
         return Problem(
             params=self.params,
             alphas=self.alphas,
-            train_loss=lambda: loss_on(train, draws[1]),
-            valid_loss=lambda: loss_on(valid, draws[0]) + self.strategy.regulariser(self.arch),
+            train_loss=lambda: loss_on(train),
+            valid_loss=lambda: loss_on(valid) + self.strategy.regulariser(self.arch),
             buffers=list(self.network.buffers()),
-            lr=float(group["lr"]),
+            lr=group["lr"],
             momentum=group.get("momentum", 0.0),
             weight_decay=group["weight_decay"],
             momentum_buffers=[

@@ -13,7 +13,9 @@ from torch import nn
 from fastnas import reference
 from fastnas.nn import ArchParameters, SearchNetwork
 from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.graphed import GraphedBilevel
 from fastnas.search.measure import saved_bytes
+from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
 from fastnas.search.setting import in_channels_last
 
@@ -23,10 +25,11 @@ Step = Callable[[], None]
 def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     """First-order search steps, this run's and eager's in turn, on copies of the run's networks.
 
-    Eager is `fastnas.reference.search_step`: NCHW, all gradients in both halves, skip noise from
-    torch's generator where the method has noise. Both share sizes, batches and threads. Saved
-    bytes are the most that autograd holds for backward at any moment of a step, params, buffers
-    and images excluded.
+    Ours is timed from CUDA graphs where the run uses them. Eager is
+    `fastnas.reference.search_step`: NCHW, all gradients in both halves, skip noise from torch's
+    generator where the method has noise. Both share sizes, batches and threads. Saved bytes are
+    the most that autograd holds for backward at any moment of a step, params, buffers and images
+    excluded.
 
     Returns:
         step_seconds, eager_step_seconds (medians), step_speedup_vs_eager, saved_bytes,
@@ -36,10 +39,8 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     train = searcher.pipeline(searcher.train_batches.next())
     valid = searcher.pipeline(searcher.valid_batches.next())
     networks = _copy(searcher, SearchNetwork), _copy(searcher, reference.SearchNetwork)
-    pairs = [
-        ("ours", _fused_step(searcher, networks[0], train, valid)),
-        ("eager", _eager_step(searcher, networks[1], train, valid)),
-    ]
+    ours, eager = _bilevel(searcher, networks[0]), _eager_step(searcher, networks[1], train, valid)
+    pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
     seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
     for turn in range(steps + 1):
         for name, step in pairs if turn % 2 else reversed(pairs):
@@ -47,23 +48,23 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
             if turn > 0:  # the first turn warms up
                 seconds[name].append(elapsed)
     saved = {}
-    for (name, step), network in zip(pairs, networks):
+    # Without graphs: autograd saves when a step is captured, not when it is replayed.
+    passes = [("ours", _step(ours, train, valid)), ("eager", eager)]
+    for (name, step), network in zip(passes, networks):
         excluded = [*network.parameters(), *network.buffers(), train[0], valid[0]]
         saved[name] = saved_bytes(step, exclude=excluded)
-    ours, eager = median(seconds["ours"]), median(seconds["eager"])
+    medians = {name: median(values) for name, values in seconds.items()}
     return {
-        "step_seconds": ours,
-        "eager_step_seconds": eager,
-        "step_speedup_vs_eager": eager / ours,
+        "step_seconds": medians["ours"],
+        "eager_step_seconds": medians["eager"],
+        "step_speedup_vs_eager": medians["eager"] / medians["ours"],
         "saved_bytes": saved["ours"],
         "eager_saved_bytes": saved["eager"],
         "saved_bytes_ratio_vs_eager": saved["eager"] / saved["ours"],
     }
 
 
-def _fused_step(
-    searcher: Searcher, network: reference.SearchNetwork, train: Batch, valid: Batch
-) -> Step:
+def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
     assert isinstance(network, SearchNetwork)
     if searcher.config.channels_last:
         in_channels_last(network)
@@ -71,8 +72,10 @@ def _fused_step(
     kind = type(searcher.strategy)
     options = {name: getattr(searcher.strategy, name) for name in kind.options}
     strategy = kind(**{**options, "order": 1})
-    bilevel = Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
+    return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
 
+
+def _step(bilevel: Bilevel | GraphedBilevel, train: Batch, valid: Batch) -> Step:
     def step() -> None:
         bilevel.arch_step(valid, train)
         bilevel.weight_step(train)
@@ -97,8 +100,11 @@ def _still_optimizers(
     network: nn.Module, arch: ArchParameters
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """The optimizers of a search with rate 0, so that every timed step does the same work."""
-    params = torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9, weight_decay=3e-4)
-    return params, torch.optim.Adam(arch.parameters(), lr=0.0)
+    capturable = capturable_on(next(network.parameters()).device)
+    params = sgd(
+        network.parameters(), lr=0.0, capturable=capturable, momentum=0.9, weight_decay=3e-4
+    )
+    return params, adam(arch.parameters(), lr=0.0, capturable=capturable)
 
 
 def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.SearchNetwork:

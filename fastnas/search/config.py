@@ -60,6 +60,7 @@ class SearchConfig(RunConfig):
     layers: int = option(8, "cells of the search network")
     memory: str = option("lean", "what fused cells hold for backward: fast, lean or minimal")
     channels_last: bool = option(False, "images and activations channels last")
+    cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
     epochs: int = option(50, "epochs of the search")
     batch_size: int | None = option(None, "images per batch (default: the method's, DARTS 64)")
     images: int | None = option(None, "search on this many training images (default: all)")

@@ -10,7 +10,15 @@ from fastnas.search.files import is_partial, write_text
 
 CONFIG = "config.json"
 # May differ between a run and its continuation: they change no result.
-FREE = {"out", "data_dir", "threads", "tensorboard", "checkpoint_every", "compare_steps"}
+FREE = {
+    "out",
+    "data_dir",
+    "threads",
+    "tensorboard",
+    "checkpoint_every",
+    "compare_steps",
+    "cuda_graph",
+}
 
 
 class RunFolderError(ValueError):

@@ -61,8 +61,8 @@ class StepBar:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, figures: str) -> None:
-        self._progress.update(self._task, advance=1, figures=figures)
+    def advance(self, steps: int, figures: str) -> None:
+        self._progress.update(self._task, advance=steps, figures=figures)
 
     def line(self, text: str) -> None:
         self._progress.console.print(text, highlight=False, soft_wrap=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from fastnas.search.checkpoint import (
     CheckpointError,
@@ -19,6 +21,10 @@ from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 
+SECONDS_SHOWN = 0.5
+STEPS_SHOWN = 16
+"""Figures are read, which waits for the device, after that time or that many steps."""
+
 
 class ResumableRun:
     """Epochs, steps and checkpoints; subclasses say what a step and the end of an epoch do.
@@ -26,7 +32,7 @@ class ResumableRun:
     Attributes:
         epoch, step: epochs done, and steps done in the one under way.
         seconds: spent in steps.
-        sums: figures summed over the steps of the epoch under way.
+        sums: figures summed over the steps of the epoch under way, in float64 on the device.
         history: one mapping of figures per epoch done.
     """
 
@@ -41,7 +47,7 @@ class ResumableRun:
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
-        self.sums = dict.fromkeys(self.summed, 0.0)
+        self.sums: dict[str, float | Tensor] = dict.fromkeys(self.summed, 0.0)
         self.history: list[dict[str, Any]] = []
 
     @property
@@ -60,15 +66,15 @@ class ResumableRun:
         raise NotImplementedError
 
     def run_step(self) -> None:
-        """One step, its figures added to `sums`."""
+        """One step, its figures given to `add`."""
         raise NotImplementedError
 
     def end_epoch(self) -> dict[str, Any]:
         """The figures of the epoch besides the means of `sums`."""
         raise NotImplementedError
 
-    def progress(self, seconds: float) -> str:
-        """What the bar shows after a step that took `seconds`."""
+    def progress(self, means: Mapping[str, float], seconds: float) -> str:
+        """What the bar shows: from `sums` over the epoch's steps so far, and seconds a step."""
         raise NotImplementedError
 
     def epoch_line(self) -> str:
@@ -79,21 +85,21 @@ class ResumableRun:
     def finished(self) -> bool:
         return self.epoch == self.config.epochs
 
+    def add(self, **figures: Tensor) -> None:
+        """Adds figures of a step [] to `sums`, without waiting for the device."""
+        for name, value in figures.items():
+            self.sums[name] = self.sums[name] + value.detach().double()
+
+    def means(self) -> dict[str, float]:
+        """`sums` over the steps of the epoch so far."""
+        return {name: float(total) / self.step for name, total in self.sums.items()}
+
     def run(self, checkpoint: Path, logs: Logs, bar: StepBar) -> None:
         """Goes on to the last epoch."""
         while not self.finished:
             self.start_epoch()
-            while self.step < self.steps_per_epoch:
-                started = time.perf_counter()
-                self.run_step()
-                self.step += 1
-                seconds = time.perf_counter() - started
-                self.seconds += seconds
-                bar.advance(self.progress(seconds))
-                if self.config.checkpoint_every and self.step % self.config.checkpoint_every == 0:
-                    self.save(checkpoint)
-            means = {name: total / self.steps_per_epoch for name, total in self.sums.items()}
-            self.history.append({"epoch": self.epoch, **means, **self.end_epoch()})
+            self._run_steps(checkpoint, bar)
+            self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
             self.sums = dict.fromkeys(self.summed, 0.0)
             self.epoch += 1
             self.step = 0
@@ -101,13 +107,32 @@ class ResumableRun:
             bar.line(self.epoch_line())
             self.save(checkpoint)
 
+    def _run_steps(self, checkpoint: Path, bar: StepBar) -> None:
+        every = self.config.checkpoint_every
+        started, steps = time.perf_counter(), 0
+        while self.step < self.steps_per_epoch:
+            self.run_step()
+            self.step += 1
+            steps += 1
+            saves = every and self.step % every == 0
+            shows = steps == STEPS_SHOWN or time.perf_counter() - started > SECONDS_SHOWN
+            if not (saves or shows or self.step == self.steps_per_epoch):
+                continue
+            means = self.means()
+            seconds = time.perf_counter() - started
+            self.seconds += seconds
+            bar.advance(steps, self.progress(means, seconds / steps))
+            if saves:
+                self.save(checkpoint)
+            started, steps = time.perf_counter(), 0
+
     def save(self, path: Path) -> None:
         """Everything that the rest of the run depends on."""
         state = {
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
-            "sums": self.sums,
+            "sums": {name: float(total) for name, total in self.sums.items()},
             "history": self.history,
             "random": random_state(),
             **{name: g.get_state() for name, g in self.generators().items()},

@@ -51,7 +51,8 @@ def search_text(report: Mapping[str, Any], genotype: Genotype) -> str:
         f"# {report['method']} on {report['data']}, space {report['space']}",
         "",
         f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
-        f" backend {report['backend']}, {env['device']}, {env['threads']} threads,"
+        f" backend {report['backend']}{', CUDA graphs' if report['cuda_graph'] else ''},"
+        f" {env['device']}, {env['threads']} threads,"
         f" torch {env['torch']}, fastnas {env['fastnas']}.",
         "",
     ]

@@ -73,6 +73,7 @@ def run_search(
         "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
+        "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
         **_train_derived(config, genotype, out, resume, console),
         **_compare(config, searcher, console),

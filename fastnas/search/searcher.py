@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,12 @@ from fastnas.search.batches import Batches, split_indices
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.data import Images
+from fastnas.search.graphed import GraphedBilevel, why_not_graphed
 from fastnas.search.logs import Logs
 from fastnas.search.monitor import has_collapsed, observe
+from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
 from fastnas.search.progress import StepBar, memory_text
+from fastnas.search.recorder import CudaRecorder
 from fastnas.search.resumable import ResumableRun
 from fastnas.search.setting import (
     Pipeline,
@@ -31,6 +36,8 @@ from fastnas.search.setting import (
     seeded,
 )
 from fastnas.spaces import Genotype, get_space, to_darts, to_json
+
+logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
 
@@ -74,6 +81,11 @@ class Searcher(ResumableRun):
         self._build_batches(images)
 
     @property
+    def is_graphed(self) -> bool:
+        """Whether the steps are replayed from CUDA graphs."""
+        return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.train_batches.batches_per_epoch
 
@@ -104,9 +116,7 @@ class Searcher(ResumableRun):
 
     def start_epoch(self) -> None:
         config = self.config
-        rate = cosine(self.epoch, config.epochs, config.resolved("lr"), config.lr_min)
-        for group in self.params_optimizer.param_groups:
-            group["lr"] = rate
+        set_learning_rate(self.params_optimizer, self._learning_rate())
         amplitude = self.strategy.noise_amplitude(self.epoch, config.epochs)
         self.network.set_noise_amplitude(amplitude)
         self.network.train()
@@ -115,10 +125,9 @@ class Searcher(ResumableRun):
         train = self.pipeline(self.train_batches.next())
         if self.epoch >= self.config.arch_start_epoch:
             valid = self.pipeline(self.valid_batches.next())
-            self.sums["valid_loss"] += float(self.bilevel.arch_step(valid, train))
+            self.add(valid_loss=self.bilevel.arch_step(valid, train))
         loss, logits = self.bilevel.weight_step(train)
-        self.sums["train_loss"] += float(loss)
-        self.sums["train_accuracy"] += accuracy(logits, train[1])
+        self.add(train_loss=loss, train_accuracy=accuracy(logits, train[1]))
 
     def end_epoch(self) -> dict[str, Any]:
         config, genotype = self.config, self.genotype()
@@ -127,7 +136,7 @@ class Searcher(ResumableRun):
         figures: dict[str, Any] = observe(weights, genotype)
         skips = [*(past["skips_normal"] for past in self.history), figures["skips_normal"]]
         figures["collapsed"] = has_collapsed(skips, 2 * self.space.nodes)
-        figures["lr"] = self.params_optimizer.param_groups[0]["lr"]
+        figures["lr"] = self._learning_rate()
         figures["noise_amplitude"] = self.strategy.noise_amplitude(self.epoch, config.epochs)
         figures["genotype"] = to_text(genotype)
         if self.epoch < config.arch_start_epoch:
@@ -142,19 +151,19 @@ class Searcher(ResumableRun):
         """Accuracy of the whole supernet, in eval mode, on the images of the logits."""
         self.network.eval()
         weights = self.strategy.mixing_weights(self.arch)
-        images, correct = self.pipeline.images, 0
+        images = self.pipeline.images
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for index in self.valid_index.split(4 * self.config.resolved("batch_size")):
             batch = self.pipeline.laid_out(images.normalise(images.train[index]))
             logits = self.network(batch, weights)
-            correct += int((logits.argmax(1) == images.train_labels[index]).sum())
+            correct += (logits.argmax(1) == images.train_labels[index]).sum()
         self.network.train()
-        return correct / len(self.valid_index)
+        return int(correct) / len(self.valid_index)
 
-    def progress(self, seconds: float) -> str:
+    def progress(self, means: Mapping[str, float], seconds: float) -> str:
         skips = self.history[-1]["skips_normal"] if self.history else 0
         return (
-            f"loss {self.sums['train_loss'] / self.step:.3f}"
-            f"  acc {self.sums['train_accuracy'] / self.step:.3f}  skips {skips}"
+            f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}  skips {skips}"
             f"  {2 * self.train_batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
 
@@ -173,21 +182,38 @@ class Searcher(ResumableRun):
     def _backend(self) -> Any:
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
-    def _build_optimizers(self) -> None:
+    def resume(self, path: Path) -> None:
+        super().resume(path)
+        if isinstance(self.bilevel, GraphedBilevel):
+            self.bilevel.forget()
+
+    def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
+        """Search steps as this run makes them: replayed from CUDA graphs, if it does that."""
+        if not self.config.cuda_graph or self.not_graphed is not None:
+            return bilevel
+        return GraphedBilevel(bilevel, CudaRecorder(self.device))
+
+    def _learning_rate(self) -> float:
         config = self.config
-        self.params_optimizer = torch.optim.SGD(
+        return cosine(self.epoch, config.epochs, config.resolved("lr"), config.lr_min)
+
+    def _build_optimizers(self) -> None:
+        config, capturable = self.config, capturable_on(self.device)
+        self.params_optimizer = sgd(
             self.network.parameters(),
             lr=config.resolved("lr"),
+            capturable=capturable,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
         )
-        self.arch_optimizer = torch.optim.Adam(
+        self.arch_optimizer = adam(
             self.arch.parameters(),
             lr=config.resolved("arch_lr"),
+            capturable=capturable,
             betas=self.strategy.alpha_betas,
             weight_decay=config.arch_weight_decay,
         )
-        self.bilevel = Bilevel(
+        bilevel = Bilevel(
             self.network,
             self.arch,
             self.strategy,
@@ -195,6 +221,10 @@ class Searcher(ResumableRun):
             self.arch_optimizer,
             config.grad_clip,
         )
+        self.not_graphed = why_not_graphed(bilevel, self.backend)
+        if config.cuda_graph and self.not_graphed is not None:
+            logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
+        self.bilevel = self.graphed(bilevel)
 
     def _build_batches(self, images: Images) -> None:
         config = self.config

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastnas.ops import to_device
 from fastnas.search.augment import Augment
 from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, RunConfig
@@ -77,7 +78,7 @@ class Pipeline:
 
     def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Training images of an index [B], and their labels."""
-        index = index.to(self.images.train.device)
+        index = to_device(index, self.images.train.device)
         # Padded before they are normalised, as in the public code: black, not grey.
         fill = -self.images.mean / self.images.std
         batch = self.augment(
@@ -100,5 +101,6 @@ def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    return float((logits.argmax(1) == labels).double().mean())
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers, float64 [] on their device."""
+    return (logits.argmax(1) == labels).double().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,13 @@ class Trainer(ResumableRun):
         self.optimizer.zero_grad(set_to_none=True)
         logits, auxiliary = self.network(images)
         loss = F.cross_entropy(logits, labels)
-        self.sums["train_loss"] += float(loss.detach())
+        self.add(train_loss=loss)
         if auxiliary is not None:
             loss = loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
-        self.sums["train_accuracy"] += accuracy(logits, labels)
+        self.add(train_accuracy=accuracy(logits, labels))
 
     def end_epoch(self) -> dict[str, Any]:
         every = self.config.test_every
@@ -126,19 +127,19 @@ class Trainer(ResumableRun):
     def test(self) -> float:
         """Accuracy on the held-back test images."""
         self.network.eval()
-        images, correct = self.images, 0
+        images = self.images
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for batch, labels in zip(
             images.test.split(TEST_BATCH), images.test_labels.split(TEST_BATCH)
         ):
             logits, _ = self.network(images.normalise(batch))
-            correct += int((logits.argmax(1) == labels).sum())
+            correct += (logits.argmax(1) == labels).sum()
         self.network.train()
-        return correct / len(images.test)
+        return int(correct) / len(images.test)
 
-    def progress(self, seconds: float) -> str:
+    def progress(self, means: Mapping[str, float], seconds: float) -> str:
         return (
-            f"loss {self.sums['train_loss'] / self.step:.3f}"
-            f"  acc {self.sums['train_accuracy'] / self.step:.3f}"
+            f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}"
             f"  {self.config.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
 

@@ -23,7 +23,8 @@ class Problem:
             L_val(w, alpha) on its validation batch. Repeated calls must see the same noise, or the
             finite difference measures the noise.
         buffers: what the losses change on the way (running statistics), put back afterwards.
-        lr, momentum, weight_decay: of the SGD that the unrolled step imitates.
+        lr, momentum, weight_decay: of the SGD that the unrolled step imitates; lr may be a 0-dim
+            tensor.
         momentum_buffers: of that SGD, None where it has none yet.
     """
 
@@ -32,7 +33,7 @@ class Problem:
     train_loss: Loss
     valid_loss: Loss
     buffers: Sequence[Tensor] = ()
-    lr: float = 0.0
+    lr: float | Tensor = 0.0
     momentum: float = 0.0
     weight_decay: float = 0.0
     momentum_buffers: Sequence[Tensor | None] = ()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fastnas import nn, reference
+from fastnas.nn.mixed_op import select
 from fastnas.ops import draw_rng
 from fastnas.reference import SkipNoise
 from fastnas.spaces import SPACES, get_space
@@ -108,6 +109,26 @@ def test_noise_reaches_every_skip_and_only_in_training(form):
     noisy.load_state_dict(quiet.state_dict())
     assert noisy.draw() is None
     torch.testing.assert_close(noisy(x, weights), quiet(x, weights))
+
+
+@pytest.mark.parametrize(
+    "index", [[0, 1, 2, 3, 4], [1, 2], [4], [0, 2, 3], [1, 2, 4], [4, 0, 1], [2, 2]], ids=str
+)
+def test_select_is_indexing(index):
+    w = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    expected = w[torch.tensor(index)]
+    dy = torch.randn(len(index), dtype=torch.float64)
+    (dw,) = torch.autograd.grad(expected, w, dy)
+    selected = select(w, index)
+    assert torch.equal(selected, expected)
+    assert torch.equal(torch.autograd.grad(selected, w, dy)[0], dw)
+    assert (select(w, index) is w) == (len(index) == 5)
+
+
+def test_a_draw_travels_in_one_piece():
+    level, rng = SkipNoise(factor=0.3, mean=0.7).level(0.5), draw_rng(6)
+    draw = nn.NoiseDraw.unpacked(nn.NoiseDraw(level, rng).packed().clone())
+    assert torch.equal(draw.level, level) and torch.equal(draw.rng, rng)
 
 
 def test_cell_draws_as_the_reference_formula():

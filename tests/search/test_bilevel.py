@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fastnas import nn, reference
-from fastnas.search.bilevel import Bilevel
+from fastnas.search.bilevel import Bilevel, Inputs
 from fastnas.spaces import get_space
 from fastnas.strategies import get_strategy
 
@@ -91,7 +91,7 @@ def test_unrolled_gradient_equals_the_eager_networks(problem):
     step = build(network, arch, get_strategy("darts", order=2))
     step.weight_step(train)
     eager.load_state_dict(network.state_dict())
-    fused_problem = step._problem(valid, train)
+    fused_problem = step._problem(Inputs(*valid, None), Inputs(*train, None))
     params = list(eager.parameters())
 
     def loss(batch):

@@ -1,0 +1,194 @@
+"""The two halves of a search step, each captured once as a CUDA graph and replayed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastnas.nn import NoiseDraw
+from fastnas.ops import staged
+from fastnas.search.bilevel import Batch, Bilevel, Inputs
+from fastnas.search.optimizers import being_captured, is_capturable, state_tensors
+from fastnas.search.recorder import Recorder
+
+logger = logging.getLogger("fastnas")
+
+Result = TypeVar("Result")
+NEVER_WAITING = ("cuda", "triton")
+"""Backends whose ops read nothing from the device on the host."""
+
+
+def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
+    """Why the steps of `bilevel` cannot be CUDA graphs, or None.
+
+    Args:
+        backend: the one that computes `mixed_sum`.
+    """
+    device, strategy = bilevel.params[0].device, bilevel.strategy
+    if device.type != "cuda":
+        return f"the search is on {device}; a CUDA device is needed"
+    if backend not in NEVER_WAITING:
+        return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
+    if getattr(strategy, "order", 1) != 1:
+        return "order is 2; only the first-order step is captured"
+    if strategy.skip_drop_probability():
+        return "skip_drop_path draws noise on the host in the middle of a step"
+    for optimizer in (bilevel.params_optimizer, bilevel.arch_optimizer):
+        if not is_capturable(optimizer):
+            return f"the learning rate of {type(optimizer).__name__} is a number, not a tensor"
+    return None
+
+
+class CaptureError(RuntimeError):
+    """A step could not be captured."""
+
+
+class GraphedBilevel:
+    """`Bilevel` with each half replayed from a CUDA graph: the same steps, bit for bit.
+
+    The first call of a half warms it up, captures it and puts back what that changed. Before each
+    replay the batches, and noise drawn as `Bilevel` draws it, are copied into buffers that the
+    graph reads. Nothing waits for the device. The learning rate is read from the device, the
+    amplitude of the noise comes with the noise.
+
+    The network must stay in training mode, parameters and the optimizers' states where they are;
+    after loading a checkpoint call `forget`.
+
+    A batch unlike the first, and every batch after a capture has failed, takes the eager step; the
+    first time, the reason is logged.
+
+    Args:
+        bilevel: for which `why_not_graphed` is None.
+        recorder: captures and replays.
+
+    Attributes:
+        failure: why no capture is tried any more, or None.
+    """
+
+    def __init__(self, bilevel: Bilevel, recorder: Recorder) -> None:
+        self.bilevel = bilevel
+        self._recorder = recorder
+        self._buffers: dict[str, _Buffers] = {}
+        self._replays: dict[Callable[..., Any], Callable[[], Any]] = {}
+        self.failure: str | None = None
+        self._logged = False
+
+    def arch_step(self, valid: Batch, train: Batch) -> Tensor:
+        """As `Bilevel.arch_step`; the next call overwrites what it returns."""
+        return self._step(self.bilevel.move_alphas, valid=valid, train=train)
+
+    def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
+        """As `Bilevel.weight_step`; the next call overwrites what it returns."""
+        return self._step(self.bilevel.move_params, train=train)
+
+    def forget(self) -> None:
+        """Drops what was captured; the next call of each half captures anew."""
+        self._buffers.clear()
+        self._replays.clear()
+
+    def _step(self, half: Callable[..., Result], **batches: Batch) -> Result:
+        fresh = {role: self._drawn(batch) for role, batch in batches.items()}
+        reason = self.failure or self._misfit(fresh)
+        if reason is None:
+            try:
+                return self._replayed(half, fresh)
+            except CaptureError as error:
+                reason = self.failure = str(error)
+        if not self._logged:
+            self._logged = True
+            logger.warning("fastnas: an eager search step, not a CUDA graph: %s", reason)
+        return half(*(_on_device(inputs) for inputs in fresh.values()))
+
+    def _drawn(self, batch: Batch) -> Inputs:
+        """The batch with its noise on the host, drawn in the order in which `Bilevel` draws."""
+        return Inputs(*batch, self.bilevel.network.draw())
+
+    def _misfit(self, fresh: dict[str, Inputs]) -> str | None:
+        for role, inputs in fresh.items():
+            for name in ("images", "labels") if role in self._buffers else ():
+                captured, given = (
+                    _kind(getattr(i, name)) for i in (self._buffers[role].inputs, inputs)
+                )
+                if captured != given:
+                    return f"the {name} of a {role} batch are {given}; captured are {captured}"
+        return None
+
+    def _replayed(self, half: Callable[..., Result], fresh: dict[str, Inputs]) -> Result:
+        for role, inputs in fresh.items():
+            if role not in self._buffers:
+                self._buffers[role] = _Buffers(inputs)
+            self._buffers[role].fill(inputs)
+        if half not in self._replays:
+            inputs_in_place = [self._buffers[role].inputs for role in fresh]
+            self._replays[half] = self._captured(lambda: half(*inputs_in_place))
+        return self._replays[half]()
+
+    def _captured(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        with self._put_back():
+            self._recorder.warm_up(work)
+            try:
+                with being_captured(self.bilevel.arch_optimizer):
+                    return self._recorder.record(work)
+            except RuntimeError as error:
+                raise CaptureError(f"capture failed: {_cause(error)}") from error
+
+    @contextmanager
+    def _put_back(self) -> Iterator[None]:
+        """Undoes what a step changes: parameters, logits, statistics, optimizers, generators."""
+        step = self.bilevel
+        tensors = [*step.params, *step.alphas, *step.network.buffers()]
+        for optimizer in (step.params_optimizer, step.arch_optimizer):
+            tensors += state_tensors(optimizer)
+        before = [tensor.detach().clone() for tensor in tensors]
+        device = step.params[0].device
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, before):
+                    tensor.copy_(value)
+
+
+class _Buffers:
+    """What a captured pass reads: inputs that stay where they are."""
+
+    def __init__(self, like: Inputs) -> None:
+        images, labels, draw = like
+        self._noise: Tensor | None = None
+        if draw is not None:
+            self._noise = draw.packed().to(images.device)
+        self.inputs = Inputs(
+            torch.empty_like(images),
+            torch.empty_like(labels),
+            None if self._noise is None else NoiseDraw.unpacked(self._noise),
+        )
+
+    def fill(self, fresh: Inputs) -> None:
+        self.inputs.images.copy_(fresh.images)
+        self.inputs.labels.copy_(fresh.labels)
+        if self._noise is not None:
+            assert fresh.draw is not None
+            packed = staged(fresh.draw.packed(), self._noise.device)
+            self._noise.copy_(packed, non_blocking=True)
+
+
+def _on_device(inputs: Inputs) -> Inputs:
+    draw = inputs.draw
+    return inputs._replace(draw=None if draw is None else draw.to(inputs.images.device))
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first: ending a broken capture raises again."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,127 @@
+"""The optimizers of a search: those on CUDA keep everything that they read on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+Kind = TypeVar("Kind", bound=Optimizer)
+
+
+def capturable_on(device: torch.device) -> bool:
+    """Whether a search on `device` has capturable optimizers (`sgd`, `adam`).
+
+    The device decides, not the wish for CUDA graphs: with and without graphs a search makes the
+    same steps.
+    """
+    return device.type == "cuda"
+
+
+def sgd(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settings: Any) -> SGD:
+    """SGD whose step, if `capturable`, a CUDA graph can hold.
+
+    Then torch's fused kernel updates (the foreach one reads a tensor's learning rate back to the
+    host), the rate is a float32 tensor [] beside the parameters, and all state is there before the
+    first step, so nothing is waited for and nothing is decided on the host.
+
+    The state dict is the same with and without, and loads into either.
+
+    Args:
+        params: all on one device.
+        settings: further arguments of `torch.optim.SGD`.
+    """
+    return _build(SGD, params, lr, capturable, settings)
+
+
+def adam(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settings: Any) -> Adam:
+    """Adam, and the rest as in `sgd`."""
+    return _build(Adam, params, lr, capturable, settings)
+
+
+def is_capturable(optimizer: Optimizer) -> bool:
+    """Whether the learning rate is read from memory; a number would be fixed by the capture."""
+    return all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
+
+
+@contextmanager
+def being_captured(optimizer: Optimizer) -> Iterator[None]:
+    """torch's Adam refuses a captured step without this flag, and warns of any other with it."""
+    for group in optimizer.param_groups:
+        group["capturable"] = True
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            group["capturable"] = False
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Of all groups; in place where it is a tensor, which captured steps go on reading."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def state_tensors(optimizer: Optimizer) -> list[torch.Tensor]:
+    """What a step changes besides the parameters."""
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return [value for value in values if isinstance(value, torch.Tensor)]
+
+
+def _build(
+    kind: type[Kind],
+    params: Iterable[nn.Parameter],
+    lr: float,
+    capturable: bool,
+    settings: dict[str, Any],
+) -> Kind:
+    params = list(params)
+    optimizer = kind(params, lr=lr, fused=capturable or None, **settings)  # type: ignore[call-arg]
+    if capturable:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.full((), lr, dtype=torch.float32, device=params[0].device)
+        _fill_state(optimizer)
+        optimizer.register_load_state_dict_post_hook(_fill_state)
+    optimizer.register_state_dict_post_hook(_rate_as_number)
+    optimizer.register_load_state_dict_pre_hook(_keep_settings)
+    return optimizer
+
+
+def _fill_state(optimizer: Optimizer) -> None:
+    """What is missing of the state, with the values that a first step starts from."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            state = optimizer.state[p]
+            if isinstance(optimizer, Adam):
+                names = ["exp_avg", "exp_avg_sq"]
+                if "step" not in state:
+                    state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            else:
+                names = ["momentum_buffer"] if group["momentum"] else []
+            for name in names:
+                if state.get(name) is None:
+                    state[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+
+
+def _rate_as_number(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    for group in state["param_groups"]:
+        group["lr"] = float(group["lr"])
+
+
+def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Settings are this run's: those of a checkpoint may be for another device.
+
+    Groups that do not match this optimizer's are left for torch to refuse.
+    """
+    own, saved = optimizer.param_groups, state["param_groups"]
+    if len(own) != len(saved):
+        return state
+    groups = [{**mine, "params": theirs["params"]} for mine, theirs in zip(own, saved)]
+    return {**state, "param_groups": groups}
