@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends.held import Held, accumulation_dtype
-from fastnas.backends.layout import common_format
+from fastnas.backends.layout import common_format, node_format
 from fastnas.backends.request import Request
 from fastnas.reference import EdgeTable
 
@@ -146,7 +146,7 @@ class EagerBackend:
             x, w, params, table, held.stats, training=training, eps=eps,
             form=form, level=level, rng=rng, std=held.std if held.std.numel() else None,
         )  # fmt: skip
-        return out.contiguous(memory_format=torch.channels_last), held
+        return out.contiguous(memory_format=node_format(x[0])), held
 
     def mixed_edges_bwd(
         self,
@@ -178,8 +178,8 @@ class EagerBackend:
             if y.requires_grad:
                 found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
         grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
-        channels_last = torch.channels_last
-        dx = [next(grads).contiguous(memory_format=channels_last) for need in needs_dx if need]
+        layout = node_format(dout)
+        dx = [next(grads).contiguous(memory_format=layout) for need in needs_dx if need]
         dw = next(grads) if needs_dw else w.detach().new_empty(0)
         return dx, dw, [g.contiguous() for g in grads]
 

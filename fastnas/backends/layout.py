@@ -29,6 +29,15 @@ def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_fo
     ], layout
 
 
+def node_format(x: Tensor) -> torch.memory_format:
+    """The format of the nodes that `mixed_edges` makes of states like x, and of its gradients.
+
+    Channels last on the CPU, where channels fill the vectors; NCHW on a GPU, where pixels fill the
+    warps.
+    """
+    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+
+
 def channels_and_pixels(like: Tensor, layout: torch.memory_format) -> tuple[int, int]:
     """(C, pixels of one image) for a channels-last layout, (0, 0) for memory in logical order."""
     if layout == torch.contiguous_format or like.numel() == 0:

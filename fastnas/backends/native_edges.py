@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.held import Held, accumulation_dtype
+from fastnas.backends.layout import node_format
 from fastnas.reference import EDGE_OPS, EdgeTable
 
 DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -51,7 +52,7 @@ class NativeEdges:
         call = self._call(x, out, w, params, held, table, eps, form, level, rng)
         call.training = training
         self._run("mixed_edges_fwd", table, call, out.device)
-        return out, held
+        return out.contiguous(memory_format=node_format(out)), held
 
     def mixed_edges_bwd(
         self,
@@ -70,7 +71,7 @@ class NativeEdges:
         needs_dw: bool,
         needs_dparams: bool,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        x, dout = [self._laid_out(t) for t in x], self._laid_out(dout)
+        x, dout, out = [self._laid_out(t) for t in x], self._laid_out(dout), self._laid_out(out)
         dx = [self._new(t, *t.shape) if need else None for t, need in zip(x, needs_dx)]
         dparams = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params]
         dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
@@ -80,7 +81,9 @@ class NativeEdges:
         call.dparams = [d.data_ptr() for d in dparams] if needs_dparams else []
         call.dw = dw.data_ptr() if needs_dw else 0
         self._run("mixed_edges_bwd", table, call, out.device)
-        return [d for d in dx if d is not None], dw.to(w.dtype), dparams if needs_dparams else []
+        layout = node_format(out)
+        wanted = [d.contiguous(memory_format=layout) for d in dx if d is not None]
+        return wanted, dw.to(w.dtype), dparams if needs_dparams else []
 
     def _call(
         self,

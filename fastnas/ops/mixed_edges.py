@@ -1,7 +1,8 @@
 """mixed_edges: schema, fake, autograd, public function, checks. The kernels are two steps down:
 
-backends/cpu.py   -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h, csrc/formulas)
-backends/eager.py -> reference/mixed_edges.py
+backends/native_edges.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
+                            csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
+backends/eager.py        -> reference/mixed_edges.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
+from fastnas.backends.layout import node_format
 from fastnas.ops.checks import (
     check_image,
     check_noise_tensors,
@@ -113,7 +115,7 @@ def _fwd_fake(
     N, C, rows, cols = edges.node_size([t.shape for t in x])
     out = x[0].new_empty(N, edges.nodes * C, rows, cols)
     held = Held.empty(x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None)
-    return out.contiguous(memory_format=torch.channels_last), list(held)
+    return out.contiguous(memory_format=node_format(x[0])), list(held)
 
 
 @torch.library.register_fake("fastnas::mixed_edges_bwd")
@@ -121,11 +123,7 @@ def _bwd_fake(
     dout: Tensor, x: list[Tensor], out: Tensor, w: Tensor, params: list[Tensor], *rest: Any
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     *_, needs_dx, needs_dw, needs_dparams, _ = rest
-    dx = [
-        torch.empty_like(t, memory_format=torch.channels_last)
-        for t, need in zip(x, needs_dx)
-        if need
-    ]
+    dx = [torch.empty_like(t, memory_format=node_format(t)) for t, need in zip(x, needs_dx) if need]
     dw = w.new_empty(w.shape if needs_dw else (0,))
     return dx, dw, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
@@ -205,7 +203,7 @@ def mixed_edges(
     relative error is about eps sum_ij |W_i S_ij W_j| / var, S = cov(u) in float32 (float64).
 
     Args:
-        x: the input states, [N, C, H, W] each, float32, bfloat16 or float64.
+        x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64.
         w: [edges, candidates] mixing weights, floating point; may be wider than x.
         params: of all terms, in their order (`EdgeTerm`), of the dtype of x.
         table: the edges (`EdgeTable`).
@@ -224,7 +222,8 @@ def mixed_edges(
         backend: see `mixed_sum`.
 
     Returns:
-        [N, nodes C, H', W'], the nodes one after the other, channels last in memory.
+        [N, nodes C, H', W'], the nodes one after the other: channels last in memory on the CPU,
+        NCHW on a GPU.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.
