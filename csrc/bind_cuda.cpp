@@ -2,8 +2,11 @@
 #include <pybind11/pybind11.h>
 
 #include "bind_mixed_edges.h"
+#include "bind_mixed_norm_sum.h"
+#include "bind_mixed_sum.h"
 #include "cuda/device.h"
 #include "cuda/mixed_edges.h"
+#include "cuda/mixed_norm_sum.h"
 #include "cuda/mixed_sum.h"
 
 namespace fastnas {
@@ -30,6 +33,13 @@ PYBIND11_MODULE(FASTNAS_MODULE, m) {
       m, [](MixedSumParams& p, Address stream) { p.stream = as_pointer<void>(stream); },
       Run([](const MixedSumParams& p) { check("mixed_sum_fwd", cuda::mixed_sum_fwd(p)); }),
       Run([](const MixedSumParams& p) { check("mixed_sum_bwd", cuda::mixed_sum_bwd(p)); }));
+
+  using NormRun = void (*)(const MixedNormSumParams&);
+  bind_mixed_norm_sum<Address>(
+      m, [](MixedSumParams& p, Address stream) { p.stream = as_pointer<void>(stream); }, &cuda::mixed_norm_sum_parts,
+      NormRun([](const MixedNormSumParams& p) { check("mixed_norm_sum_fwd", cuda::mixed_norm_sum_fwd(p)); }),
+      NormRun([](const MixedNormSumParams& p) { check("mixed_norm_sum_bwd", cuda::mixed_norm_sum_bwd(p)); }));
+
   using RunEdges = void (*)(const MixedEdgesParams&);
   bind_mixed_edges(m, &cuda::mixed_edges_workspace,
                    RunEdges([](const MixedEdgesParams& p) { check("mixed_edges_fwd", cuda::mixed_edges_fwd(p)); }),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.native import NativeBackend
+from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
 CSRC = Path(__file__).parents[1] / "csrc"
 MODULE = "fastnas_host_simt"
@@ -25,7 +26,7 @@ FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-prag
 FLAGS += ["-DFASTNAS_HOST_SIMT", f"-DFASTNAS_MODULE={MODULE}"]
 
 
-class HostCudaBackend(NativeBackend):
+class HostCudaBackend(MatmulReluConvBn, NativeBackend):
     """csrc/cuda on the CPU. `seed` picks the order in which the shim runs blocks and threads."""
 
     name = "cuda-host"

@@ -93,6 +93,10 @@ def test_every_op_is_in_the_same_places(stem: str) -> None:
                 "triton": f"kernels/{stem}.py"}  # fmt: skip
     places = [f"fastnas/reference/{stem}.py", f"fastnas/ops/{stem}.py",
               f"tests/ops/test_{stem}.py", f"benchmarks/ops/{stem}.py"]  # fmt: skip
+    # An op that needs no kernel of its own on a GPU is written once for all backends there.
+    shared = f"fastnas/backends/{stem}.py"
+    if (ROOT / shared).is_file():
+        backends |= {"cuda": shared, "triton": shared}
     places += [place for name, place in backends.items() if name not in op.absent]
     if not {"cpu", "cuda"} <= set(op.absent):
         places.append(f"csrc/formulas/{stem}.h")

@@ -208,17 +208,21 @@ bool is_aligned(const MixedSumParams& p, size_t element) {
 }
 
 template <class T>
+int standard_deviations(const MixedSumParams& p) {
+  const int64_t blocks = block_count(p.n);
+  if (blocks == 0 || !is_relative(p.form) || p.noisy_terms == 0) return 0;
+  const dim3 grid(unsigned(blocks), unsigned(p.noisy_terms));
+  if (int error = launch(mixed_sum_moments_kernel<T>, grid, kThreads, 0, p.stream, p, is_aligned(p, sizeof(T))))
+    return error;
+  return launch(mixed_sum_std_kernel, unsigned(p.noisy_terms), kThreads, 0, p.stream, p, blocks);
+}
+
+template <class T>
 int fwd(const MixedSumParams& p) {
   const int64_t blocks = block_count(p.n);
   if (blocks == 0) return 0;
-  const bool aligned = is_aligned(p, sizeof(T));
-  if (is_relative(p.form) && p.noisy_terms) {
-    const dim3 grid(unsigned(blocks), unsigned(p.noisy_terms));
-    if (int error = launch(mixed_sum_moments_kernel<T>, grid, kThreads, 0, p.stream, p, aligned)) return error;
-    if (int error = launch(mixed_sum_std_kernel, unsigned(p.noisy_terms), kThreads, 0, p.stream, p, blocks))
-      return error;
-  }
-  return launch(mixed_sum_fwd_kernel<T>, unsigned(blocks), kThreads, 0, p.stream, p, aligned);
+  if (int error = standard_deviations<T>(p)) return error;
+  return launch(mixed_sum_fwd_kernel<T>, unsigned(blocks), kThreads, 0, p.stream, p, is_aligned(p, sizeof(T)));
 }
 
 template <class T>
@@ -234,6 +238,15 @@ int bwd(const MixedSumParams& p) {
 constexpr int kInvalidValue = 1;  // cudaErrorInvalidValue
 
 }  // namespace
+
+int mixed_sum_std(const MixedSumParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return standard_deviations<float>(p);
+    case DType::bf16: return standard_deviations<bf16_t>(p);
+    case DType::f16: return standard_deviations<f16_t>(p);
+    default: return kInvalidValue;
+  }
+}
 
 int mixed_sum_fwd(const MixedSumParams& p) {
   switch (p.dtype) {

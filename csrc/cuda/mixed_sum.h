@@ -5,6 +5,8 @@
 
 namespace fastnas::cuda {
 
+// params.std of relative noise from the noisy terms; nothing for another.
+int mixed_sum_std(const MixedSumParams& params);
 int mixed_sum_fwd(const MixedSumParams& params);
 int mixed_sum_bwd(const MixedSumParams& params);
 

@@ -40,10 +40,13 @@ template <class A> struct Draw {
 };
 
 // NCHW position of the element at a memory index.
+FASTNAS_HD int64_t logical_index(int64_t channels, int64_t pixels, int64_t memory) {
+  if (channels == 0) return memory;
+  const int64_t image = memory / (channels * pixels), rest = memory % (channels * pixels);
+  return (image * channels + rest % channels) * pixels + rest / channels;
+}
 FASTNAS_HD int64_t logical_index(const MixedSumParams& p, int64_t memory) {
-  if (p.channels == 0) return memory;
-  const int64_t image = memory / (p.channels * p.pixels), rest = memory % (p.channels * p.pixels);
-  return (image * p.channels + rest % p.channels) * p.pixels + rest / p.channels;
+  return logical_index(p.channels, p.pixels, memory);
 }
 
 template <class A> FASTNAS_HD A mixed_value(bool multiplicative, A x, A d) {

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.native import NativeBackend, load_native
+from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
 
-class CudaBackend(NativeBackend):
+class CudaBackend(MatmulReluConvBn, NativeBackend):
     name = "cuda"
     device = "cuda"
     edges_format = torch.contiguous_format

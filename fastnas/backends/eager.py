@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends.held import Held, accumulation_dtype
-from fastnas.backends.layout import common_format, node_format
+from fastnas.backends.layout import common_format, state_format
 from fastnas.backends.request import Request
 from fastnas.reference import EdgeTable
 
@@ -146,7 +146,7 @@ class EagerBackend:
             x, w, params, table, held.stats, training=training, eps=eps,
             form=form, level=level, rng=rng, std=held.std if held.std.numel() else None,
         )  # fmt: skip
-        return out.contiguous(memory_format=node_format(x[0])), held
+        return out.contiguous(memory_format=state_format(x[0])), held
 
     def mixed_edges_bwd(
         self,
@@ -178,7 +178,7 @@ class EagerBackend:
             if y.requires_grad:
                 found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
         grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
-        layout = node_format(dout)
+        layout = state_format(dout)
         dx = [next(grads).contiguous(memory_format=layout) for need in needs_dx if need]
         dw = next(grads) if needs_dw else w.detach().new_empty(0)
         return dx, dw, [g.contiguous() for g in grads]
@@ -191,7 +191,7 @@ class EagerBackend:
         if running is not None:
             stats.copy_(running)
         y = reference.relu_conv_bn(x, params, stats, training=running is None, eps=eps)
-        return y.contiguous(memory_format=torch.channels_last), stats
+        return y.contiguous(memory_format=state_format(x)), stats
 
     def relu_conv_bn_bwd(
         self,
@@ -210,5 +210,5 @@ class EagerBackend:
             again = reference.relu_conv_bn(x, params, torch.empty_like(stats), eps=eps)
             wanted = [t for t in (x, *params) if t.requires_grad]
             grads = list(torch.autograd.grad(again, wanted, dy))
-        dx = [grads.pop(0).contiguous(memory_format=torch.channels_last)] if needs_dx else []
+        dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs_dx else []
         return dx, [g.contiguous() for g in grads]

@@ -29,8 +29,8 @@ def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_fo
     ], layout
 
 
-def node_format(x: Tensor) -> torch.memory_format:
-    """The format of the nodes that `mixed_edges` makes of states like x, and of its gradients.
+def state_format(x: Tensor) -> torch.memory_format:
+    """The format of what the ops of a fused cell make of a state [N, C, H, W] like x.
 
     Channels last on the CPU, where channels fill the vectors; NCHW on a GPU, where pixels fill the
     warps.

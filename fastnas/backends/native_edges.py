@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.held import Held, accumulation_dtype
-from fastnas.backends.layout import node_format
+from fastnas.backends.layout import state_format
 from fastnas.reference import EDGE_OPS, EdgeTable
 
 DTYPE_TAGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -52,7 +52,7 @@ class NativeEdges:
         call = self._call(x, out, w, params, held, table, eps, form, level, rng)
         call.training = training
         self._run("mixed_edges_fwd", table, call, out.device)
-        return out.contiguous(memory_format=node_format(out)), held
+        return out.contiguous(memory_format=state_format(out)), held
 
     def mixed_edges_bwd(
         self,
@@ -81,7 +81,7 @@ class NativeEdges:
         call.dparams = [d.data_ptr() for d in dparams] if needs_dparams else []
         call.dw = dw.data_ptr() if needs_dw else 0
         self._run("mixed_edges_bwd", table, call, out.device)
-        layout = node_format(out)
+        layout = state_format(out)
         wanted = [d.contiguous(memory_format=layout) for d in dx if d is not None]
         return wanted, dw.to(w.dtype), dparams if needs_dparams else []
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnas.backends.fused import FusedBackend, MixedSumNoise
+from fastnas.backends.fused import MixedSumNoise
+from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
 
-class TritonBackend(FusedBackend):
+class TritonBackend(MatmulReluConvBn):
     name = "triton"
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends import MEMORY
+from fastnas.backends.layout import state_format
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp, reading_of, select
@@ -145,9 +146,9 @@ class SearchNetwork(reference.SearchNetwork):
         self._check(x, weights)
         draw = self.draw(x.device) if draw is None else draw
         nodes = self.space.nodes
-        if x.device.type == "cpu" and cast(Cell, self.cells[0]).why_not_fused(x) is None:
-            # Fused cells work channels last on the CPU: here that is a copy of the images only.
-            x = x.contiguous(memory_format=torch.channels_last)
+        if cast(Cell, self.cells[0]).why_not_fused(x) is None:
+            # Here a copy to the layout of fused cells is one of the images only.
+            x = x.contiguous(memory_format=state_format(x))
         s0 = s1 = self.stem(x)
         for i, cell in enumerate(self.cells):
             own = None

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
-from fastnas.backends.layout import node_format
+from fastnas.backends.layout import state_format
 from fastnas.ops.checks import (
     check_image,
     check_noise_tensors,
@@ -115,7 +115,7 @@ def _fwd_fake(
     N, C, rows, cols = edges.node_size([t.shape for t in x])
     out = x[0].new_empty(N, edges.nodes * C, rows, cols)
     held = Held.empty(x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None)
-    return out.contiguous(memory_format=node_format(x[0])), list(held)
+    return out.contiguous(memory_format=state_format(x[0])), list(held)
 
 
 @torch.library.register_fake("fastnas::mixed_edges_bwd")
@@ -123,7 +123,9 @@ def _bwd_fake(
     dout: Tensor, x: list[Tensor], out: Tensor, w: Tensor, params: list[Tensor], *rest: Any
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     *_, needs_dx, needs_dw, needs_dparams, _ = rest
-    dx = [torch.empty_like(t, memory_format=node_format(t)) for t, need in zip(x, needs_dx) if need]
+    dx = [
+        torch.empty_like(t, memory_format=state_format(t)) for t, need in zip(x, needs_dx) if need
+    ]
     dw = w.new_empty(w.shape if needs_dw else (0,))
     return dx, dw, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 

@@ -1,6 +1,7 @@
 """mixed_norm_sum: schema, fake, autograd, public function, checks. The kernels are two steps down:
 
 backends/cpu.py    -> csrc/cpu/mixed_norm_sum.cpp (csrc/formulas/*.h)
+backends/cuda.py   -> csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
 backends/eager.py  -> reference/mixed_norm_sum.py
 """
 
@@ -206,8 +207,8 @@ def mixed_norm_sum(
 
     Args:
         z: at least one term, all of one shape [N, C, ...] (any rank >= 2), dtype and device:
-            float32, bfloat16, float16, float64. Contiguous and channels-last terms are read as
-            they lie; other layouts, and mixed ones, are copied to contiguous.
+            float32, bfloat16, float16, float64 (not on CUDA). Contiguous and channels-last terms
+            are read as they lie; other layouts, and mixed ones, are copied to contiguous.
         w: [len(z)] floating point on the same device; may be wider than z. Sums are accumulated
             in float32 (float64 for float64), in an order that does not depend on threads.
         normed: a bool per term.
@@ -218,7 +219,7 @@ def mixed_norm_sum(
         momentum: of that update.
         training: whether to normalise by the statistics of the batch.
         noise, noisy, level, rng: as in `mixed_sum`; a noisy term may not be normed.
-        backend: as in `mixed_sum`; this op has "eager" and "cpu".
+        backend: as in `mixed_sum`; this op has "eager", "cpu" and "cuda".
 
     Returns:
         Tensor shaped and typed as the terms.

@@ -1,7 +1,8 @@
 """relu_conv_bn: schema, fake, autograd, public function, checks. The kernels are two steps down:
 
-backends/cpu.py   -> csrc/cpu/relu_conv_bn.cpp
-backends/eager.py -> reference/relu_conv_bn.py
+backends/cpu.py          -> csrc/cpu/relu_conv_bn.cpp
+backends/relu_conv_bn.py -> torch's matmul and the kernels of mixed_norm_sum: cuda
+backends/eager.py        -> reference/relu_conv_bn.py
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, accumulation_dtype
+from fastnas.backends.layout import state_format
 from fastnas.ops.checks import (
     check_image,
     check_running,
@@ -71,7 +73,7 @@ def _fwd_fake(x: Tensor, params: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]
     stride, C = len(params), sum(p.shape[0] for p in params)
     rows, cols = (-(-size // stride) for size in x.shape[2:])
     y = torch.empty(x.shape[0], C, rows, cols, dtype=x.dtype, device=x.device).contiguous(
-        memory_format=torch.channels_last
+        memory_format=state_format(x)
     )
     return y, torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
 
@@ -81,7 +83,7 @@ def _bwd_fake(
     dy: Tensor, x: Tensor, y: Tensor, params: list[Tensor], *rest: Any
 ) -> tuple[list[Tensor], list[Tensor]]:
     *_, needs_dx, needs_dparams, _ = rest
-    dx = [torch.empty_like(x, memory_format=torch.channels_last)] if needs_dx else []
+    dx = [torch.empty_like(x, memory_format=state_format(x))] if needs_dx else []
     return dx, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
 
@@ -131,7 +133,8 @@ def relu_conv_bn(
     and the statistics, so nothing is held that is not a state of the network already.
 
     Args:
-        x: [N, C_in, H, W], float32, bfloat16 or float64.
+        x: [N, C_in, H, W], float32, bfloat16 or float64 (not on CUDA). There TF32 is off unless
+            torch.backends.cuda.matmul.allow_tf32 is on.
         params: one [C, C_in, 1, 1]; or two [C / 2, C_in, 1, 1] with stride 2, the second reading
             the image shifted by a pixel in both directions (`FactorizedReduce`).
         running: (mean, variance), each [C]: updated in training, used outside of it.
@@ -141,7 +144,7 @@ def relu_conv_bn(
         backend: see `mixed_sum`.
 
     Returns:
-        [N, C, H', W'], channels last in memory.
+        [N, C, H', W'], channels last in memory on the CPU, on a GPU as x is.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.

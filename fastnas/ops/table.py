@@ -8,10 +8,7 @@ from fastnas.backends import OpInfo
 
 _GPU = (torch.float32, torch.bfloat16, torch.float16)
 _CELL = (torch.float32, torch.bfloat16, torch.float64)
-_NOT_YET_ON_GPU = {
-    "cuda": "the fused cell has no CUDA kernels yet",
-    "triton": "the fused cell has no Triton kernels yet",
-}
+_GPU_CELL = (torch.float32, torch.bfloat16)
 
 OPS: dict[str, OpInfo] = {
     "mixed_sum": OpInfo(
@@ -29,25 +26,26 @@ OPS: dict[str, OpInfo] = {
     "mixed_norm_sum": OpInfo(
         stem="mixed_norm_sum",
         summary="y = sum_k w_k BN(z_k), and skips as in mixed_sum; dw and every dz_k in two passes",
-        dtypes={"eager": (*_GPU, torch.float64), "cpu": (*_GPU, torch.float64)},
-        max_terms=128,
-        absent={
-            "cuda": "the GPU kernels of this op come with the CUDA mixed_edges",
-            "triton": "the GPU kernels of this op come with the CUDA mixed_edges",
+        dtypes={
+            "eager": (*_GPU, torch.float64),
+            "cpu": (*_GPU, torch.float64),
+            "cuda": _GPU,
         },
+        max_terms=128,
+        absent={"triton": "the Triton kernels of this op are not written yet"},
     ),
     "mixed_edges": OpInfo(
         stem="mixed_edges",
         summary="the nodes of a DARTS cell straight from its states, batch norm folded in",
-        dtypes={"eager": _CELL, "cpu": _CELL, "cuda": (torch.float32, torch.bfloat16)},
+        dtypes={"eager": _CELL, "cpu": _CELL, "cuda": _GPU_CELL},
         max_terms=1,
-        absent={"triton": "a cell runs by mixed_norm_sum there"},
+        absent={"triton": "its cells run candidate by candidate and by mixed_norm_sum"},
     ),
     "relu_conv_bn": OpInfo(
         stem="relu_conv_bn",
         summary="BN(W relu(x)) with 1x1 kernels: the preprocessing of a DARTS cell",
-        dtypes={"eager": _CELL, "cpu": _CELL},
+        dtypes={"eager": _CELL, "cpu": _CELL, "cuda": _GPU_CELL},
         max_terms=1,
-        absent=_NOT_YET_ON_GPU,
+        absent={"triton": "it runs on the kernels of mixed_norm_sum, and Triton has none yet"},
     ),
 }

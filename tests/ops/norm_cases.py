@@ -7,20 +7,24 @@ by eps mean(|z_k|) r even where it is small. A normed v_k counts |v_k| + mean(|z
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from cases import Outcome, laid_out, rounding
 from torch import Tensor
 
 import fastnas
 from fastnas import reference
+from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
 from fastnas.reference import SkipNoise
 from fastnas.reference.mixed_norm_sum import Statistics
 from fastnas.reference.mixed_sum import draws
 
 EPS = 1e-5
+BACKENDS_OF_CASES = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
+ON_CPU_TENSORS = pytest.mark.backends("eager", "cpu", "cuda-host")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class Inputs:
             return None
         rows = iter(zip(*self.statistics))
         return [next(rows) if normed else None for normed in self.normed]
+
+    def to(self, device: str) -> Inputs:
+        def moved(tensors: Sequence[Tensor]) -> list[Tensor]:
+            return [t.to(device) for t in tensors]
+
+        level, rng = (t if t is None else t.to(device) for t in (self.level, self.rng))
+        w, dy, *z = moved([self.w, self.dy, *self.z])
+        statistics = None
+        if self.statistics is not None:
+            mean, var = moved(self.statistics)
+            statistics = mean, var
+        return replace(self, z=z, w=w, dy=dy, statistics=statistics, level=level, rng=rng)
 
     def wide(self) -> tuple[list[Tensor], Statistics]:
         """The terms and what they are normalised by, in fp64."""
@@ -102,15 +118,19 @@ def call(inputs: Inputs, z: Sequence[Tensor], w: Tensor, backend: str | None) ->
 
 
 def run(inputs: Inputs, backend: str | None, needs: Sequence[bool] | None = None) -> Outcome:
-    """mixed_norm_sum and its backward; `needs` says which of (w, *z) want gradients."""
+    """mixed_norm_sum and its backward; `needs` says which of (w, *z) want gradients.
+
+    On the device of the backend; the outcome is on the CPU.
+    """
+    inputs = inputs.to(getattr(BACKENDS.get(backend or ""), "device", "cpu"))
     needs = [True] * (1 + len(inputs.z)) if needs is None else list(needs)
     leaves = [t.detach().requires_grad_(n) for t, n in zip((inputs.w, *inputs.z), needs)]
     y = call(inputs, leaves[1:], leaves[0], backend)
     wanted = [t for t in leaves if t.requires_grad]
     assert y.requires_grad == bool(wanted)
     found = iter(torch.autograd.grad(y, wanted, inputs.dy) if wanted else ())
-    dw, *dz = [next(found) if need else None for need in needs]
-    return Outcome(y.detach(), dw, dz)
+    dw, *dz = [next(found).cpu() if need else None for need in needs]
+    return Outcome(y.detach().cpu(), dw, dz)
 
 
 def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Outcome:

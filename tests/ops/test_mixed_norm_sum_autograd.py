@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FORMS, noise_of
-from norm_cases import EPS, Inputs, call, check, make, run
+from norm_cases import BACKENDS_OF_CASES, EPS, ON_CPU_TENSORS, Inputs, call, check, make, run
 from targets import Target
 
 import fastnas
 
 OP = "mixed_norm_sum"
-pytestmark = pytest.mark.backends("eager", "cpu")
+pytestmark = ON_CPU_TENSORS
 
 MIXED = [True, False, True]
 
@@ -26,6 +26,7 @@ def small(form: str | None = None, **settings: object) -> Inputs:
                 **settings)  # type: ignore[arg-type]  # fmt: skip
 
 
+@BACKENDS_OF_CASES
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", [None, "gaussian_multiplicative"])
 def test_every_subset_of_gradients(backend: Target, form: str | None, training: bool) -> None:
@@ -113,6 +114,7 @@ def test_double_backward_says_that_there_is_none(backend: Target) -> None:
         dw.sum().backward()
 
 
+@pytest.mark.backends("eager", "cpu")  # there is no fp64 on a GPU
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", [None, *FORMS])

@@ -1,4 +1,4 @@
-"""relu_conv_bn on the CPU: values, gradients, running statistics, autograd, bad input."""
+"""relu_conv_bn: values, gradients, running statistics, autograd, bad input."""
 
 from __future__ import annotations
 
@@ -27,11 +27,16 @@ from targets import Target
 from torch import Tensor
 
 from fastnas import BackendError, reference
+from fastnas.backends import BACKENDS
+from fastnas.backends import relu_conv_bn as by_matmul
+from fastnas.backends.layout import common_format, state_format
 from fastnas.ops import relu_conv_bn
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN
 
 OP = "relu_conv_bn"
-pytestmark = pytest.mark.backends("eager", "cpu")
+pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host")
+# Inputs are moved to the device by `run`.
+FUSED = pytest.mark.backends("cpu", "cuda-host", "cuda")
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "misaligned")
@@ -79,14 +84,19 @@ def make(
 
 
 def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
-    running = inputs.initial_running()
+    """On the device of the backend; the results are on the CPU."""
+    device = getattr(BACKENDS[backend], "device", "cpu")
+    mean, variance = (t.to(device) for t in inputs.initial_running()[0])
 
     def f(leaves: Sequence[Tensor]) -> Tensor:
         x, *params = leaves
-        return relu_conv_bn(x, params, running=running[0], momentum=MOMENTUM, eps=EPS,
+        return relu_conv_bn(x, params, running=(mean, variance), momentum=MOMENTUM, eps=EPS,
                             backend=backend)  # fmt: skip
 
-    return with_gradients(f, inputs.leaves, inputs.dy, needs) | named(running)
+    leaves = {name: t.to(device) for name, t in inputs.leaves.items()}
+    results = with_gradients(f, leaves, inputs.dy.to(device), needs) | named([(mean, variance)])
+    assert results["y"].is_contiguous(memory_format=state_format(leaves["x"]))
+    return {name: t.cpu() for name, t in results.items()}
 
 
 def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
@@ -104,8 +114,12 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
 def check(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
     got = run(inputs, backend, needs)
     agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x.dtype)
-    assert got["y"].is_contiguous(memory_format=torch.channels_last)
     return got
+
+
+def widest(backend: Target) -> torch.dtype:
+    """fp64, or fp32 where the backend has no fp64."""
+    return torch.float64 if torch.float64 in backend.dtypes(OP) else torch.float32
 
 
 def same_bits(got: Results, want: Results) -> None:
@@ -113,7 +127,7 @@ def same_bits(got: Results, want: Results) -> None:
         assert torch.equal(bits(t), bits(want[name])), name
 
 
-@pytest.mark.backends("cpu")
+@FUSED
 @STRIDES
 @pytest.mark.parametrize(
     "channels",
@@ -141,14 +155,14 @@ def test_every_number_of_channels(
     check(make(stride, (6, 5), (into, out + out % stride), N=8, dtype=dtype), backend.name)
 
 
-@pytest.mark.backends("cpu")
+@FUSED
 @STRIDES
 @pytest.mark.parametrize("N", [1, 3, 15, 16, 17, 20, 33])
 def test_every_number_of_images(backend: Target, dtype: torch.dtype, N: int, stride: int) -> None:
     check(make(stride, (8, 9), N=N, dtype=dtype), backend.name)
 
 
-@pytest.mark.backends("cpu")
+@FUSED
 @STRIDES
 @pytest.mark.parametrize(
     "size", [(7, 9), (5, 5), (1, 3), (3, 1), (2, 2), (1, 1), (2, 9), (8, 8), (70, 33)], ids=str
@@ -170,19 +184,21 @@ def test_inputs_far_from_zero(
 @STRIDES
 def test_the_layers_of_darts(backend: Target, stride: int) -> None:
     layer = ReLUConvBN(3, 6, 1, 1, 0, False) if stride == 1 else FactorizedReduce(3, 6, False)
-    layer = layer.double()
+    dtype = widest(backend)
+    tolerance = 1e-10 if dtype == torch.float64 else 2e-5
+    layer = layer.to(dtype)
     (norm,) = [m for m in layer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     norm.momentum = MOMENTUM
-    running = torch.zeros(6).double(), torch.ones(6).double()
+    running = torch.zeros(6, dtype=dtype), torch.ones(6, dtype=dtype)
     for training in (True, True, False):
         layer.train(training)
-        x = make(stride, seed=int(training)).x
+        x = make(stride, seed=int(training), dtype=dtype).x
         with torch.no_grad():
             y = relu_conv_bn(x, list(layer.parameters()), running=running, momentum=MOMENTUM,
                              training=training, backend=backend.name)  # fmt: skip
-            torch.testing.assert_close(y, layer(x), rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(y, layer(x), rtol=tolerance, atol=tolerance)
         for got, want in zip(running, (norm.running_mean, norm.running_var)):
-            torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 @STRIDES
@@ -191,15 +207,16 @@ def test_the_layers_of_darts(backend: Target, stride: int) -> None:
 def test_layouts_do_not_change_a_bit(
     backend: Target, layout: str, dy_layout: str, stride: int
 ) -> None:
-    want = run(make(stride), backend.name)
-    given = make(stride, layout=layout, dy_layout=dy_layout)
+    dtype = widest(backend)
+    want = run(make(stride, dtype=dtype), backend.name)
+    given = make(stride, dtype=dtype, layout=layout, dy_layout=dy_layout)
     given = replace(given, params=[laid_out(p, layout) for p in given.params])
-    if backend.name == "cpu":
+    if backend.name != "eager":
         same_bits(run(given, backend.name), want)
     check(given, backend.name)
 
 
-@pytest.mark.backends("cpu")
+@FUSED
 @STRIDES
 def test_every_subset_of_gradients(backend: Target, dtype: torch.dtype, stride: int) -> None:
     inputs = make(stride, dtype=dtype)
@@ -208,7 +225,7 @@ def test_every_subset_of_gradients(backend: Target, dtype: torch.dtype, stride: 
 
 
 def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
-    inputs = make(1)
+    inputs = make(1, dtype=torch.float32)
     assert relu_conv_bn(inputs.x, inputs.params, backend=backend.name).grad_fn is None
     inputs.x.requires_grad_()
     with torch.no_grad():
@@ -218,7 +235,7 @@ def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
 @STRIDES
 def test_what_is_held(backend: Target, stride: int) -> None:
     """x, y, the kernels and the statistics."""
-    inputs = make(stride)
+    inputs = make(stride, dtype=torch.float32)
     saved: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:
@@ -247,6 +264,7 @@ def test_backward_twice_and_after_a_change(backend: Target, stride: int) -> None
         y.backward(inputs.dy)
 
 
+@pytest.mark.backends("eager", "cpu")  # there is no fp64 on a GPU
 @STRIDES
 def test_gradcheck(backend: Target, stride: int) -> None:
     inputs = make(stride, (3, 3), (2, 2), N=2)
@@ -276,7 +294,7 @@ def test_opcheck(backend: Target, stride: int, layout: str) -> None:
 
 
 @STRIDES
-@pytest.mark.backends("cpu")
+@pytest.mark.backends("cpu", "cuda-host")
 def test_compiles_to_a_full_graph(backend: Target, stride: int) -> None:
     torch._dynamo.reset()
     inputs = make(stride, dtype=torch.float32)
@@ -299,19 +317,20 @@ def test_compiles_to_a_full_graph(backend: Target, stride: int) -> None:
 def test_watched_by_a_dispatch_mode(backend: Target, stride: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs = make(stride)
+    inputs = make(stride, dtype=widest(backend))
     with FlopCounterMode(display=False):
         got = run(inputs, backend.name)
     same_bits(got, run(inputs, backend.name))
 
 
-@pytest.mark.backends("cpu")
+@pytest.mark.backends("cpu", "cuda-host")
 @pytest.mark.parametrize("where", ["x", "params", "dy"])
 @STRIDES
 def test_inf_and_nan_spread_as_in_eager(backend: Target, where: str, stride: int) -> None:
     """Finite, and the same, where eager is finite, NaN of a NaN where eager is NaN."""
     for special in (torch.inf, -torch.inf, torch.nan):
-        inputs = make(stride, (6, 5))
+        inputs = make(stride, (6, 5), dtype=widest(backend))
+        tolerance = 1e-9 if inputs.x.dtype == torch.float64 else 1e-4
         t = {"x": inputs.x, "params": inputs.params[-1], "dy": inputs.dy}[where]
         t[t.shape[0] - 1, 0, 0, 0] = special
         eager = by_eager(inputs)
@@ -319,7 +338,8 @@ def test_inf_and_nan_spread_as_in_eager(backend: Target, where: str, stride: int
             want, what = eager[key], f"{key}, {special}"
             finite = want.isfinite()
             assert torch.equal(found.isfinite(), finite), what
-            torch.testing.assert_close(found[finite], want[finite], rtol=1e-9, atol=1e-9, msg=what)
+            torch.testing.assert_close(found[finite], want[finite], rtol=tolerance, atol=tolerance,
+                                       msg=what)  # fmt: skip
             assert special == special or torch.equal(found.isnan(), want.isnan()), what
 
 
@@ -333,6 +353,34 @@ def test_threads_do_not_change_a_bit(backend: Target, dtype: torch.dtype, stride
         outcomes.append(run(inputs, "cpu"))
     for other in (*outcomes[1:], run(inputs, "cpu")):
         same_bits(other, outcomes[0])
+
+
+@STRIDES
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (1, 1)], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.backends("cuda-host")
+def test_in_the_layout_of_x(
+    backend: Target, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, layout: str,
+    size: tuple[int, int], stride: int,
+) -> None:  # fmt: skip
+    """As on a GPU, where NCHW stays NCHW; its tensors are on the CPU here."""
+    monkeypatch.setattr(by_matmul, "state_format", lambda x: common_format([x]))
+    run_on = BACKENDS[backend.name]
+    inputs = make(stride, size, N=9, dtype=dtype, layout=layout, dy_layout="contiguous")
+    y, stats = run_on.relu_conv_bn_fwd(inputs.x, inputs.params, None, EPS)
+    dx, dparams = run_on.relu_conv_bn_bwd(inputs.dy, inputs.x, y, inputs.params, stats, EPS,
+                                          True, True)  # fmt: skip
+    for t in (y, *dx):
+        assert t.is_contiguous(memory_format=common_format([inputs.x]))
+    got = {"y": y, **{f"d{name}": t for name, t in zip(inputs.leaves, (*dx, *dparams))}}
+    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), dtype)
+
+
+def test_states_are_channels_last_on_the_cpu_and_as_they_come_elsewhere() -> None:
+    x = make(1).x
+    assert state_format(x) == state_format(x.contiguous()) == torch.channels_last
+    for t in (x, x.contiguous(), x.transpose(2, 3)):
+        assert state_format(t.to("meta")) == common_format([t])
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
