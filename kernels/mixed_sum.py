@@ -5,7 +5,7 @@ dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backwa
 import triton
 import triton.language as tl
 
-from fastnas.kernels.noise import standard_draws
+from fastnas.kernels.noise import at_level, element_draws, quad_draws
 
 # Elements of one program and of one partial sum: fixed, so results do not depend on the device.
 BLOCK = 4096
@@ -30,14 +30,17 @@ def _draw(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """d = shift + scale eps of one block."""
-    scale = tl.load(level_ptr + 1)
-    if RELATIVE:
-        scale = scale * tl.load(std_ptr + ordinal)
-    eps = standard_draws(
-        rng_ptr, ordinal, i_block, channels, pixels, GAUSSIAN, CHANNELS_LAST, BLOCK
-    )
-    return tl.load(level_ptr).to(tl.float32) + scale.to(tl.float32) * eps
+    """d of one block, in memory order."""
+    if CHANNELS_LAST:
+        o_memory = i_block * BLOCK + tl.arange(0, BLOCK)
+        image = o_memory // (channels * pixels)
+        rest = o_memory % (channels * pixels)
+        o_nchw = (image * channels + rest % channels) * pixels + rest // channels
+        eps = element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN)
+    else:
+        o_quad = i_block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+        eps = quad_draws(rng_ptr, ordinal, o_quad, GAUSSIAN)
+    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE)
 
 
 @triton.jit
@@ -200,7 +203,7 @@ def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr)
     tl.store(dw_ptr + k, tl.sum(b_sum).to(tl.float32))
 
 
-def _noise_arguments(terms, noise, dummy):
+def noise_arguments(terms, noise, dummy):
     """Pointers that the kernels may read (`dummy` where there is nothing to), and constants."""
     ordinals = [-1] * terms
     for ordinal, k in enumerate(noise.noisy):
@@ -216,34 +219,42 @@ def _noise_arguments(terms, noise, dummy):
         "GAUSSIAN": noise.form.startswith("gaussian"),
         "MULTIPLICATIVE": noise.form.endswith("multiplicative"),
         "RELATIVE": noise.form == "gaussian_additive",
-        "CHANNELS_LAST": noise.channels > 0,
-        "BLOCK": BLOCK,
-        "num_warps": WARPS,
     }
     return pointers, constants
+
+
+def standard_deviations(x, noise, partial):
+    """Fills noise.std, where it has room, from the noisy terms."""
+    n = x[0].numel()
+    blocks = block_count(n)
+    for ordinal, k in enumerate(noise.noisy[: noise.std.numel()]):
+        part = partial[3 * blocks * ordinal :]
+        mixed_sum_moments_kernel[(blocks,)](x[k], part, n, BLOCK=BLOCK, num_warps=WARPS)
+        mixed_sum_std_kernel[(1,)](part, noise.std[ordinal:], blocks, CHUNK=1024)
+
+
+def _block_constants(noise):
+    return {"CHANNELS_LAST": noise.channels > 0, "BLOCK": BLOCK, "num_warps": WARPS}
 
 
 def forward(x, w, y, noise, partial):
     """Fills y, and noise.std where it has room. noise: `fastnas.backends.fused.MixedSumNoise`."""
     n = y.numel()
-    blocks = block_count(n)
     if n == 0:
         return
-    for ordinal, k in enumerate(noise.noisy[: noise.std.numel()]):
-        part = partial[3 * blocks * ordinal :]
-        mixed_sum_moments_kernel[(blocks,)](x[k], part, n, BLOCK=BLOCK, num_warps=WARPS)
-        mixed_sum_std_kernel[(1,)](part, noise.std[ordinal:], blocks, CHUNK=1024)
-    pointers, constants = _noise_arguments(len(x), noise, w)
-    mixed_sum_fwd_kernel[(blocks,)](
-        tuple(x), w, y, *pointers, n, noise.channels, noise.pixels, **constants
-    )
+    standard_deviations(x, noise, partial)
+    pointers, constants = noise_arguments(len(x), noise, w)
+    mixed_sum_fwd_kernel[(block_count(n),)](
+        tuple(x), w, y, *pointers, n, noise.channels, noise.pixels,
+        **constants, **_block_constants(noise),
+    )  # fmt: skip
 
 
 def backward(dy, x, w, dx, dw, noise, partial):
     """Fills dx[k] where it is not None, and dw unless it is empty (x is empty then)."""
     n, terms, needs_dw = dy.numel(), w.numel(), dw.numel() > 0
     blocks = block_count(n)
-    pointers, constants = _noise_arguments(terms, noise, w)
+    pointers, constants = noise_arguments(terms, noise, w)
     if n > 0:
         mixed_sum_bwd_kernel[(blocks,)](
             dy,
@@ -258,6 +269,7 @@ def backward(dy, x, w, dx, dw, noise, partial):
             NEEDS_DX=tuple(d is not None for d in dx),
             NEEDS_DW=needs_dw,
             **constants,
+            **_block_constants(noise),
         )
     if needs_dw:
         mixed_sum_dw_kernel[(terms,)](partial, dw, blocks, terms, CHUNK=1024)

@@ -76,29 +76,26 @@ def _quad(key, offset, quad, GAUSSIAN: tl.constexpr):
 
 
 @triton.jit
-def standard_draws(
-    rng_ptr,
-    ordinal,
-    i_block,
-    channels,
-    pixels,
-    GAUSSIAN: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """eps of the BLOCK elements of block i_block, in memory order."""
-    key = tl.load(rng_ptr)
+def quad_draws(rng_ptr, ordinal, o_quad, GAUSSIAN: tl.constexpr):
+    """eps of the NCHW elements 4 o_quad .. 4 o_quad + 3, along the last axis."""
     offset = tl.load(rng_ptr + 1) + ordinal
-    if CHANNELS_LAST:
-        o_memory = i_block * BLOCK + tl.arange(0, BLOCK)
-        image = o_memory // (channels * pixels)
-        rest = o_memory % (channels * pixels)
-        o_nchw = (image * channels + rest % channels) * pixels + rest // channels
-        e0, e1, e2, e3 = _quad(key, offset, o_nchw >> 2, GAUSSIAN)
-        odd = (o_nchw & 1) != 0
-        eps = tl.where((o_nchw & 2) != 0, tl.where(odd, e3, e2), tl.where(odd, e1, e0))
-    else:
-        o_quad = i_block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
-        e0, e1, e2, e3 = _quad(key, offset, o_quad, GAUSSIAN)
-        eps = tl.interleave(tl.interleave(e0, e2), tl.interleave(e1, e3))
-    return eps
+    e0, e1, e2, e3 = _quad(tl.load(rng_ptr), offset, o_quad, GAUSSIAN)
+    return tl.interleave(tl.interleave(e0, e2), tl.interleave(e1, e3))
+
+
+@triton.jit
+def element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN: tl.constexpr):
+    """eps of single NCHW elements: four times the work of `quad_draws`."""
+    offset = tl.load(rng_ptr + 1) + ordinal
+    e0, e1, e2, e3 = _quad(tl.load(rng_ptr), offset, o_nchw >> 2, GAUSSIAN)
+    odd = (o_nchw & 1) != 0
+    return tl.where((o_nchw & 2) != 0, tl.where(odd, e3, e2), tl.where(odd, e1, e0))
+
+
+@triton.jit
+def at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE: tl.constexpr):
+    """d = shift + scale eps, scale times the std of the term if relative."""
+    scale = tl.load(level_ptr + 1)
+    if RELATIVE:
+        scale = scale * tl.load(std_ptr + ordinal)
+    return tl.load(level_ptr).to(tl.float32) + scale.to(tl.float32) * eps

@@ -37,6 +37,10 @@ class Target:
     def dtypes(self, op: str) -> tuple[torch.dtype, ...]:
         return OPS[op].dtypes.get(self.table, ())
 
+    def widest(self, op: str) -> torch.dtype:
+        """The dtype that rounds least: float64 where the op has it."""
+        return max(self.dtypes(op), key=lambda dtype: torch.finfo(dtype).bits)
+
     def some_dtypes(self, op: str, turn: int) -> tuple[torch.dtype, ...]:
         """All dtypes, or where a kernel is interpreted, which is slow, the next one in turn."""
         every = self.dtypes(op)

@@ -2,6 +2,9 @@
 // Statistics come from Gram matrices of u, partial sums by groups of images; u is never stored for them.
 #include "mixed_edges.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "mixed_edges_common.h"
 
 namespace fastnas::cuda {
@@ -112,7 +115,7 @@ template <class T, int M> __global__ void __launch_bounds__(kThreads) sum_kernel
       __syncthreads();
       load_u<T>(plan, h, tile, plan.training ? h.shift : nullptr, u);
       __syncthreads();
-      add_product(plan, h.fold, u, sum);
+      add_product(plan, h.fold, u, C, sum);
       if (h.bias) for_pieces(plan, tile, sum, [&](float& value, int c, int) { value += h.bias[c]; });
       if (!h.kept) continue;
       T* kept = static_cast<T*>(h.kept) + tile.image * C * plane;
@@ -175,7 +178,12 @@ template <class T> int forward(const MixedEdgesParams& p) {
 
 }  // namespace
 
-size_t mixed_edges_workspace(const MixedEdgesParams& p) { return Planner(p, true).arena.used; }
+size_t mixed_edges_workspace(const MixedEdgesParams& p) {
+  if (p.channels > kMostChannels)
+    throw std::invalid_argument("mixed_edges on CUDA takes at most " + std::to_string(kMostChannels) +
+                                " channels, not " + std::to_string(p.channels));
+  return Planner(p, true).arena.used;
+}
 
 int mixed_edges_fwd(const MixedEdgesParams& p) {
   return p.dtype == DType::bf16 ? forward<bf16_t>(p) : forward<float>(p);

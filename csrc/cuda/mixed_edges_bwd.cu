@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Whic
   load_gradient(plan, h.dy, tile, dy);
   __syncthreads();
   float sum[M][4][4] = {};
-  add_product(plan, h.from_dy, dy, sum);
-  add_product(plan, h.from_u, u, sum);
+  add_product(plan, h.from_dy, dy, plan.C, sum);
+  add_product(plan, h.from_u, u, plan.C, sum);
   for_pieces(plan, tile, sum, [&](float value, int c, int at) {
     h.du[(tile.image * plan.C + c) * plan.out.pixels() + at] = value + h.du_bias[c];
   });

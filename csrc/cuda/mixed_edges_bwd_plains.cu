@@ -138,7 +138,8 @@ template <int M> __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Pl
   load_gradient(plan, gradient_planes(plan, r), tile, dz);
   __syncthreads();
   float sum[M][4][4] = {};
-  add_product(plan, r.back + int64_t(part) * plan.C * plan.width, dz, sum);
+  const int own = plan.C / 2 * part;
+  add_product(plan, r.back + int64_t(own) * plan.width, dz + own * plan.tiling.pitch, plan.C / 2, sum);
   for_pieces(plan, tile, sum, [&](float value, int c, int at) {
     r.dx[((part * plan.images + tile.image) * plan.C + c) * plan.out.pixels() + at] = value;
   });

@@ -13,16 +13,18 @@ template <class T> __global__ void __launch_bounds__(kThreads) pool_kernel(Plan 
     const int pixel = int(i % to.pixels()), row = pixel / to.cols * pool.stride, col = pixel % to.cols * pool.stride;
     const int64_t plane = i / to.pixels();
     const T* x = static_cast<const T*>(pool.x.data) + plane / plan.C * pool.x.image + plane % plan.C * from.pixels();
+    // Sums of differences: at stride 2 a mean of nine values far from zero would lose digits that no other mean has.
+    const float here = load(x[row * from.cols + col]), centre = here - here == 0 ? here : 0.0f;
     float best = -INFINITY, sum = 0;
     int winner = 4, covered = 0;
     for (int k = 0; k < 9; ++k) {
       const int r = row + k / 3 - 1, c = col + k % 3 - 1;
       if (r < 0 || r >= from.rows || c < 0 || c >= from.cols) continue;
       const float v = load(x[r * from.cols + c]);
-      sum += v, ++covered;
+      sum += v - centre, ++covered;
       if (v > best || v != v || covered == 1) best = v, winner = k;
     }
-    pool.z[i] = pool.average ? sum / float(covered) : best;
+    pool.z[i] = pool.average ? centre + sum / float(covered) : best;
     if (pool.winner) pool.winner[i] = uint8_t(winner);
   }
 }
@@ -84,43 +86,38 @@ __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int f
   load_u<T>(plan, h, tile, plan.training ? h.shift : nullptr, u);
   __syncthreads();
   float sum[M][4][4] = {};
-  add_product(plan, h.fold, u, sum);
+  add_product(plan, h.fold, u, plan.C, sum);
   T* v = static_cast<T*>(h.output) + tile.image * plan.C * plan.out.pixels();
   for_pieces(plan, tile, sum, [&](float value, int c, int at) {
     v[int64_t(c) * plan.out.pixels() + at] = store<T>(relu(value + (h.bias ? h.bias[c] : 0.0f)));
   });
 }
 
-// grid (blocks, strided skips): W and its transpose as floats, both parts one above the other.
+// grid (blocks, strided skips): W and its transpose as floats, the parts one above the other.
 template <class T> __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.y];
   const int C = plan.C, half = C / 2;
   for (int i = int(blockIdx.x * kThreads + threadIdx.x); i < C * C; i += int(gridDim.x) * kThreads) {
     const int co = i / C, ci = i % C, part = co >= half;
     const float w = load(static_cast<const T*>(r.params[part])[int64_t(co - part * half) * C + ci]);
-    for (int of = 0; of < 2; ++of) {
-      const int64_t block = int64_t(of) * C * plan.width;
-      r.matrix[block + int64_t(ci) * plan.width + co] = r.back[block + int64_t(co) * plan.width + ci] =
-          of == part ? w : 0.0f;
-    }
+    r.matrix[int64_t(ci) * plan.width + co] = r.back[int64_t(co) * plan.width + ci] = w;
   }
 }
 
-// grid (tiles of all images, strided skips): z.
+// grid (tiles of all images, 2 strided skips): the channels of z that a part makes. (All are multiplied; zeros for
+// the others' would make NaN of inf.)
 template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y];
+  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
   DYNAMIC_SHARED(float, x);
   const Tile tile = tile_of_block(plan.tiling);
   clear_tails(plan.tiling, plan.C, x);
+  const int part = int(blockIdx.y % 2);
+  load_strided<T>(plan, r, tile, part, x);
+  __syncthreads();
   float sum[M][4][4] = {};
-  for (int part = 0; part < 2; ++part) {
-    __syncthreads();
-    load_strided<T>(plan, r, tile, part, x);
-    __syncthreads();
-    add_product(plan, r.matrix + int64_t(part) * plan.C * plan.width, x, sum);
-  }
+  add_product(plan, r.matrix, x, plan.C, sum);
   for_pieces(plan, tile, sum, [&](float value, int c, int at) {
-    r.z[(tile.image * plan.C + c) * plan.out.pixels() + at] = value;
+    if (part == (c >= plan.C / 2)) r.z[(tile.image * plan.C + c) * plan.out.pixels() + at] = value;
   });
 }
 
@@ -184,7 +181,7 @@ template <class T> void launch_depthwise(Launcher& run, Range halves, Which whic
 template <class T> void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces) {
   run(pool_kernel<T>, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
   run(reduce_matrix_kernel<T>, dim3(8, reduces.count()), 0, reduces.first);
-  run(FASTNAS_PIECES(run.product_pieces(), reduce_kernel, T), dim3(run.tiles(), reduces.count()), run.shared(1),
+  run(FASTNAS_PIECES(run.product_pieces(), reduce_kernel, T), dim3(run.tiles(), 2 * reduces.count()), run.shared(1),
       reduces.first);
 }
 

@@ -177,7 +177,7 @@ void Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std:
     }
     r.plain = int(plains.size());
     r.z = arena.take<float>(plane_size());
-    r.matrix = arena.take<float>(2 * int64_t(C) * plan.width), r.back = arena.take<float>(2 * int64_t(C) * plan.width);
+    r.matrix = arena.take<float>(int64_t(C) * plan.width), r.back = arena.take<float>(int64_t(C) * plan.width);
     if (backward()) r.dx = arena.take<float>(2 * plane_size());
     reduces.push_back(r);
     n.z = own_planes(r.z, true);

@@ -15,6 +15,7 @@ namespace fastnas::cuda {
 
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kMostChannels = kTileElements / 4;
 constexpr int kPatchFloats = 4096;    // staged input of a few channels of a tile, its halo included; more for one
                                       // channel of a narrow image
 
@@ -84,7 +85,7 @@ struct Reduce {
   const void* params[2];
   void* dparams[2];
   int plain;
-  float *z, *matrix, *back;  // [2][C][width] each: W, and W transposed, rows of the other part 0
+  float *z, *matrix, *back;  // [C][width]: W transposed, and W
   float* dx;                 // [2][N, C, rows, cols]
 };
 

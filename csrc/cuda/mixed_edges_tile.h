@@ -191,16 +191,17 @@ __device__ Piece piece_of(const Plan& plan, int m) {
   return {index / quads * 4 < plan.width ? index / quads * 4 : -1, index % quads * 4};
 }
 
-// sum[co][pixel] += matrix^T tile, matrix [C][width].
+// sum[co][pixel] += matrix^T tile, matrix [channels][width].
 template <int M>
-__device__ void add_product(const Plan& plan, const float* matrix, const float* tile, float (&sum)[M][4][4]) {
+__device__ void add_product(const Plan& plan, const float* matrix, const float* tile, int channels,
+                            float (&sum)[M][4][4]) {
 #pragma unroll
   for (int m = 0; m < M; ++m) {
     const Piece piece = piece_of(plan, m);
     if (piece.channel < 0) continue;
     const float *f = matrix + piece.channel, *v = tile + piece.pixel;
 #pragma unroll 4
-    for (int c = 0; c < plan.C; ++c) {
+    for (int c = 0; c < channels; ++c) {
       const float4 a = quad_at(f + c * plan.width), b = quad_at(v + c * plan.tiling.pitch);
       const float x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Any
@@ -9,22 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastnas.backends.fused import MixedSumNoise
+from fastnas.backends.fused import MixedSumNoise, Norm
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
 
 class TritonBackend(MatmulReluConvBn):
     name = "triton"
 
-    def __init__(self) -> None:
-        self._kernels: Any = None
-
-    @property
-    def kernels(self) -> Any:
-        """fastnas.kernels.mixed_sum, imported at first use: Triton takes 0.5 s to import."""
-        if self._kernels is None:
-            self._kernels = importlib.import_module("fastnas.kernels.mixed_sum")
-        return self._kernels
+    @staticmethod
+    def kernels(op: str) -> Any:
+        """fastnas.kernels.<op>, imported at first use: Triton takes 0.5 s to import."""
+        return importlib.import_module(f"fastnas.kernels.{op}")
 
     @property
     def interpreted(self) -> bool:
@@ -42,12 +38,12 @@ class TritonBackend(MatmulReluConvBn):
         return "there is no CUDA device, and TRITON_INTERPRET is not 1"
 
     def block_count(self, n: int) -> int:
-        return self.kernels.block_count(n)
+        return self.kernels("mixed_sum").block_count(n)
 
     def launch_mixed_sum_fwd(
         self, x: list[Tensor], w: Tensor, y: Tensor, noise: MixedSumNoise, partial: Tensor
     ) -> None:
-        self.kernels.forward(x, w, y, noise, partial)
+        self.kernels("mixed_sum").forward(x, w, y, noise, partial)
 
     def launch_mixed_sum_bwd(
         self,
@@ -59,4 +55,33 @@ class TritonBackend(MatmulReluConvBn):
         noise: MixedSumNoise,
         partial: Tensor,
     ) -> None:
-        self.kernels.backward(dy, x, w, dx, dw, noise, partial)
+        self.kernels("mixed_sum").backward(dy, x, w, dx, dw, noise, partial)
+
+    def norm_parts(self, like: Tensor, norm: Norm) -> int:
+        values = like.numel() // norm.channels
+        return self.kernels("mixed_norm_sum").part_count(norm, values)
+
+    def launch_mixed_norm_sum_fwd(
+        self,
+        z: list[Tensor],
+        w: Tensor,
+        y: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        moments: Tensor,
+        partial: Tensor,
+    ) -> None:
+        self.kernels("mixed_norm_sum").forward(z, w, y, norm, noise, moments, partial)
+
+    def launch_mixed_norm_sum_bwd(
+        self,
+        dy: Tensor,
+        z: list[Tensor | None],
+        w: Tensor,
+        dz: list[Tensor | None],
+        dw: Tensor,
+        norm: Norm,
+        noise: MixedSumNoise,
+        partial: Tensor,
+    ) -> None:
+        self.kernels("mixed_norm_sum").backward(dy, z, w, dz, dw, norm, noise, partial)

@@ -14,14 +14,8 @@ from torch import Tensor, nn
 from fastnas.backends import MEMORY
 from fastnas.nn.cell import Cell
 from fastnas.nn.equivalence import device_of, disagreement, dtype_of, random_inputs
-from fastnas.nn.forwards import (
-    FORWARDS,
-    Settings,
-    cell_forward,
-    edge_forward,
-    final_norm,
-    sum_forward,
-)
+from fastnas.nn.final_norms import final_norm
+from fastnas.nn.forwards import FORWARDS, Settings, cell_forward, edge_forward, sum_forward
 from fastnas.nn.fused import can_run
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.recognise import (

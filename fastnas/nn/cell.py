@@ -1,18 +1,18 @@
-"""Cell and SearchNetwork: a cell is one `mixed_edges`, or, where it cannot be, `mixed_sum`s."""
+"""Cell and SearchNetwork: a cell is one `mixed_edges`, or, where it cannot be, a sum per node."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.backends.layout import state_format
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp, reading_of, select
+from fastnas.nn.mixed_op import MixedOp, Terms, reading_of, select
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng
 
@@ -21,8 +21,9 @@ class Cell(reference.Cell):
     """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
-    only the sum exists, written into the cell's output. Others compute their candidates and sum a
-    node at once. Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'.
+    only the sum exists, written into the cell's output. Others compute their candidates, a pool of
+    a state once for all its edges, and sum a node at once, the batch norms that candidates end in
+    included. Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'.
     """
 
     mixed_op = MixedOp
@@ -72,8 +73,9 @@ class Cell(reference.Cell):
                 draw=draw or self._draw(op, w.device), memory=self.memory,
             )  # fmt: skip
         states = [self.preprocess0(s0), self.preprocess1(s1)]
+        pools: list[dict[Any, Tensor]] = [{} for _ in range(2 + self.nodes)]
         for node in range(self.nodes):
-            states.append(self._node(node, states, w, draw))
+            states.append(self._node(node, states, pools, w, draw))
         return torch.cat(states[2:], dim=1)
 
     def _draw(self, op: MixedOp, device: torch.device) -> NoiseDraw | None:
@@ -81,19 +83,29 @@ class Cell(reference.Cell):
             return None
         return NoiseDraw(op.noise.level(op.noise_amplitude, device), draw_rng(self.nodes, device))
 
-    def _node(self, node: int, states: list[Tensor], w: Tensor, draw: NoiseDraw | None) -> Tensor:
+    def _node(
+        self,
+        node: int,
+        states: list[Tensor],
+        pools: list[dict[Any, Tensor]],
+        w: Tensor,
+        draw: NoiseDraw | None,
+    ) -> Tensor:
         edges = self.edges_into(node)
         outputs: list[Tensor] = []
         weight_index: list[int] = []
         noisy: list[int] = []
-        for position, (e, x) in enumerate(zip(edges, states)):
-            terms = cast(MixedOp, self._ops[e]).terms(x)
+        norms: dict[int, nn.BatchNorm2d] = {}
+        for position, (e, x, shared) in enumerate(zip(edges, states, pools)):
+            terms = cast(MixedOp, self._ops[e]).terms(x, shared)
             noisy += [len(outputs) + t for t in terms.noisy]
+            norms |= {len(outputs) + t: norm for t, norm in terms.norms.items()}
             weight_index += [position * w.shape[1] + k for k in terms.weight_index]
             outputs += terms.outputs
         flat = w[edges.start : edges.stop].reshape(-1)
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
-        return cast(MixedOp, self._ops[0]).reduce(outputs, select(flat, weight_index), noisy, own)
+        node_terms = Terms(outputs, weight_index, noisy, norms)
+        return cast(MixedOp, self._ops[0]).mix(node_terms, select(flat, weight_index), own)
 
 
 class SearchNetwork(reference.SearchNetwork):

@@ -16,18 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused import can_run, run_cell, run_edge, running_of
+from fastnas.nn.final_norms import final_norm, foldable, norm_sum, pass_norms, run_to_norm
+from fastnas.nn.fused import can_run, run_cell, run_edge
 from fastnas.nn.mixed_op import select
 from fastnas.nn.reading import Reading
-from fastnas.nn.recognise import (
-    CellParts,
-    MixedOpParts,
-    candidate_modules,
-    hooks,
-    is_cell,
-    layers_of,
-)
-from fastnas.ops import mixed_norm_sum, mixed_sum
+from fastnas.nn.recognise import CellParts, MixedOpParts, candidate_modules, is_cell
+from fastnas.ops import mixed_sum
 
 logger = logging.getLogger("fastnas")
 
@@ -140,26 +134,12 @@ def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any
         return _own_forward(module, args, kwargs, inputs)
     x, w = inputs
     ops = candidate_modules(module)
-    norms = _final_norms(ops, module.training)
-    z = [_run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
-    if not norms or not _is_one_batch(z):
-        outputs = [norms[k](z_k) if k in norms else z_k for k, z_k in enumerate(z)]
-        return _mix(outputs, w, settings.backend)
-    first = next(iter(norms.values()))
-    if module.training:
-        for norm in norms.values():
-            cast(Tensor, norm.num_batches_tracked).add_(1)
-    running = [running_of(norms[k]) if k in norms else None for k in range(len(ops))]
-    return mixed_norm_sum(
-        z,
-        w,
-        normed=[k in norms for k in range(len(ops))],
-        eps=first.eps,
-        running=running,
-        momentum=cast(float, first.momentum),
-        training=module.training,
-        backend=settings.backend,
-    )
+    norms = {k: norm for k, op in enumerate(ops) if (norm := final_norm(op)) is not None}
+    z = [run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
+    folded = foldable(z, norms, module.training)
+    if not folded:
+        return _mix(pass_norms(z, norms), w, settings.backend)
+    return norm_sum(z, w, norms, folded, module.training, backend=settings.backend)
 
 
 def _mix(outputs: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
@@ -168,41 +148,6 @@ def _mix(outputs: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
     if len(alike) == 1 and outputs[0].device == w.device:
         return mixed_sum(outputs, w, backend=backend)
     return cast(Tensor, sum(w_k * y for w_k, y in zip(w, outputs)))
-
-
-def _is_one_batch(z: Sequence[Tensor]) -> bool:
-    """Whether the terms are alike, [N, C, H, W] with more than one value per channel."""
-    first = z[0]
-    alike = {(z_k.shape, z_k.dtype, z_k.device) for z_k in z}
-    return len(alike) == 1 and first.dim() == 4 and first.numel() > first.shape[1]
-
-
-def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch norm that an operation ends in, if it can be computed apart from the rest."""
-    layers = layers_of(op)
-    norm = layers[-1] if layers else None
-    if type(norm) is not nn.BatchNorm2d or norm.affine or norm.momentum is None:
-        return None
-    if not norm.track_running_stats or norm.running_mean is None:
-        return None
-    passed_over = (op, norm) if type(op) is nn.Sequential else (op, op.op, norm)
-    if any("forward" in vars(m) or any(hooks(m)) for m in cast(tuple[nn.Module, ...], passed_over)):
-        return None
-    return norm
-
-
-def _final_norms(ops: Sequence[nn.Module], training: bool) -> dict[int, nn.BatchNorm2d]:
-    """Index to batch norm, of those that are in the mode of the mixed op and like the first."""
-    found = {k: norm for k, op in enumerate(ops) if (norm := final_norm(op)) is not None}
-    found = {k: norm for k, norm in found.items() if norm.training == training}
-    like = next(((norm.eps, norm.momentum) for norm in found.values()), None)
-    return {k: norm for k, norm in found.items() if (norm.eps, norm.momentum) == like}
-
-
-def _run_to_norm(op: nn.Module, x: Tensor) -> Tensor:
-    for layer in layers_of(op)[:-1]:
-        x = layer(x)
-    return x
 
 
 FORWARDS = (cell_forward, edge_forward, sum_forward)

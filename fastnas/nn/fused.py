@@ -111,7 +111,7 @@ def _preprocess(pre: Preprocess, x: Tensor, training: bool, backend: str | None)
         backend=backend,
     )
     if training:
-        _count([norm])
+        count_batch([norm])
     return y
 
 
@@ -145,7 +145,7 @@ def _run(
         backend=backend,
     )
     if training:
-        _count(norms)
+        count_batch(norms)
     return y
 
 
@@ -157,6 +157,7 @@ def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def _count(norms: Sequence[nn.BatchNorm2d]) -> None:
+def count_batch(norms: Sequence[nn.BatchNorm2d]) -> None:
+    """One more of num_batches_tracked."""
     counters = [norm._buffers["num_batches_tracked"] for norm in norms]
     torch._foreach_add_([c for c in counters if c is not None], 1)

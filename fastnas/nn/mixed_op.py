@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.nn.final_norms import (
+    Norms,
+    final_norm,
+    foldable,
+    norm_sum,
+    pass_norms,
+    run_to_norm,
+    runs_in_order,
+)
 from fastnas.nn.fused import NoiseDraw, can_run, run_edge
 from fastnas.nn.reading import Reading
 from fastnas.nn.recognise import MixedOpParts
-from fastnas.ops import draw_rng, mixed_sum
+from fastnas.ops import draw_rng, has_kernel, mixed_sum
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Outputs to be summed: which mixing weight each takes, and which carry noise."""
+    """Outputs to be summed: which mixing weight each takes, which carry noise, and the batch norms
+    that some still are to pass."""
 
     outputs: list[Tensor]
     weight_index: list[int]
     noisy: list[int]
+    norms: Norms = field(default_factory=dict)
 
 
 class MixedOp(reference.MixedOp):
-    """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others on `mixed_sum`.
+    """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others summed by
+    `mixed_norm_sum`, with the batch norms that they end in, or by `mixed_sum`.
 
     Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'. The `none`
     candidate costs nothing: it has no term, and its weight the gradient 0 that it has in eager.
@@ -66,33 +78,67 @@ class MixedOp(reference.MixedOp):
             return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
         return None
 
-    def terms(self, x: Tensor) -> Terms:
-        """The outputs of the candidates on x, without `none`."""
+    def terms(self, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Terms:
+        """The outputs of the candidates on x, without `none`: `mix` sums them.
+
+        A candidate that ends in a batch norm is computed up to that.
+
+        Args:
+            pools: what `run_to_norm` shares between the mixed ops on the same x.
+        """
         live = [k for k, op in enumerate(self._ops) if not isinstance(op, Zero)]
         if not live:
             live = [0]
         noisy_candidates = self.skips if self.training and self.noise is not None else ()
-        outputs = [self._ops[k](x) for k in live]
+        dropped = self.skips if self.training and self.skip_drop_path else ()
+        outputs: list[Tensor] = []
+        norms: dict[int, nn.BatchNorm2d] = {}
+        for t, k in enumerate(live):
+            op, norm = self._ops[k], None
+            if k not in noisy_candidates and k not in dropped and runs_in_order(op):
+                norm = final_norm(op)
+            outputs.append(op(x) if norm is None else run_to_norm(op, x, pools))
+            if norm is not None:
+                norms[t] = norm
         noisy = [t for t, k in enumerate(live) if k in noisy_candidates]
-        if self.training and self.skip_drop_path:
+        if dropped:
             # The mask comes after the noise, so the noise cannot wait for the sum.
             for t, k in enumerate(live):
-                if k in self.skips:
+                if k in dropped:
                     outputs[t] = drop_path(
                         self._noised(outputs[t], t in noisy), self.skip_drop_path
                     )
             noisy = []
-        return Terms(outputs, live, noisy)
+        return Terms(outputs, live, noisy, norms)
+
+    def mix(self, terms: Terms, w: Tensor, draw: NoiseDraw | None) -> Tensor:
+        """`reduce` of the terms after their batch norms; one `mixed_norm_sum` where it can be."""
+        z = terms.outputs
+        folded = foldable(z, terms.norms, self.training) if self._sums_by_kernel(z) else {}
+        if not folded:
+            return self.reduce(pass_norms(z, terms.norms), w, terms.noisy, draw)
+        options = self._noise_options(terms.noisy, draw, w.device)
+        return norm_sum(z, w, terms.norms, folded, self.training, **options)
 
     def reduce(
         self, outputs: Sequence[Tensor], w: Tensor, noisy: Sequence[int], draw: NoiseDraw | None
     ) -> Tensor:
         """sum_k w_k outputs_k: the one place to override how candidates are combined."""
+        return mixed_sum(outputs, w, **self._noise_options(noisy, draw, w.device))
+
+    def _sums_by_kernel(self, z: Sequence[Tensor]) -> bool:
+        """Whether `reduce` is the one above, and there is a kernel that does the norms as well."""
+        overridden = type(self).reduce is not MixedOp.reduce or "reduce" in vars(self)
+        return not overridden and has_kernel("mixed_norm_sum", z[0], len(z))
+
+    def _noise_options(
+        self, noisy: Sequence[int], draw: NoiseDraw | None, device: torch.device
+    ) -> dict[str, Any]:
         if not noisy or self.noise is None:
-            return mixed_sum(outputs, w)
+            return {}
         if draw is None:
-            draw = self.draw(w.device)
-        return mixed_sum(outputs, w, noise=self.noise, noisy=noisy, level=draw.level, rng=draw.rng)
+            draw = self.draw(device)
+        return {"noise": self.noise, "noisy": noisy, "level": draw.level, "rng": draw.rng}
 
     def draw(self, device: torch.device) -> NoiseDraw:
         """A fresh stream for one call."""
@@ -113,7 +159,7 @@ class MixedOp(reference.MixedOp):
                 draw=self.draw(w.device) if self.noise is not None else None, memory=self.memory,
             )  # fmt: skip
         terms = self.terms(x)
-        return self.reduce(terms.outputs, select(w, terms.weight_index), terms.noisy, None)
+        return self.mix(terms, select(w, terms.weight_index), None)
 
     def _noised(self, x: Tensor, noisy: bool) -> Tensor:
         if not noisy:

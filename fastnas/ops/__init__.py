@@ -1,6 +1,6 @@
 """The ops: one file each, read top to bottom from schema to public function."""
 
-from fastnas.ops.dispatch import choose_backend
+from fastnas.ops.dispatch import choose_backend, has_kernel
 from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_norm_sum import mixed_norm_sum
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
@@ -12,6 +12,7 @@ __all__ = [
     "OPS",
     "choose_backend",
     "draw_rng",
+    "has_kernel",
     "mixed_edges",
     "mixed_norm_sum",
     "mixed_sum",

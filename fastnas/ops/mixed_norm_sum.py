@@ -1,8 +1,9 @@
 """mixed_norm_sum: schema, fake, autograd, public function, checks. The kernels are two steps down:
 
-backends/cpu.py    -> csrc/cpu/mixed_norm_sum.cpp (csrc/formulas/*.h)
-backends/cuda.py   -> csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
-backends/eager.py  -> reference/mixed_norm_sum.py
+backends/cpu.py     -> csrc/cpu/mixed_norm_sum.cpp (csrc/formulas/*.h)
+backends/cuda.py    -> csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
+backends/triton.py  -> kernels/mixed_norm_sum.py
+backends/eager.py   -> reference/mixed_norm_sum.py
 """
 
 from __future__ import annotations
@@ -219,7 +220,7 @@ def mixed_norm_sum(
         momentum: of that update.
         training: whether to normalise by the statistics of the batch.
         noise, noisy, level, rng: as in `mixed_sum`; a noisy term may not be normed.
-        backend: as in `mixed_sum`; this op has "eager", "cpu" and "cuda".
+        backend: as in `mixed_sum`.
 
     Returns:
         Tensor shaped and typed as the terms.

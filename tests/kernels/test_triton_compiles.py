@@ -49,7 +49,7 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     from triton.runtime.jit import JITFunction
 
     from fastnas.backends.triton import TritonBackend
-    from fastnas.kernels import mixed_sum
+    from fastnas.kernels import mixed_norm_sum, mixed_sum
 
     driver.set_active(
         SimpleNamespace(
@@ -72,17 +72,26 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
 
     JITFunction.run = compile_only
     backend = TritonBackend()
-    for dtype, form, layout in (
-        (torch.float32, "none", torch.contiguous_format),
-        (torch.bfloat16, "gaussian_additive", torch.channels_last),
-        (torch.float16, "uniform_multiplicative", torch.contiguous_format),
+    for dtype, form, layout, training, needs_dw in (
+        (torch.float32, "none", torch.contiguous_format, True, False),
+        (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
+        (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
     ):
         x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
         level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
         call = (x, torch.zeros(3), [] if form == "none" else [1], form, level, rng)
         y, std = backend.mixed_sum_fwd(*call)
         backend.mixed_sum_bwd(y, *call, std, [True, False, True], True)
-    return [name for name in vars(mixed_sum) if name.endswith("_kernel")], launches
+        normed = [True, False, True]
+        y, mean, var, std = backend.mixed_norm_sum_fwd(
+            x, call[1], normed, None, None, 1e-5, *call[2:]
+        )
+        z = x if needs_dw else [x[0], x[2]]
+        backend.mixed_norm_sum_bwd(
+            y, z, call[1], normed, mean, var, 1e-5, training, *call[2:], std, [True] * 3, needs_dw
+        )
+    names = {*vars(mixed_sum), *vars(mixed_norm_sum)}
+    return [name for name in names if name.endswith("_kernel")], launches
 
 
 if __name__ == "__main__":

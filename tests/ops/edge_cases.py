@@ -20,11 +20,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from cases import laid_out
+from cases import bits, laid_out
+from targets import Target
 from torch import Tensor
 
 import fastnas
 from fastnas import reference
+from fastnas.backends.layout import state_format
 from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
 
 EPS, MOMENTUM = 1e-5, 0.3
@@ -38,6 +40,8 @@ KERNELS = {
     "dil_3": ("dil_conv", 3, 2), "dil_5": ("dil_conv", 5, 2),
 }  # fmt: skip
 TERMS = ("max_pool", "avg_pool", "skip", *KERNELS)
+# Every kind of kernel and no more, for what multiplies the cases.
+FEW = ("max_pool", "avg_pool", "skip", "sep_3", "dil_5")
 
 
 def term(name: str, weight: int, stride: int) -> EdgeTerm:
@@ -88,9 +92,9 @@ class Inputs:
 
     def initial_running(self) -> list[Pair]:
         wide = torch.promote_types(self.x[0].dtype, torch.float32)
-        C = self.x[0].shape[1]
+        start = self.x[0].new_empty(self.x[0].shape[1], dtype=wide)
         return [
-            (torch.full((C,), 0.5, dtype=wide), torch.full((C,), 2.0, dtype=wide))
+            (torch.full_like(start, 0.5), torch.full_like(start, 2.0))
             for _ in range(self.table.norms)
         ]
 
@@ -100,14 +104,21 @@ class Inputs:
         inputs = self.table.inputs
         return replace(self, w=w, x=list(rest[:inputs]), params=list(rest[inputs:]))
 
+    def cpu(self) -> Inputs:
+        level = None if self.level is None else self.level.cpu()
+        rng = None if self.rng is None else self.rng.cpu()
+        moved = self.rebuilt([t.cpu() for t in (self.w, *self.x, *self.params)])
+        return replace(moved, dy=self.dy.cpu(), level=level, rng=rng)
+
 
 def make(
     table: EdgeTable,
     size: tuple[int, int] = (5, 7),
     C: int = 6,
     N: int = 3,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype | None = None,
     *,
+    target: Target | None = None,
     sizes: Sequence[tuple[int, int]] = (),
     noise: SkipNoise | None = None,
     offset: float = 0.0,
@@ -116,12 +127,19 @@ def make(
     dy_layout: str = "channels_last",
     seed: int = 0,
 ) -> Inputs:
-    """Normal x (about `offset`), params and dy, w of both signs; input i lies as layouts[i mod len]."""  # noqa: E501
+    """Normal x (about `offset`), params and dy, w of both signs; x[i] lies as layouts[i mod len].
+
+    On the device of `target` and by default in its widest dtype; without one, on the CPU in
+    float64. The values do not depend on the device.
+    """
+    device = target.device if target is not None else "cpu"
+    if dtype is None:
+        dtype = target.widest("mixed_edges") if target is not None else torch.float64
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, about: float = 0.0, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return (about + scale * values).to(dtype)
+        return (about + scale * values).to(device, dtype)
 
     sizes = sizes or [size] * table.inputs
     x = [
@@ -137,9 +155,9 @@ def make(
     dy = laid_out(normal(N, table.nodes * C, rows, cols), dy_layout)
     level = rng = None
     if noise is not None:
-        level = noise.level(0.7)
-        rng = torch.randint(2**62, (table.nodes, 2), generator=generator)
-    return Inputs(table, x, w.to(w_dtype or dtype), params, dy, noise, level, rng)
+        level = noise.level(0.7, torch.device(device))
+        rng = torch.randint(2**62, (table.nodes, 2), generator=generator).to(device)
+    return Inputs(table, x, w.to(device, w_dtype or dtype), params, dy, noise, level, rng)
 
 
 def call(
@@ -213,6 +231,7 @@ def updated(running: Sequence[Pair], stats: Tensor, samples: int) -> Results:
 @lru_cache(maxsize=16)
 def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
     """The specification with torch's own autograd, in the dtype of the inputs or in a wider one."""
+    inputs = inputs.cpu()
     leaves = inputs.leaves
     if dtype is not None:
         leaves = {name: t.to(dtype) for name, t in leaves.items()}
@@ -239,6 +258,7 @@ def kind_of(name: str) -> str:
 def agree(got: Results, exact: Results, eager: Results, dtype: torch.dtype) -> None:
     """Fails unless every result obeys the rule at the top; `dtype` is that of the inputs."""
     double = dtype == torch.float64
+    got = {name: t.cpu() for name, t in got.items()}
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for name, found in got.items():
         assert found.shape == exact[name].shape, f"{name} has shape {list(found.shape)}"
@@ -269,6 +289,12 @@ def compare(got: Results, inputs: Inputs) -> None:
     agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x[0].dtype)
 
 
+def same_bits(got: Results, want: Results) -> None:
+    assert got.keys() == want.keys()
+    for name, t in got.items():
+        assert torch.equal(bits(t), bits(want[name])), name
+
+
 def check(
     inputs: Inputs,
     backend: str,
@@ -278,7 +304,8 @@ def check(
     """The rule, the layout of the result, and that no output shares memory with an input."""
     got = run(inputs, backend, needs, memory)
     compare(got, inputs)
-    assert got["y"].is_contiguous(memory_format=torch.channels_last)
+    layout = state_format(got["y"])
+    assert got["y"].is_contiguous(memory_format=layout)
     inside = {t.untyped_storage().data_ptr() for t in (inputs.dy, *inputs.leaves.values())}
     out = [t.untyped_storage().data_ptr() for t in got.values()]
     assert inside.isdisjoint(out), "an output shares memory with an input"

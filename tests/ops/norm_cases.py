@@ -16,15 +16,13 @@ from torch import Tensor
 
 import fastnas
 from fastnas import reference
-from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
 from fastnas.reference import SkipNoise
 from fastnas.reference.mixed_norm_sum import Statistics
 from fastnas.reference.mixed_sum import draws
 
 EPS = 1e-5
-BACKENDS_OF_CASES = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
-ON_CPU_TENSORS = pytest.mark.backends("eager", "cpu", "cuda-host")
+BACKENDS_OF_CASES = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda", "triton")
 
 
 @dataclass(frozen=True)
@@ -52,17 +50,15 @@ class Inputs:
         rows = iter(zip(*self.statistics))
         return [next(rows) if normed else None for normed in self.normed]
 
-    def to(self, device: str) -> Inputs:
-        def moved(tensors: Sequence[Tensor]) -> list[Tensor]:
-            return [t.to(device) for t in tensors]
+    def cpu(self) -> Inputs:
+        def moved(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.cpu()
 
-        level, rng = (t if t is None else t.to(device) for t in (self.level, self.rng))
-        w, dy, *z = moved([self.w, self.dy, *self.z])
-        statistics = None
-        if self.statistics is not None:
-            mean, var = moved(self.statistics)
-            statistics = mean, var
-        return replace(self, z=z, w=w, dy=dy, statistics=statistics, level=level, rng=rng)
+        statistics = self.statistics and (self.statistics[0].cpu(), self.statistics[1].cpu())
+        return replace(
+            self, z=[t.cpu() for t in self.z], w=self.w.cpu(), dy=self.dy.cpu(),
+            statistics=statistics, level=moved(self.level), rng=moved(self.rng),
+        )  # fmt: skip
 
     def wide(self) -> tuple[list[Tensor], Statistics]:
         """The terms and what they are normalised by, in fp64."""
@@ -77,6 +73,7 @@ def make(
     shape: Sequence[int],
     normed: Sequence[bool],
     dtype: torch.dtype,
+    device: str = "cpu",
     *,
     noise: SkipNoise | None = None,
     noisy: Sequence[int] = (),
@@ -92,21 +89,22 @@ def make(
 
     def normal(layout: str, scale: float = 1.0, about: float = 0.0) -> Tensor:
         values = torch.randn(tuple(shape), generator=generator, dtype=torch.float64)
-        return laid_out((about + scale * values).to(dtype), layout)
+        return laid_out((about + scale * values).to(device, dtype), layout)
 
     terms = len(normed)
     z = [normal(layouts[k % len(layouts)], 1.0 + k % 3, offset * (1 + k % 3)) for k in range(terms)]
     w = 2 * torch.rand(terms, generator=generator, dtype=torch.float64) - 1
     level = rng = None
     if noise is not None and noisy:
-        level, rng = noise.level(), torch.randint(2**62, (2,), generator=generator)
+        level = noise.level(device=torch.device(device))
+        rng = torch.randint(2**62, (2,), generator=generator).to(device)
     statistics = None
     if not training:
         wide = torch.promote_types(dtype, torch.float32)
         rows = torch.rand(2, sum(normed), shape[1], generator=generator, dtype=torch.float64)
-        statistics = (rows[0] - 0.5).to(wide), (rows[1] + 0.1).to(wide)
-    return Inputs(z, w.to(w_dtype or dtype), normal(dy_layout), list(normed), statistics, noise,
-                  tuple(noisy), level, rng)  # fmt: skip
+        statistics = (rows[0] - 0.5).to(device, wide), (rows[1] + 0.1).to(device, wide)
+    return Inputs(z, w.to(device, w_dtype or dtype), normal(dy_layout), list(normed), statistics,
+                  noise, tuple(noisy), level, rng)  # fmt: skip
 
 
 def call(inputs: Inputs, z: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
@@ -122,7 +120,6 @@ def run(inputs: Inputs, backend: str | None, needs: Sequence[bool] | None = None
 
     On the device of the backend; the outcome is on the CPU.
     """
-    inputs = inputs.to(getattr(BACKENDS.get(backend or ""), "device", "cpu"))
     needs = [True] * (1 + len(inputs.z)) if needs is None else list(needs)
     leaves = [t.detach().requires_grad_(n) for t, n in zip((inputs.w, *inputs.z), needs)]
     y = call(inputs, leaves[1:], leaves[0], backend)
@@ -135,6 +132,7 @@ def run(inputs: Inputs, backend: str | None, needs: Sequence[bool] | None = None
 
 def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Outcome:
     """The specification with torch's own autograd, in the dtype of the inputs or in a wider one."""
+    inputs = inputs.cpu()
     leaves = [t.detach() if dtype is None else t.detach().to(dtype) for t in (inputs.w, *inputs.z)]
     w, *z = leaves = [t.requires_grad_() for t in leaves]
     statistics = inputs.statistics
@@ -148,6 +146,7 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Outcome:
 
 def magnitudes(inputs: Inputs) -> Outcome:
     """S of the rounding term, for y and every gradient."""
+    inputs = inputs.cpu()
     z, statistics = inputs.wide()
     w, dy = inputs.w.double().abs(), inputs.dy.double().abs()
     dims = [d for d in range(dy.dim()) if d != 1]
@@ -195,7 +194,8 @@ def compare(got: Outcome, inputs: Inputs) -> None:
         assert want is not None and like is not None and scale is not None
         assert found.shape == want.shape, f"{name} has shape {list(found.shape)}"
         assert found.dtype == like.dtype, f"{name} is {found.dtype}"
-        error, bound = (found.double() - want).abs(), rounding(want, scale, found.dtype, dtype)
+        error = (found.cpu().double() - want).abs()
+        bound = rounding(want, scale, found.dtype, dtype)
         if dtype != torch.float64:
             bound = bound + 2 * (like.double() - want).abs()
         wrong = ~(error <= bound)

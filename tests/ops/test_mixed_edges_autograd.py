@@ -29,15 +29,17 @@ from fastnas.backends import Held
 from fastnas.reference import EdgeTable
 
 OP = "mixed_edges"
-pytestmark = pytest.mark.backends("eager", "cpu")
+pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
 
 NAMES = ("max_pool", "skip", "sep_3", "dil_5")
 SMALL = EdgeTable(1, 2, 4, (edge(0, 0, 1, NAMES), edge(1, 1, 1, ("skip", "dil_3"))))
 
 
-def small(form: str | None = None, dtype: torch.dtype = torch.float64, stride: int = 1) -> Inputs:
+def small(
+    target: Target, form: str | None = None, dtype: torch.dtype | None = None, stride: int = 1
+) -> Inputs:
     noise = None if form is None else noise_of(form)
-    return make(cell(stride, 2, NAMES), (4, 5), C=2, dtype=dtype, noise=noise)
+    return make(cell(stride, 2, NAMES), (4, 5), C=2, dtype=dtype, noise=noise, target=target)
 
 
 def live(inputs: Inputs, backend: str, memory: str = "lean") -> torch.Tensor:
@@ -52,7 +54,7 @@ def live(inputs: Inputs, backend: str, memory: str = "lean") -> torch.Tensor:
 def test_every_subset_of_gradients(
     backend: Target, form: str | None, memory: str, stride: int
 ) -> None:
-    inputs = small(form, stride=stride)
+    inputs = small(backend, form, stride=stride)
     params = {name for name in inputs.leaves if name.startswith("params")}
     for wanted in itertools.product([set(), {"w"}], [set(), {"x[0]"}], [{"x[1]"}], [set(), params]):
         needs = set().union(*wanted)
@@ -67,7 +69,8 @@ def test_every_subset_of_gradients(
 @pytest.mark.parametrize("memory", MEMORY)
 def test_what_is_held(backend: Target, memory: str, form: str | None, dparams: bool) -> None:
     """Besides inputs and output what `Held` says, here counted by hand."""
-    inputs = make(cell(2, 2), (9, 7), C=4, N=3, noise=noise_of(form) if form else None)
+    noise = None if form is None else noise_of(form)
+    inputs = make(cell(2, 2), (9, 7), C=4, N=3, noise=noise, target=backend)
     for name, t in inputs.leaves.items():
         t.requires_grad_(dparams or not name.startswith("params"))
     saved: list[torch.Tensor] = []
@@ -98,7 +101,7 @@ def test_what_is_held(backend: Target, memory: str, form: str | None, dparams: b
 
 
 def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     assert call(inputs, backend.name).grad_fn is None
     with torch.no_grad():
         assert live(inputs, backend.name).grad_fn is None
@@ -106,7 +109,7 @@ def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
 
 @pytest.mark.parametrize("memory", MEMORY)
 def test_backward_twice(backend: Target, memory: str) -> None:
-    inputs = small("gaussian_additive", torch.float32)
+    inputs = small(backend, "gaussian_additive", torch.float32)
     y = live(inputs, backend.name, memory)
     leaves = list(inputs.leaves.values())
     first = torch.autograd.grad(y, leaves, inputs.dy, retain_graph=True)
@@ -118,7 +121,7 @@ def test_backward_twice(backend: Target, memory: str) -> None:
 
 @pytest.mark.parametrize("name", ["x[0]", "w", "params[0]", "y"])
 def test_a_change_in_place_is_noticed(backend: Target, name: str) -> None:
-    inputs = small()
+    inputs = small(backend)
     y = live(inputs, backend.name)
     with torch.no_grad():
         ({"y": y} | inputs.leaves)[name].add_(1)
@@ -127,7 +130,7 @@ def test_a_change_in_place_is_noticed(backend: Target, name: str) -> None:
 
 
 def test_double_backward_says_that_there_is_none(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     y = live(inputs, backend.name)
     (dw,) = torch.autograd.grad(y.square().sum(), inputs.w, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -135,7 +138,7 @@ def test_double_backward_says_that_there_is_none(backend: Target) -> None:
 
 
 def test_gradients_accumulate(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     once = run(inputs, backend.name)
     for _ in range(2):
         live(inputs, backend.name).backward(inputs.dy)
@@ -167,13 +170,15 @@ def test_gradcheck(backend: Target, form: str | None, stride: int) -> None:
 )
 def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) -> None:
     noise = None if form is None else noise_of(form)
-    inputs = make(cell(2, 2, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise)
+    inputs = make(cell(2, 2, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise, target=backend)
     params = [laid_out(p, layout) for p in inputs.params]
     w = laid_out(inputs.w, layout)
     x, code = [laid_out(t, layout) for t in inputs.x], inputs.table.code
     draws = (form or "none", inputs.level, inputs.rng)
+    tests = ["test_schema", "test_autograd_registration"]
+    # The fake gives the layout of the device, and "cuda-host" on the CPU that of a CUDA device.
+    tests += ["test_faketensor"] if backend.name != "cuda-host" else []
     # Tracing is the same for every backend, and slow.
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
     tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" and memory == "lean" else []
     fwd, bwd = torch.ops.fastnas.mixed_edges_fwd, torch.ops.fastnas.mixed_edges_bwd
     forward = (x, w, params, code, None, EPS, *draws, memory, True, backend.name)
@@ -209,7 +214,7 @@ def step(inputs: Inputs, backend: str) -> Callable[..., torch.Tensor]:
 def test_compiles_to_a_full_graph(backend: Target, form: str | None) -> None:
     """The update of the running statistics included."""
     torch._dynamo.reset()
-    inputs = small(form, torch.float32)
+    inputs = small(backend, form, torch.float32)
 
     def results(f: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
         running = inputs.initial_running()
@@ -229,7 +234,7 @@ def test_watched_by_a_dispatch_mode(backend: Target) -> None:
     """As by a profiler: the ops go through the dispatcher then."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs = small()
+    inputs = small(backend)
     with FlopCounterMode(display=False):
         got = run(inputs, backend.name)
     for name, t in run(inputs, backend.name).items():
@@ -239,7 +244,7 @@ def test_watched_by_a_dispatch_mode(backend: Target) -> None:
 @pytest.mark.backends("cpu")
 def test_compiled_noise_without_a_stream_is_fresh_every_time(backend: Target) -> None:
     torch._dynamo.reset()
-    inputs = replace(small("gaussian_additive", torch.float32), rng=None)
+    inputs = replace(small(backend, "gaussian_additive", torch.float32), rng=None)
     f = torch.compile(step(inputs, backend.name), fullgraph=True, backend="aot_eager")
 
     def seeded(seed: int) -> list[torch.Tensor]:

@@ -101,9 +101,9 @@ def test_bad_input(error: type[Exception], message: str, changes: dict[str, Any]
     assert all(torch.equal(t, saved) for t, saved in zip(PAIR, before)), "running was updated"
 
 
-@pytest.mark.backends("eager", "cpu")
+@pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
 def test_an_odd_number_of_channels_cannot_be_halved(backend: Target) -> None:
-    inputs = make(one_edge(2, "skip"), (4, 4), C=5)
+    inputs = make(one_edge(2, "skip"), (4, 4), C=5, target=backend)
     with pytest.raises(ValueError, match=r"mixed_edges: .*5 channels"):
         fastnas.mixed_edges(inputs.x, inputs.w, inputs.params, inputs.table,
                             backend=backend.name)  # fmt: skip
@@ -137,10 +137,18 @@ def test_meta_tensors_give_the_shape() -> None:
 
 
 @pytest.mark.parametrize("stem", ["mixed_edges", "relu_conv_bn"])
-def test_the_table_says_why_there_is_no_gpu_kernel(stem: str) -> None:
+def test_the_table_says_why_triton_has_no_kernel(stem: str) -> None:
     absent = OPS[stem].absent
-    assert set(absent) == {"cuda", "triton"}
-    assert all("kernels yet" in reason for reason in absent.values())
+    assert set(absent) == {"triton"}
+    assert absent["triton"]
+
+
+@pytest.mark.backends("cuda-host", "cuda")
+def test_there_is_no_float64_on_cuda(backend: Target) -> None:
+    x, params = ([t.double().to(backend.device) for t in ts] for ts in (X, PARAMS))
+    message = f"backend='{backend.name}' cannot run mixed_edges: mixed_edges has no float64 kernel"
+    with pytest.raises(BackendError, match=re.escape(message)):
+        fastnas.mixed_edges(x, W.to(backend.device), params, TABLE, backend=backend.name)
 
 
 SKIP = EdgeTerm("skip", 0)

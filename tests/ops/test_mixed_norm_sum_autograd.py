@@ -9,28 +9,28 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FORMS, noise_of
-from norm_cases import BACKENDS_OF_CASES, EPS, ON_CPU_TENSORS, Inputs, call, check, make, run
+from norm_cases import BACKENDS_OF_CASES, EPS, Inputs, call, check, make, run
 from targets import Target
 
 import fastnas
 
 OP = "mixed_norm_sum"
-pytestmark = ON_CPU_TENSORS
+pytestmark = BACKENDS_OF_CASES
 
 MIXED = [True, False, True]
 
 
-def small(form: str | None = None, **settings: object) -> Inputs:
+def small(backend: Target, form: str | None = None, **settings: object) -> Inputs:
     noise = None if form is None else noise_of(form)
-    return make((2, 3, 4, 5), MIXED, torch.float32, noise=noise, noisy=[1] if form else [],
-                **settings)  # type: ignore[arg-type]  # fmt: skip
+    return make((2, 3, 4, 5), MIXED, torch.float32, backend.device, noise=noise,
+                noisy=[1] if form else [], **settings)  # type: ignore[arg-type]  # fmt: skip
 
 
 @BACKENDS_OF_CASES
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", [None, "gaussian_multiplicative"])
 def test_every_subset_of_gradients(backend: Target, form: str | None, training: bool) -> None:
-    inputs = small(form, training=training)
+    inputs = small(backend, form, training=training)
     for needs in itertools.product([False, True], repeat=4):
         got = check(inputs, backend.name, needs)
         assert [t is not None for t in (got.dw, *got.dx)] == list(needs)
@@ -61,7 +61,7 @@ def test_only_terms_that_are_read_are_saved(
     training: bool,
 ) -> None:
     """And w, per channel mean and variance, and of the noise 16 bytes each of level, rng, std."""
-    inputs = small("gaussian_additive", training=training)
+    inputs = small(backend, "gaussian_additive", training=training)
     saved: list[torch.Tensor] = []
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -78,13 +78,13 @@ def test_only_terms_that_are_read_are_saved(
 
 
 def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
-    assert live(small(), backend.name, (False,) * 4).grad_fn is None
+    assert live(small(backend), backend.name, (False,) * 4).grad_fn is None
     with torch.no_grad():
-        assert live(small(), backend.name, (True,) * 4).grad_fn is None
+        assert live(small(backend), backend.name, (True,) * 4).grad_fn is None
 
 
 def test_a_term_changed_in_place_is_noticed(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     inputs = replace(inputs, z=[inputs.z[0] + 0, *inputs.z[1:]])
     y = live(inputs, backend.name, (True,) * 4)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_term_changed_in_place_is_noticed(backend: Target) -> None:
 
 def test_backward_knows_nothing_of_a_later_update(backend: Target) -> None:
     """The running statistics of an eval step may be updated before its backward."""
-    inputs = small(training=False)
+    inputs = small(backend, training=False)
     want = run(inputs, backend.name).named()
     leaves = [t.detach().clone().requires_grad_() for t in (inputs.w, *inputs.z)]
     y = call(inputs, leaves[1:], leaves[0], backend.name)
@@ -107,7 +107,7 @@ def test_backward_knows_nothing_of_a_later_update(backend: Target) -> None:
 
 
 def test_double_backward_says_that_there_is_none(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     y = live(inputs, backend.name, (True,) * 4)
     (dw,) = torch.autograd.grad(y.square().sum(), inputs.w, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -133,7 +133,7 @@ def test_gradcheck(backend: Target, form: str | None, training: bool, layout: st
                                               ("gaussian_additive", "channels_last"),
                                               ("uniform_multiplicative", "sliced")])  # fmt: skip
 def test_opcheck(backend: Target, form: str | None, layout: str, training: bool) -> None:
-    inputs = small(form, layouts=[layout], dy_layout=layout, training=training)
+    inputs = small(backend, form, layouts=[layout], dy_layout=layout, training=training)
     given = (None, None) if inputs.statistics is None else inputs.statistics
     noise = (list(inputs.noisy), inputs.form, inputs.level, inputs.rng)
     # Tracing is the same for every backend, and slow.
@@ -169,10 +169,11 @@ def step(training: bool, backend: str) -> Callable[..., torch.Tensor]:
 def test_compiles_to_a_full_graph(backend: Target, layout: str, training: bool) -> None:
     """The update of the running statistics included."""
     torch._dynamo.reset()
-    inputs = small(layouts=[layout], dy_layout=layout)
+    inputs = small(backend, layouts=[layout], dy_layout=layout)
 
     def results(f: Callable[..., torch.Tensor]) -> list[torch.Tensor]:
-        running = [(torch.zeros(3), torch.ones(3)) if normed else None for normed in MIXED]
+        running = [(inputs.w.new_zeros(3), inputs.w.new_ones(3)) if normed else None
+                   for normed in MIXED]  # fmt: skip
         leaves = [t.detach().clone().requires_grad_() for t in (inputs.w, *inputs.z)]
         y = f(leaves[1:], leaves[0], running)
         gradients = torch.autograd.grad(y, leaves, inputs.dy)
@@ -188,7 +189,7 @@ def test_compiles_to_a_full_graph(backend: Target, layout: str, training: bool) 
 @pytest.mark.backends("cpu")
 def test_compiles_with_inductor(backend: Target) -> None:
     torch._dynamo.reset()
-    inputs = small()
+    inputs = small(backend)
     f = step(True, backend.name)
     running = [(torch.zeros(3), torch.ones(3)) if normed else None for normed in MIXED]
     got = torch.compile(f, fullgraph=True)(inputs.z, inputs.w, running)
@@ -196,7 +197,7 @@ def test_compiles_with_inductor(backend: Target) -> None:
 
 
 def test_gradients_accumulate(backend: Target) -> None:
-    inputs = small()
+    inputs = small(backend)
     once = run(inputs, backend.name)
     for _ in range(2):
         live(inputs, backend.name, (True,) * 4).backward(inputs.dy)

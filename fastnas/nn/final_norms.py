@@ -1,0 +1,115 @@
+"""Candidates computed up to the batch norm that they end in, which then is part of their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.nn.fused import count_batch, running_of
+from fastnas.nn.recognise import hooks, layers_of
+from fastnas.ops import mixed_norm_sum
+from fastnas.reference.primitives import DilConv, ReLUConvBN, SepConv
+
+Norms = Mapping[int, nn.BatchNorm2d]
+"""Index of a term to the batch norm that it still is to pass."""
+
+# A module whose forward is one of these does nothing but run its layers in order.
+_IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
+
+
+def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
+    """The batch norm that an operation ends in, if it can be computed apart from the rest.
+
+    Supposes that `op` runs its layers in order (`runs_in_order` knows, `accelerate` tries out).
+    """
+    layers = layers_of(op)
+    norm = layers[-1] if layers else None
+    if type(norm) is not nn.BatchNorm2d or norm.affine or norm.momentum is None:
+        return None
+    if not norm.track_running_stats or norm.running_mean is None:
+        return None
+    passed_over = (op, norm) if type(op) is nn.Sequential else (op, op.op, norm)
+    if any("forward" in vars(m) or any(hooks(m)) for m in cast(tuple[nn.Module, ...], passed_over)):
+        return None
+    return norm
+
+
+def runs_in_order(op: nn.Module) -> bool:
+    """Whether the class of an operation is known to do nothing but run its layers in order."""
+    return type(op).forward in _IN_ORDER
+
+
+def run_to_norm(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Tensor:
+    """What the final norm of `op` is given.
+
+    Args:
+        pools: outputs of pools on the same x, by their settings: a pool alone before its norm is
+            looked up there, and what is computed is added.
+    """
+    layers = layers_of(op)[:-1]
+    if pools is not None and len(layers) == 1 and _is_shareable(layers[0], x):
+        (pool,) = layers
+        settings = (str(getattr(pool, name)) for name in cast(list[str], pool.__constants__))
+        # Another operation may have overwritten x in between.
+        key = (type(pool), x._version, *settings)
+        if key not in pools:
+            pools[key] = pool(x)
+        return pools[key]
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _is_shareable(layer: nn.Module, x: Tensor) -> bool:
+    """Whether a layer is a plain pool, which has no state, and x has a version."""
+    if torch.compiler.is_compiling() or x.is_inference():
+        return False
+    plain = not any(hooks(layer)) and "forward" not in vars(layer)
+    return plain and type(layer) in (nn.MaxPool2d, nn.AvgPool2d)
+
+
+def pass_norms(z: Sequence[Tensor], norms: Norms) -> list[Tensor]:
+    """The terms after the norms that they still are to pass."""
+    return [norms[k](z_k) if k in norms else z_k for k, z_k in enumerate(z)]
+
+
+def foldable(z: Sequence[Tensor], norms: Norms, training: bool) -> Norms:
+    """The norms that one `mixed_norm_sum` can do: of one mode, and eps and momentum of the first.
+
+    None unless the terms are alike, [N, C, H, W] with more than one value per channel.
+    """
+    first = z[0]
+    alike = {(z_k.shape, z_k.dtype, z_k.device) for z_k in z}
+    if len(alike) > 1 or first.dim() != 4 or first.numel() <= first.shape[1]:
+        return {}
+    found = {k: norm for k, norm in norms.items() if norm.training == training}
+    like = next(((norm.eps, norm.momentum) for norm in found.values()), None)
+    return {k: norm for k, norm in found.items() if (norm.eps, norm.momentum) == like}
+
+
+def norm_sum(
+    z: Sequence[Tensor], w: Tensor, norms: Norms, folded: Norms, training: bool, **options: Any
+) -> Tensor:
+    """sum_k w_k v_k, v_k the term after its norm; `options` are those of `mixed_norm_sum`.
+
+    Args:
+        norms: of them, those that are not `folded` run by their modules.
+        folded: at least one; what `foldable` gave.
+    """
+    z = pass_norms(z, {k: norm for k, norm in norms.items() if k not in folded})
+    first = next(iter(folded.values()))
+    if training:
+        count_batch(list(folded.values()))
+    return mixed_norm_sum(
+        z,
+        w,
+        normed=[k in folded for k in range(len(z))],
+        eps=first.eps,
+        running=[running_of(folded[k]) if k in folded else None for k in range(len(z))],
+        momentum=cast(float, first.momentum),
+        training=training,
+        **options,
+    )

@@ -1,0 +1,377 @@
+"""y = sum_k w_k v_k,  v_k = (z_k - mu_k) r_k,  mu, var of z_k per channel, r = (var + eps)^-1/2;  not normed: as mixed_sum
+dz_k = w_k r_k (dy - mean(dy) - v_k mean(dy v_k)),  dw_k = <dy, v_k>.  Given statistics: dz_k = w_k r_k dy
+
+Forward: moments of parts of the channels, statistics out of them, the mix. Backward: sums over the
+same parts, their totals and dw, every dz. A part of a channel is what it has in one tile (tile.py);
+`noise` is (level, rng, std).
+"""  # noqa: E501
+
+import triton
+import triton.language as tl
+
+from fastnas.kernels.mixed_sum import noise_arguments, standard_deviations
+from fastnas.kernels.tile import WARPS, tile_constants, tile_draw, tile_of_program
+
+
+@triton.jit
+def _reciprocal_std(var, eps):
+    return tl.div_rn(1.0, tl.sqrt_rn(var + eps))
+
+
+@triton.jit
+def _norm(mean_ptr, var_ptr, row, channels, c, eps):
+    """mu and r of a term, [BLOCK_C]."""
+    o = row * channels + c
+    mean = tl.load(mean_ptr + o, mask=c < channels, other=0.0)
+    var = tl.load(var_ptr + o, mask=c < channels, other=1.0)
+    return mean, _reciprocal_std(var, eps)
+
+
+@triton.jit
+def mixed_norm_sum_moments_kernel(
+    z_ptrs,
+    moments_ptr,
+    shape,
+    parts,
+    ROWS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Of each channel in a part of one term: mean, and squared deviations about it."""
+    row = tl.program_id(1)
+    z_ptr = z_ptrs[0]
+    for other in tl.static_range(1, ROWS):
+        z_ptr = tl.where(row == other, z_ptrs[other], z_ptr)
+    channels, _, values = shape
+    i_part, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
+    b_z = tl.load(z_ptr + o, mask=m, other=0.0).to(tl.float32)
+    count = tl.minimum(values - first, BLOCK_V).to(tl.float32)
+    mean = tl.sum(b_z, 1) / count
+    delta = tl.where(m, b_z - mean[:, None], 0.0)
+    rest = tl.sum(delta, 1)
+    correction = (rest / count).to(tl.float64)
+    # NaN where the mean is inf, which it is to stay.
+    correction = tl.where(tl.abs(correction) < float("inf"), correction, 0.0)
+    squares = tl.sum(delta * delta, 1).to(tl.float64) - rest.to(tl.float64) * correction
+    p_part = moments_ptr + (row * parts + i_part) * 2 * channels + c
+    tl.store(p_part, mean.to(tl.float64) + correction, mask=c < channels)
+    tl.store(p_part + channels, squares, mask=c < channels)
+
+
+@triton.jit
+def mixed_norm_sum_statistics_kernel(
+    moments_ptr,
+    mean_ptr,
+    var_ptr,
+    shape,
+    parts,
+    PART_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Mean and biased variance from the moments of all parts (Chan, Golub, LeVeque), in fp64."""
+    channels, _, values = shape
+    row = tl.program_id(1).to(tl.int64)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([CHUNK, BLOCK_C], tl.float64)
+    for start in range(0, parts, CHUNK):
+        part = start + tl.arange(0, CHUNK)
+        m = (part < parts)[:, None] & (c < channels)[None, :]
+        count = tl.minimum(values - part.to(tl.int64) * PART_V, PART_V)[:, None]
+        o = (row * parts + part)[:, None] * 2 * channels + c[None, :]
+        total += count.to(tl.float64) * tl.load(moments_ptr + o, mask=m, other=0.0)
+    mean = tl.sum(total, 0) / values
+    squares = tl.zeros([CHUNK, BLOCK_C], tl.float64)
+    for start in range(0, parts, CHUNK):
+        part = start + tl.arange(0, CHUNK)
+        m = (part < parts)[:, None] & (c < channels)[None, :]
+        count = tl.minimum(values - part.to(tl.int64) * PART_V, PART_V)[:, None]
+        o = (row * parts + part)[:, None] * 2 * channels + c[None, :]
+        delta = tl.load(moments_ptr + o, mask=m, other=0.0) - mean[None, :]
+        squares += tl.load(moments_ptr + o + channels, mask=m, other=0.0)
+        squares += tl.where(m, count.to(tl.float64) * delta * delta, 0.0)
+    var = tl.sum(squares, 0) / values
+    tl.store(mean_ptr + row * channels + c, mean.to(tl.float32), mask=c < channels)
+    tl.store(var_ptr + row * channels + c, var.to(tl.float32), mask=c < channels)
+
+
+@triton.jit
+def mixed_norm_sum_fwd_kernel(
+    z_ptrs,
+    w_ptr,
+    y_ptr,
+    mean_ptr,
+    var_ptr,
+    noise,
+    shape,
+    eps,
+    TERMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    ORDINALS: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    MULTIPLICATIVE: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    QUADS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
+    b_y = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
+    for k in tl.static_range(TERMS):
+        w = tl.load(w_ptr + k)
+        b_z = tl.load(z_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
+        if ROWS[k] >= 0:
+            mean, r = _norm(mean_ptr, var_ptr, ROWS[k], shape[0], c, eps)
+            b_y += (w * r)[:, None] * (b_z - mean[:, None])
+        elif ORDINALS[k] >= 0:
+            b_d = tile_draw(
+                noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+            )
+            if MULTIPLICATIVE:
+                b_y += w * (b_z * b_d)
+            else:
+                b_y += w * (b_z + b_d)
+        else:
+            b_y += w * b_z
+    tl.store(y_ptr + o, b_y.to(y_ptr.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def mixed_norm_sum_sums_kernel(
+    dy_ptr,
+    z_ptrs,
+    partial_ptr,
+    mean_ptr,
+    noise,
+    shape,
+    parts,
+    TERMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SUMS: tl.constexpr,
+    ORDINALS: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    MULTIPLICATIVE: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    QUADS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Of each channel in a part: the sum of dy, and of dy (z_k - mu_k) for every k in SUMS."""
+    channels, _, _ = shape
+    i_part, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
+    b_dy = tl.load(dy_ptr + o, mask=m, other=0.0).to(tl.float32)
+    if SUMS[TERMS] >= 0:
+        p_sum = partial_ptr + (SUMS[TERMS] * parts + i_part) * channels + c
+        tl.store(p_sum, tl.sum(b_dy, 1).to(tl.float64), mask=c < channels)
+    for k in tl.static_range(TERMS):
+        if SUMS[k] >= 0:
+            b_v = tl.load(z_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
+            if ROWS[k] >= 0:
+                mean = tl.load(mean_ptr + ROWS[k] * channels + c, mask=c < channels, other=0.0)
+                b_v = b_v - mean[:, None]
+            elif ORDINALS[k] >= 0:
+                b_d = tile_draw(
+                    noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+                )
+                if MULTIPLICATIVE:
+                    b_v = b_v * b_d
+                else:
+                    b_v = b_v + b_d
+            p_sum = partial_ptr + (SUMS[k] * parts + i_part) * channels + c
+            tl.store(p_sum, tl.sum(b_dy * b_v, 1).to(tl.float64), mask=c < channels)
+
+
+@triton.jit
+def mixed_norm_sum_totals_kernel(
+    partial_ptr,
+    totals_ptr,
+    var_ptr,
+    dw_ptr,
+    channels,
+    parts,
+    eps,
+    TERMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    NEEDS_DW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The sums of all parts, in fp64, in an order fixed by their number; dw_k = sum_c r total.
+
+    One program for each sum; where dw is wanted, sum k is that of term k, and the last that of dy.
+    """
+    i_sum = tl.program_id(0)
+    row = i_sum * 0 - 1
+    if NEEDS_DW:
+        for k in tl.static_range(TERMS):
+            row = tl.where(i_sum == k, ROWS[k], row)
+    dw = tl.zeros([BLOCK_C], tl.float64)
+    for begin in range(0, channels, BLOCK_C):
+        c = begin + tl.arange(0, BLOCK_C)
+        b_sum = tl.zeros([CHUNK, BLOCK_C], tl.float64)
+        for start in range(0, parts, CHUNK):
+            part = start + tl.arange(0, CHUNK)
+            m = (part < parts)[:, None] & (c < channels)[None, :]
+            o = (i_sum.to(tl.int64) * parts + part)[:, None] * channels + c[None, :]
+            b_sum += tl.load(partial_ptr + o, mask=m, other=0.0)
+        total = tl.sum(b_sum, 0)
+        tl.store(totals_ptr + i_sum * channels + c, total, mask=c < channels)
+        if NEEDS_DW:
+            if row >= 0:
+                var = tl.load(var_ptr + row * channels + c, mask=c < channels, other=1.0)
+                total = _reciprocal_std(var, eps).to(tl.float64) * total
+            dw += total
+    if NEEDS_DW:  # noqa: SIM102 - known when compiling, the other when running
+        if i_sum < TERMS:
+            tl.store(dw_ptr + i_sum, tl.sum(dw).to(tl.float32))
+
+
+@triton.jit
+def mixed_norm_sum_dz_kernel(
+    dy_ptr,
+    z_ptrs,
+    w_ptr,
+    dz_ptrs,
+    mean_ptr,
+    var_ptr,
+    totals_ptr,
+    noise,
+    shape,
+    eps,
+    TERMS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SUMS: tl.constexpr,
+    NEEDS_DZ: tl.constexpr,
+    TRAINING: tl.constexpr,
+    ORDINALS: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    MULTIPLICATIVE: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    QUADS: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    channels, _, values = shape
+    _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
+    mc = c < channels
+    b_dy = tl.load(dy_ptr + o, mask=m, other=0.0).to(tl.float32)
+    if SUMS[TERMS] >= 0:
+        p_dy = totals_ptr + SUMS[TERMS] * channels + c
+        mean_dy = (tl.load(p_dy, mask=mc, other=0.0) / values).to(tl.float32)
+    for k in tl.static_range(TERMS):
+        if NEEDS_DZ[k]:
+            w = tl.load(w_ptr + k)
+            if ROWS[k] >= 0:
+                mean, r = _norm(mean_ptr, var_ptr, ROWS[k], channels, c, eps)
+                if TRAINING:
+                    product = tl.load(totals_ptr + SUMS[k] * channels + c, mask=mc, other=0.0)
+                    mean_product = (product / values).to(tl.float32)
+                    # w - w: eager takes means of w dy, which are NaN where w is inf.
+                    slope = w * r * (r * r * mean_product) + (w - w)
+                    b_z = tl.load(z_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
+                    b_dz = (w * r)[:, None] * (b_dy - mean_dy[:, None])
+                    b_dz -= slope[:, None] * (b_z - mean[:, None])
+                else:
+                    b_dz = (w * r)[:, None] * b_dy
+            elif MULTIPLICATIVE and ORDINALS[k] >= 0:
+                b_d = tile_draw(
+                    noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+                )
+                b_dz = w * (b_dy * b_d)
+            else:
+                b_dz = w * b_dy
+            tl.store(dz_ptrs[k] + o, b_dz.to(dy_ptr.dtype.element_ty), mask=m)
+
+
+def part_count(norm, values):
+    """Parts that a channel of so many values is summed in."""
+    return triton.cdiv(values, tile_constants(norm, values)["BLOCK_V"])
+
+
+class _Call:
+    """What the kernels of one call share."""
+
+    def __init__(self, norm, noise, n, w):
+        values = n // norm.channels
+        self.tile = tile_constants(norm, values)
+        self.parts = part_count(norm, values)
+        self.programs = self.parts * triton.cdiv(norm.channels, self.tile["BLOCK_C"])
+        self.shape = norm.channels, norm.pixels, values
+        # Where there is none to read, any pointer will do.
+        self.mean, self.var = (norm.mean, norm.var) if any(norm.normed) else (w, w)
+        self.noise, self.terms = noise_arguments(len(norm.normed), noise, w)
+        rows = iter(range(sum(norm.normed)))
+        self.terms["ROWS"] = tuple(next(rows) if normed else -1 for normed in norm.normed)
+        self.terms["QUADS"] = norm.pixels % 4 == 0
+
+
+def forward(z, w, y, norm, noise, moments, partial):
+    """Fills y, in training norm.mean and norm.var, and noise.std where it has room.
+
+    Args:
+        norm, noise: `fastnas.backends.fused.Norm` and `MixedSumNoise`.
+        moments: float64, at least [normed terms, parts, 2, C].
+        partial: float64 for `standard_deviations`.
+    """
+    if y.numel() == 0:
+        return
+    standard_deviations(z, noise, partial)
+    call = _Call(norm, noise, y.numel(), w)
+    normed = tuple(z_k for z_k, is_normed in zip(z, norm.normed) if is_normed)
+    if norm.training and normed:
+        mixed_norm_sum_moments_kernel[(call.programs, len(normed))](
+            normed, moments, call.shape, call.parts, ROWS=len(normed), **call.tile, num_warps=WARPS
+        )
+        mixed_norm_sum_statistics_kernel[(triton.cdiv(norm.channels, 16), len(normed))](
+            moments, call.mean, call.var, call.shape, call.parts,
+            PART_V=call.tile["BLOCK_V"], BLOCK_C=16, CHUNK=64,
+        )  # fmt: skip
+    mixed_norm_sum_fwd_kernel[(call.programs,)](
+        tuple(z), w, y, call.mean, call.var, call.noise, call.shape, norm.eps,
+        **call.terms, **call.tile, num_warps=WARPS,
+    )  # fmt: skip
+
+
+def backward(dy, z, w, dz, dw, norm, noise, partial):
+    """Fills dz[k] where it is not None, and dw unless it is empty; z[k] is None where not read.
+
+    Args:
+        partial: float64, at least [sums, parts, C].
+    """
+    if dy.numel() == 0:
+        dw.zero_()
+        return
+    call = _Call(norm, noise, dy.numel(), w)
+    terms, needs_dw = w.numel(), dw.numel() > 0
+    z_or_dy = tuple(dy if z_k is None else z_k for z_k in z)
+    needs_dz = tuple(d is not None for d in dz)
+    needs_sums = [norm.training and n and d for n, d in zip(norm.normed, needs_dz)]
+    summed = [k for k in range(terms) if needs_dw or needs_sums[k]]
+    if any(needs_sums):
+        summed.append(terms)  # that of dy itself
+    sums = tuple(summed.index(k) if k in summed else -1 for k in range(terms + 1))
+    totals = partial.new_empty(len(summed) * norm.channels)
+    if summed:
+        mixed_norm_sum_sums_kernel[(call.programs,)](
+            dy, z_or_dy, partial, call.mean, call.noise, call.shape, call.parts,
+            SUMS=sums, **call.terms, **call.tile, num_warps=WARPS,
+        )  # fmt: skip
+        mixed_norm_sum_totals_kernel[(len(summed),)](
+            partial, totals, call.var, dw if needs_dw else w, norm.channels, call.parts, norm.eps,
+            TERMS=terms, ROWS=call.terms["ROWS"], NEEDS_DW=needs_dw, BLOCK_C=16, CHUNK=64,
+        )  # fmt: skip
+    if any(needs_dz):
+        mixed_norm_sum_dz_kernel[(call.programs,)](
+            dy, z_or_dy, w, tuple(dy if d is None else d for d in dz), call.mean, call.var,
+            totals if summed else w, call.noise, call.shape, norm.eps,
+            SUMS=sums, NEEDS_DZ=needs_dz, TRAINING=norm.training,
+            **call.terms, **call.tile, num_warps=WARPS,
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Tiles of an image tensor in either layout: [BLOCK_C channels, BLOCK_V values of each].
+
+The values of a channel are numbered by image, then pixel. `shape` is (channels, pixels, values),
+one image having `pixels` of the `values` of a channel.
+"""
+
+import triton
+import triton.language as tl
+
+from fastnas.kernels.noise import at_level, element_draws, quad_draws
+
+# Elements of a tile at most.
+TILE = 2048
+WARPS = 4
+
+
+@triton.jit
+def nchw_offsets(shape, c, first, v, INDEX: tl.constexpr):
+    """NCHW offsets of the values first + v of the channels c, [len(c), len(v)]."""
+    channels, pixels, _ = shape
+    pixel = (first % pixels).to(INDEX) + v  # one wide division, then narrow ones
+    image = first // pixels + pixel // pixels
+    return (image[None, :] * channels + c[:, None]) * pixels + (pixel % pixels)[None, :]
+
+
+@triton.jit
+def tile_of_program(
+    shape,
+    CHANNELS_LAST: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Of this program: its part, channels [BLOCK_C], first value, offsets and mask of the tile."""
+    channels, _, values = shape
+    slices = tl.cdiv(channels, BLOCK_C)
+    i_part = (tl.program_id(0) // slices).to(tl.int64)
+    c = tl.program_id(0) % slices * BLOCK_C + tl.arange(0, BLOCK_C)
+    first = i_part * BLOCK_V
+    v = tl.arange(0, BLOCK_V)
+    if CHANNELS_LAST:
+        o = (first + v)[None, :] * channels + c[:, None]
+    else:
+        o = nchw_offsets(shape, c, first, v, INDEX)
+    m = (first + v < values)[None, :] & (c < channels)[:, None]
+    return i_part, c, first, o, m
+
+
+@triton.jit
+def tile_draw(
+    noise,
+    ordinal,
+    shape,
+    c,
+    first,
+    GAUSSIAN: tl.constexpr,
+    RELATIVE: tl.constexpr,
+    QUADS: tl.constexpr,
+    INDEX: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """d of a tile."""
+    level_ptr, rng_ptr, std_ptr = noise
+    if QUADS:
+        o_nchw = nchw_offsets(shape, c, first, 4 * tl.arange(0, BLOCK_V // 4), INDEX)
+        eps = quad_draws(rng_ptr, ordinal, o_nchw >> 2, GAUSSIAN)
+    else:
+        o_nchw = nchw_offsets(shape, c, first, tl.arange(0, BLOCK_V), INDEX)
+        eps = element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN)
+    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE)
+
+
+def tile_constants(norm, values):
+    """The tile for so many values of a channel: fixed by the shape alone."""
+    # One value per channel and image lies alike in both layouts.
+    channels_last = norm.channels_last or norm.pixels == 1
+    block_c = min(triton.next_power_of_2(norm.channels), 32) if channels_last else 1
+    block_v = min(triton.next_power_of_2(values), TILE // block_c)
+    block_c = min(triton.next_power_of_2(norm.channels), max(block_c, TILE // block_v))
+    return {
+        "CHANNELS_LAST": channels_last,
+        "INDEX": tl.int32 if norm.pixels < 2**31 - TILE else tl.int64,
+        "BLOCK_C": block_c,
+        "BLOCK_V": block_v,
+    }
