@@ -17,41 +17,26 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
   const Half& h = plan.halves[first + blockIdx.y];
   if (!is_one(h, which)) return;
   DYNAMIC_SHARED(float, u);
-  SHARED(float, space, kThreads);
   const Tiling& t = plan.tiling;
-  const int C = plan.C, group = int(blockIdx.x), pieces = plan.width / 4 * (plan.width / 4);
+  const int C = plan.C, group = int(blockIdx.x);
   float* const gram = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
   float *const rest = gram + int64_t(C) * C, *const shift = rest + C;
   for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = shift[c] = 0;
   clear_tails(t, C, u);
-  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
-    Cross<M> cross(plan, base);
-    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-      for (int index = 0; index < t.count(); ++index) {
-        const Tile tile = tile_at(t, image, index);
-        __syncthreads();
-        load_u<float>(plan, h, tile, shift, u);
-        __syncthreads();
-        if (base == 0 && index == 0 && image == plan.first_image(group)) {
-          for (int c = warp_index(); c < C; c += kWarps) {
-            float sum = 0;
-            for (int i = lane_index(); i < t.tile.pixels(); i += 32) sum += u[c * t.pitch + i];
-            sum = warp_total(sum);
-            if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
-          }
-          __syncthreads();
-          fill_tile(t, tile, C, u, [&](int c, int at) {
-            const int pixel = (at / t.grid.cols - tile.row) * t.tile.cols + at % t.grid.cols - tile.col;
-            return u[c * t.pitch + pixel] + shift[c];
-          });
-          __syncthreads();
-        }
-        cross.add(plan, u, u);
-        if (base == 0) add_channel_sums(plan, u, rest);
-      }
+  const auto load = [&](const Tile& tile, bool opens) {
+    load_u<float>(plan, h, tile, shift, u);
+    if (!opens) return;
     __syncthreads();
-    cross.store(plan, space, gram);
-  }
+    for (int c = warp_index(); c < C; c += kWarps) {
+      float sum = 0;
+      for (int i = lane_index(); i < t.tile.pixels(); i += 32) sum += u[c * t.pitch + i];
+      sum = warp_total(sum);
+      if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
+    }
+    __syncthreads();
+    load_u<float>(plan, h, tile, shift, u);
+  };
+  cross_group<M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, rest); });
 }
 
 // grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.

@@ -14,29 +14,17 @@ __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, W
   if (!is_one(h, which)) return;
   DYNAMIC_SHARED(float, u);
   float* const dy = u + tile_floats(plan);
-  SHARED(float, space, kThreads);
-  const Tiling& t = plan.tiling;
-  const int C = plan.C, group = int(blockIdx.x), pieces = plan.width / 4 * (plan.width / 4);
+  const int C = plan.C, group = int(blockIdx.x);
   float* const sums = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
   float* const rest = sums + int64_t(C) * C;
   for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = 0;
-  clear_tails(t, C, u);
-  clear_tails(t, C, dy);
-  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
-    Cross<M> cross(plan, base);
-    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-      for (int index = 0; index < t.count(); ++index) {
-        const Tile tile = tile_at(t, image, index);
-        __syncthreads();
-        load_u<T>(plan, h, tile, h.shift, u);
-        load_gradient(plan, h.dy, tile, dy);
-        __syncthreads();
-        cross.add(plan, dy, u);
-        if (base == 0) add_channel_sums(plan, dy, rest);
-      }
-    __syncthreads();
-    cross.store(plan, space, sums);
-  }
+  clear_tails(plan.tiling, C, u);
+  clear_tails(plan.tiling, C, dy);
+  const auto load = [&](const Tile& tile, bool) {
+    load_u<T>(plan, h, tile, h.shift, u);
+    load_gradient(plan, h.dy, tile, dy);
+  };
+  cross_group<M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, rest); });
 }
 
 // grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.

@@ -94,26 +94,15 @@ template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_cro
   const Reduce& r = plan.reduces[first + blockIdx.y / 2];
   DYNAMIC_SHARED(float, x);
   float* const dz = x + tile_floats(plan);
-  SHARED(float, space, kThreads);
-  const Tiling& t = plan.tiling;
-  const int group = int(blockIdx.x), part = int(blockIdx.y % 2), pieces = plan.width / 4 * (plan.width / 4);
-  clear_tails(t, plan.C, x);
-  clear_tails(t, plan.C, dz);
-  for (int base = 0; base < pieces; base += Cross<M>::pieces_a_pass(plan)) {
-    Cross<M> cross(plan, base);
-    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-      for (int index = 0; index < t.count(); ++index) {
-        const Tile tile = tile_at(t, image, index);
-        __syncthreads();
-        load_strided<T>(plan, r, tile, part, x);
-        load_gradient(plan, gradient_planes(plan, r), tile, dz);
-        __syncthreads();
-        cross.add(plan, dz, x);
-      }
-    __syncthreads();
-    cross.store(plan, space,
-                plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size());
-  }
+  const int group = int(blockIdx.x), part = int(blockIdx.y % 2);
+  clear_tails(plan.tiling, plan.C, x);
+  clear_tails(plan.tiling, plan.C, dz);
+  const auto load = [&](const Tile& tile, bool) {
+    load_strided<T>(plan, r, tile, part, x);
+    load_gradient(plan, gradient_planes(plan, r), tile, dz);
+  };
+  float* const sums = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
+  cross_group<M>(plan, group, dz, x, sums, load, [] {});
 }
 
 // grid (2 strided skips)

@@ -256,7 +256,6 @@ template <int M> struct Cross {
   __device__ int per_split() const { return kThreads / splits; }
   __device__ int split() const { return int(threadIdx.x) / per_split(); }
   __device__ int piece(int m) const { return base + int(threadIdx.x) % per_split() + m * per_split(); }
-  static __device__ int pieces_a_pass(const Plan& plan) { return M * kThreads; }
 
   __device__ void add(const Plan& plan, const float* a, const float* b) {
     const int pitch = plan.tiling.pitch;
@@ -304,6 +303,30 @@ template <int M> struct Cross {
     }
   }
 };
+
+// to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b, which may
+// be one; each() sees every tile once. All threads of the block call it.
+template <int M, class Load, class Each>
+__device__ void cross_group(const Plan& plan, int group, const float* a, const float* b, float* to, Load load,
+                            Each each) {
+  SHARED(float, space, kThreads);
+  const int pieces = plan.width / 4 * (plan.width / 4);
+  for (int base = 0; base < pieces; base += M * kThreads) {
+    Cross<M> cross(plan, base);
+    bool opens = base == 0;
+    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+      for (int index = 0; index < plan.tiling.count(); ++index) {
+        __syncthreads();
+        load(tile_at(plan.tiling, image, index), opens);
+        opens = false;
+        __syncthreads();
+        cross.add(plan, a, b);
+        if (base == 0) each();
+      }
+    __syncthreads();
+    cross.store(plan, space, to);
+  }
+}
 
 // sums[c] += the sum of a tile's channel, a warp per channel.
 __device__ void add_channel_sums(const Plan& plan, const float* tile, float* sums) {
