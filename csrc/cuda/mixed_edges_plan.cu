@@ -5,19 +5,21 @@ namespace fastnas::cuda {
 
 namespace {
 
-struct Chunk {
+struct alignas(16) Chunk {
   static constexpr int kBytes = 30 * 1024;  // the tables of a DARTS cell take 30 KiB
   unsigned char bytes[kBytes];
 };
 
-__global__ void upload_kernel(Chunk chunk, unsigned char* to, int count) {
-  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) to[i] = chunk.bytes[i];
+__global__ void upload_kernel(const __grid_constant__ Chunk chunk, uint4* to, int count) {
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < count) to[i] = reinterpret_cast<const uint4*>(chunk.bytes)[i];
 }
 
-// Tiles of few pixels give more blocks, tiles of many less halo: at least two blocks for each of 132 multiprocessors.
+// Tiles of few pixels give more blocks, tiles of many read the matrices less often: a block for each of 132
+// multiprocessors, and several jobs a launch.
 Tiling balanced(Grid grid, int channels, int64_t images) {
   int pixels = 256;
-  while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 264) pixels /= 2;
+  while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 132) pixels /= 2;
   return tiling_of(grid, channels, pixels);
 }
 
@@ -28,8 +30,9 @@ int Planner::upload(void* stream) const {
     Chunk chunk;
     const size_t count = std::min(image.size() - done, sizeof(chunk.bytes));
     memcpy(chunk.bytes, image.data() + done, count);
-    unsigned char* to = reinterpret_cast<unsigned char*>(tables) + done;
-    if (int error = launch(upload_kernel, 1, 256, 0, stream, chunk, to, int(count))) return error;
+    const int quads = int((count + 15) / 16);  // tables are whole quads
+    uint4* to = reinterpret_cast<uint4*>(tables + done);
+    if (int error = launch(upload_kernel, (quads + 127) / 128, 128, 0, stream, chunk, to, quads)) return error;
   }
   return 0;
 }

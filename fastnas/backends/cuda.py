@@ -25,6 +25,12 @@ class CudaBackend(MatmulReluConvBn, NativeBackend):
     def set_launch(self, call: Any, like: Tensor) -> None:
         call.stream = self.launch_argument(like)
 
+    def call(self, name: str, like: Tensor, *arguments: Any) -> None:
+        with torch.cuda.device(
+            like.device
+        ):  # the stream is that device's, which need not be current
+            super().call(name, like, *arguments)
+
     def unavailable(self) -> str | None:
         if self.missing is not None:
             return self.missing

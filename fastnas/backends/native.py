@@ -34,6 +34,10 @@ class NativeBackend(NativeEdges, FusedBackend):
         """Threads on a CPU, the current stream on a GPU."""
         raise NotImplementedError
 
+    def call(self, name: str, like: Tensor, *arguments: Any) -> None:
+        """Runs a function of the module on the device of `like`."""
+        getattr(self.module, name)(*arguments)
+
     def unavailable(self) -> str | None:
         return self.missing
 
@@ -43,7 +47,9 @@ class NativeBackend(NativeEdges, FusedBackend):
     def launch_mixed_sum_fwd(
         self, x: list[Tensor], w: Tensor, y: Tensor, noise: MixedSumNoise, partial: Tensor
     ) -> None:
-        self.module.mixed_sum_fwd(
+        self.call(
+            "mixed_sum_fwd",
+            y,
             y.numel(),
             DTYPE_TAGS[y.dtype],
             [t.data_ptr() for t in x],
@@ -64,7 +70,9 @@ class NativeBackend(NativeEdges, FusedBackend):
         noise: MixedSumNoise,
         partial: Tensor,
     ) -> None:
-        self.module.mixed_sum_bwd(
+        self.call(
+            "mixed_sum_bwd",
+            dy,
             dy.numel(),
             DTYPE_TAGS[dy.dtype],
             [t.data_ptr() for t in x] or [0] * w.numel(),
@@ -92,7 +100,9 @@ class NativeBackend(NativeEdges, FusedBackend):
         moments: Tensor,
         partial: Tensor,
     ) -> None:
-        self.module.mixed_norm_sum_fwd(
+        self.call(
+            "mixed_norm_sum_fwd",
+            y,
             y.numel(),
             DTYPE_TAGS[y.dtype],
             [t.data_ptr() for t in z],
@@ -115,7 +125,9 @@ class NativeBackend(NativeEdges, FusedBackend):
         noise: MixedSumNoise,
         partial: Tensor,
     ) -> None:
-        self.module.mixed_norm_sum_bwd(
+        self.call(
+            "mixed_norm_sum_bwd",
+            dy,
             dy.numel(),
             DTYPE_TAGS[dy.dtype],
             _addresses(z),

@@ -26,6 +26,9 @@ class NativeEdges:
         """Gives the arguments of a call the threads or the stream that run it."""
         raise NotImplementedError
 
+    def call(self, name: str, like: Tensor, *arguments: Any) -> None:
+        raise NotImplementedError
+
     def _edge_table(self, table: EdgeTable) -> Any:
         return _edge_table(self.module, table)
 
@@ -126,7 +129,7 @@ class NativeEdges:
         edges = self._edge_table(table)
         size = self.module.mixed_edges_workspace(edges, call)
         space = torch.empty(size, dtype=torch.uint8, device=device)
-        getattr(self.module, name)(edges, call, space.data_ptr())
+        self.call(name, space, edges, call, space.data_ptr())
 
     def _laid_out(self, t: Tensor) -> Tensor:
         return t.contiguous(memory_format=self.edges_format)
