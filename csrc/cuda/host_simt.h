@@ -333,7 +333,7 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<v
     run_block();
     size_t used = 0;
     for (const SharedArray& array : machine.shared) used += array.bytes.size();
-    if (used > (dynamic_bytes > kDefaultShared ? kLargestShared : kDefaultShared)) machine.error = 1;
+    if (used > (dynamic_bytes > kOptInBytes ? kLargestShared : kDefaultShared)) machine.error = 1;
     if (machine.error) break;
   }
   return machine.error;

@@ -16,6 +16,10 @@ template <class... P> constexpr bool kernel_parameters_fit() {
   return (sizeof(P) + ... + size_t(0)) <= 32764;
 }
 
+// Of dynamic shared memory, from where launch() asks for more than a kernel gets by default: those 48 KiB also hold
+// what the kernel declares itself.
+constexpr size_t kOptInBytes = 40 * 1024;
+
 #if defined(__CUDACC__)
 
 #include <cuda_runtime.h>
@@ -30,7 +34,7 @@ template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void* stream,
            A... args) {
   static_assert(kernel_parameters_fit<P...>());
-  if (shared_bytes > 40 * 1024) {  // 48 KiB hold for this and what the kernel declares itself
+  if (shared_bytes > kOptInBytes) {
     const cudaError_t refused =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));

@@ -70,9 +70,10 @@ def test_every_vector_width(use_isa: Callable[[], None], dtype: torch.dtype) -> 
 
 
 # For the CUDA kernels: small tiles of many channels, two passes over a Gram matrix (C > 88), images
-# of several tiles, the last one cut, more images than groups, C not a multiple of 4.
+# of several tiles, the last one cut, more images than groups, C not a multiple of 4, two tiles that
+# take all of 48 KiB.
 SHAPES = [(64, 2, (3, 5)), (93, 2, (4, 3)), (2, 2, (40, 36)), (2, 2, (300, 2)), (6, 35, (2, 3)),
-          (9, 1, (7, 9)), (1, 3, (1, 5))]  # fmt: skip
+          (9, 1, (7, 9)), (1, 3, (1, 5)), (192, 1, (5, 5))]  # fmt: skip
 
 
 @pytest.mark.backends("cuda-host", "cuda")
