@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from accelerated import assert_same, assert_same_state, observed
+from accelerated import calls as calls
 from torch import nn
 
 from fastnas import nn as fused
