@@ -136,9 +136,8 @@ def test_meta_tensors_give_the_shape() -> None:
     assert y.shape == (2, 4, 4, 3) and y.device.type == "meta"
 
 
-@pytest.mark.parametrize("stem", ["mixed_edges", "relu_conv_bn"])
-def test_the_table_says_why_triton_has_no_kernel(stem: str) -> None:
-    absent = OPS[stem].absent
+def test_the_table_says_why_triton_has_no_kernel() -> None:
+    absent = OPS["mixed_edges"].absent
     assert set(absent) == {"triton"}
     assert absent["triton"]
 

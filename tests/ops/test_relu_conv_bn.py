@@ -155,6 +155,13 @@ def test_every_number_of_channels(
     check(make(stride, (6, 5), (into, out + out % stride), N=8, dtype=dtype), backend.name)
 
 
+@pytest.mark.backends("triton")
+@STRIDES
+def test_on_the_triton_sum(backend: Target, dtype: torch.dtype, stride: int) -> None:
+    """A few cases: what is not the kernel of mixed_norm_sum is the code that CUDA runs."""
+    check(make(stride, (7, 9), N=3, dtype=dtype), backend.name)
+
+
 @FUSED
 @STRIDES
 @pytest.mark.parametrize("N", [1, 3, 15, 16, 17, 20, 33])
