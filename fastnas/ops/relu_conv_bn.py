@@ -144,7 +144,7 @@ def relu_conv_bn(
         backend: see `mixed_sum`.
 
     Returns:
-        [N, C, H', W'], channels last in memory on the CPU, on a GPU as x is.
+        [N, C, H', W'], channels last in memory on the CPU, NCHW on a GPU.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.
