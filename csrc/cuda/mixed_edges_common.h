@@ -5,7 +5,7 @@
 
 namespace fastnas::cuda {
 
-enum class Which { all, first, second, final, inner };  // of the halves; inner: first halves of sep_convs
+enum class Which { first, second, final, inner };  // of the halves; inner: first halves of sep_convs
 
 namespace {
 
@@ -14,8 +14,7 @@ __device__ bool is_one(const Half& h, Which which) {
     case Which::first: return !h.second;
     case Which::second: return h.second;
     case Which::final: return h.final;
-    case Which::inner: return !h.final;
-    default: return true;
+    default: return !h.final;  // inner
   }
 }
 

@@ -254,7 +254,6 @@ class Planner {
   void add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std::vector<Term>& into);
   int pool_of(int state, const EdgeTerm& t, int stride);
   void add_sums(const std::vector<std::vector<Term>>& by_edge);
-  void lay_out_backward();
   void place_tables();
   template <class T> const T* place(const std::vector<T>& table);
 

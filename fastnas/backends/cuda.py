@@ -26,9 +26,8 @@ class CudaBackend(MatmulReluConvBn, NativeBackend):
         call.stream = self.launch_argument(like)
 
     def call(self, name: str, like: Tensor, *arguments: Any) -> None:
-        with torch.cuda.device(
-            like.device
-        ):  # the stream is that device's, which need not be current
+        # The stream is that device's, which need not be the current one.
+        with torch.cuda.device(like.device):
             super().call(name, like, *arguments)
 
     def unavailable(self) -> str | None:

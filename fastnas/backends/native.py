@@ -34,10 +34,6 @@ class NativeBackend(NativeEdges, FusedBackend):
         """Threads on a CPU, the current stream on a GPU."""
         raise NotImplementedError
 
-    def call(self, name: str, like: Tensor, *arguments: Any) -> None:
-        """Runs a function of the module on the device of `like`."""
-        getattr(self.module, name)(*arguments)
-
     def unavailable(self) -> str | None:
         return self.missing
 

@@ -27,7 +27,8 @@ class NativeEdges:
         raise NotImplementedError
 
     def call(self, name: str, like: Tensor, *arguments: Any) -> None:
-        raise NotImplementedError
+        """Runs a function of the module on the device of `like`."""
+        getattr(self.module, name)(*arguments)
 
     def _edge_table(self, table: EdgeTable) -> Any:
         return _edge_table(self.module, table)

@@ -18,6 +18,7 @@ from edge_cases import (
     Results,
     agree,
     named,
+    same_bits,
     updated,
     with_gradients,
 )
@@ -117,16 +118,6 @@ def check(inputs: Inputs, backend: str, needs: Collection[str] | None = None) ->
     return got
 
 
-def widest(backend: Target) -> torch.dtype:
-    """fp64, or fp32 where the backend has no fp64."""
-    return torch.float64 if torch.float64 in backend.dtypes(OP) else torch.float32
-
-
-def same_bits(got: Results, want: Results) -> None:
-    for name, t in got.items():
-        assert torch.equal(bits(t), bits(want[name])), name
-
-
 @FUSED
 @STRIDES
 @pytest.mark.parametrize(
@@ -191,7 +182,7 @@ def test_inputs_far_from_zero(
 @STRIDES
 def test_the_layers_of_darts(backend: Target, stride: int) -> None:
     layer = ReLUConvBN(3, 6, 1, 1, 0, False) if stride == 1 else FactorizedReduce(3, 6, False)
-    dtype = widest(backend)
+    dtype = backend.widest(OP)
     tolerance = 1e-10 if dtype == torch.float64 else 2e-5
     layer = layer.to(dtype)
     (norm,) = [m for m in layer.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -214,7 +205,7 @@ def test_the_layers_of_darts(backend: Target, stride: int) -> None:
 def test_layouts_do_not_change_a_bit(
     backend: Target, layout: str, dy_layout: str, stride: int
 ) -> None:
-    dtype = widest(backend)
+    dtype = backend.widest(OP)
     want = run(make(stride, dtype=dtype), backend.name)
     given = make(stride, dtype=dtype, layout=layout, dy_layout=dy_layout)
     given = replace(given, params=[laid_out(p, layout) for p in given.params])
@@ -324,7 +315,7 @@ def test_compiles_to_a_full_graph(backend: Target, stride: int) -> None:
 def test_watched_by_a_dispatch_mode(backend: Target, stride: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs = make(stride, dtype=widest(backend))
+    inputs = make(stride, dtype=backend.widest(OP))
     with FlopCounterMode(display=False):
         got = run(inputs, backend.name)
     same_bits(got, run(inputs, backend.name))
@@ -336,7 +327,7 @@ def test_watched_by_a_dispatch_mode(backend: Target, stride: int) -> None:
 def test_inf_and_nan_spread_as_in_eager(backend: Target, where: str, stride: int) -> None:
     """Finite, and the same, where eager is finite, NaN of a NaN where eager is NaN."""
     for special in (torch.inf, -torch.inf, torch.nan):
-        inputs = make(stride, (6, 5), dtype=widest(backend))
+        inputs = make(stride, (6, 5), dtype=backend.widest(OP))
         tolerance = 1e-9 if inputs.x.dtype == torch.float64 else 1e-4
         t = {"x": inputs.x, "params": inputs.params[-1], "dy": inputs.dy}[where]
         t[t.shape[0] - 1, 0, 0, 0] = special
