@@ -44,7 +44,7 @@ struct MixedEdgesArguments {
   std::vector<int64_t> sizes;
   std::vector<Address> x, params, dx, dparams;
   Address w = 0, dw = 0, out = 0, dout = 0, stats = 0, shift = 0, gram = 0, v = 0, u = 0;
-  bool training = true;
+  bool training = true, tf32 = false;
   double eps = 1e-5;
   NoiseForm form = NoiseForm::none;
   Address level = 0, rng = 0, std = 0, stream = 0;
@@ -69,7 +69,7 @@ struct MixedEdgesArguments {
     p.out = as_pointer<void>(out), p.dout = as_pointer<void>(dout);
     p.stats = as_pointer<void>(stats), p.shift = as_pointer<void>(shift), p.gram = as_pointer<void>(gram);
     p.v = as_pointer<void>(v), p.u = as_pointer<void>(u);
-    p.training = training, p.eps = eps;
+    p.training = training, p.tf32 = tf32, p.eps = eps;
     p.form = form;
     p.level = as_pointer<double>(level), p.rng = as_pointer<int64_t>(rng), p.std = as_pointer<double>(std);
     p.workspace = as_pointer<void>(workspace);
@@ -113,6 +113,7 @@ void bind_mixed_edges(pybind11::module_& m, Size workspace, Run fwd, Run bwd) {
       .def_readwrite("v", &Arguments::v)
       .def_readwrite("u", &Arguments::u)
       .def_readwrite("training", &Arguments::training)
+      .def_readwrite("tf32", &Arguments::tf32)
       .def_readwrite("eps", &Arguments::eps)
       .def_readwrite("form", &Arguments::form)
       .def_readwrite("level", &Arguments::level)

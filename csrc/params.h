@@ -92,6 +92,7 @@ struct MixedEdgesParams {
   void* v = nullptr;        // [sep_convs, N, rows, cols, C]: input of the second half; null: computed again
   void* u = nullptr;        // [terms with a 5x5 or larger kernel, ...]: last depthwise output, centred; null likewise
   bool training = true;
+  bool tf32 = false;               // CUDA: products of floats may round to TF32
   double eps = 1e-5;
   NoiseForm form = NoiseForm::none;
   const double* level = nullptr;   // shift, scale

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.backends.cuda import allows_tf32
 from fastnas.backends.native import NativeBackend
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
@@ -44,7 +45,7 @@ class HostCudaBackend(MatmulReluConvBn, NativeBackend):
         return 0
 
     def set_launch(self, call: Any, like: Tensor) -> None:
-        pass
+        call.tf32 = allows_tf32()
 
     def seed(self, seed: int) -> None:
         self._library.host_simt_seed(seed)

@@ -12,7 +12,7 @@ namespace {
 
 // grid (groups, halves): partial Gram matrix of u + shift, the sum of u + shift, and the shift: minus the mean of the
 // group's first tile, so that no digits cancel.
-template <int M>
+template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.y];
   if (!is_one(h, which)) return;
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
   for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = shift[c] = 0;
   clear_tails(t, C, u);
   const auto load = [&](const Tile& tile, bool opens) {
-    load_u<float>(plan, h, tile, shift, u);
+    load_u(plan, h, tile, shift, u);
     if (!opens) return;
     __syncthreads();
     for (int c = warp_index(); c < C; c += kWarps) {
@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
       if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
     }
     __syncthreads();
-    load_u<float>(plan, h, tile, shift, u);
+    load_u(plan, h, tile, shift, u);
   };
-  cross_group<M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, rest); });
+  cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, rest); });
 }
 
 // grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.
@@ -66,16 +66,16 @@ __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int firs
 }
 
 // grid (groups, gathered): mean and centred squares of a channel, a warp each.
-template <class T> __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
   const Gathered& from = plan.gathered[first + blockIdx.y];
   const int group = int(blockIdx.x);
   const int64_t begin = plan.first_image(group), pixels = from.z.grid.pixels();
   for (int c = warp_index(); c < plan.C; c += kWarps) {
-    const float pivot = load_value<T>(from.z, begin * from.z.image + c * pixels);
+    const float pivot = get(from.z, begin * from.z.image + c * pixels);
     float sum = 0, squares = 0;
     for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
       for (int64_t i = lane_index(); i < pixels; i += 32) {
-        const float d = load_value<T>(from.z, image * from.z.image + c * pixels + i) - pivot;
+        const float d = get(from.z, image * from.z.image + c * pixels + i) - pivot;
         sum += d, squares += d * d;
       }
     const double s = warp_total(double(sum)), q = warp_total(double(squares));
@@ -86,79 +86,52 @@ template <class T> __global__ void __launch_bounds__(kThreads) moments_kernel(Pl
 }
 
 // grid (tiles of all images, sums): what the edges of a level add to a node.
-template <class T, int M> __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
+template <class Units, int M>
+__global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
   const Sum& s = plan.sums[first + blockIdx.y];
   DYNAMIC_SHARED(float, u);
   const Tile tile = tile_of_block(plan.tiling);
   const int C = plan.C;
   const int64_t plane = plan.out.pixels();
   clear_tails(plan.tiling, C, u);
-  float sum[M][4][4] = {};
+  Product<Units, M> sum;
   for (int i = s.first; i < s.last; ++i) {
     if (plan.terms[i].half >= 0) {
       const Half& h = plan.halves[plan.terms[i].half];
       __syncthreads();
-      load_u<T>(plan, h, tile, plan.training ? h.shift : nullptr, u);
+      load_u(plan, h, tile, plan.training ? h.shift : nullptr, u);
       __syncthreads();
-      add_product(plan, h.fold, u, C, sum);
-      if (h.bias) for_pieces(plan, tile, sum, [&](float& value, int c, int) { value += h.bias[c]; });
+      sum.add(plan, h.fold, u, C);
+      if (h.bias) sum.each_inside(plan, tile, [&](float& value, int c, int) { value += h.bias[c]; });
       if (!h.kept) continue;
-      T* kept = static_cast<T*>(h.kept) + tile.image * C * plane;
       for (int k = int(threadIdx.x); k < C * plan.tiling.tile.pixels(); k += kThreads) {
         const int c = k / plan.tiling.tile.pixels(), pixel = k % plan.tiling.tile.pixels();
         const int at = pixel_offset(plan.tiling, tile, pixel);
-        if (at >= 0) kept[c * plane + at] = store<T>(u[c * plan.tiling.pitch + pixel]);
+        if (at >= 0) put(h.kept, plan.wide, (tile.image * C + c) * plane + at, u[c * plan.tiling.pitch + pixel]);
       }
       continue;
     }
-    // By way of shared memory: a draw for each of a thread's 64 elements would be 64 copies of Philox.
+    // By way of shared memory: a draw for each of a thread's 64 sums would be 64 copies of Philox.
     const Plain& n = plan.plains[plan.terms[i].plain];
     const bool multiplicative = is_multiplicative(plan.form);
     const Draw<float> draw = n.noisy ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
     __syncthreads();
     fill_tile(plan.tiling, tile, C, u, [&](int c, int at) {
-      float v = load_value<T>(n.z, tile.image * n.z.image + c * plane + at);
+      float v = get(n.z, tile.image * n.z.image + c * plane + at);
       if (n.normed) v = (v - n.mean[c]) * n.rstd[c];
       if (n.noisy) v = mixed_value(multiplicative, v, draw.element(uint64_t((tile.image * C + c) * plane + at)));
       return plan.w[n.weight] * v;
     });
     __syncthreads();
-    add_tile(plan, u, sum);
+    sum.add_tile(plan, u);
   }
-  T* out = static_cast<T*>(plan.output) + (tile.image * plan.nodes + s.node) * C * plane;
-  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+  const int64_t out = (tile.image * plan.nodes + s.node) * C * plane;
+  sum.each_inside(plan, tile, [&](float value, int c, int at) {
     float* total = s.sum + tile.image * s.sum_image + c * plane + at;
     if (!s.opens) value += *total;
-    if (!s.closes || sizeof(T) == sizeof(float)) *total = value;
-    else out[c * plane + at] = store<T>(value);
+    if (s.closes) put(plan.output, plan.wide, out + c * plane + at, value);
+    else *total = value;
   });
-}
-
-template <class T> int forward(const MixedEdgesParams& p) {
-  const Planner planner(p, false);
-  Launcher run{planner, p.stream, planner.upload(p.stream)};
-  const int gram_blocks = (run.plan().C * run.plan().C + kThreads - 1) / kThreads;
-  for (int level = 0; level < p.nodes; ++level) {
-    const Range states = planner.level_states(level);
-    const Range halves = Planner::range(planner.half_begin, states), plains = Planner::range(planner.plain_begin, states);
-    const Range gathered = Planner::range(planner.gathered_begin, states), sums = planner.level_sums[level];
-    launch_pools_and_reduces<T>(run, Planner::range(planner.pool_begin, states),
-                                Planner::range(planner.reduce_begin, states));
-    run(moments_kernel<T>, dim3(run.plan().groups, gathered.count()), 0, gathered.first);
-    launch_fold_plains(run, plains);
-    for (Which which : {Which::first, Which::second}) {
-      launch_depthwise<T>(run, halves, which);
-      if (p.training) {
-        run(for_count(run.cross_pieces(), gather_kernel<1>, gather_kernel<2>, gather_kernel<4>), dim3(run.plan().groups, halves.count()),
-            run.shared(1), halves.first, which);
-        run(fold_gram_kernel, dim3(halves.count(), gram_blocks), 0, halves.first, which);
-      }
-      launch_fold_rows<T>(run, halves, which, p.training);
-      if (which == Which::first) launch_second_inputs<T>(run, halves);
-    }
-    run(FASTNAS_PIECES(run.product_pieces(), sum_kernel, T), dim3(run.tiles(), sums.count()), run.shared(1), sums.first);
-  }
-  return run.error;
 }
 
 }  // namespace
@@ -171,7 +144,30 @@ size_t mixed_edges_workspace(const MixedEdgesParams& p) {
 }
 
 int mixed_edges_fwd(const MixedEdgesParams& p) {
-  return p.dtype == DType::bf16 ? forward<bf16_t>(p) : forward<float>(p);
+  const Planner planner(p, false);
+  Launcher run{planner, p.stream, planner.upload(p.stream)};
+  const int gram_blocks = (run.plan().C * run.plan().C + kThreads - 1) / kThreads;
+  for (int level = 0; level < p.nodes; ++level) {
+    const Range states = planner.level_states(level);
+    const Range halves = Planner::range(planner.half_begin, states), plains = Planner::range(planner.plain_begin, states);
+    const Range gathered = Planner::range(planner.gathered_begin, states), sums = planner.level_sums[level];
+    launch_pools_and_reduces(run, Planner::range(planner.pool_begin, states),
+                             Planner::range(planner.reduce_begin, states));
+    run(moments_kernel, dim3(run.plan().groups, gathered.count()), 0, gathered.first);
+    launch_fold_plains(run, plains);
+    for (Which which : {Which::first, Which::second}) {
+      launch_depthwise(run, halves, which);
+      if (p.training) {
+        run(FASTNAS_VARIANT(run, cross_pieces, gather_kernel), dim3(run.plan().groups, halves.count()),
+            run.shared(1), halves.first, which);
+        run(fold_gram_kernel, dim3(halves.count(), gram_blocks), 0, halves.first, which);
+      }
+      launch_fold_rows(run, halves, which, p.training);
+      if (which == Which::first) launch_second_inputs(run, halves);
+    }
+    run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()), run.shared(1), sums.first);
+  }
+  return run.error;
 }
 
 }  // namespace fastnas::cuda

@@ -8,7 +8,7 @@ namespace fastnas::cuda {
 namespace {
 
 // grid (groups, halves): partial sums of P = sum dy (u - mean u)^T and of dy.
-template <class T, int M>
+template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.y];
   if (!is_one(h, which)) return;
@@ -21,20 +21,19 @@ __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, W
   clear_tails(plan.tiling, C, u);
   clear_tails(plan.tiling, C, dy);
   const auto load = [&](const Tile& tile, bool) {
-    load_u<T>(plan, h, tile, h.shift, u);
+    load_u(plan, h, tile, h.shift, u);
     load_gradient(plan, h.dy, tile, dy);
   };
-  cross_group<M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, rest); });
+  cross_group<Units, M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, rest); });
 }
 
 // grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
-template <class T>
 __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.x];
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (!is_one(h, which) || co >= C) return;
   const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
-  const T* row = static_cast<const T*>(h.pointwise) + int64_t(co) * C;
+  const auto row = [&](int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   const double samples = double(plan.samples()), scale = h.final ? double(plan.w[h.weight]) : 1.0;
   const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
   const auto p_of = [&](int ci) {
@@ -43,16 +42,15 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
     return sum / samples;
   };
   double q = 0;
-  for (int ci = lane; ci < C; ci += 32) q += double(load(row[ci])) * p_of(ci);
+  for (int ci = lane; ci < C; ci += 32) q += row(ci) * p_of(ci);
   q = warp_total(q) * rstd;
   for (int ci = lane; ci < C; ci += 32) {
-    const double w = double(load(row[ci]));
+    const double w = row(ci);
     h.from_dy[int64_t(co) * plan.width + ci] = float(folded(scale, rstd, w));
     if (!h.dW) continue;
     double ws = 0;
-    for (int i = 0; i < C; ++i) ws += double(load(row[i])) * double(h.gram[int64_t(i) * C + ci]);
-    static_cast<T*>(h.dW)[int64_t(co) * C + ci] =
-        store<T>(float(pointwise_gradient(scale, samples, rstd, q, p_of(ci), ws)));
+    for (int i = 0; i < C; ++i) ws += row(i) * double(h.gram[int64_t(i) * C + ci]);
+    put(h.dW, plan.wide, int64_t(co) * C + ci, float(pointwise_gradient(scale, samples, rstd, q, p_of(ci), ws)));
   }
   if (lane != 0) return;
   double sum = 0;
@@ -61,16 +59,15 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
 }
 
 // grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
-template <class T>
 __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.x];
   const int C = plan.C, i = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (!is_one(h, which) || i >= C) return;
-  const T* W = static_cast<const T*>(h.pointwise);
+  const auto W = [&](int co, int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   for (int j = lane; j < C; j += 32) {
     double sum = 0;
     for (int co = 0; co < C; ++co)
-      sum += h.coefficient[co] * double(load(W[int64_t(co) * C + i])) * double(load(W[int64_t(co) * C + j]));
+      sum += h.coefficient[co] * W(co, i) * W(co, j);
     h.from_u[int64_t(i) * plan.width + j] = float(-sum);
   }
   double bias = 0, q = 0;
@@ -84,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int 
 }
 
 // grid (tiles of all images, halves): dL/du.
-template <class T, int M>
+template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.y];
   if (!is_one(h, which)) return;
@@ -93,13 +90,13 @@ __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Whic
   const Tile tile = tile_of_block(plan.tiling);
   clear_tails(plan.tiling, plan.C, u);
   clear_tails(plan.tiling, plan.C, dy);
-  load_u<T>(plan, h, tile, h.shift, u);
+  load_u(plan, h, tile, h.shift, u);
   load_gradient(plan, h.dy, tile, dy);
   __syncthreads();
-  float sum[M][4][4] = {};
-  add_product(plan, h.from_dy, dy, plan.C, sum);
-  add_product(plan, h.from_u, u, plan.C, sum);
-  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+  Product<Units, M> sum;
+  sum.add(plan, h.from_dy, dy, plan.C);
+  sum.add(plan, h.from_u, u, plan.C);
+  sum.each_inside(plan, tile, [&](float value, int c, int at) {
     h.du[(tile.image * plan.C + c) * plan.out.pixels() + at] = value + h.du_bias[c];
   });
 }
@@ -108,18 +105,17 @@ __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Whic
 
 // sum += D^T du of some channels over a tile of the input's grid. Stride 2: few of each gradient's taps meet, so du
 // is read where it lies.
-template <class T>
 __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t, const Tile& tile, int first,
                                int channels, float* space, float* sum) {
-  const T* taps = static_cast<const T*>(h.taps) + first * h.taps_count();
+  const Taps taps{h.taps, plan.wide, true, int64_t(first) * h.taps_count()};
   const Planes du{h.du, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
   __syncthreads();
   if (h.stride == 1) {
     const Patch patch = patch_of(h, t, tile, space);
-    stage<T>(du, tile.image, first, channels, false, patch);
+    stage(du, tile.image, first, channels, false, patch);
     __syncthreads();
     const Strips strips{patch, channels, t.tile.rows, t.tile.cols, tile, sum, t.tile.pixels(), t.tile.cols, true};
-    with_kernel(h.size, h.dilation, 1, RunStrips<T>{strips, taps, true});
+    with_kernel(h.size, h.dilation, 1, RunStrips{strips, taps});
     __syncthreads();
     return;
   }
@@ -136,7 +132,7 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
       for (int kx = 0; kx < h.size; ++kx) {
         const int w = col - kx * h.dilation;
         if (w < 0 || w % 2 || w / 2 >= plan.out.cols) continue;
-        v += load(taps[c * h.taps_count() + ky * h.size + kx]) * from[r / 2 * plan.out.cols + w / 2];
+        v += get(h.taps, plan.wide, taps.first + c * h.taps_count() + ky * h.size + kx) * from[r / 2 * plan.out.cols + w / 2];
       }
     }
     sum[i] += v;
@@ -145,7 +141,6 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
 }
 
 // grid (tiles and channels of all images, halves): dL/dv, through the relu before a second half, kept in the first.
-template <class T>
 __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
   const Tiling& t = plan.strip_tiling;
   const Half& h = plan.halves[first + blockIdx.y];
@@ -154,13 +149,13 @@ __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, in
   const Slab slab = slab_of_block(plan, t, at_once);
   const int pixels = t.tile.pixels();
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
-  add_transposed<T>(plan, h, t, slab.tile, slab.first, slab.channels, sum + at_once * pixels, sum);
+  add_transposed(plan, h, t, slab.tile, slab.first, slab.channels, sum + at_once * pixels, sum);
   float* dv = plan.halves[first + blockIdx.y - 1].dv;  // the first half comes just before
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
     const int at = pixel_offset(t, slab.tile, i % pixels);
     if (at < 0) continue;
     const int64_t place = int64_t(slab.first + i / pixels) * plan.out.pixels() + at;
-    const float v = load_value<T>(h.in, slab.tile.image * h.in.image + place);
+    const float v = get(h.in, slab.tile.image * h.in.image + place);
     dv[slab.tile.image * plan.C * plan.out.pixels() + place] = relu_passes(v) ? sum[i] : 0.0f;
   }
 }
@@ -186,7 +181,6 @@ __device__ float pool_gradient(const Plan& plan, const Pool& pool, int64_t plane
 }
 
 // grid (tiles and channels of all images): the gradient of a state, written once.
-template <class T>
 __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, int state) {
   const Source& s = plan.sources[state];
   DYNAMIC_SHARED(float, sum);
@@ -197,7 +191,7 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
   for (int k = s.first_half; k < s.last_half; ++k)
     if (!plan.halves[k].second)
-      add_transposed<T>(plan, plan.halves[k], t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
+      add_transposed(plan, plan.halves[k], t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
   __syncthreads();
   const bool multiplicative = is_multiplicative(plan.form);
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
@@ -210,7 +204,7 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
       if (row % 2 == col % 2)
         dx += plan.reduces[k].dx[(row % 2 * plan.images * C + plane) * plan.out.pixels() + row / 2 * plan.out.cols +
                                  col / 2];
-    if (!relu_passes(load_value<T>(s.x, tile.image * s.x.image + here))) dx = 0;
+    if (!relu_passes(get(s.x, tile.image * s.x.image + here))) dx = 0;
     for (int k = s.first_pool; k < s.last_pool; ++k) dx += pool_gradient(plan, plan.pools[k], plane, row, col);
     for (int k = s.first_plain; k < s.last_plain; ++k) {
       const Plain& n = plan.plains[k];
@@ -220,10 +214,10 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
       dx += plan.w[n.weight] * dy;
     }
     if (s.dout.data) {
-      dx += load_value<T>(s.dout, tile.image * s.dout.image + here);
+      dx += get(s.dout, tile.image * s.dout.image + here);
       static_cast<float*>(s.dx)[plane * t.grid.pixels() + at] = dx;
     } else {
-      static_cast<T*>(s.dx)[plane * t.grid.pixels() + at] = store<T>(dx);
+      put(s.dx, plan.wide, plane * t.grid.pixels() + at, dx);
     }
   }
 }
@@ -240,8 +234,7 @@ __device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h)
 }
 
 // All taps of a channel in registers, over the images of a group; then over the threads of the channel, in order.
-template <class T, int K, int D, int S>
-__device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
+template <int K, int D, int S> __device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
   constexpr int R = kTapRows, kReach = (R - 1) * S + (K - 1) * D + 1;
   SHARED(float, totals, kThreads);
   const Tiling& t = plan.strip_tiling;
@@ -258,7 +251,7 @@ __device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
       const Tile tile = tile_at(t, image, index);
       patch.row = tile.row * S - h.pad(), patch.col = tile.col * S - h.pad();
       __syncthreads();
-      stage<T>(h.in, image, first, channels, true, patch);
+      stage(h.in, image, first, channels, true, patch);
       __syncthreads();
       if (c >= channels) continue;
       const float* du = h.du + (image * C + first + c) * plan.out.pixels();
@@ -296,28 +289,28 @@ __device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
   }
 }
 
-template <class T> struct RunTaps {
+struct RunTaps {
   const Plan& plan;
   const Half& h;
   float* space;
-  template <int K, int D, int S> __device__ void run() const { sum_taps<T, K, D, S>(plan, h, space); }
+  template <int K, int D, int S> __device__ void run() const { sum_taps<K, D, S>(plan, h, space); }
 };
 
 // grid (groups, halves, channels): partial sums of dL/dD.
-template <class T> __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
   const Half& h = plan.halves[first + blockIdx.y];
   DYNAMIC_SHARED(float, space);
-  with_kernel(h.size, h.dilation, h.stride, RunTaps<T>{plan, h, space});
+  with_kernel(h.size, h.dilation, h.stride, RunTaps{plan, h, space});
 }
 
 // grid (halves)
-template <class T> __global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
   const Half& h = plan.halves[first + blockIdx.x];
   const int count = plan.C * h.taps_count();
   for (int i = int(threadIdx.x); i < count; i += kThreads) {
     double sum = 0;
     for (int g = 0; g < plan.groups; ++g) sum += double(h.dtaps[int64_t(g) * count + i]);
-    static_cast<T*>(h.dD)[i] = store<T>(float(sum));
+    put(h.dD, plan.wide, i, float(sum));
   }
 }
 
@@ -332,15 +325,15 @@ Grid largest_patch(const Tiling& t) {
 size_t transposing_bytes(const Tiling& t, int at_once) {
   return sizeof(float) * at_once * (size_t(t.tile.pixels()) + largest_patch(t).pixels());
 }
-template <class T> void launch_halves(Launcher& run, Range halves, Which which) {
+void launch_halves(Launcher& run, Range halves, Which which) {
   const Plan& plan = run.plan();
-  run(FASTNAS_PIECES(run.cross_pieces(), cross_kernel, T), dim3(plan.groups, halves.count()), run.shared(2), halves.first,
+  run(FASTNAS_VARIANT(run, cross_pieces, cross_kernel), dim3(plan.groups, halves.count()), run.shared(2), halves.first,
       which);
-  run(fold_cross_kernel<T>, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
-  run(fold_centring_kernel<T>, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
+  run(fold_cross_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
+  run(fold_centring_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
 }
 
-template <class T> void launch_state(Launcher& run, int state) {
+void launch_state(Launcher& run, int state) {
   const Plan& plan = run.plan();
   const Planner& planner = run.planner;
   const Source& source = planner.sources[state];
@@ -349,29 +342,29 @@ template <class T> void launch_state(Launcher& run, int state) {
   const Range pools = Planner::range(planner.pool_begin, here), reduces = Planner::range(planner.reduce_begin, here);
   const bool goes_on = source.wanted || plan.wants_params;
 
-  launch_pools_and_reduces<T>(run, pools, reduces);
+  launch_pools_and_reduces(run, pools, reduces);
   launch_fold_plains(run, plains);
-  launch_dots<T>(run, plains);
+  launch_dots(run, plains);
 
-  launch_depthwise<T>(run, halves, Which::first);
+  launch_depthwise(run, halves, Which::first);
   if (!planner.p.v) {
-    launch_fold_rows<T>(run, halves, Which::inner, false);
-    launch_second_inputs<T>(run, halves);
+    launch_fold_rows(run, halves, Which::inner, false);
+    launch_second_inputs(run, halves);
   }
-  launch_depthwise<T>(run, halves, Which::second);
-  launch_halves<T>(run, halves, Which::final);
+  launch_depthwise(run, halves, Which::second);
+  launch_halves(run, halves, Which::final);
   if (!goes_on) return;
-  const auto du = FASTNAS_PIECES(run.product_pieces(), du_kernel, T);
+  const auto du = FASTNAS_VARIANT(run, product_pieces, du_kernel);
   run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::final);
   const Tiling& inner = plan.strip_tiling;
   const int at_once = run.channels_at_once(inner, largest_patch(inner));
-  run(dv_kernel<T>, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once, halves.first);
-  launch_halves<T>(run, halves, Which::inner);
+  run(dv_kernel, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once, halves.first);
+  launch_halves(run, halves, Which::inner);
   run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::inner);
-  launch_plain_gradients<T>(run, pools, reduces, source.wanted);
+  launch_plain_gradients(run, pools, reduces, source.wanted);
   if (source.wanted) {
     const int channels = run.channels_at_once(source.tiling, largest_patch(source.tiling));
-    run(dx_kernel<T>, dim3(run.slabs(source.tiling, channels)), transposing_bytes(source.tiling, channels), channels,
+    run(dx_kernel, dim3(run.slabs(source.tiling, channels)), transposing_bytes(source.tiling, channels), channels,
         state);
   }
   if (!plan.wants_params) return;
@@ -380,21 +373,17 @@ template <class T> void launch_state(Launcher& run, int state) {
     const int channels = channels_of_taps(plan, planner.halves[i]);
     most = std::max(most, (plan.C + channels - 1) / channels);
   }
-  run(taps_kernel<T>, dim3(plan.groups, halves.count(), most), sizeof(float) * plan.patch_floats, halves.first);
-  run(fold_taps_kernel<T>, dim3(halves.count()), 0, halves.first);
-}
-
-template <class T> int backward(const MixedEdgesParams& p) {
-  const Planner planner(p, false);
-  Launcher run{planner, p.stream, planner.upload(p.stream)};
-  for (int state = planner.states() - 1; state >= 0; --state) launch_state<T>(run, state);
-  return run.error;
+  run(taps_kernel, dim3(plan.groups, halves.count(), most), sizeof(float) * plan.patch_floats, halves.first);
+  run(fold_taps_kernel, dim3(halves.count()), 0, halves.first);
 }
 
 }  // namespace
 
 int mixed_edges_bwd(const MixedEdgesParams& p) {
-  return p.dtype == DType::bf16 ? backward<bf16_t>(p) : backward<float>(p);
+  const Planner planner(p, false);
+  Launcher run{planner, p.stream, planner.upload(p.stream)};
+  for (int state = planner.states() - 1; state >= 0; --state) launch_state(run, state);
+  return run.error;
 }
 
 }  // namespace fastnas::cuda

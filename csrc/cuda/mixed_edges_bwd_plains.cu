@@ -5,7 +5,7 @@ namespace fastnas::cuda {
 namespace {
 
 // grid (groups, plains): sums over dy, a warp per channel.
-template <class T> __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
   const Plain& n = plan.plains[first + blockIdx.y];
   const int group = int(blockIdx.x), C = plan.C;
   const bool multiplicative = is_multiplicative(plan.form);
@@ -19,7 +19,7 @@ template <class T> __global__ void __launch_bounds__(kThreads) dots_kernel(Plan 
     for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
       for (int64_t i = lane_index(); i < pixels; i += 32) {
         float dy = static_cast<const float*>(n.dy.data)[image * n.dy.image + c * pixels + i];
-        const float z = load_value<T>(n.z, image * n.z.image + c * pixels + i);
+        const float z = get(n.z, image * n.z.image + c * pixels + i);
         const float d = draws ? draw.element(uint64_t((image * C + c) * pixels + i)) : 0.0f;
         if (!n.normed) other += dy * (draws ? mixed_value(multiplicative, z, d) : z);
         else if (draws && multiplicative) dy *= d;
@@ -90,7 +90,8 @@ __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
 }
 
 // grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part.
-template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
+template <class Units, int M>
+__global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.y / 2];
   DYNAMIC_SHARED(float, x);
   float* const dz = x + tile_floats(plan);
@@ -98,27 +99,28 @@ template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_cro
   clear_tails(plan.tiling, plan.C, x);
   clear_tails(plan.tiling, plan.C, dz);
   const auto load = [&](const Tile& tile, bool) {
-    load_strided<T>(plan, r, tile, part, x);
+    load_strided(plan, r, tile, part, x);
     load_gradient(plan, gradient_planes(plan, r), tile, dz);
   };
   float* const sums = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
-  cross_group<M>(plan, group, dz, x, sums, load, [] {});
+  cross_group<Units, M>(plan, group, dz, x, sums, load, [] {});
 }
 
 // grid (2 strided skips)
-template <class T> __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.x / 2];
   const int C = plan.C, half = C / 2, part = int(blockIdx.x % 2);
   const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
   for (int i = int(threadIdx.x); i < half * C; i += kThreads) {
     double sum = 0;
     for (int g = 0; g < plan.groups; ++g) sum += double(partial[g * plan.partial_size() + part * half * C + i]);
-    static_cast<T*>(r.dparams[part])[i] = store<T>(float(sum));
+    put(r.dparams[part], plan.wide, i, float(sum));
   }
 }
 
 // grid (tiles of all images, 2 strided skips): W^T dz of a part.
-template <int M> __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int first) {
+template <class Units, int M>
+__global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.y / 2];
   DYNAMIC_SHARED(float, dz);
   const Tile tile = tile_of_block(plan.tiling);
@@ -126,38 +128,33 @@ template <int M> __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Pl
   clear_tails(plan.tiling, plan.C, dz);
   load_gradient(plan, gradient_planes(plan, r), tile, dz);
   __syncthreads();
-  float sum[M][4][4] = {};
+  Product<Units, M> sum;
   const int own = plan.C / 2 * part;
-  add_product(plan, r.back + int64_t(own) * plan.width, dz + own * plan.tiling.pitch, plan.C / 2, sum);
-  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+  sum.add(plan, r.back + int64_t(own) * plan.width, dz + own * plan.tiling.pitch, plan.C / 2);
+  sum.each_inside(plan, tile, [&](float value, int c, int at) {
     r.dx[((part * plan.images + tile.image) * plan.C + c) * plan.out.pixels() + at] = value;
   });
 }
 
 }  // namespace
 
-template <class T> void launch_dots(Launcher& run, Range plains) {
-  run(dots_kernel<T>, dim3(run.plan().groups, plains.count()), 0, plains.first);
+void launch_dots(Launcher& run, Range plains) {
+  run(dots_kernel, dim3(run.plan().groups, plains.count()), 0, plains.first);
   run(fold_dots_kernel, dim3(plains.count()), 0, plains.first);
 }
 
-template <class T> void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx) {
+void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx) {
   const Plan& plan = run.plan();
   run(reduce_gradient_kernel, dim3(run.elementwise_blocks(), reduces.count()), 0, reduces.first);
   if (wants_dx) {
     run(pool_gradient_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
-    run(for_count(run.product_pieces(), reduce_dx_kernel<1>, reduce_dx_kernel<2>, reduce_dx_kernel<4>),
+    run(FASTNAS_VARIANT(run, product_pieces, reduce_dx_kernel),
         dim3(run.tiles(), 2 * reduces.count()), run.shared(1), reduces.first);
   }
   if (!plan.wants_params) return;
-  run(FASTNAS_PIECES(run.cross_pieces(), reduce_cross_kernel, T), dim3(plan.groups, 2 * reduces.count()), run.shared(2),
+  run(FASTNAS_VARIANT(run, cross_pieces, reduce_cross_kernel), dim3(plan.groups, 2 * reduces.count()), run.shared(2),
       reduces.first);
-  run(fold_reduce_kernel<T>, dim3(2 * reduces.count()), 0, reduces.first);
+  run(fold_reduce_kernel, dim3(2 * reduces.count()), 0, reduces.first);
 }
-
-template void launch_dots<float>(Launcher&, Range);
-template void launch_dots<bf16_t>(Launcher&, Range);
-template void launch_plain_gradients<float>(Launcher&, Range, Range, bool);
-template void launch_plain_gradients<bf16_t>(Launcher&, Range, Range, bool);
 
 }  // namespace fastnas::cuda

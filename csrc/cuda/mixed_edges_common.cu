@@ -5,22 +5,22 @@ namespace fastnas::cuda {
 namespace {
 
 // grid (blocks, pools): z, and which pixel of its window a maximum is, row by row; ties and NaN as torch.
-template <class T> __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
   const Pool& pool = plan.pools[first + blockIdx.y];
   const Grid from = pool.x.grid, to = plan.out;
   const int64_t count = plan.images * plan.C * to.pixels();
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
     const int pixel = int(i % to.pixels()), row = pixel / to.cols * pool.stride, col = pixel % to.cols * pool.stride;
     const int64_t plane = i / to.pixels();
-    const T* x = static_cast<const T*>(pool.x.data) + plane / plan.C * pool.x.image + plane % plan.C * from.pixels();
+    const int64_t x = plane / plan.C * pool.x.image + plane % plan.C * from.pixels();
     // Sums of differences: at stride 2 a mean of nine values far from zero would lose digits that no other mean has.
-    const float here = load(x[row * from.cols + col]), centre = here - here == 0 ? here : 0.0f;
+    const float here = get(pool.x, x + row * from.cols + col), centre = here - here == 0 ? here : 0.0f;
     float best = -INFINITY, sum = 0;
     int winner = 4, covered = 0;
     for (int k = 0; k < 9; ++k) {
       const int r = row + k / 3 - 1, c = col + k % 3 - 1;
       if (r < 0 || r >= from.rows || c < 0 || c >= from.cols) continue;
-      const float v = load(x[r * from.cols + c]);
+      const float v = get(pool.x, x + r * from.cols + c);
       sum += v - centre, ++covered;
       if (v > best || v != v || covered == 1) best = v, winner = k;
     }
@@ -30,7 +30,6 @@ template <class T> __global__ void __launch_bounds__(kThreads) pool_kernel(Plan 
 }
 
 // grid (tiles and channels of all images, halves): u.
-template <class T>
 __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_once, int first, Which which) {
   const Half& h = plan.halves[first + blockIdx.y];
   if (!is_one(h, which) || !h.u) return;
@@ -39,30 +38,29 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_o
   const Slab slab = slab_of_block(plan, t, at_once);
   const Tile& tile = slab.tile;
   const Patch patch = patch_of(h, t, tile, space);
-  stage<T>(h.in, tile.image, slab.first, slab.channels, true, patch);
+  stage(h.in, tile.image, slab.first, slab.channels, true, patch);
   __syncthreads();
   const int64_t plane = plan.out.pixels();
   float* u = h.u + (tile.image * plan.C + slab.first) * plane + int64_t(tile.row) * plan.out.cols + tile.col;
   const Strips strips{patch, slab.channels, t.tile.rows, t.tile.cols, tile, u, plane, plan.out.cols, false};
-  with_kernel(h.size, h.dilation, h.stride,
-              RunStrips<T>{strips, static_cast<const T*>(h.taps) + slab.first * h.taps_count(), false});
+  const Taps taps{h.taps, plan.wide, false, int64_t(slab.first) * h.taps_count()};
+  with_kernel(h.size, h.dilation, h.stride, RunStrips{strips, taps});
 }
 
 // grid (halves, C / kWarps): A = scale r W, transposed, from mean and variance of W u, a warp per row of W.
 // `gathered`: these come first, from mean(u) and cov(u).
-template <class T>
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int first, Which which, bool gathered) {
   const Half& h = plan.halves[first + blockIdx.x];
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (!is_one(h, which) || co >= C) return;
-  const T* row = static_cast<const T*>(h.pointwise) + int64_t(co) * C;
+  const auto row = [&](int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   if (gathered) {
     double mean = 0, var = 0;
     for (int j = lane; j < C; j += 32) {
       double product = 0;
-      for (int i = 0; i < C; ++i) product += double(load(row[i])) * h.cov[int64_t(i) * C + j];
-      var += product * double(load(row[j]));
-      mean += double(load(row[j])) * h.mean[j];
+      for (int i = 0; i < C; ++i) product += row(i) * h.cov[int64_t(i) * C + j];
+      var += product * row(j);
+      mean += row(j) * h.mean[j];
     }
     mean = warp_total(mean), var = warp_total(var);
     if (lane == 0) h.stats[co] = float(mean), h.stats[C + co] = float(clamp_variance(var));
@@ -71,52 +69,53 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int firs
   const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
   const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
   for (int ci = lane; ci < C; ci += 32)
-    h.fold[int64_t(ci) * plan.width + co] = float(folded(scale, rstd, double(load(row[ci]))));
+    h.fold[int64_t(ci) * plan.width + co] = float(folded(scale, rstd, row(ci)));
   if (h.bias && lane == 0) h.bias[co] = float(-scale * rstd * double(h.stats[co]));
 }
 
 // grid (tiles of all images, halves): v = relu(BN(W u)) of the first halves of sep_convs.
-template <class T, int M>
+template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int first) {
   const Half& h = plan.halves[first + blockIdx.y];
   if (h.final || !h.output) return;
   DYNAMIC_SHARED(float, u);
   const Tile tile = tile_of_block(plan.tiling);
   clear_tails(plan.tiling, plan.C, u);
-  load_u<T>(plan, h, tile, plan.training ? h.shift : nullptr, u);
+  load_u(plan, h, tile, plan.training ? h.shift : nullptr, u);
   __syncthreads();
-  float sum[M][4][4] = {};
-  add_product(plan, h.fold, u, plan.C, sum);
-  T* v = static_cast<T*>(h.output) + tile.image * plan.C * plan.out.pixels();
-  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
-    v[int64_t(c) * plan.out.pixels() + at] = store<T>(relu(value + (h.bias ? h.bias[c] : 0.0f)));
+  Product<Units, M> sum;
+  sum.add(plan, h.fold, u, plan.C);
+  const int64_t v = tile.image * plan.C * plan.out.pixels();
+  sum.each_inside(plan, tile, [&](float value, int c, int at) {
+    put(h.output, plan.wide, v + int64_t(c) * plan.out.pixels() + at, relu(value + (h.bias ? h.bias[c] : 0.0f)));
   });
 }
 
 // grid (blocks, strided skips): W and its transpose as floats, the parts one above the other.
-template <class T> __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.y];
   const int C = plan.C, half = C / 2;
   for (int i = int(blockIdx.x * kThreads + threadIdx.x); i < C * C; i += int(gridDim.x) * kThreads) {
     const int co = i / C, ci = i % C, part = co >= half;
-    const float w = load(static_cast<const T*>(r.params[part])[int64_t(co - part * half) * C + ci]);
+    const float w = get(r.params[part], plan.wide, int64_t(co - part * half) * C + ci);
     r.matrix[int64_t(ci) * plan.width + co] = r.back[int64_t(co) * plan.width + ci] = w;
   }
 }
 
 // grid (tiles of all images, 2 strided skips): the channels of z that a part makes. (All are multiplied; zeros for
 // the others' would make NaN of inf.)
-template <class T, int M> __global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) {
+template <class Units, int M>
+__global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) {
   const Reduce& r = plan.reduces[first + blockIdx.y / 2];
   DYNAMIC_SHARED(float, x);
   const Tile tile = tile_of_block(plan.tiling);
   clear_tails(plan.tiling, plan.C, x);
   const int part = int(blockIdx.y % 2);
-  load_strided<T>(plan, r, tile, part, x);
+  load_strided(plan, r, tile, part, x);
   __syncthreads();
-  float sum[M][4][4] = {};
-  add_product(plan, r.matrix, x, plan.C, sum);
-  for_pieces(plan, tile, sum, [&](float value, int c, int at) {
+  Product<Units, M> sum;
+  sum.add(plan, r.matrix, x, plan.C);
+  sum.each_inside(plan, tile, [&](float value, int c, int at) {
     if (part == (c >= plan.C / 2)) r.z[(tile.image * plan.C + c) * plan.out.pixels() + at] = value;
   });
 }
@@ -165,7 +164,7 @@ __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int fir
 }  // namespace
 
 // u of the halves that are `which`.
-template <class T> void launch_depthwise(Launcher& run, Range halves, Which which) {
+void launch_depthwise(Launcher& run, Range halves, Which which) {
   const Plan& plan = run.plan();
   Grid patch{1, 1};
   for (int i = halves.first; i < halves.last; ++i) {
@@ -173,35 +172,27 @@ template <class T> void launch_depthwise(Launcher& run, Range halves, Which whic
     if (own.pixels() > patch.pixels()) patch = own;
   }
   const int at_once = run.channels_at_once(plan.strip_tiling, patch);
-  run(depthwise_kernel<T>, dim3(run.slabs(plan.strip_tiling, at_once), halves.count()),
+  run(depthwise_kernel, dim3(run.slabs(plan.strip_tiling, at_once), halves.count()),
       sizeof(float) * at_once * size_t(patch.pixels()), at_once, halves.first, which);
 }
 
 // The terms of some states that are no convolutions, before their statistics.
-template <class T> void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces) {
-  run(pool_kernel<T>, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
-  run(reduce_matrix_kernel<T>, dim3(8, reduces.count()), 0, reduces.first);
-  run(FASTNAS_PIECES(run.product_pieces(), reduce_kernel, T), dim3(run.tiles(), 2 * reduces.count()), run.shared(1),
+void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces) {
+  run(pool_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
+  run(reduce_matrix_kernel, dim3(8, reduces.count()), 0, reduces.first);
+  run(FASTNAS_VARIANT(run, product_pieces, reduce_kernel), dim3(run.tiles(), 2 * reduces.count()), run.shared(1),
       reduces.first);
 }
 
-template <class T> void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered) {
-  run(fold_rows_kernel<T>, dim3(halves.count(), run.row_blocks()), 0, halves.first, which, gathered);
+void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered) {
+  run(fold_rows_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which, gathered);
 }
 
-template <class T> void launch_second_inputs(Launcher& run, Range halves) {
-  run(FASTNAS_PIECES(run.product_pieces(), second_input_kernel, T), dim3(run.tiles(), halves.count()), run.shared(1),
+void launch_second_inputs(Launcher& run, Range halves) {
+  run(FASTNAS_VARIANT(run, product_pieces, second_input_kernel), dim3(run.tiles(), halves.count()), run.shared(1),
       halves.first);
 }
 
 void launch_fold_plains(Launcher& run, Range plains) { run(fold_plain_kernel, dim3(plains.count()), 0, plains.first); }
-
-#define FASTNAS_STEPS(T)                                              \
-  template void launch_depthwise<T>(Launcher&, Range, Which);         \
-  template void launch_fold_rows<T>(Launcher&, Range, Which, bool);   \
-  template void launch_second_inputs<T>(Launcher&, Range);            \
-  template void launch_pools_and_reduces<T>(Launcher&, Range, Range);
-FASTNAS_STEPS(float)
-FASTNAS_STEPS(bf16_t)
 
 }  // namespace fastnas::cuda

@@ -1,7 +1,7 @@
 // What forward and backward of mixed_edges share: launches, and the steps that are computed again on the way back.
 #pragma once
 
-#include "mixed_edges_tile.h"
+#include "mixed_edges_products.h"
 
 namespace fastnas::cuda {
 
@@ -19,14 +19,12 @@ __device__ bool is_one(const Half& h, Which which) {
 }
 
 // relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part).
-template <class T>
 __device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile, int part, float* to) {
   const Grid from = r.x.grid;
-  const T* x = static_cast<const T*>(r.x.data) + tile.image * r.x.image;
   fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) {
     const int row = at / plan.out.cols * 2 + part, col = at % plan.out.cols * 2 + part;
     const bool inside = row < from.rows && col < from.cols;
-    return inside ? relu(load(x[int64_t(c) * from.pixels() + row * from.cols + col])) : 0.0f;
+    return inside ? relu(get(r.x, tile.image * r.x.image + int64_t(c) * from.pixels() + row * from.cols + col)) : 0.0f;
   });
 }
 
@@ -69,24 +67,38 @@ struct Launcher {
   template <class... P, class... A> void operator()(void (*kernel)(P...), dim3 grid, size_t bytes, A... arguments) {
     if (!error && grid.x && grid.y) error = launch(kernel, grid, kThreads, bytes, stream, plan(), arguments...);
   }
-  // f.template run<M>() for the pieces of a product, or of a cross, that a thread has.
-  int product_pieces() const { return (plan().width / 4 * ((plan().tiling.pitch - 4) / 4) + kThreads - 1) / kThreads; }
-  int cross_pieces() const { return (plan().width / 4 * (plan().width / 4) + kThreads - 1) / kThreads; }
+  // Pieces of a tile's product, or of a cross, that a worker has.
+  int product_pieces() const { return a_worker(&CudaCores::product_pieces, &TensorCores::product_pieces); }
+  int cross_pieces() const { return a_worker(&CudaCores::cross_pieces, &TensorCores::cross_pieces); }
+
+ private:
+  using Pieces = int(const Plan&);
+  int a_worker(Pieces* cuda, Pieces* tensor) const {
+    const int pieces = plan().tensor ? tensor(plan()) : cuda(plan());
+    const int workers = plan().tensor ? kWorkers<TensorCores> : kWorkers<CudaCores>;
+    return (pieces + workers - 1) / workers;
+  }
 };
 
-// The kernel for that many pieces of a thread.
-template <class Kernel> Kernel for_count(int pieces, Kernel one, Kernel two, Kernel four) {
-  return pieces <= 1 ? one : pieces <= 2 ? two : four;
+// The kernel for these units and that many pieces of a worker.
+template <class Kernel> struct Variants { Kernel cuda[3], tensor[3]; };
+template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<Kernel>& of) {
+  const int index = pieces <= 1 ? 0 : pieces <= 2 ? 1 : 2;
+  return tensor ? of.tensor[index] : of.cuda[index];
 }
-#define FASTNAS_PIECES(count, kernel, T) for_count(count, kernel<T, 1>, kernel<T, 2>, kernel<T, 4>)
+#define FASTNAS_VARIANT(run, pieces, kernel)                                                      \
+  variant<decltype(&kernel<CudaCores, 1>)>(                                                       \
+      (run).plan().tensor, (run).pieces(),                                                        \
+      {{kernel<CudaCores, 1>, kernel<CudaCores, 2>, kernel<CudaCores, 4>},                        \
+       {kernel<TensorCores, 1>, kernel<TensorCores, 2>, kernel<TensorCores, 4>}})
 
 // The steps, of halves that are `which`, and of the terms that are no convolutions. Each is one or two kernels.
-template <class T> void launch_depthwise(Launcher& run, Range halves, Which which);                    // u
-template <class T> void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered);     // A
-template <class T> void launch_second_inputs(Launcher& run, Range halves);                             // v
-template <class T> void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces);           // z
+void launch_depthwise(Launcher& run, Range halves, Which which);                    // u
+void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered);     // A
+void launch_second_inputs(Launcher& run, Range halves);                             // v
+void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces);           // z
 void launch_fold_plains(Launcher& run, Range plains);                                                  // mean, rstd
-template <class T> void launch_dots(Launcher& run, Range plains);              // dL/dw, q: needs dL/dy and z
-template <class T> void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx);
+void launch_dots(Launcher& run, Range plains);              // dL/dw, q: needs dL/dy and z
+void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx);
 
 }  // namespace fastnas::cuda

@@ -17,8 +17,8 @@ __global__ void upload_kernel(const __grid_constant__ Chunk chunk, uint4* to, in
 
 // Tiles of few pixels give more blocks, tiles of many read the matrices less often: a block for each of 132
 // multiprocessors, and several jobs a launch.
-Tiling balanced(Grid grid, int channels, int64_t images) {
-  int pixels = 256;
+Tiling balanced(Grid grid, int channels, int64_t images, int most) {
+  int pixels = most;
   while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 132) pixels /= 2;
   return tiling_of(grid, channels, pixels);
 }
@@ -40,14 +40,18 @@ int Planner::upload(void* stream) const {
 void Planner::lay_out() {
   const Edge& first = p.edges[0];
   plan.images = p.images, plan.C = p.channels, plan.width = (p.channels + 3) / 4 * 4, plan.nodes = p.nodes;
+  plan.wide = p.dtype == DType::f32;
+  plan.tensor = (p.tf32 || !plan.wide) && p.channels <= kMostTensorChannels;
   plan.groups = int(std::max<int64_t>(1, std::min<int64_t>(kMostGroups, p.images)));
   const int64_t* size = p.sizes + 2 * first.source;  // the source of the first edge is an input
   plan.out = {int((size[0] + first.stride - 1) / first.stride), int((size[1] + first.stride - 1) / first.stride)};
-  plan.tiling = balanced(plan.out, plan.width, plan.images), plan.strip_tiling = tiling_of(plan.out, 1, 256);
+  // On tensor cores a tile is at most 16 pieces of 32 pixels by 16 channels.
+  const int most = plan.tensor ? std::min(256, 16 / ((p.channels + 15) / 16) * 32) : 256;
+  plan.tiling = balanced(plan.out, plan.width, plan.images, most), plan.strip_tiling = tiling_of(plan.out, 1, 256);
   plan.w = static_cast<const float*>(p.w), plan.output = p.out, plan.dw = p.dw, plan.std = p.std;
   plan.eps = p.eps, plan.form = p.form, plan.level = p.level, plan.rng = p.rng;
   plan.training = p.training, plan.wants_params = p.dparams != nullptr;
-  const bool output_serves = !backward() && p.dtype == DType::f32;
+  const bool output_serves = !backward() && plan.wide;
   for (int j = 0; j < p.nodes; ++j)
     node_values.push_back(output_serves ? reinterpret_cast<float*>(const_cast<char*>(slice(p.out, j)))
                                         : arena.take<float>(plane_size()));
@@ -103,7 +107,7 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   s.first_pool = pool_begin[state], s.last_pool = int(pools.size());
   s.first_reduce = reduce_begin[state], s.last_reduce = int(reduces.size());
   const int node = state - p.inputs;
-  if (node >= 0) s.dout = {slice(p.dout, node), out_image(), plan.out, false};
+  if (node >= 0) s.dout = {slice(p.dout, node), out_image(), plan.out, plan.wide};
   s.dx = node >= 0 ? node_values[node] : p.dx[state];
   s.wanted = node >= 0 || s.dx != nullptr;
   sources.push_back(s);
@@ -122,7 +126,7 @@ void Planner::add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term
     Half h{};
     const int index = t.half + part, param = t.param + 2 * part;
     h.second = part == 1, h.final = part + 1 == count;
-    h.in = h.second ? own_planes(v, false) : state_planes(e.source);
+    h.in = h.second ? own_planes(v, plan.wide) : state_planes(e.source);
     h.taps = p.params[param], h.pointwise = p.params[param + 1];
     h.size = t.size, h.dilation = t.dilation, h.stride = part == 0 ? e.stride : 1;
     h.weight = t.edge * p.candidates + t.weight, h.target = e.target;
@@ -244,7 +248,7 @@ void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
       s.last = int(terms.size());
       s.opens = level == opens[node], s.closes = level == closes[node];
       s.sum = node_values[node];
-      s.sum_image = p.dtype == DType::f32 ? out_image() : int64_t(plan.C) * plan.out.pixels();
+      s.sum_image = plan.wide ? out_image() : int64_t(plan.C) * plan.out.pixels();
       if (any) sums.push_back(s);
     }
     level_sums.push_back({begin, int(sums.size())});

@@ -15,6 +15,7 @@ namespace fastnas::cuda {
 
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kMostTensorChannels = 256;  // of which 32 pixels are a tile
 constexpr int kMostChannels = kTileElements / 4;
 constexpr int kPatchFloats = 4096;    // staged input of a few channels of a tile, its halo included; more for one
                                       // channel of a narrow image
@@ -24,7 +25,7 @@ struct Grid {
   FASTNAS_HD int pixels() const { return rows * cols; }
 };
 
-// Planes of a tensor, or of a slice of its channels. `wide`: float whatever the dtype of the call.
+// Planes of a tensor, or of a slice of its channels. `wide`: of floats.
 struct Planes {
   const void* data;
   int64_t image;  // elements from one image to the next
@@ -126,6 +127,7 @@ struct Source {
 struct Plan {
   int64_t images;
   int C, width, groups, nodes;  // width: C up to a multiple of 4
+  bool wide, tensor;            // the call is of floats, not of bfloat16; products on tensor cores
   int patch_floats;
   Grid out;
   Tiling tiling, strip_tiling;  // for products of all channels; for convolutions of a few
@@ -210,7 +212,7 @@ class Planner {
   DeviceArena arena;
 
   Planner(const MixedEdgesParams& params, bool measure)
-      : p(params), element(params.dtype == DType::bf16 ? 2 : 4),
+      : p(params), element(params.dtype == DType::f32 ? 4 : 2),
         arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
     lay_out();
     place_tables();
@@ -241,8 +243,8 @@ class Planner {
   }
   int64_t out_image() const { return int64_t(p.nodes) * p.channels * plan.out.pixels(); }
   Planes state_planes(int state) const {
-    if (state < p.inputs) return {p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state), false};
-    return {slice(p.out, state - p.inputs), out_image(), plan.out, false};
+    if (state < p.inputs) return {p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state), plan.wide};
+    return {slice(p.out, state - p.inputs), out_image(), plan.out, plan.wide};
   }
   Planes own_planes(const void* data, bool wide) const {
     return {data, int64_t(p.channels) * plan.out.pixels(), plan.out, wide};

@@ -1,4 +1,4 @@
-// Tiles of an image in shared memory, and what is done with them: depthwise convolution, products of channels.
+// Tiles of an image in shared memory, and depthwise convolutions of them. Products: mixed_edges_products.h.
 // A tile is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
 #pragma once
 
@@ -22,9 +22,15 @@ template <class A> __device__ A warp_total(A v) {
 __device__ float relu(float v) { return v < 0 ? 0.0f : v; }
 __device__ bool relu_passes(float v) { return !(v <= 0); }
 
-template <class T> __device__ float load_value(const Planes& z, int64_t at) {
-  return z.wide ? static_cast<const float*>(z.data)[at] : load(static_cast<const T*>(z.data)[at]);
+// The dtype is data, so that a kernel is compiled once: floats where `wide`, else bfloat16.
+__device__ float get(const void* from, bool wide, int64_t at) {
+  return wide ? static_cast<const float*>(from)[at] : load(static_cast<const bf16_t*>(from)[at]);
 }
+__device__ void put(void* to, bool wide, int64_t at, float v) {
+  if (wide) static_cast<float*>(to)[at] = v;
+  else static_cast<bf16_t*>(to)[at] = store<bf16_t>(v);
+}
+__device__ float get(const Planes& z, int64_t at) { return get(z.data, z.wide, at); }
 
 // The place of a tile: `rows` and `cols` lie inside of the image.
 struct Tile {
@@ -70,7 +76,6 @@ struct Patch {
   int row, col, rows, cols;
 };
 
-template <class T>
 __device__ void stage(const Planes& from, int64_t image, int first, int channels, bool rectify, const Patch& patch) {
   const int64_t plane = from.grid.pixels();
   for (int line = warp_index(); line < channels * patch.rows; line += kWarps) {
@@ -79,7 +84,7 @@ __device__ void stage(const Planes& from, int64_t image, int first, int channels
     for (int i = lane_index(); i < patch.cols; i += 32) {
       const int col = patch.col + i;
       const bool inside = row >= 0 && row < from.grid.rows && col >= 0 && col < from.grid.cols;
-      const float v = inside ? load_value<T>(from, at + col) : 0.0f;
+      const float v = inside ? get(from, at + col) : 0.0f;
       patch.data[line * patch.cols + i] = rectify ? relu(v) : v;
     }
   }
@@ -95,15 +100,22 @@ struct Strips {
   bool add;           // to what is there
 };
 
-template <class T, int K, int D, int S>
-__device__ void depthwise_strips(const Strips& s, const T* taps, bool flip) {
+// Depthwise kernels of some channels: [channels][K K] from `first` on; turned by 180 degrees where `flip`.
+struct Taps {
+  const void* data;
+  bool wide, flip;
+  int64_t first;
+};
+
+template <int K, int D, int S> __device__ void depthwise_strips(const Strips& s, const Taps& taps) {
   constexpr int R = strip_rows(S), kReach = (R - 1) * S + (K - 1) * D + 1;
   const int per_channel = (s.tile_rows + R - 1) / R * s.tile_cols;
   for (int item = int(threadIdx.x); item < s.channels * per_channel; item += kThreads) {
     const int c = item / per_channel, first = item % per_channel / s.tile_cols * R, col = item % s.tile_cols;
     float tap[K * K], sum[R] = {};
 #pragma unroll
-    for (int k = 0; k < K * K; ++k) tap[k] = load(taps[c * K * K + (flip ? K * K - 1 - k : k)]);
+    for (int k = 0; k < K * K; ++k)
+      tap[k] = get(taps.data, taps.wide, taps.first + c * K * K + (taps.flip ? K * K - 1 - k : k));
     const float* from = s.patch.data + (c * s.patch.rows + first * S) * s.patch.cols + col * S;
 #pragma unroll
     for (int y = 0; y < kReach; ++y) {
@@ -143,11 +155,10 @@ template <class F> __device__ void with_kernel(int size, int dilation, int strid
   }
 }
 
-template <class T> struct RunStrips {
+struct RunStrips {
   const Strips& strips;
-  const T* taps;
-  bool flip;
-  template <int K, int D, int S> __device__ void run() const { depthwise_strips<T, K, D, S>(strips, taps, flip); }
+  const Taps& taps;
+  template <int K, int D, int S> __device__ void run() const { depthwise_strips<K, D, S>(strips, taps); }
 };
 
 __device__ Patch patch_of(const Half& h, const Tiling& t, const Tile& tile, float* data) {
@@ -167,165 +178,14 @@ __device__ Slab slab_of_block(const Plan& plan, const Tiling& t, int at_once) {
 }
 
 // A tile of u + shift, all channels; from where it was kept, which is centred already, if it was.
-template <class T>
 __device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const float* shift, float* to) {
   const int64_t plane = plan.out.pixels(), image = tile.image * plan.C * plane;
   if (h.kept && !h.u)
     fill_tile(plan.tiling, tile, plan.C, to,
-              [&](int c, int at) { return load(static_cast<const T*>(h.kept)[image + c * plane + at]); });
+              [&](int c, int at) { return get(h.kept, plan.wide, image + c * plane + at); });
   else
     fill_tile(plan.tiling, tile, plan.C, to,
               [&](int c, int at) { return h.u[image + c * plane + at] + (shift ? shift[c] : 0.0f); });
-}
-
-// --- products over channels --------------------------------------------------------------------------------
-
-__device__ float4 quad_at(const float* p) { return *reinterpret_cast<const float4*>(p); }
-
-// A thread's pieces of a tile's product: M times 4 channels x 4 pixels.
-struct Piece {
-  int channel, pixel;  // the first ones; channel < 0: there is none
-};
-__device__ Piece piece_of(const Plan& plan, int m) {
-  const int quads = (plan.tiling.pitch - 4) / 4, index = int(threadIdx.x) + m * kThreads;
-  return {index / quads * 4 < plan.width ? index / quads * 4 : -1, index % quads * 4};
-}
-
-// sum[co][pixel] += matrix^T tile, matrix [channels][width].
-template <int M>
-__device__ void add_product(const Plan& plan, const float* matrix, const float* tile, int channels,
-                            float (&sum)[M][4][4]) {
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-    const Piece piece = piece_of(plan, m);
-    if (piece.channel < 0) continue;
-    const float *f = matrix + piece.channel, *v = tile + piece.pixel;
-#pragma unroll 4
-    for (int c = 0; c < channels; ++c) {
-      const float4 a = quad_at(f + c * plan.width), b = quad_at(v + c * plan.tiling.pitch);
-      const float x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[m][i][j] += x[i] * y[j];
-    }
-  }
-}
-
-template <int M> __device__ void add_tile(const Plan& plan, const float* tile, float (&sum)[M][4][4]) {
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-    const Piece piece = piece_of(plan, m);
-    if (piece.channel < 0) continue;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 v = quad_at(tile + (piece.channel + i) * plan.tiling.pitch + piece.pixel);
-      sum[m][i][0] += v.x, sum[m][i][1] += v.y, sum[m][i][2] += v.z, sum[m][i][3] += v.w;
-    }
-  }
-}
-
-// f(value, channel, offset in a plane) over the elements of a thread's pieces that lie inside of the image.
-template <int M, class F>
-__device__ void for_pieces(const Plan& plan, const Tile& tile, float (&sum)[M][4][4], F f) {
-#pragma unroll
-  for (int m = 0; m < M; ++m) {
-    const Piece piece = piece_of(plan, m);
-    if (piece.channel < 0) continue;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int pixel = piece.pixel + j;
-      const int at = pixel < plan.tiling.tile.pixels() ? pixel_offset(plan.tiling, tile, pixel) : -1;
-      if (at < 0) continue;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (piece.channel + i < plan.C) f(sum[m][i][j], piece.channel + i, at);
-    }
-  }
-}
-
-// a b^T over the pixels of many tiles, [C][C]. A thread has M pieces of 4 rows and 4 columns, G = width / 4 apart, so
-// that neighbouring threads read neighbouring rows; small matrices are split over pixels too.
-template <int M> struct Cross {
-  float sum[M][4][4];
-  int G, splits, base;  // base: first piece of this pass, for matrices of more pieces than the block has threads
-
-  __device__ Cross(const Plan& plan, int base) : sum{}, G(plan.width / 4), splits(1), base(base) {
-    while (G * G * splits * 2 <= kThreads) splits *= 2;
-  }
-  __device__ int per_split() const { return kThreads / splits; }
-  __device__ int split() const { return int(threadIdx.x) / per_split(); }
-  __device__ int piece(int m) const { return base + int(threadIdx.x) % per_split() + m * per_split(); }
-
-  __device__ void add(const Plan& plan, const float* a, const float* b) {
-    const int pitch = plan.tiling.pitch;
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-      const int index = piece(m);
-      if (index >= G * G) continue;
-      const float *rows = a + index / G * pitch, *cols = b + index % G * pitch;
-      for (int pixel = 4 * split(); pixel < pitch - 4; pixel += 4 * splits) {
-        float4 x[4], y[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          x[i] = quad_at(rows + i * G * pitch + pixel);
-          y[i] = quad_at(cols + i * G * pitch + pixel);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-#pragma unroll
-          for (int j = 0; j < 4; ++j)
-            sum[m][i][j] += x[i].x * y[j].x + x[i].y * y[j].y + x[i].z * y[j].z + x[i].w * y[j].w;
-      }
-    }
-  }
-
-  // to [C][C]; `space` holds kThreads floats.
-  __device__ void store(const Plan& plan, float* space, float* to) {
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-      const int index = piece(m), i0 = index / G, j0 = index % G;
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float total = sum[m][i][j];
-          if (splits > 1) {
-            __syncthreads();
-            space[threadIdx.x] = total;
-            __syncthreads();
-            total = 0;
-            for (int s = 0; s < splits; ++s) total += space[s * per_split() + int(threadIdx.x) % per_split()];
-          }
-          const int row = i0 + i * G, col = j0 + j * G;
-          if (split() == 0 && index < G * G && row < plan.C && col < plan.C) to[row * plan.C + col] = total;
-        }
-    }
-  }
-};
-
-// to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b, which may
-// be one; each() sees every tile once. All threads of the block call it.
-template <int M, class Load, class Each>
-__device__ void cross_group(const Plan& plan, int group, const float* a, const float* b, float* to, Load load,
-                            Each each) {
-  SHARED(float, space, kThreads);
-  const int pieces = plan.width / 4 * (plan.width / 4);
-  for (int base = 0; base < pieces; base += M * kThreads) {
-    Cross<M> cross(plan, base);
-    bool opens = base == 0;
-    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-      for (int index = 0; index < plan.tiling.count(); ++index) {
-        __syncthreads();
-        load(tile_at(plan.tiling, image, index), opens);
-        opens = false;
-        __syncthreads();
-        cross.add(plan, a, b);
-        if (base == 0) each();
-      }
-    __syncthreads();
-    cross.store(plan, space, to);
-  }
 }
 
 // sums[c] += the sum of a tile's channel, a warp per channel.

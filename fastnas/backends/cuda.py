@@ -11,6 +11,11 @@ from fastnas.backends.native import NativeBackend, load_native
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
 
 
+def allows_tf32() -> bool:
+    """Whether fp32 products may round their operands to TF32: torch's switch for matmul."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
 class CudaBackend(MatmulReluConvBn, NativeBackend):
     name = "cuda"
     device = "cuda"
@@ -24,6 +29,7 @@ class CudaBackend(MatmulReluConvBn, NativeBackend):
 
     def set_launch(self, call: Any, like: Tensor) -> None:
         call.stream = self.launch_argument(like)
+        call.tf32 = allows_tf32()
 
     def call(self, name: str, like: Tensor, *arguments: Any) -> None:
         # The stream is that device's, which need not be the current one.

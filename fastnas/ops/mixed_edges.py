@@ -204,6 +204,10 @@ def mixed_edges(
     Where channels of u nearly cancel in a row of W, var(W u) is as exact as cov(u) lets it be: its
     relative error is about eps sum_ij |W_i S_ij W_j| / var, S = cov(u) in float32 (float64).
 
+    On CUDA, products over up to 256 channels run on tensor cores, their operands rounded to TF32
+    (10 bits of fraction): in bfloat16, and in float32 where torch's switch for matmul,
+    `torch.backends.cuda.matmul.fp32_precision`, is "tf32".
+
     Args:
         x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64.
         w: [edges, candidates] mixing weights, floating point; may be wider than x.

@@ -134,7 +134,7 @@ def relu_conv_bn(
 
     Args:
         x: [N, C_in, H, W], float32, bfloat16 or float64 (not on CUDA). There TF32 is off unless
-            torch.backends.cuda.matmul.allow_tf32 is on.
+            torch.backends.cuda.matmul.fp32_precision is "tf32".
         params: one [C, C_in, 1, 1]; or two [C / 2, C_in, 1, 1] with stride 2, the second reading
             the image shifted by a pixel in both directions (`FactorizedReduce`).
         running: (mean, variance), each [C]: updated in training, used outside of it.

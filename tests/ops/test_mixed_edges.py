@@ -257,7 +257,8 @@ def test_w_of_another_dtype(backend: Target, dtype: torch.dtype, w_dtype: torch.
 
 @pytest.mark.parametrize("weights", ["zero", "one-hot"])
 def test_plain_weights(backend: Target, dtype: torch.dtype, weights: str) -> None:
-    inputs = make(cell(2, 2, FEW), dtype=dtype, target=backend)
+    # Of this seed no relu's argument comes so close to 0 that bfloat16 or TF32 turns its sign.
+    inputs = make(cell(2, 2, FEW), dtype=dtype, target=backend, seed=6)
     w = torch.zeros_like(inputs.w)
     if weights == "one-hot":
         w[:, 3] = 1
