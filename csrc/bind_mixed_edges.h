@@ -43,7 +43,7 @@ struct MixedEdgesArguments {
   int channels;
   std::vector<int64_t> sizes;
   std::vector<Address> x, params, dx, dparams;
-  Address w = 0, dw = 0, out = 0, dout = 0, stats = 0, shift = 0, gram = 0, v = 0, u = 0;
+  Address choice = 0, w = 0, dw = 0, out = 0, dout = 0, stats = 0, shift = 0, gram = 0, v = 0, u = 0;
   bool training = true, tf32 = false;
   double eps = 1e-5;
   NoiseForm form = NoiseForm::none;
@@ -65,7 +65,7 @@ struct MixedEdgesArguments {
     p.sizes = sizes.data();
     p.x = constant(x), p.params = constant(params);
     p.dx = pointers(dx), p.dparams = pointers(dparams);
-    p.w = as_pointer<void>(w), p.dw = as_pointer<double>(dw);
+    p.choice = as_pointer<int64_t>(choice), p.w = as_pointer<void>(w), p.dw = as_pointer<double>(dw);
     p.out = as_pointer<void>(out), p.dout = as_pointer<void>(dout);
     p.stats = as_pointer<void>(stats), p.shift = as_pointer<void>(shift), p.gram = as_pointer<void>(gram);
     p.v = as_pointer<void>(v), p.u = as_pointer<void>(u);
@@ -103,6 +103,7 @@ void bind_mixed_edges(pybind11::module_& m, Size workspace, Run fwd, Run bwd) {
       .def_readwrite("params", &Arguments::params)
       .def_readwrite("dx", &Arguments::dx)
       .def_readwrite("dparams", &Arguments::dparams)
+      .def_readwrite("choice", &Arguments::choice)
       .def_readwrite("w", &Arguments::w)
       .def_readwrite("dw", &Arguments::dw)
       .def_readwrite("out", &Arguments::out)

@@ -82,6 +82,9 @@ struct MixedEdgesParams {
   void* const* dx = nullptr;            // [inputs]
   const void* const* params = nullptr;  // D [C, 1, k, k] and W [C, C] in turn; reduce_skip: W [C/2, C] twice
   void* const* dparams = nullptr;       // all or null
+  // CUDA: the candidate that each edge runs, in device memory, -1: none; then w and dw are [edges], halves are
+  // counted two an edge, v, u and std one an edge, and what is not sampled is not written. Null: all of them.
+  const int64_t* choice = nullptr;
   const void* w = nullptr;              // A [edges, candidates]
   double* dw = nullptr;                 // [edges, candidates], zeroed by the caller
   void* out = nullptr;                  // [N, rows, cols, nodes C]

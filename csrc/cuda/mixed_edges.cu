@@ -14,8 +14,9 @@ namespace {
 // group's first tile, so that no digits cancel.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.y];
-  if (!is_one(h, which)) return;
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   const Tiling& t = plan.tiling;
   const int C = plan.C, group = int(blockIdx.x);
@@ -41,9 +42,11 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
 
 // grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.
 __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.x];
+  const Half* const job = plan.halves.at(first + blockIdx.x);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   const int C = plan.C, entry = int(blockIdx.y * kThreads + threadIdx.x);
-  if (!is_one(h, which) || entry >= C * C) return;
+  if (entry >= C * C) return;
   const int i = entry / C, j = entry % C;
   const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
   const double total = double(plan.samples());
@@ -67,7 +70,9 @@ __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int firs
 
 // grid (groups, gathered): mean and centred squares of a channel, a warp each.
 __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
-  const Gathered& from = plan.gathered[first + blockIdx.y];
+  const Gathered* const job = plan.gathered.at(first + blockIdx.y);
+  if (!job) return;
+  const Gathered& from = *job;
   const int group = int(blockIdx.x);
   const int64_t begin = plan.first_image(group), pixels = from.z.grid.pixels();
   for (int c = warp_index(); c < plan.C; c += kWarps) {
@@ -96,8 +101,9 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
   clear_tails(plan.tiling, C, u);
   Product<Units, M> sum;
   for (int i = s.first; i < s.last; ++i) {
-    if (plan.terms[i].half >= 0) {
-      const Half& h = plan.halves[plan.terms[i].half];
+    const Term term = plan.terms[i];
+    if (term.half >= 0) {
+      const Half& h = plan.halves.all[term.half];
       __syncthreads();
       load_u(plan, h, tile, plan.training ? h.shift : nullptr, u);
       __syncthreads();
@@ -111,8 +117,9 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
       }
       continue;
     }
+    if (term.plain < 0) continue;
     // By way of shared memory: a draw for each of a thread's 64 sums would be 64 copies of Philox.
-    const Plain& n = plan.plains[plan.terms[i].plain];
+    const Plain& n = plan.plains.all[term.plain];
     const bool multiplicative = is_multiplicative(plan.form);
     const Draw<float> draw = n.noisy ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
     __syncthreads();
@@ -149,21 +156,20 @@ int mixed_edges_fwd(const MixedEdgesParams& p) {
   const int gram_blocks = (run.plan().C * run.plan().C + kThreads - 1) / kThreads;
   for (int level = 0; level < p.nodes; ++level) {
     const Range states = planner.level_states(level);
-    const Range halves = Planner::range(planner.half_begin, states), plains = Planner::range(planner.plain_begin, states);
-    const Range gathered = Planner::range(planner.gathered_begin, states), sums = planner.level_sums[level];
-    launch_pools_and_reduces(run, Planner::range(planner.pool_begin, states),
-                             Planner::range(planner.reduce_begin, states));
+    const Range halves = planner.halves_of(states), gathered = planner.gathered_of(states);
+    const Range sums = planner.level_sums[level];
+    launch_pools_and_reduces(run, states);
     run(moments_kernel, dim3(run.plan().groups, gathered.count()), 0, gathered.first);
-    launch_fold_plains(run, plains);
+    launch_fold_plains(run, states);
     for (Which which : {Which::first, Which::second}) {
-      launch_depthwise(run, halves, which);
+      launch_depthwise(run, states, which);
       if (p.training) {
         run(FASTNAS_VARIANT(run, cross_pieces, gather_kernel), dim3(run.plan().groups, halves.count()),
             run.shared(1), halves.first, which);
         run(fold_gram_kernel, dim3(halves.count(), gram_blocks), 0, halves.first, which);
       }
-      launch_fold_rows(run, halves, which, p.training);
-      if (which == Which::first) launch_second_inputs(run, halves);
+      launch_fold_rows(run, states, which, p.training);
+      if (which == Which::first) launch_second_inputs(run, states);
     }
     run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()), run.shared(1), sums.first);
   }

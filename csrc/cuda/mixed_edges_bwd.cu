@@ -10,8 +10,9 @@ namespace {
 // grid (groups, halves): partial sums of P = sum dy (u - mean u)^T and of dy.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.y];
-  if (!is_one(h, which)) return;
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   float* const dy = u + tile_floats(plan);
   const int C = plan.C, group = int(blockIdx.x);
@@ -29,9 +30,11 @@ __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, W
 
 // grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
 __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.x];
+  const Half* const job = plan.halves.at(first + blockIdx.x);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
-  if (!is_one(h, which) || co >= C) return;
+  if (co >= C) return;
   const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
   const auto row = [&](int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   const double samples = double(plan.samples()), scale = h.final ? double(plan.w[h.weight]) : 1.0;
@@ -60,9 +63,11 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
 
 // grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
 __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.x];
+  const Half* const job = plan.halves.at(first + blockIdx.x);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   const int C = plan.C, i = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
-  if (!is_one(h, which) || i >= C) return;
+  if (i >= C) return;
   const auto W = [&](int co, int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   for (int j = lane; j < C; j += 32) {
     double sum = 0;
@@ -83,8 +88,9 @@ __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int 
 // grid (tiles of all images, halves): dL/du.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.y];
-  if (!is_one(h, which)) return;
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   float* const dy = u + tile_floats(plan);
   const Tile tile = tile_of_block(plan.tiling);
@@ -143,14 +149,15 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
 // grid (tiles and channels of all images, halves): dL/dv, through the relu before a second half, kept in the first.
 __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
   const Tiling& t = plan.strip_tiling;
-  const Half& h = plan.halves[first + blockIdx.y];
-  if (!h.second) return;
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!is_one(job, Which::second)) return;
+  const Half& h = *job;
   DYNAMIC_SHARED(float, sum);
   const Slab slab = slab_of_block(plan, t, at_once);
   const int pixels = t.tile.pixels();
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
   add_transposed(plan, h, t, slab.tile, slab.first, slab.channels, sum + at_once * pixels, sum);
-  float* dv = plan.halves[first + blockIdx.y - 1].dv;  // the first half comes just before
+  float* dv = job[-1].dv;  // the first half comes just before
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
     const int at = pixel_offset(t, slab.tile, i % pixels);
     if (at < 0) continue;
@@ -189,9 +196,9 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
   const Tile& tile = slab.tile;
   const int pixels = t.tile.pixels(), C = plan.C;
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
-  for (int k = s.first_half; k < s.last_half; ++k)
-    if (!plan.halves[k].second)
-      add_transposed(plan, plan.halves[k], t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
+  for (int k = s.halves.first; k < s.halves.last; ++k)
+    if (const Half* h = plan.halves.at(k); is_one(h, Which::first))
+      add_transposed(plan, *h, t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
   __syncthreads();
   const bool multiplicative = is_multiplicative(plan.form);
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
@@ -200,15 +207,16 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
     const int row = at / t.grid.cols, col = at % t.grid.cols;
     const int64_t plane = tile.image * C + c, here = c * int64_t(t.grid.pixels()) + at;
     float dx = sum[i];
-    for (int k = s.first_reduce; k < s.last_reduce; ++k)
-      if (row % 2 == col % 2)
-        dx += plan.reduces[k].dx[(row % 2 * plan.images * C + plane) * plan.out.pixels() + row / 2 * plan.out.cols +
-                                 col / 2];
+    for (int k = s.reduces.first; k < s.reduces.last; ++k)
+      if (const Reduce* r = plan.reduces.at(k); r && row % 2 == col % 2)
+        dx += r->dx[(row % 2 * plan.images * C + plane) * plan.out.pixels() + row / 2 * plan.out.cols + col / 2];
     if (!relu_passes(get(s.x, tile.image * s.x.image + here))) dx = 0;
-    for (int k = s.first_pool; k < s.last_pool; ++k) dx += pool_gradient(plan, plan.pools[k], plane, row, col);
-    for (int k = s.first_plain; k < s.last_plain; ++k) {
-      const Plain& n = plan.plains[k];
-      if (n.normed) continue;
+    for (int k = s.pools.first; k < s.pools.last; ++k)
+      if (const Pool* pool = plan.pools.at(k)) dx += pool_gradient(plan, *pool, plane, row, col);
+    for (int k = s.plains.first; k < s.plains.last; ++k) {
+      const Plain* const job = plan.plains.at(k);
+      if (!job || job->normed) continue;
+      const Plain& n = *job;
       float dy = static_cast<const float*>(n.dy.data)[tile.image * n.dy.image + here];
       if (n.noisy && multiplicative) dy *= draw_of(plan, n).element(uint64_t(tile.image * n.dy.image + here));
       dx += plan.w[n.weight] * dy;
@@ -298,14 +306,18 @@ struct RunTaps {
 
 // grid (groups, halves, channels): partial sums of dL/dD.
 __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
-  const Half& h = plan.halves[first + blockIdx.y];
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!job) return;
+  const Half& h = *job;
   DYNAMIC_SHARED(float, space);
   with_kernel(h.size, h.dilation, h.stride, RunTaps{plan, h, space});
 }
 
 // grid (halves)
 __global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
-  const Half& h = plan.halves[first + blockIdx.x];
+  const Half* const job = plan.halves.at(first + blockIdx.x);
+  if (!job) return;
+  const Half& h = *job;
   const int count = plan.C * h.taps_count();
   for (int i = int(threadIdx.x); i < count; i += kThreads) {
     double sum = 0;
@@ -338,20 +350,19 @@ void launch_state(Launcher& run, int state) {
   const Planner& planner = run.planner;
   const Source& source = planner.sources[state];
   const Range here{state, state + 1};
-  const Range halves = Planner::range(planner.half_begin, here), plains = Planner::range(planner.plain_begin, here);
-  const Range pools = Planner::range(planner.pool_begin, here), reduces = Planner::range(planner.reduce_begin, here);
+  const Range halves = planner.halves_of(here);
   const bool goes_on = source.wanted || plan.wants_params;
 
-  launch_pools_and_reduces(run, pools, reduces);
-  launch_fold_plains(run, plains);
-  launch_dots(run, plains);
+  launch_pools_and_reduces(run, here);
+  launch_fold_plains(run, here);
+  launch_dots(run, here);
 
-  launch_depthwise(run, halves, Which::first);
+  launch_depthwise(run, here, Which::first);
   if (!planner.p.v) {
-    launch_fold_rows(run, halves, Which::inner, false);
-    launch_second_inputs(run, halves);
+    launch_fold_rows(run, here, Which::inner, false);
+    launch_second_inputs(run, here);
   }
-  launch_depthwise(run, halves, Which::second);
+  launch_depthwise(run, here, Which::second);
   launch_halves(run, halves, Which::final);
   if (!goes_on) return;
   const auto du = FASTNAS_VARIANT(run, product_pieces, du_kernel);
@@ -361,7 +372,7 @@ void launch_state(Launcher& run, int state) {
   run(dv_kernel, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once, halves.first);
   launch_halves(run, halves, Which::inner);
   run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::inner);
-  launch_plain_gradients(run, pools, reduces, source.wanted);
+  launch_plain_gradients(run, here, source.wanted);
   if (source.wanted) {
     const int channels = run.channels_at_once(source.tiling, largest_patch(source.tiling));
     run(dx_kernel, dim3(run.slabs(source.tiling, channels)), transposing_bytes(source.tiling, channels), channels,
@@ -369,8 +380,8 @@ void launch_state(Launcher& run, int state) {
   }
   if (!plan.wants_params) return;
   int most = 1;  // launches of blocks that a half of many channels a block does not need end at once
-  for (int i = halves.first; i < halves.last; ++i) {
-    const int channels = channels_of_taps(plan, planner.halves[i]);
+  for (const Half& h : planner.all_halves(here)) {
+    const int channels = channels_of_taps(plan, h);
     most = std::max(most, (plan.C + channels - 1) / channels);
   }
   run(taps_kernel, dim3(plan.groups, halves.count(), most), sizeof(float) * plan.patch_floats, halves.first);

@@ -6,7 +6,9 @@ namespace {
 
 // grid (groups, plains): sums over dy, a warp per channel.
 __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
-  const Plain& n = plan.plains[first + blockIdx.y];
+  const Plain* const job = plan.plains.at(first + blockIdx.y);
+  if (!job) return;
+  const Plain& n = *job;
   const int group = int(blockIdx.x), C = plan.C;
   const bool multiplicative = is_multiplicative(plan.form);
   // A plain skip's z counts only for dL/dw; the noise of a normed one also where it scales dy.
@@ -35,7 +37,9 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
 // grid (plains)
 __global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int first) {
   SHARED(double, shared, kThreads);
-  const Plain& n = plan.plains[first + blockIdx.x];
+  const Plain* const job = plan.plains.at(first + blockIdx.x);
+  if (!job) return;
+  const Plain& n = *job;
   const int C = plan.C;
   const double samples = double(plan.samples());
   double dw = 0;
@@ -66,23 +70,27 @@ __device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64
 
 // grid (blocks, pools): dL/dz, of all the terms that read a pool.
 __global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int first) {
-  const Pool& pool = plan.pools[first + blockIdx.y];
+  const Pool* const job = plan.pools.at(first + blockIdx.y);
+  if (!job) return;
+  const Pool& pool = *job;
   const int64_t count = plan.images * plan.C * plan.out.pixels();
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
     const int c = int(i / plan.out.pixels() % plan.C);
     float dz = 0;
     for (int k = pool.first_plain; k < pool.last_plain; ++k)
-      dz += plain_gradient(plan, plan.plains[plan.pool_plains[k]], pool.z[i], i, c);
+      dz += plain_gradient(plan, plan.plains.all[plan.pool_plains[k]], pool.z[i], i, c);
     pool.dz[i] = dz;
   }
 }
 
 // grid (blocks, strided skips): dL/dz in the place of z.
 __global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.y);
+  if (!job) return;
+  const Reduce& r = *job;
   const int64_t count = plan.images * plan.C * plan.out.pixels();
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads)
-    r.z[i] = plain_gradient(plan, plan.plains[r.plain], r.z[i], i, int(i / plan.out.pixels() % plan.C));
+    r.z[i] = plain_gradient(plan, plan.plains.all[r.plain], r.z[i], i, int(i / plan.out.pixels() % plan.C));
 }
 
 __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
@@ -92,7 +100,9 @@ __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
 // grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
+  if (!job) return;
+  const Reduce& r = *job;
   DYNAMIC_SHARED(float, x);
   float* const dz = x + tile_floats(plan);
   const int group = int(blockIdx.x), part = int(blockIdx.y % 2);
@@ -108,7 +118,9 @@ __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int f
 
 // grid (2 strided skips)
 __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.x / 2];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.x / 2);
+  if (!job) return;
+  const Reduce& r = *job;
   const int C = plan.C, half = C / 2, part = int(blockIdx.x % 2);
   const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
   for (int i = int(threadIdx.x); i < half * C; i += kThreads) {
@@ -121,7 +133,9 @@ __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int fi
 // grid (tiles of all images, 2 strided skips): W^T dz of a part.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
+  if (!job) return;
+  const Reduce& r = *job;
   DYNAMIC_SHARED(float, dz);
   const Tile tile = tile_of_block(plan.tiling);
   const int part = int(blockIdx.y % 2);
@@ -138,13 +152,15 @@ __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int firs
 
 }  // namespace
 
-void launch_dots(Launcher& run, Range plains) {
+void launch_dots(Launcher& run, Range states) {
+  const Range plains = run.planner.plains_of(states);
   run(dots_kernel, dim3(run.plan().groups, plains.count()), 0, plains.first);
   run(fold_dots_kernel, dim3(plains.count()), 0, plains.first);
 }
 
-void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx) {
+void launch_plain_gradients(Launcher& run, Range states, bool wants_dx) {
   const Plan& plan = run.plan();
+  const Range pools = run.planner.pools_of(states), reduces = run.planner.reduces_of(states);
   run(reduce_gradient_kernel, dim3(run.elementwise_blocks(), reduces.count()), 0, reduces.first);
   if (wants_dx) {
     run(pool_gradient_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);

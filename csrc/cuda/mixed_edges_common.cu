@@ -6,7 +6,9 @@ namespace {
 
 // grid (blocks, pools): z, and which pixel of its window a maximum is, row by row; ties and NaN as torch.
 __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
-  const Pool& pool = plan.pools[first + blockIdx.y];
+  const Pool* const job = plan.pools.at(first + blockIdx.y);
+  if (!job) return;
+  const Pool& pool = *job;
   const Grid from = pool.x.grid, to = plan.out;
   const int64_t count = plan.images * plan.C * to.pixels();
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += int64_t(gridDim.x) * kThreads) {
@@ -31,8 +33,10 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
 
 // grid (tiles and channels of all images, halves): u.
 __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_once, int first, Which which) {
-  const Half& h = plan.halves[first + blockIdx.y];
-  if (!is_one(h, which) || !h.u) return;
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
+  if (!h.u) return;
   DYNAMIC_SHARED(float, space);
   const Tiling& t = plan.strip_tiling;
   const Slab slab = slab_of_block(plan, t, at_once);
@@ -50,9 +54,11 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_o
 // grid (halves, C / kWarps): A = scale r W, transposed, from mean and variance of W u, a warp per row of W.
 // `gathered`: these come first, from mean(u) and cov(u).
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int first, Which which, bool gathered) {
-  const Half& h = plan.halves[first + blockIdx.x];
+  const Half* const job = plan.halves.at(first + blockIdx.x);
+  if (!is_one(job, which)) return;
+  const Half& h = *job;
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
-  if (!is_one(h, which) || co >= C) return;
+  if (co >= C) return;
   const auto row = [&](int ci) { return double(get(h.pointwise, plan.wide, int64_t(co) * C + ci)); };
   if (gathered) {
     double mean = 0, var = 0;
@@ -76,7 +82,9 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int firs
 // grid (tiles of all images, halves): v = relu(BN(W u)) of the first halves of sep_convs.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int first) {
-  const Half& h = plan.halves[first + blockIdx.y];
+  const Half* const job = plan.halves.at(first + blockIdx.y);
+  if (!job) return;
+  const Half& h = *job;
   if (h.final || !h.output) return;
   DYNAMIC_SHARED(float, u);
   const Tile tile = tile_of_block(plan.tiling);
@@ -93,7 +101,9 @@ __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int f
 
 // grid (blocks, strided skips): W and its transpose as floats, the parts one above the other.
 __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.y);
+  if (!job) return;
+  const Reduce& r = *job;
   const int C = plan.C, half = C / 2;
   for (int i = int(blockIdx.x * kThreads + threadIdx.x); i < C * C; i += int(gridDim.x) * kThreads) {
     const int co = i / C, ci = i % C, part = co >= half;
@@ -106,7 +116,9 @@ __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int 
 // the others' would make NaN of inf.)
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) {
-  const Reduce& r = plan.reduces[first + blockIdx.y / 2];
+  const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
+  if (!job) return;
+  const Reduce& r = *job;
   DYNAMIC_SHARED(float, x);
   const Tile tile = tile_of_block(plan.tiling);
   clear_tails(plan.tiling, plan.C, x);
@@ -133,12 +145,14 @@ __device__ Moments channel_moments(const Plan& plan, const Gathered& from, int c
 // grid (plains): batch statistics where they are gathered, mean and rstd, and the spread that noise is relative to.
 __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int first) {
   SHARED(double, shared, 3 * kThreads);
-  const Plain& n = plan.plains[first + blockIdx.x];
+  const Plain* const job = plan.plains.at(first + blockIdx.x);
+  if (!job) return;
+  const Plain& n = *job;
   const int C = plan.C;
   Moments whole;  // of this thread's channels, as the term's output has them
   for (int c = int(threadIdx.x); c < C; c += kThreads) {
     Moments m;
-    if (n.gathered >= 0) m = channel_moments(plan, plan.gathered[n.gathered], c);
+    if (n.gathered >= 0) m = channel_moments(plan, plan.gathered.all[n.gathered], c);
     if (n.normed) {
       if (n.gathered >= 0) n.stats[c] = float(m.mean), n.stats[C + c] = float(m.squares / m.count);
       const double rstd = batch_rstd(double(n.stats[C + c]), plan.eps);
@@ -164,11 +178,12 @@ __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int fir
 }  // namespace
 
 // u of the halves that are `which`.
-void launch_depthwise(Launcher& run, Range halves, Which which) {
+void launch_depthwise(Launcher& run, Range states, Which which) {
   const Plan& plan = run.plan();
+  const Range halves = run.planner.halves_of(states);
   Grid patch{1, 1};
-  for (int i = halves.first; i < halves.last; ++i) {
-    const Grid own = patch_size(run.planner.halves[i], plan.strip_tiling);
+  for (const Half& h : run.planner.all_halves(states)) {
+    const Grid own = patch_size(h, plan.strip_tiling);
     if (own.pixels() > patch.pixels()) patch = own;
   }
   const int at_once = run.channels_at_once(plan.strip_tiling, patch);
@@ -177,22 +192,28 @@ void launch_depthwise(Launcher& run, Range halves, Which which) {
 }
 
 // The terms of some states that are no convolutions, before their statistics.
-void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces) {
+void launch_pools_and_reduces(Launcher& run, Range states) {
+  const Range pools = run.planner.pools_of(states), reduces = run.planner.reduces_of(states);
   run(pool_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);
   run(reduce_matrix_kernel, dim3(8, reduces.count()), 0, reduces.first);
   run(FASTNAS_VARIANT(run, product_pieces, reduce_kernel), dim3(run.tiles(), 2 * reduces.count()), run.shared(1),
       reduces.first);
 }
 
-void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered) {
+void launch_fold_rows(Launcher& run, Range states, Which which, bool gathered) {
+  const Range halves = run.planner.halves_of(states);
   run(fold_rows_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which, gathered);
 }
 
-void launch_second_inputs(Launcher& run, Range halves) {
+void launch_second_inputs(Launcher& run, Range states) {
+  const Range halves = run.planner.halves_of(states);
   run(FASTNAS_VARIANT(run, product_pieces, second_input_kernel), dim3(run.tiles(), halves.count()), run.shared(1),
       halves.first);
 }
 
-void launch_fold_plains(Launcher& run, Range plains) { run(fold_plain_kernel, dim3(plains.count()), 0, plains.first); }
+void launch_fold_plains(Launcher& run, Range states) {
+  const Range plains = run.planner.plains_of(states);
+  run(fold_plain_kernel, dim3(plains.count()), 0, plains.first);
+}
 
 }  // namespace fastnas::cuda

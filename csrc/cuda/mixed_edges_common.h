@@ -9,12 +9,13 @@ enum class Which { first, second, final, inner };  // of the halves; inner: firs
 
 namespace {
 
-__device__ bool is_one(const Half& h, Which which) {
+__device__ bool is_one(const Half* h, Which which) {
+  if (!h) return false;
   switch (which) {
-    case Which::first: return !h.second;
-    case Which::second: return h.second;
-    case Which::final: return h.final;
-    default: return !h.final;  // inner
+    case Which::first: return !h->second;
+    case Which::second: return h->second;
+    case Which::final: return h->final;
+    default: return !h->final;  // inner
   }
 }
 
@@ -92,13 +93,13 @@ template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<K
       {{kernel<CudaCores, 1>, kernel<CudaCores, 2>, kernel<CudaCores, 4>},                        \
        {kernel<TensorCores, 1>, kernel<TensorCores, 2>, kernel<TensorCores, 4>}})
 
-// The steps, of halves that are `which`, and of the terms that are no convolutions. Each is one or two kernels.
-void launch_depthwise(Launcher& run, Range halves, Which which);                    // u
-void launch_fold_rows(Launcher& run, Range halves, Which which, bool gathered);     // A
-void launch_second_inputs(Launcher& run, Range halves);                             // v
-void launch_pools_and_reduces(Launcher& run, Range pools, Range reduces);           // z
-void launch_fold_plains(Launcher& run, Range plains);                                                  // mean, rstd
-void launch_dots(Launcher& run, Range plains);              // dL/dw, q: needs dL/dy and z
-void launch_plain_gradients(Launcher& run, Range pools, Range reduces, bool wants_dx);
+// The steps of what leaves some states, of halves those that are `which`. Each is one to three kernels.
+void launch_depthwise(Launcher& run, Range states, Which which);                 // u
+void launch_fold_rows(Launcher& run, Range states, Which which, bool gathered);  // A
+void launch_second_inputs(Launcher& run, Range states);                          // v
+void launch_pools_and_reduces(Launcher& run, Range states);                      // z
+void launch_fold_plains(Launcher& run, Range states);                            // mean, rstd
+void launch_dots(Launcher& run, Range states);                                   // dL/dw, q: needs dL/dy and z
+void launch_plain_gradients(Launcher& run, Range states, bool wants_dx);
 
 }  // namespace fastnas::cuda

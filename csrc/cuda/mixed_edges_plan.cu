@@ -15,6 +15,32 @@ __global__ void upload_kernel(const __grid_constant__ Chunk chunk, uint4* to, in
   if (i < count) to[i] = reinterpret_cast<const uint4*>(chunk.bytes)[i];
 }
 
+// One thread an edge. The j-th skip into a node draws stream j.
+__global__ void pick_kernel(Plan plan, Picks picks) {
+  const auto candidate_of = [&](int edge) {
+    const int64_t choice = picks.choice[edge];
+    const bool any = choice >= 0 && choice < picks.count;
+    return any ? picks.candidates[edge * picks.count + choice] : kNothing;
+  };
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= picks.edges) return;
+  const Slot slot = picks.slots[i];
+  const Candidate own = candidate_of(slot.edge);
+  picks.halves[2 * i] = own.first_half, picks.halves[2 * i + 1] = own.last_half > own.first_half ? own.last_half : -1;
+  picks.gathered[i] = own.gathered, picks.pools[i] = own.pool, picks.reduces[i] = own.reduce;
+  picks.plains[i] = own.plain;
+  if (slot.term >= 0) plan.terms[slot.term] = {own.last_half, own.plain};
+  if (own.plain < 0) return;
+  Plain& plain = plan.plains.all[own.plain];
+  plain.ordinal = 0;
+  for (int edge = 0; edge < slot.edge; ++edge) {
+    const int other = candidate_of(edge).plain;
+    if (other < 0) continue;
+    const Plain& n = plan.plains.all[other];
+    plain.ordinal += n.target == plain.target && (n.strided || !n.normed);
+  }
+}
+
 // Tiles of few pixels give more blocks, tiles of many read the matrices less often: a block for each of 132
 // multiprocessors, and several jobs a launch.
 Tiling balanced(Grid grid, int channels, int64_t images, int most) {
@@ -34,7 +60,7 @@ int Planner::upload(void* stream) const {
     uint4* to = reinterpret_cast<uint4*>(tables + done);
     if (int error = launch(upload_kernel, (quads + 127) / 128, 128, 0, stream, chunk, to, quads)) return error;
   }
-  return 0;
+  return sampled() ? launch(pick_kernel, (picks.edges + 127) / 128, 128, 0, stream, plan, picks) : 0;
 }
 
 void Planner::lay_out() {
@@ -56,6 +82,7 @@ void Planner::lay_out() {
     node_values.push_back(output_serves ? reinterpret_cast<float*>(const_cast<char*>(slice(p.out, j)))
                                         : arena.take<float>(plane_size()));
   std::vector<std::vector<Term>> by_edge(p.edge_count);
+  if (sampled()) candidates.assign(size_t(p.edge_count) * p.candidates, kNothing);
   // What a level, or on the way back a state, needs for itself, the next one overwrites.
   const size_t scope = arena.used;
   size_t peak = scope;
@@ -64,10 +91,12 @@ void Planner::lay_out() {
     add_state(state, by_edge);
     peak = std::max(peak, arena.used);
   }
-  for (auto* begin : {&half_begin, &gathered_begin, &pool_begin, &reduce_begin, &plain_begin}) begin->push_back(0);
-  half_begin.back() = int(halves.size()), gathered_begin.back() = int(gathered.size());
-  pool_begin.back() = int(pools.size()), reduce_begin.back() = int(reduces.size());
-  plain_begin.back() = int(plains.size());
+  begin_state();  // one past the last
+  for (int state = 0; state < int(sources.size()); ++state) {
+    Source& s = sources[state];
+    const Range here{state, state + 1};
+    s.halves = halves_of(here), s.pools = pools_of(here), s.reduces = reduces_of(here), s.plains = plains_of(here);
+  }
   plan.patch_floats = kPatchFloats;
   for (const Half& h : halves) plan.patch_floats = std::max(plan.patch_floats, patch_size(h, plan.strip_tiling).pixels());
   arena.used = peak;
@@ -75,22 +104,34 @@ void Planner::lay_out() {
   // Partial sums of the largest launch: all halves of a level or state, and both parts of its strided skips.
   int jobs = 0;
   for (int state = 0; state < states(); ++state)
-    jobs = std::max({jobs, half_begin[state + 1] - half_begin[state], 2 * (reduce_begin[state + 1] - reduce_begin[state])});
-  if (!backward()) jobs = std::max(jobs, half_begin[p.inputs] - half_begin[0]);
+    jobs = std::max({jobs, halves_of({state, state + 1}).count(), 2 * reduces_of({state, state + 1}).count()});
+  if (!backward()) jobs = std::max(jobs, halves_of({0, p.inputs}).count());
   plan.partial = arena.take<float>(jobs * plan.groups * plan.partial_size());
 }
 
-void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
+void Planner::begin_state() {
   half_begin.push_back(int(halves.size())), gathered_begin.push_back(int(gathered.size()));
   pool_begin.push_back(int(pools.size())), reduce_begin.push_back(int(reduces.size()));
-  plain_begin.push_back(int(plains.size()));
+  plain_begin.push_back(int(plains.size())), slot_begin.push_back(int(slots.size()));
+}
+
+void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
+  begin_state();
   for (int e = 0; e < p.edge_count; ++e) {
     const Edge& edge = p.edges[e];
     if (edge.source != state) continue;
+    const size_t begin = arena.used;
+    size_t peak = begin;
     for (int i = edge.first_term; i < edge.last_term; ++i) {
-      if (p.terms[i].half >= 0) add_convolution(p.terms[i], edge, by_edge[e]);
-      else add_plain(i, p.terms[i], edge, state, by_edge[e]);
+      if (sampled()) arena.used = begin;  // only one of them runs
+      const EdgeTerm& t = p.terms[i];
+      const Candidate c = t.half >= 0 ? add_convolution(t, edge) : add_plain(i, t, edge, state);
+      by_edge[e].push_back({c.last_half, c.plain});
+      if (sampled()) candidates[e * p.candidates + t.weight] = c;
+      peak = std::max(peak, arena.used);
     }
+    arena.used = peak;
+    if (sampled()) slots.push_back({e, -1});
   }
   for (int k = pool_begin[state]; k < int(pools.size()); ++k) {
     pools[k].first_plain = int(pool_plains.size());
@@ -102,10 +143,6 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   Source s{};
   s.x = state_planes(state);
   s.tiling = tiling_of(s.x.grid, 1, 256);
-  s.first_half = half_begin[state], s.last_half = int(halves.size());
-  s.first_plain = plain_begin[state], s.last_plain = int(plains.size());
-  s.first_pool = pool_begin[state], s.last_pool = int(pools.size());
-  s.first_reduce = reduce_begin[state], s.last_reduce = int(reduces.size());
   const int node = state - p.inputs;
   if (node >= 0) s.dout = {slice(p.dout, node), out_image(), plan.out, plan.wide};
   s.dx = node >= 0 ? node_values[node] : p.dx[state];
@@ -113,23 +150,24 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   sources.push_back(s);
 }
 
-void Planner::add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term>& into) {
+Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   const int count = t.op == EdgeOp::sep_conv ? 2 : 1, C = plan.C;
   const bool holds_v = p.v != nullptr && p.training;
   char* v = nullptr;
   if (count == 2)
-    v = holds_v ? static_cast<char*>(p.v) + size_t(t.input) * plane_size() * element
+    v = holds_v ? static_cast<char*>(p.v) + size_t(sampled() ? t.edge : t.input) * plane_size() * element
                 : arena.take<char>(plane_size() * element);
   int kept = 0;  // terms before this one whose last depthwise output "fast" keeps
   for (int i = 0; i < int(&t - p.terms); ++i) kept += p.terms[i].half >= 0 && p.terms[i].size >= 5;
+  if (sampled()) kept = t.edge;
   for (int part = 0; part < count; ++part) {
     Half h{};
-    const int index = t.half + part, param = t.param + 2 * part;
+    const int index = (sampled() ? 2 * t.edge : t.half) + part, param = t.param + 2 * part;
     h.second = part == 1, h.final = part + 1 == count;
     h.in = h.second ? own_planes(v, plan.wide) : state_planes(e.source);
     h.taps = p.params[param], h.pointwise = p.params[param + 1];
     h.size = t.size, h.dilation = t.dilation, h.stride = part == 0 ? e.stride : 1;
-    h.weight = t.edge * p.candidates + t.weight, h.target = e.target;
+    h.weight = weight_of(t), h.target = e.target;
     h.stats = static_cast<float*>(p.stats) + int64_t(t.norm + part) * 2 * C;
     h.shift = static_cast<float*>(p.shift) + int64_t(index) * C;
     h.gram = p.gram ? static_cast<float*>(p.gram) + int64_t(index) * C * C : nullptr;
@@ -153,17 +191,19 @@ void Planner::add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term
     }
     halves.push_back(h);
   }
-  into.push_back({int(halves.size()) - 1, -1});
+  Candidate c = kNothing;
+  c.first_half = int(halves.size()) - count, c.last_half = int(halves.size()) - 1;
+  return c;
 }
 
-void Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std::vector<Term>& into) {
+Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state) {
   const int C = plan.C;
   Plain n{};
   n.gathered = n.pool = -1;
   n.strided = t.op == EdgeOp::reduce_skip;
   n.normed = t.op != EdgeOp::skip;
   n.noisy = t.skip >= 0 && p.form != NoiseForm::none;
-  n.weight = t.edge * p.candidates + t.weight, n.skip = t.skip, n.target = e.target;
+  n.weight = weight_of(t), n.skip = sampled() ? t.edge : t.skip, n.target = e.target;
   for (int k = 0; k < i; ++k)
     n.ordinal += p.terms[k].skip >= 0 && p.edges[p.terms[k].edge].target == e.target;
   if (n.normed) {
@@ -198,7 +238,7 @@ void Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std:
   } else {
     n.z = state_planes(e.source);
     for (int k = plain_begin[state]; k < int(plains.size()); ++k)
-      if (!plains[k].normed) n.gathered = plains[k].gathered;
+      if (!sampled() && !plains[k].normed) n.gathered = plains[k].gathered;
     if (gathers && n.noisy && is_relative(p.form) && n.gathered < 0) n.gathered = gather(n.z);
   }
   if (backward()) {
@@ -207,12 +247,12 @@ void Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std:
     n.dy_mean = arena.take<float>(C), n.rstd_q = arena.take<float>(C);
   }
   plains.push_back(n);
-  into.push_back({-1, int(plains.size()) - 1});
+  return {-1, -1, int(plains.size()) - 1, n.gathered, n.pool, n.strided ? int(reduces.size()) - 1 : -1};
 }
 
 int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
   const bool average = t.op == EdgeOp::avg_pool;
-  for (int k = pool_begin[state]; k < int(pools.size()); ++k)
+  for (int k = sampled() ? int(pools.size()) : pool_begin[state]; k < int(pools.size()); ++k)
     if (pools[k].average == average && pools[k].stride == stride) return k;
   Pool pool{};
   pool.x = state_planes(state);
@@ -243,7 +283,13 @@ void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
       for (int e = 0; e < p.edge_count; ++e) {
         if (p.edges[e].target != node || level_of(p.edges[e]) != level) continue;
         any = true;
-        terms.insert(terms.end(), by_edge[e].begin(), by_edge[e].end());
+        if (!sampled()) {
+          terms.insert(terms.end(), by_edge[e].begin(), by_edge[e].end());
+          continue;
+        }
+        for (Slot& slot : slots)
+          if (slot.edge == e) slot.term = int(terms.size());
+        terms.push_back({-1, -1});
       }
       s.last = int(terms.size());
       s.opens = level == opens[node], s.closes = level == closes[node];
@@ -255,23 +301,33 @@ void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
   }
 }
 
-template <class T> const T* Planner::place(const std::vector<T>& table) {
+template <class T> T* Planner::place(const std::vector<T>& table) {
   const size_t at = image.size();
   image.resize(at + (table.size() * sizeof(T) + 15) / 16 * 16);
   if (!table.empty()) memcpy(image.data() + at, table.data(), table.size() * sizeof(T));
-  return reinterpret_cast<const T*>(at);  // an offset, until the address is known
+  return reinterpret_cast<T*>(at);  // an offset, until the address is known
 }
 
 void Planner::place_tables() {
-  plan.halves = place(halves), plan.gathered = place(gathered), plan.pools = place(pools);
-  plan.reduces = place(reduces), plan.plains = place(plains), plan.pool_plains = place(pool_plains);
+  plan.halves.all = place(halves), plan.gathered.all = place(gathered), plan.pools.all = place(pools);
+  plan.reduces.all = place(reduces), plan.plains.all = place(plains), plan.pool_plains = place(pool_plains);
   plan.terms = place(terms), plan.sums = place(sums), plan.sources = place(sources);
+  picks.slots = place(slots), picks.candidates = place(candidates);
   tables = arena.take<char>(int64_t(image.size()));
   const auto move = [&](auto*& table) {
     table = reinterpret_cast<std::decay_t<decltype(table)>>(tables + reinterpret_cast<size_t>(table));
   };
-  move(plan.halves), move(plan.gathered), move(plan.pools), move(plan.reduces), move(plan.plains);
+  move(plan.halves.all), move(plan.gathered.all), move(plan.pools.all), move(plan.reduces.all), move(plan.plains.all);
   move(plan.pool_plains), move(plan.terms), move(plan.sums), move(plan.sources);
+  move(picks.slots), move(picks.candidates);
+  if (!sampled()) return;
+  const int edges = p.edge_count;
+  picks.choice = p.choice, picks.edges = edges, picks.count = p.candidates;
+  plan.halves.picked = picks.halves = arena.take<int>(2 * edges);
+  plan.gathered.picked = picks.gathered = arena.take<int>(edges);
+  plan.pools.picked = picks.pools = arena.take<int>(edges);
+  plan.reduces.picked = picks.reduces = arena.take<int>(edges);
+  plan.plains.picked = picks.plains = arena.take<int>(edges);
 }
 
 }  // namespace fastnas::cuda

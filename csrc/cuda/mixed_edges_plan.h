@@ -25,6 +25,11 @@ struct Grid {
   FASTNAS_HD int pixels() const { return rows * cols; }
 };
 
+struct Range {
+  int first, last;
+  int count() const { return last - first; }
+};
+
 // Planes of a tensor, or of a slice of its channels. `wide`: of floats.
 struct Planes {
   const void* data;
@@ -103,7 +108,33 @@ struct Plain {
   float *dy_mean, *rstd_q;
 };
 
-struct Term { int half, plain; };  // one of them -1
+struct Term { int half, plain; };  // one of them -1; both: its edge is not in the path
+
+// What a candidate of an edge needs, -1 where it needs none: indices of jobs.
+struct Candidate { int first_half, last_half, plain, gathered, pool, reduce; };
+constexpr Candidate kNothing{-1, -1, -1, -1, -1, -1};
+
+// An edge of a sampled path: one job of each kind, two of the halves.
+struct Slot { int edge, term; };
+
+// Jobs of one kind. Of a sampled path the i-th of a launch is the one that `picked` says, -1: none.
+template <class T> struct Jobs {
+  T* all;
+  const int* picked;
+  __device__ const T* at(int i) const {
+    const int k = picked ? picked[i] : i;
+    return k < 0 ? nullptr : all + k;
+  }
+};
+
+// The sampled candidates of the edges, and where the jobs that they need are noted.
+struct Picks {
+  const int64_t* choice;        // [edges]
+  const Slot* slots;            // [edges], by the state that they leave
+  const Candidate* candidates;  // [edges][count]
+  int edges, count;
+  int *halves, *gathered, *pools, *reduces, *plains;
+};
 
 // What the edges of one level add to a node.
 struct Sum {
@@ -113,11 +144,11 @@ struct Sum {
   int64_t sum_image;
 };
 
-// A state on the way back: everything that leaves it.
+// A state on the way back: everything that leaves it, as launches count it.
 struct Source {
   Planes x;
   Tiling tiling;
-  int first_half, last_half, first_plain, last_plain, first_pool, last_pool, first_reduce, last_reduce;
+  Range halves, pools, reduces, plains;
   Planes dout;      // of a node; null data: the state is an input
   void* dx;         // float for a node
   bool wanted;
@@ -131,13 +162,13 @@ struct Plan {
   int patch_floats;
   Grid out;
   Tiling tiling, strip_tiling;  // for products of all channels; for convolutions of a few
-  const Half* halves;
-  const Gathered* gathered;
-  const Pool* pools;
-  const Reduce* reduces;
-  const Plain* plains;
+  Jobs<Half> halves;
+  Jobs<Gathered> gathered;
+  Jobs<Pool> pools;
+  Jobs<Reduce> reduces;
+  Jobs<Plain> plains;
   const int* pool_plains;
-  const Term* terms;
+  Term* terms;
   const Sum* sums;
   const Source* sources;
   float* partial;               // [jobs][groups][C C + 2 C]
@@ -156,11 +187,6 @@ struct Plan {
   FASTNAS_HD double group_samples(int group) const {
     return double((first_image(group + 1) - first_image(group)) * out.pixels());
   }
-};
-
-struct Range {
-  int first, last;
-  int count() const { return last - first; }
 };
 
 // Device addresses in one piece of memory; from a null base it only measures.
@@ -207,7 +233,10 @@ class Planner {
   std::vector<Term> terms;
   std::vector<Sum> sums;
   std::vector<Source> sources;
+  std::vector<Slot> slots;
+  std::vector<Candidate> candidates;
   std::vector<int> half_begin, gathered_begin, pool_begin, reduce_begin, plain_begin;  // by state, and one past
+  std::vector<int> slot_begin;
   std::vector<Range> level_sums;
   DeviceArena arena;
 
@@ -223,16 +252,33 @@ class Planner {
   Range level_states(int level) const {
     return level == 0 ? Range{0, p.inputs} : Range{p.inputs + level - 1, p.inputs + level};
   }
-  static Range range(const std::vector<int>& begin, Range states) { return {begin[states.first], begin[states.last]}; }
+  // The jobs of some states, as launches count them.
+  Range halves_of(Range states) const { return jobs_of(half_begin, states, 2); }
+  Range gathered_of(Range states) const { return jobs_of(gathered_begin, states); }
+  Range pools_of(Range states) const { return jobs_of(pool_begin, states); }
+  Range reduces_of(Range states) const { return jobs_of(reduce_begin, states); }
+  Range plains_of(Range states) const { return jobs_of(plain_begin, states); }
 
-  // Copies the tables to the device. The chunks travel as kernel arguments.
+  // Of all candidates.
+  std::vector<Half> all_halves(Range states) const {
+    return {halves.begin() + half_begin[states.first], halves.begin() + half_begin[states.last]};
+  }
+
+  // Copies the tables to the device, as kernel arguments, and has the jobs of a sampled path picked there.
   int upload(void* stream) const;
 
  private:
   char* tables = nullptr;
+  Picks picks{};
   std::vector<char> image;  // of all tables
 
   bool backward() const { return p.dout != nullptr; }
+  bool sampled() const { return p.choice != nullptr; }
+  int weight_of(const EdgeTerm& t) const { return sampled() ? t.edge : t.edge * p.candidates + t.weight; }
+  Range jobs_of(const std::vector<int>& begin, Range states, int a_slot = 1) const {
+    if (!sampled()) return {begin[states.first], begin[states.last]};
+    return {a_slot * slot_begin[states.first], a_slot * slot_begin[states.last]};
+  }
   int64_t plane_size() const { return p.images * int64_t(p.channels) * plan.out.pixels(); }
   Grid grid_of(int state) const {
     if (state >= p.inputs) return plan.out;
@@ -252,12 +298,13 @@ class Planner {
 
   void lay_out();
   void add_state(int state, std::vector<std::vector<Term>>& by_edge);
-  void add_convolution(const EdgeTerm& t, const Edge& e, std::vector<Term>& into);
-  void add_plain(int i, const EdgeTerm& t, const Edge& e, int state, std::vector<Term>& into);
+  void begin_state();
+  Candidate add_convolution(const EdgeTerm& t, const Edge& e);
+  Candidate add_plain(int i, const EdgeTerm& t, const Edge& e, int state);
   int pool_of(int state, const EdgeTerm& t, int stride);
   void add_sums(const std::vector<std::vector<Term>>& by_edge);
   void place_tables();
-  template <class T> const T* place(const std::vector<T>& table);
+  template <class T> T* place(const std::vector<T>& table);
 
   std::vector<float*> node_values;  // forward: their sums, the output itself where that is float; backward: gradients
 };
