@@ -33,6 +33,7 @@ class HostCudaBackend(MatmulReluConvBn, NativeBackend):
     name = "cuda-host"
     device = "cpu"
     edges_format = torch.contiguous_format
+    takes_choice = True
 
     def __init__(self, module: ModuleType) -> None:
         super().__init__(module, None)

@@ -20,6 +20,7 @@ class CudaBackend(MatmulReluConvBn, NativeBackend):
     name = "cuda"
     device = "cuda"
     edges_format = torch.contiguous_format
+    takes_choice = True
 
     def __init__(self) -> None:
         super().__init__(*load_native("_cuda"))

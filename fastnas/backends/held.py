@@ -45,21 +45,30 @@ class Held(NamedTuple):
         memory: str,
         keep_gram: bool,
         training: bool,
+        sampled: bool = False,
     ) -> Held:
-        """Unfilled, for nodes of `size` (N, C, rows, cols)."""
+        """Unfilled, for nodes of `size` (N, C, rows, cols).
+
+        `sampled`: an edge runs one candidate and the kernels know which; room for any of them, and
+        the statistics of those that do not run are zeros.
+        """
         N, C, rows, cols = size
         wide = accumulation_dtype(like.dtype)
-        inputs = table.separable if training and memory != "minimal" else 0
-        outputs = table.kept if training and memory == "fast" else 0
-        skips = table.skips if form == "gaussian_additive" else 0
+        edges = len(table.edges)
+        halves = 2 * edges if sampled else table.halves
+        inputs = (edges if sampled else table.separable) if training and memory != "minimal" else 0
+        outputs = (edges if sampled else table.kept) if training and memory == "fast" else 0
+        skips = (edges if sampled else table.skips) if form == "gaussian_additive" else 0
 
         def new(*shape: int, dtype: torch.dtype = like.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=like.device)
 
         return Held(
-            new(table.norms, 2, C, dtype=wide),
-            new(table.halves, C, dtype=wide),
-            new(table.halves if keep_gram else 0, C, C, dtype=wide),
+            new(table.norms, 2, C, dtype=wide).zero_()
+            if sampled
+            else new(table.norms, 2, C, dtype=wide),
+            new(halves, C, dtype=wide),
+            new(halves if keep_gram else 0, C, C, dtype=wide),
             new(inputs, N, rows, cols, C),
             new(outputs, N, rows, cols, C),
             new(skips, dtype=torch.float64),

@@ -21,6 +21,8 @@ class NativeEdges:
     module: Any
     edges_format: torch.memory_format
     """Of states and their gradients, as the kernels read and write them."""
+    takes_choice = False
+    """Whether kernels read the sampled candidates."""
 
     def set_launch(self, call: Any, like: Tensor) -> None:
         """Gives the arguments of a call the threads or the stream that run it."""
@@ -46,14 +48,15 @@ class NativeEdges:
         rng: Tensor | None,
         memory: str,
         keep_gram: bool,
+        choice: Tensor | None = None,
     ) -> tuple[Tensor, Held]:
         x = [self._laid_out(t) for t in x]
         size, training = table.node_size([t.shape for t in x]), running is None
         out = self._new(x[0], size[0], table.nodes * size[1], *size[2:])
-        held = Held.empty(x[0], table, size, form, memory, keep_gram, training)
+        held = Held.empty(x[0], table, size, form, memory, keep_gram, training, choice is not None)
         if running is not None:
             held.stats.copy_(running)
-        call = self._call(x, out, w, params, held, table, eps, form, level, rng)
+        call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
         call.training = training
         self._run("mixed_edges_fwd", table, call, out.device)
         return out.contiguous(memory_format=state_format(out)), held
@@ -74,12 +77,15 @@ class NativeEdges:
         needs_dx: list[bool],
         needs_dw: bool,
         needs_dparams: bool,
+        choice: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         x, dout, out = [self._laid_out(t) for t in x], self._laid_out(dout), self._laid_out(out)
         dx = [self._new(t, *t.shape) if need else None for t, need in zip(x, needs_dx)]
-        dparams = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in params]
+        # Kernels write no gradient of a candidate that is not sampled.
+        new = torch.empty_like if choice is None else torch.zeros_like
+        dparams = [new(p, memory_format=torch.contiguous_format) for p in params]
         dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
-        call = self._call(x, out, w, params, held, table, eps, form, level, rng)
+        call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
         call.dout = dout.data_ptr()
         call.dx = [0 if d is None else d.data_ptr() for d in dx]
         call.dparams = [d.data_ptr() for d in dparams] if needs_dparams else []
@@ -101,6 +107,7 @@ class NativeEdges:
         form: str,
         level: Tensor | None,
         rng: Tensor | None,
+        choice: Tensor | None,
     ) -> Any:
         """The arguments that forward and backward share; keeps the tensors that it made alive."""
         call = self.module.MixedEdgesArguments()
@@ -122,8 +129,11 @@ class NativeEdges:
             rng, level = rng.contiguous(), level.contiguous()
             call.form = getattr(self.module.NoiseForm, form)
             call.level, call.rng = level.data_ptr(), rng.data_ptr()
+        if choice is not None:
+            choice = choice.contiguous()
+            call.choice = choice.data_ptr()
         self.set_launch(call, out)
-        call.alive = params, w, rng, level
+        call.alive = params, w, rng, level, choice
         return call
 
     def _run(self, name: str, table: EdgeTable, call: Any, device: torch.device) -> None:

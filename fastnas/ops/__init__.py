@@ -1,5 +1,6 @@
 """The ops: one file each, read top to bottom from schema to public function."""
 
+from fastnas.ops.device_choice import choice_on_device, sampled_norms, sampled_params
 from fastnas.ops.dispatch import choose_backend, has_kernel
 from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_norm_sum import mixed_norm_sum
@@ -10,6 +11,7 @@ from fastnas.ops.transfer import staged, to_device
 
 __all__ = [
     "OPS",
+    "choice_on_device",
     "choose_backend",
     "draw_rng",
     "has_kernel",
@@ -17,6 +19,8 @@ __all__ = [
     "mixed_norm_sum",
     "mixed_sum",
     "relu_conv_bn",
+    "sampled_norms",
+    "sampled_params",
     "staged",
     "to_device",
 ]

@@ -25,6 +25,7 @@ def check_call(
     w: Tensor,
     params: list[Tensor],
     table: EdgeTable,
+    choice: Tensor | None,
     running: Sequence[Running] | None,
     training: bool,
     eps: float,
@@ -51,7 +52,7 @@ def check_call(
     if not isinstance(w, Tensor) or not w.is_floating_point():
         raise TypeError(f"{op}: w is a {getattr(w, 'dtype', type(w).__name__)}; floating point is"
                         " needed")  # fmt: skip
-    if w.shape != (len(table.edges), table.candidates):
+    if choice is None and w.shape != (len(table.edges), table.candidates):
         raise ValueError(
             f"{op}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
             " needed, edges by candidates"
@@ -114,8 +115,8 @@ def check_choice(
     choice: Tensor,
     running: Sequence[Running] | None,
     rng: Tensor | None,
-) -> list[list[int]]:
-    """What `check_call` cannot see in the calls of single paths; the choices of each path."""
+) -> None:
+    """What `check_call` cannot see in the calls of single paths."""
     op = "mixed_edges"
     if not isinstance(table, EdgeTable):
         raise TypeError(f"{op}: table is a {type(table).__name__}; an EdgeTable is needed")
@@ -150,11 +151,16 @@ def check_choice(
     needed = (*choice.shape[:-1], table.nodes, 2)
     if rng is not None and rng.shape != needed:
         raise ValueError(f"{op}: rng has shape {list(rng.shape)}; {list(needed)} is needed")
-    rows: list[list[int]] = choice.reshape(-1, edges).tolist()
+
+
+def read_choice(choice: Tensor, table: EdgeTable) -> list[list[int]]:
+    """The candidate of each edge, path by path; waits for the device."""
+    rows: list[list[int]] = choice.reshape(-1, len(table.edges)).tolist()
     for row in rows:
         for e, k in enumerate(row):
             if not -1 <= k < table.candidates:
                 raise ValueError(
-                    f"{op}: choice of edge {e} is {k}; -1 to {table.candidates - 1} is allowed"
+                    f"mixed_edges: choice of edge {e} is {k}; -1 to {table.candidates - 1} is"
+                    " allowed"
                 )
     return rows

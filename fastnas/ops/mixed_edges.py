@@ -7,7 +7,7 @@ backends/eager.py        -> reference/mixed_edges.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, Held, accumulation_dtype
 from fastnas.backends.layout import state_format
+from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend, is_plain_call
-from fastnas.ops.edge_checks import check_call, check_choice, check_params
+from fastnas.ops.edge_checks import check_call, check_choice, check_params, read_choice
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.reference import EdgeTable, SkipNoise
@@ -25,14 +26,15 @@ from fastnas.reference import EdgeTable, SkipNoise
 torch.library.define(
     "fastnas::mixed_edges_fwd",
     "(Tensor[] x, Tensor w, Tensor[] params, int[] table, Tensor? running, float eps, str form,"
-    " Tensor? level, Tensor? rng, str memory, bool keep_gram, str? backend)"
+    " Tensor? level, Tensor? rng, Tensor? choice, str memory, bool keep_gram, str? backend)"
     " -> (Tensor out, Tensor[] held)",
 )
 torch.library.define(
     "fastnas::mixed_edges_bwd",
     "(Tensor dout, Tensor[] x, Tensor out, Tensor w, Tensor[] params, Tensor[] held, int[] table,"
-    " float eps, str form, Tensor? level, Tensor? rng, bool[] needs_dx, bool needs_dw,"
-    " bool needs_dparams, str? backend) -> (Tensor[] dx, Tensor dw, Tensor[] dparams)",
+    " float eps, str form, Tensor? level, Tensor? rng, Tensor? choice, bool[] needs_dx,"
+    " bool needs_dw, bool needs_dparams, str? backend)"
+    " -> (Tensor[] dx, Tensor dw, Tensor[] dparams)",
 )
 
 
@@ -50,15 +52,20 @@ def _fwd(
     form: str,
     level: Tensor | None,
     rng: Tensor | None,
+    choice: Tensor | None,
     memory: str,
     keep_gram: bool,
     backend: str | None,
 ) -> tuple[Tensor, list[Tensor]]:
     edges = EdgeTable.decode(table)
     out, held = _backend(x[0], backend).mixed_edges_fwd(
-        x, w, params, edges, running, eps, form, level, rng, memory, keep_gram
+        x, w, params, edges, running, eps, form, level, rng, memory, keep_gram, **_given(choice)
     )
     return out, list(held)
+
+
+def _given(choice: Tensor | None) -> dict[str, Tensor]:  # not every backend takes one
+    return {} if choice is None else {"choice": choice}
 
 
 def _bwd(
@@ -73,6 +80,7 @@ def _bwd(
     form: str,
     level: Tensor | None,
     rng: Tensor | None,
+    choice: Tensor | None,
     needs_dx: list[bool],
     needs_dw: bool,
     needs_dparams: bool,
@@ -81,7 +89,7 @@ def _bwd(
     edges = EdgeTable.decode(table)
     return _backend(x[0], backend).mixed_edges_bwd(
         dout, x, out, w, params, Held(*held), edges, eps, form, level, rng,
-        needs_dx, needs_dw, needs_dparams,
+        needs_dx, needs_dw, needs_dparams, **_given(choice),
     )  # fmt: skip
 
 
@@ -100,6 +108,7 @@ def _fwd_fake(
     form: str,
     level: Tensor | None,
     rng: Tensor | None,
+    choice: Tensor | None,
     memory: str,
     keep_gram: bool,
     *_: Any,
@@ -107,7 +116,10 @@ def _fwd_fake(
     edges = EdgeTable.decode(table)
     N, C, rows, cols = edges.node_size([t.shape for t in x])
     out = x[0].new_empty(N, edges.nodes * C, rows, cols)
-    held = Held.empty(x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None)
+    held = Held.empty(
+        x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None,
+        sampled=choice is not None,
+    )  # fmt: skip
     return out.contiguous(memory_format=state_format(x[0])), list(held)
 
 
@@ -135,20 +147,22 @@ class _MixedEdges(torch.autograd.Function):
         form: str,
         level: Tensor | None,
         rng: Tensor | None,
+        choice: Tensor | None,
         memory: str,
         backend: str | None,
         w: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         x, params = list(tensors[: table.inputs]), list(tensors[table.inputs :])
-        needs_dparams = any(ctx.needs_input_grad[9 + table.inputs :])
+        needs_dparams = any(ctx.needs_input_grad[10 + table.inputs :])
         fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd
         out, held = fwd(
-            x, w, params, table.code, running, eps, form, level, rng, memory, needs_dparams, backend
-        )
+            x, w, params, table.code, running, eps, form, level, rng, choice, memory,
+            needs_dparams, backend,
+        )  # fmt: skip
         ctx.settings = table, eps, form, backend
         ctx.counts = len(params), len(held)
-        ctx.save_for_backward(out, w, level, rng, *x, *params, *held)
+        ctx.save_for_backward(out, w, level, rng, choice, *x, *params, *held)
         ctx.mark_non_differentiable(held[0])
         return out, held[0]
 
@@ -156,19 +170,19 @@ class _MixedEdges(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         table, eps, form, backend = ctx.settings
-        out, w, level, rng, *rest = ctx.saved_tensors
+        out, w, level, rng, choice, *rest = ctx.saved_tensors
         inputs, params = table.inputs, ctx.counts[0]
         x, own, held = rest[:inputs], rest[inputs : inputs + params], rest[inputs + params :]
-        needs_dw, needs_dx = ctx.needs_input_grad[8], list(ctx.needs_input_grad[9 : 9 + inputs])
-        needs_dparams = any(ctx.needs_input_grad[9 + inputs :])
+        needs_dw, needs_dx = ctx.needs_input_grad[9], list(ctx.needs_input_grad[10 : 10 + inputs])
+        needs_dparams = any(ctx.needs_input_grad[10 + inputs :])
         bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_edges_bwd
         dx, dw, dparams = bwd(
-            dout, x, out, w, own, held, table.code, eps, form, level, rng,
+            dout, x, out, w, own, held, table.code, eps, form, level, rng, choice,
             needs_dx, needs_dw, needs_dparams, backend,
         )  # fmt: skip
         wanted = iter(dx)
         all_dx = [next(wanted) if need else None for need in needs_dx]
-        return *[None] * 8, dw if needs_dw else None, *all_dx, *(dparams or [None] * params)
+        return *[None] * 9, dw if needs_dw else None, *all_dx, *(dparams or [None] * params)
 
 
 def mixed_edges(
@@ -240,11 +254,37 @@ def mixed_edges(
     """
     x, params = list(x), list(params)
     if choice is not None:
-        rows = check_choice(x, w, params, table, choice, running, rng)
+        check_choice(x, w, params, table, choice, running, rng)
         settings = {"momentum": momentum, "training": training, "eps": eps, "noise": noise,
                     "level": level, "memory": memory, "backend": backend}  # fmt: skip
-        return _along_paths(x, w, params, table, rows, running, rng, settings)
-    check_call(x, w, params, table, running, training, eps, noise, level, rng, memory)
+        along = _along_paths
+        if stays_on_device() and getattr(_backend(x[0], backend), "takes_choice", False):
+            along = _along_device_paths
+        return along(x, w, params, table, choice, running, rng, settings)
+    return _call(
+        x, w, params, table, None, running, momentum, training, eps, noise, level, rng, memory,
+        backend,
+    )  # fmt: skip
+
+
+def _call(
+    x: list[Tensor],
+    w: Tensor,
+    params: list[Tensor],
+    table: EdgeTable,
+    choice: Tensor | None,
+    running: Sequence[Running] | None,
+    momentum: float,
+    training: bool,
+    eps: float,
+    noise: SkipNoise | None,
+    level: Tensor | None,
+    rng: Tensor | None,
+    memory: str,
+    backend: str | None,
+) -> Tensor:
+    """One path, or all candidates; `choice` [edges] stays on the device."""
+    check_call(x, w, params, table, choice, running, training, eps, noise, level, rng, memory)
     form = "none"
     if noise is not None and table.skips and training:
         form = noise.form
@@ -263,11 +303,12 @@ def mixed_edges(
             else x[0].new_empty(0, 2, x[0].shape[1], dtype=wide)
         )
     out, stats = _MixedEdges.apply(
-        table, given, eps, form, level, rng, memory, backend, w, *x, *params
+        table, given, eps, form, level, rng, choice, memory, backend, w, *x, *params
     )
     if training and running is not None:
         samples = out.numel() // out.shape[1]
-        update_running(running, stats, samples, momentum)
+        moved = None if choice is None else sampled_norms(table, choice)
+        update_running(running, stats, samples, momentum, moved)
     return out
 
 
@@ -276,17 +317,15 @@ def _along_paths(
     w: Tensor,
     params: list[Tensor],
     table: EdgeTable,
-    rows: list[list[int]],
+    choice: Tensor,
     running: Sequence[Running] | None,
     rng: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:
     """A call of `mixed_edges` for each path, with the table, parameters and norms of that path."""
-    groups = zip(*(state.chunk(len(rows)) for state in x))
-    weights = w.reshape(len(rows), -1).unbind()
-    streams = [None] * len(rows) if rng is None else rng.reshape(len(rows), -1, 2).unbind()
+    rows = read_choice(choice, table)
     out = []
-    for row, states, own, stream in zip(rows, groups, weights, streams):
+    for row, (states, own, stream) in zip(rows, _by_path(len(rows), x, w, rng)):
         path = table.path(row)
         sampled = [params[i] for i in path.params]
         check_params(x[0], sampled, path.table, path.params)
@@ -303,3 +342,30 @@ def _along_paths(
             )
         )
     return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _along_device_paths(
+    x: list[Tensor],
+    w: Tensor,
+    params: list[Tensor],
+    table: EdgeTable,
+    choice: Tensor,
+    running: Sequence[Running] | None,
+    rng: Tensor | None,
+    settings: dict[str, Any],
+) -> Tensor:
+    """A call of the kernels for each path, which find its candidates in device memory."""
+    rows = choice.reshape(-1, len(table.edges)).unbind()
+    out = [
+        _call(list(states), own, params, table, row, running=running, rng=stream, **settings)
+        for row, (states, own, stream) in zip(rows, _by_path(len(rows), x, w, rng))
+    ]
+    return out[0] if len(out) == 1 else torch.cat(out)
+
+
+def _by_path(
+    paths: int, x: list[Tensor], w: Tensor, rng: Tensor | None
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor | None]]:
+    """Of each path its states, weights [edges] and streams [nodes, 2]."""
+    streams = [None] * paths if rng is None else rng.reshape(paths, -1, 2).unbind()
+    return zip(zip(*(state.chunk(paths) for state in x)), w.reshape(paths, -1).unbind(), streams)

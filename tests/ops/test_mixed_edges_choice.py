@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +38,18 @@ pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
 NAMES = (*FEW, "sep_5", "dil_3")
 NONE = len(NAMES)
 """A column that no term has, as that of `none`."""
+
+
+@pytest.fixture(autouse=True, params=["host", "device"])
+def reader(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Who reads the choice; only CUDA's kernels can in place of the host."""
+    if request.param == "host":
+        yield
+        return
+    if "cuda" not in request.node.name:
+        pytest.skip("only kernels on CUDA read a choice")
+    with fastnas.ops.choice_on_device():
+        yield
 
 
 def table(stride: int) -> EdgeTable:
@@ -135,6 +147,14 @@ def test_every_setting_of_memory_and_dtype(
     check(given(choice, 2, dtype=dtype), choice, backend.name, memory)
 
 
+@pytest.mark.backends("cuda-host", "cuda")
+@pytest.mark.parametrize("memory", ["fast", "minimal"])
+def test_what_kernels_hold_otherwise(backend: Target, memory: str) -> None:
+    dtype = torch.bfloat16 if memory == "fast" else torch.float32
+    choice = sampled(None, seed=5)
+    check(given(choice, 2, dtype=dtype, target=backend), choice, backend.name, memory)
+
+
 @pytest.mark.parametrize("node", [0, 1, 2])
 def test_a_node_that_nothing_enters_is_zeros(backend: Target, node: int) -> None:
     first, last = [(0, 2), (2, 5), (5, 9)][node]
@@ -170,6 +190,24 @@ def test_what_is_not_sampled_has_no_gradient(backend: Target) -> None:
     assert [p.grad is not None for p in params] == wanted
     assert x[0].grad is None
     assert x[1].grad is not None
+
+
+@pytest.mark.backends("cuda-host", "cuda")
+def test_on_the_device_it_has_zeros(backend: Target) -> None:
+    choice = sampled(None, 1)
+    inputs = given(choice, target=backend)
+    params = [p.requires_grad_() for p in inputs.params]
+    choice = choice.to(inputs.w.device)
+    with fastnas.ops.choice_on_device():
+        y = fastnas.mixed_edges(inputs.x, inputs.w, params, inputs.table, choice=choice,
+                                backend=backend.name)  # fmt: skip
+    y.backward(inputs.dy)
+    moved = fastnas.ops.sampled_params(inputs.table, choice)
+    assert len(moved) == len(params)
+    assert 0 < moved.sum() < len(moved)
+    for p, sampled_here in zip(params, moved):
+        assert p.grad is not None
+        assert bool(p.grad.any()) == bool(sampled_here)
 
 
 def test_several_paths_are_calls_one_after_the_other(backend: Target) -> None:
