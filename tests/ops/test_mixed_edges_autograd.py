@@ -174,7 +174,7 @@ def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) ->
     params = [laid_out(p, layout) for p in inputs.params]
     w = laid_out(inputs.w, layout)
     x, code = [laid_out(t, layout) for t in inputs.x], inputs.table.code
-    draws = (form or "none", inputs.level, inputs.rng)
+    draws = (form or "none", inputs.level, inputs.rng, None)
     tests = ["test_schema", "test_autograd_registration"]
     # The fake gives the layout of the device, and "cuda-host" on the CPU that of a CUDA device.
     tests += ["test_faketensor"] if backend.name != "cuda-host" else []
