@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
 from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
+from fastnas.backends.sampling import FusedSampling
+from fastnas.reference import TOPOLOGIES
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
@@ -21,7 +23,7 @@ def load_native(module: str) -> tuple[ModuleType | None, str | None]:
         return None, f"fastnas.{module} does not import ({error}); FASTNAS_BUILD governs the build"
 
 
-class NativeBackend(NativeEdges, FusedBackend):
+class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
     """A backend whose kernels take addresses; subclasses say what to launch them with."""
 
     def __init__(self, module: ModuleType | None, missing: str | None) -> None:
@@ -136,6 +138,38 @@ class NativeBackend(NativeEdges, FusedBackend):
             self.launch_argument(dy),
         )
 
+    def launch_sample_paths_fwd(
+        self,
+        alpha: Tensor,
+        beta: Tensor | None,
+        tau: Tensor,
+        rng: Tensor,
+        nodes: list[int],
+        topology: str,
+        op: Tensor,
+        weight: Tensor,
+    ) -> None:
+        given = _paths_given(alpha, beta, tau, rng, nodes, topology, op)
+        launch = self.launch_argument(alpha)
+        self.call("sample_paths_fwd", alpha, *given, weight.data_ptr(), launch)
+
+    def launch_sample_paths_bwd(
+        self,
+        dweight: Tensor,
+        op: Tensor,
+        alpha: Tensor,
+        beta: Tensor | None,
+        tau: Tensor,
+        rng: Tensor,
+        nodes: list[int],
+        topology: str,
+        dalpha: Tensor,
+        dbeta: Tensor,
+    ) -> None:
+        given = _paths_given(alpha, beta, tau, rng, nodes, topology, op)
+        taken = (t.data_ptr() for t in (dweight, dalpha, dbeta))
+        self.call("sample_paths_bwd", alpha, *given, *taken, self.launch_argument(alpha))
+
     def _norm(self, norm: Norm, partial: Tensor) -> Any:
         rows = itertools.count()
         return self.module.NormArguments(
@@ -167,3 +201,28 @@ class NativeBackend(NativeEdges, FusedBackend):
 
 def _addresses(tensors: list[Tensor | None]) -> list[int]:
     return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def _paths_given(
+    alpha: Tensor,
+    beta: Tensor | None,
+    tau: Tensor,
+    rng: Tensor,
+    nodes: list[int],
+    topology: str,
+    op: Tensor,
+) -> tuple[Any, ...]:
+    edges, ops = alpha.shape[-2:]
+    return (
+        DTYPE_TAGS[alpha.dtype],
+        op.shape[0],
+        alpha.numel() // (edges * ops),
+        nodes,
+        ops,
+        TOPOLOGIES.index(topology),
+        alpha.data_ptr(),
+        0 if beta is None else beta.data_ptr(),
+        tau.data_ptr(),
+        rng.data_ptr(),
+        op.data_ptr(),
+    )

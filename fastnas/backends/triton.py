@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastnas.backends.fused import MixedSumNoise, Norm
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
+from fastnas.backends.sampling import FusedSampling
 
 
-class TritonBackend(MatmulReluConvBn):
+class TritonBackend(FusedSampling, MatmulReluConvBn):
     name = "triton"
 
     @staticmethod
@@ -85,3 +86,9 @@ class TritonBackend(MatmulReluConvBn):
         partial: Tensor,
     ) -> None:
         self.kernels("mixed_norm_sum").backward(dy, z, w, dz, dw, norm, noise, partial)
+
+    def launch_sample_paths_fwd(self, *given: Any) -> None:
+        self.kernels("sample_paths").forward(*given)
+
+    def launch_sample_paths_bwd(self, *given: Any) -> None:
+        self.kernels("sample_paths").backward(*given)

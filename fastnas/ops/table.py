@@ -9,6 +9,7 @@ from fastnas.backends import OpInfo
 _GPU = (torch.float32, torch.bfloat16, torch.float16)
 _CELL = (torch.float32, torch.bfloat16, torch.float64)
 _GPU_CELL = (torch.float32, torch.bfloat16)
+_LOGITS = (torch.float32, torch.float64)
 
 OPS: dict[str, OpInfo] = {
     "mixed_sum": OpInfo(
@@ -52,7 +53,7 @@ OPS: dict[str, OpInfo] = {
     "sample_paths": OpInfo(
         stem="sample_paths",
         summary="paths through a cell: operations and edges by Gumbel noise, straight-through",
-        dtypes={"eager": (torch.float32, torch.float64)},
+        dtypes=dict.fromkeys(("eager", "cpu", "cuda", "triton"), _LOGITS),
         max_terms=128,
         absent={},
     ),
