@@ -224,7 +224,8 @@ class EagerBackend:
         paths: int,
     ) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            return reference.sample_paths(alpha, beta, nodes, topology, tau, paths, rng)
+            op, weight = reference.sample_paths(alpha, beta, nodes, topology, tau, paths, rng)
+        return op.contiguous(), weight.contiguous()
 
     def sample_paths_bwd(
         self,
@@ -240,4 +241,5 @@ class EagerBackend:
         dalpha, dbeta = reference.sample_paths_grads(
             dweight, op, alpha, beta, nodes, topology, tau, rng
         )
-        return dalpha, alpha.new_empty(0) if dbeta is None else dbeta
+        dbeta = alpha.new_empty(0) if dbeta is None else dbeta
+        return dalpha.contiguous(), dbeta.contiguous()

@@ -51,6 +51,10 @@ def _choose(alpha: Tensor, nodes: Sequence[int], topology: str, backend: str | N
     return choose(Request(OP, alpha.device.type, alpha.dtype, longest), backend)
 
 
+def _kernels(name: str) -> Any:
+    return BACKENDS[name]  # whose protocol does not list every op
+
+
 def _fwd(
     alpha: Tensor,
     beta: Tensor | None,
@@ -61,7 +65,7 @@ def _fwd(
     paths: int,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    run: Any = BACKENDS[_choose(alpha, nodes, topology, backend)]
+    run = _kernels(_choose(alpha, nodes, topology, backend))
     return run.sample_paths_fwd(alpha, beta, tau, rng, nodes, topology, paths)
 
 
@@ -76,7 +80,7 @@ def _bwd(
     topology: str,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    run: Any = BACKENDS[_choose(alpha, nodes, topology, backend)]
+    run = _kernels(_choose(alpha, nodes, topology, backend))
     return run.sample_paths_bwd(dweight, op, alpha, beta, tau, rng, nodes, topology)
 
 
@@ -122,8 +126,11 @@ class _SamplePaths(torch.autograd.Function):
         paths: int,
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
-        fwd = _fwd if is_plain_call() else torch.ops.fastnas.sample_paths_fwd
-        op, weight = fwd(alpha, beta, tau, rng, nodes, topology, paths, backend)
+        given = alpha, beta, tau, rng, nodes, topology, paths
+        if is_plain_call():
+            op, weight = _kernels(backend).sample_paths_fwd(*given)
+        else:
+            op, weight = torch.ops.fastnas.sample_paths_fwd(*given, backend)
         ctx.settings = nodes, topology, backend
         ctx.save_for_backward(op, alpha, beta, tau, rng)
         ctx.mark_non_differentiable(op)
@@ -132,8 +139,12 @@ class _SamplePaths(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, dweight: Tensor) -> tuple[Tensor | None, ...]:
-        bwd = _bwd if is_plain_call() else torch.ops.fastnas.sample_paths_bwd
-        dalpha, dbeta = bwd(dweight, *ctx.saved_tensors, *ctx.settings)
+        *cell, backend = ctx.settings
+        given = dweight, *ctx.saved_tensors, *cell
+        if is_plain_call():
+            dalpha, dbeta = _kernels(backend).sample_paths_bwd(*given)
+        else:
+            dalpha, dbeta = torch.ops.fastnas.sample_paths_bwd(*given, backend)
         needs_alpha, needs_beta, *rest = ctx.needs_input_grad
         return dalpha if needs_alpha else None, dbeta if needs_beta else None, *[None] * len(rest)
 

@@ -16,8 +16,9 @@ TOPOLOGIES = ("none", "top2", "pairs")
 
 def logits_per_node(nodes: Sequence[int], topology: str) -> list[int]:
     """How many topology logits each node has: one per edge, one per pair of them, or none."""
-    count = {"none": lambda n: 0, "top2": lambda n: n, "pairs": lambda n: n * (n - 1) // 2}
-    return [count[topology](n) for n in nodes]
+    if topology == "top2":
+        return list(nodes)
+    return [n * (n - 1) // 2 if topology == "pairs" else 0 for n in nodes]
 
 
 def node_pairs(n: int, device: torch.device | None = None) -> Tensor:
