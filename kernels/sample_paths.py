@@ -67,6 +67,19 @@ def _edge_pair(n, ordinal):
 
 
 @triton.jit
+def _edges_kept(v, n, tau, o, m, TOPOLOGY: tl.constexpr):
+    """The two edges of a node by its perturbed logits v, and their B_st."""
+    top, first = _largest(v, o, m)
+    B_st = _straight_through(top, tau)
+    if TOPOLOGY == "top2":
+        _, second = _largest(v, o, m & (o != first))
+        return first, second, tl.where(n == 2, 1.0, B_st)
+    else:
+        first, second = _edge_pair(n, first)
+        return first, second, B_st
+
+
+@triton.jit
 def sample_paths_fwd_kernel(
     alpha_ptr,
     beta_ptr,
@@ -89,17 +102,11 @@ def sample_paths_fwd_kernel(
     tau = tl.load(tau_ptr)
     edge, n, logit, count = _node(tl.program_id(1), NODES, TOPOLOGY)
     if TOPOLOGY != "none":
-        o = tl.arange(0, BLOCK_L)
-        m = o < count
+        o_row = tl.arange(0, BLOCK_L)
+        m_row = o_row < count
         p_beta = beta_ptr + i_type * logits + logit
-        v = _perturbed(rng_ptr, 1, p_beta, sample * logits + logit, o, m)
-        top, first = _largest(v, o, m)
-        B_st = _straight_through(top, tau)
-        if TOPOLOGY == "top2":
-            _, second = _largest(v, o, m & (o != first))
-            B_st = tl.where(n == 2, 1.0, B_st)
-        else:
-            first, second = _edge_pair(n, first)
+        b_row = _perturbed(rng_ptr, 1, p_beta, sample * logits + logit, o_row, m_row)
+        first, second, B_st = _edges_kept(b_row, n, tau, o_row, m_row, TOPOLOGY)
     o = tl.arange(0, BLOCK_O)
     m = o < ops
     for i in range(n):

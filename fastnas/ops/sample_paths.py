@@ -127,7 +127,7 @@ class _SamplePaths(torch.autograd.Function):
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
         given = alpha, beta, tau, rng, nodes, topology, paths
-        if is_plain_call():
+        if backend is not None and is_plain_call():
             op, weight = _kernels(backend).sample_paths_fwd(*given)
         else:
             op, weight = torch.ops.fastnas.sample_paths_fwd(*given, backend)
