@@ -206,7 +206,7 @@ def _constants(nodes, topology):
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
 
 
-def forward(alpha, beta, tau, rng, nodes, topology, op, weight):
+def forward(alpha, beta, nodes, topology, tau, rng, op, weight):
     """Fills op and weight."""
     edges, ops = alpha.shape[-2:]
     types = alpha.numel() // (edges * ops)
@@ -220,7 +220,7 @@ def forward(alpha, beta, tau, rng, nodes, topology, op, weight):
     )  # fmt: skip
 
 
-def backward(dweight, op, alpha, beta, tau, rng, nodes, topology, dalpha, dbeta):
+def backward(alpha, beta, nodes, topology, tau, rng, op, dweight, dalpha, dbeta):
     """Fills dalpha, and dbeta unless beta is None."""
     edges, ops = alpha.shape[-2:]
     types = alpha.numel() // (edges * ops)

@@ -106,7 +106,7 @@ class SamplePathsCase:
             rng = draw_rng(device=dweight.device)[0]
             beta = wide[1] if len(wide) > 1 else None
             cell = NODES, self.topology, TAU
-            _, weight = reference.sample_paths(wide[0], beta, *cell, self.paths, rng)
+            _, weight = reference.sample_paths(wide[0], beta, *cell, rng, self.paths)
         else:
             weight = self._eager()[provider](wide)
         found = torch.autograd.grad(weight, wide, dweight.double())

@@ -12,6 +12,7 @@ from fastnas import reference
 from fastnas.backends.held import Held, accumulation_dtype
 from fastnas.backends.layout import common_format, state_format
 from fastnas.backends.request import Request
+from fastnas.backends.sampling import PathDraw
 from fastnas.reference import EdgeTable
 
 
@@ -213,33 +214,14 @@ class EagerBackend:
         dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs_dx else []
         return dx, [g.contiguous() for g in grads]
 
-    def sample_paths_fwd(
-        self,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        paths: int,
-    ) -> tuple[Tensor, Tensor]:
+    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            op, weight = reference.sample_paths(alpha, beta, nodes, topology, tau, paths, rng)
+            op, weight = reference.sample_paths(*draw, paths)
         return op.contiguous(), weight.contiguous()
 
     def sample_paths_bwd(
-        self,
-        dweight: Tensor,
-        op: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
+        self, draw: PathDraw, op: Tensor, dweight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        dalpha, dbeta = reference.sample_paths_grads(
-            dweight, op, alpha, beta, nodes, topology, tau, rng
-        )
-        dbeta = alpha.new_empty(0) if dbeta is None else dbeta
+        dalpha, dbeta = reference.sample_paths_grads(*draw, op, dweight)
+        dbeta = dalpha.new_empty(0) if dbeta is None else dbeta
         return dalpha.contiguous(), dbeta.contiguous()

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
 from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
-from fastnas.backends.sampling import FusedSampling
-from fastnas.reference import TOPOLOGIES
+from fastnas.backends.sampling import FusedSampling, PathDraw
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
@@ -138,37 +137,17 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
             self.launch_argument(dy),
         )
 
-    def launch_sample_paths_fwd(
-        self,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        op: Tensor,
-        weight: Tensor,
-    ) -> None:
-        given = _paths_given(alpha, beta, tau, rng, nodes, topology, op)
-        launch = self.launch_argument(alpha)
-        self.call("sample_paths_fwd", alpha, *given, weight.data_ptr(), launch)
+    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
+        taken = (t.data_ptr() for t in (op, weight))
+        launch = self.launch_argument(op)
+        self.call("sample_paths_fwd", op, *draw.addresses(len(op)), *taken, launch)
 
     def launch_sample_paths_bwd(
-        self,
-        dweight: Tensor,
-        op: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        dalpha: Tensor,
-        dbeta: Tensor,
+        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
     ) -> None:
-        given = _paths_given(alpha, beta, tau, rng, nodes, topology, op)
-        taken = (t.data_ptr() for t in (dweight, dalpha, dbeta))
-        self.call("sample_paths_bwd", alpha, *given, *taken, self.launch_argument(alpha))
+        taken = (t.data_ptr() for t in (op, dweight, dalpha, dbeta))
+        launch = self.launch_argument(op)
+        self.call("sample_paths_bwd", op, *draw.addresses(len(op)), *taken, launch)
 
     def _norm(self, norm: Norm, partial: Tensor) -> Any:
         rows = itertools.count()
@@ -201,28 +180,3 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
 
 def _addresses(tensors: list[Tensor | None]) -> list[int]:
     return [0 if t is None else t.data_ptr() for t in tensors]
-
-
-def _paths_given(
-    alpha: Tensor,
-    beta: Tensor | None,
-    tau: Tensor,
-    rng: Tensor,
-    nodes: list[int],
-    topology: str,
-    op: Tensor,
-) -> tuple[Any, ...]:
-    edges, ops = alpha.shape[-2:]
-    return (
-        DTYPE_TAGS[alpha.dtype],
-        op.shape[0],
-        alpha.numel() // (edges * ops),
-        nodes,
-        ops,
-        TOPOLOGIES.index(topology),
-        alpha.data_ptr(),
-        0 if beta is None else beta.data_ptr(),
-        tau.data_ptr(),
-        rng.data_ptr(),
-        op.data_ptr(),
-    )

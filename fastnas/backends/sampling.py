@@ -2,77 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
+
+from fastnas.backends.native_edges import DTYPE_TAGS
+from fastnas.reference import TOPOLOGIES
+
+
+class PathDraw(NamedTuple):
+    """What paths are drawn from, and again in backward; tau is float64 []."""
+
+    alpha: Tensor
+    beta: Tensor | None
+    nodes: list[int]
+    topology: str
+    tau: Tensor
+    rng: Tensor
+
+    def contiguous(self) -> PathDraw:
+        beta = None if self.beta is None else self.beta.contiguous()
+        return self._replace(alpha=self.alpha.contiguous(), beta=beta, rng=self.rng.contiguous())
+
+    def addresses(self, paths: int) -> tuple[Any, ...]:
+        """As the compiled kernels take it."""
+        edges, ops = self.alpha.shape[-2:]
+        return (
+            DTYPE_TAGS[self.alpha.dtype],
+            paths,
+            self.alpha.numel() // (edges * ops),
+            self.nodes,
+            ops,
+            TOPOLOGIES.index(self.topology),
+            self.alpha.data_ptr(),
+            0 if self.beta is None else self.beta.data_ptr(),
+            self.tau.data_ptr(),
+            self.rng.data_ptr(),
+        )
 
 
 class FusedSampling:
     """Allocates; subclasses launch."""
 
-    def launch_sample_paths_fwd(
-        self,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        op: Tensor,
-        weight: Tensor,
-    ) -> None:
+    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
         """Fills op and weight."""
         raise NotImplementedError
 
     def launch_sample_paths_bwd(
-        self,
-        dweight: Tensor,
-        op: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        dalpha: Tensor,
-        dbeta: Tensor,
+        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
     ) -> None:
-        """Fills dalpha, and dbeta unless beta is None."""
+        """Fills dalpha, and dbeta where there is a beta."""
         raise NotImplementedError
 
-    def sample_paths_fwd(
-        self,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
-        paths: int,
-    ) -> tuple[Tensor, Tensor]:
+    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> tuple[Tensor, Tensor]:
+        alpha = draw.alpha
         shape = (paths, *alpha.shape[:-1])
         op = torch.empty(shape, dtype=torch.int64, device=alpha.device)
         weight = torch.empty(shape, dtype=alpha.dtype, device=alpha.device)
-        alpha, rng = alpha.contiguous(), rng.contiguous()
-        beta = None if beta is None else beta.contiguous()
-        self.launch_sample_paths_fwd(alpha, beta, tau, rng, nodes, topology, op, weight)
+        self.launch_sample_paths_fwd(draw.contiguous(), op, weight)
         return op, weight
 
     def sample_paths_bwd(
-        self,
-        dweight: Tensor,
-        op: Tensor,
-        alpha: Tensor,
-        beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
-        nodes: list[int],
-        topology: str,
+        self, draw: PathDraw, op: Tensor, dweight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        alpha, rng, dweight = alpha.contiguous(), rng.contiguous(), dweight.contiguous()
-        beta = None if beta is None else beta.contiguous()
-        dalpha = torch.empty_like(alpha)
-        dbeta = alpha.new_empty(0) if beta is None else torch.empty_like(beta)
-        self.launch_sample_paths_bwd(
-            dweight, op, alpha, beta, tau, rng, nodes, topology, dalpha, dbeta
-        )
+        draw = draw.contiguous()
+        dalpha = torch.empty_like(draw.alpha)
+        dbeta = dalpha.new_empty(0) if draw.beta is None else torch.empty_like(draw.beta)
+        self.launch_sample_paths_bwd(draw, op.contiguous(), dweight.contiguous(), dalpha, dbeta)
         return dalpha, dbeta

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnas.backends.fused import MixedSumNoise, Norm
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
-from fastnas.backends.sampling import FusedSampling
+from fastnas.backends.sampling import FusedSampling, PathDraw
 
 
 class TritonBackend(FusedSampling, MatmulReluConvBn):
@@ -87,8 +87,10 @@ class TritonBackend(FusedSampling, MatmulReluConvBn):
     ) -> None:
         self.kernels("mixed_norm_sum").backward(dy, z, w, dz, dw, norm, noise, partial)
 
-    def launch_sample_paths_fwd(self, *given: Any) -> None:
-        self.kernels("sample_paths").forward(*given)
+    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
+        self.kernels("sample_paths").forward(*draw, op, weight)
 
-    def launch_sample_paths_bwd(self, *given: Any) -> None:
-        self.kernels("sample_paths").backward(*given)
+    def launch_sample_paths_bwd(
+        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
+    ) -> None:
+        self.kernels("sample_paths").backward(*draw, op, dweight, dalpha, dbeta)

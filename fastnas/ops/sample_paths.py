@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, Request, choose
+from fastnas.backends.sampling import PathDraw
 from fastnas.ops.checks import check_noise_tensors, check_tensor
 from fastnas.ops.dispatch import is_plain_call
 from fastnas.ops.mixed_sum import draw_rng
@@ -25,15 +26,14 @@ from fastnas.reference import TOPOLOGIES, logits_per_node
 OP = OPS["sample_paths"]
 MAX_NODES = 64  # of a cell: their first edges travel in the kernel argument block
 
+_DRAW = "Tensor alpha, Tensor? beta, int[] nodes, str topology, Tensor tau, Tensor rng"
 torch.library.define(
     "fastnas::sample_paths_fwd",
-    "(Tensor alpha, Tensor? beta, Tensor tau, Tensor rng, int[] nodes, str topology, int paths,"
-    " str? backend) -> (Tensor op, Tensor weight)",
+    f"({_DRAW}, int paths, str? backend) -> (Tensor op, Tensor weight)",
 )
 torch.library.define(
     "fastnas::sample_paths_bwd",
-    "(Tensor dweight, Tensor op, Tensor alpha, Tensor? beta, Tensor tau, Tensor rng, int[] nodes,"
-    " str topology, str? backend) -> (Tensor dalpha, Tensor dbeta)",
+    f"({_DRAW}, Tensor op, Tensor dweight, str? backend) -> (Tensor dalpha, Tensor dbeta)",
 )
 
 
@@ -46,8 +46,9 @@ class PathSample(NamedTuple):
     """[paths, ..., E]: 1 on sampled edges, 0 elsewhere; differentiable in alpha and beta."""
 
 
-def _choose(alpha: Tensor, nodes: Sequence[int], topology: str, backend: str | None) -> str:
-    longest = max(alpha.shape[-1], *logits_per_node(nodes, topology))
+def _choose(draw: PathDraw, backend: str | None) -> str:
+    alpha = draw.alpha
+    longest = max(alpha.shape[-1], *logits_per_node(draw.nodes, draw.topology))
     return choose(Request(OP, alpha.device.type, alpha.dtype, longest), backend)
 
 
@@ -55,33 +56,16 @@ def _kernels(name: str) -> Any:
     return BACKENDS[name]  # whose protocol does not list every op
 
 
-def _fwd(
-    alpha: Tensor,
-    beta: Tensor | None,
-    tau: Tensor,
-    rng: Tensor,
-    nodes: list[int],
-    topology: str,
-    paths: int,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    run = _kernels(_choose(alpha, nodes, topology, backend))
-    return run.sample_paths_fwd(alpha, beta, tau, rng, nodes, topology, paths)
+def _fwd(*given: Any) -> tuple[Tensor, Tensor]:
+    *fields, paths, backend = given
+    draw = PathDraw(*fields)
+    return _kernels(_choose(draw, backend)).sample_paths_fwd(draw, paths)
 
 
-def _bwd(
-    dweight: Tensor,
-    op: Tensor,
-    alpha: Tensor,
-    beta: Tensor | None,
-    tau: Tensor,
-    rng: Tensor,
-    nodes: list[int],
-    topology: str,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
-    run = _kernels(_choose(alpha, nodes, topology, backend))
-    return run.sample_paths_bwd(dweight, op, alpha, beta, tau, rng, nodes, topology)
+def _bwd(*given: Any) -> tuple[Tensor, Tensor]:
+    *fields, op, dweight, backend = given
+    draw = PathDraw(*fields)
+    return _kernels(_choose(draw, backend)).sample_paths_bwd(draw, op, dweight)
 
 
 torch.library.impl("fastnas::sample_paths_fwd", "default", _fwd)
@@ -89,24 +73,14 @@ torch.library.impl("fastnas::sample_paths_bwd", "default", _bwd)
 
 
 @torch.library.register_fake("fastnas::sample_paths_fwd")
-def _fwd_fake(
-    alpha: Tensor,
-    beta: Tensor | None,
-    tau: Tensor,
-    rng: Tensor,
-    nodes: list[int],
-    topology: str,
-    paths: int,
-    backend: str | None,
-) -> tuple[Tensor, Tensor]:
+def _fwd_fake(alpha: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+    *_, paths, _ = given
     shape = (paths, *alpha.shape[:-1])
     return alpha.new_empty(shape, dtype=torch.int64), alpha.new_empty(shape)
 
 
 @torch.library.register_fake("fastnas::sample_paths_bwd")
-def _bwd_fake(
-    dweight: Tensor, op: Tensor, alpha: Tensor, beta: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor]:
+def _bwd_fake(alpha: Tensor, beta: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     dbeta = alpha.new_empty(0) if beta is None else beta.new_empty(beta.shape)
     return alpha.new_empty(alpha.shape), dbeta
 
@@ -119,32 +93,33 @@ class _SamplePaths(torch.autograd.Function):
         ctx: Any,
         alpha: Tensor,
         beta: Tensor | None,
-        tau: Tensor,
-        rng: Tensor,
         nodes: list[int],
         topology: str,
+        tau: Tensor,
+        rng: Tensor,
         paths: int,
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
-        given = alpha, beta, tau, rng, nodes, topology, paths
+        draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
         if backend is not None and is_plain_call():
-            op, weight = _kernels(backend).sample_paths_fwd(*given)
+            op, weight = _kernels(backend).sample_paths_fwd(draw, paths)
         else:
-            op, weight = torch.ops.fastnas.sample_paths_fwd(*given, backend)
+            op, weight = torch.ops.fastnas.sample_paths_fwd(*draw, paths, backend)
         ctx.settings = nodes, topology, backend
-        ctx.save_for_backward(op, alpha, beta, tau, rng)
+        ctx.save_for_backward(alpha, beta, tau, rng, op)
         ctx.mark_non_differentiable(op)
         return op, weight
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, _: Tensor, dweight: Tensor) -> tuple[Tensor | None, ...]:
-        *cell, backend = ctx.settings
-        given = dweight, *ctx.saved_tensors, *cell
+        nodes, topology, backend = ctx.settings
+        alpha, beta, tau, rng, op = ctx.saved_tensors
+        draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
         if is_plain_call():
-            dalpha, dbeta = _kernels(backend).sample_paths_bwd(*given)
+            dalpha, dbeta = _kernels(backend).sample_paths_bwd(draw, op, dweight)
         else:
-            dalpha, dbeta = torch.ops.fastnas.sample_paths_bwd(*given, backend)
+            dalpha, dbeta = torch.ops.fastnas.sample_paths_bwd(*draw, op, dweight, backend)
         needs_alpha, needs_beta, *rest = ctx.needs_input_grad
         return dalpha if needs_alpha else None, dbeta if needs_beta else None, *[None] * len(rest)
 
@@ -207,9 +182,10 @@ def sample_paths(
     tau = _checked_tau(tau, alpha)
     if rng is None:
         rng = draw_rng(device=alpha.device)[0]
+    draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
     if not torch.compiler.is_compiling():
-        backend = _choose(alpha, nodes, topology, backend)
-    return PathSample(*_SamplePaths.apply(alpha, beta, tau, rng, nodes, topology, paths, backend))
+        backend = _choose(draw, backend)
+    return PathSample(*_SamplePaths.apply(*draw, paths, backend))
 
 
 def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:

@@ -47,8 +47,8 @@ def sample_paths(
     nodes: Sequence[int],
     topology: str,
     tau: Tensor | float,
-    paths: int,
     rng: Tensor,
+    paths: int,
 ) -> tuple[Tensor, Tensor]:
     """The specification of `fastnas.ops.sample_paths`, autograd by straight-through included.
 
@@ -69,9 +69,9 @@ def sample_paths(
         nodes: predecessors of each node; they sum to E.
         topology: "none", "top2" or "pairs".
         tau: temperature, a number or a 0-d tensor.
-        paths: samples to draw.
         rng: int64 [2], Philox key and offset; g of alpha at that offset, of beta at the next, the
             element index counting path, leading axes and logit.
+        paths: samples to draw.
 
     Returns:
         op int64 [paths, ..., E], the sampled operation or -1, and weight, typed as alpha.
@@ -108,14 +108,14 @@ def _edges_kept(
 
 
 def sample_paths_grads(
-    dweight: Tensor,
-    op: Tensor,
     alpha: Tensor,
     beta: Tensor | None,
     nodes: Sequence[int],
     topology: str,
     tau: Tensor | float,
     rng: Tensor,
+    op: Tensor,
+    dweight: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """(dalpha, dbeta) from the second line at the top, summed over the paths in float64.
 

@@ -52,6 +52,7 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
+    from fastnas.backends.sampling import PathDraw
     from fastnas.backends.triton import TritonBackend
     from fastnas.kernels import mixed_norm_sum, mixed_sum, sample_paths
 
@@ -106,9 +107,9 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         (torch.float64, "pairs", 20),
     ):
         beta = torch.zeros(2, logits, dtype=dtype) if logits else None
-        given = torch.zeros(2, 14, 7, dtype=dtype), beta, tau, rng, [2, 3, 4, 5], topology
-        op, weight = backend.sample_paths_fwd(*given, 7)
-        backend.sample_paths_bwd(weight, op, *given)
+        alpha = torch.zeros(2, 14, 7, dtype=dtype)
+        draw = PathDraw(alpha, beta, [2, 3, 4, 5], topology, tau, rng)
+        backend.sample_paths_bwd(draw, *backend.sample_paths_fwd(draw, 7))
     names = {*vars(mixed_sum), *vars(mixed_norm_sum), *vars(sample_paths)}
     return [name for name in names if name.endswith("_kernel")], launches
 

@@ -83,7 +83,7 @@ def by_straight_through(inputs: PathInputs) -> dict[str, Tensor]:
     leaves = [t.double().requires_grad_() for t in inputs.logits]
     beta = leaves[1] if len(leaves) > 1 else None
     op, weight = reference.sample_paths(
-        leaves[0], beta, inputs.nodes, inputs.topology, inputs.tau, inputs.paths, inputs.rng
+        leaves[0], beta, inputs.nodes, inputs.topology, inputs.tau, inputs.rng, inputs.paths
     )
     found = torch.autograd.grad(weight, leaves, inputs.dweight.double(), materialize_grads=True)
     return {"op": op, "weight": weight.detach(), **dict(zip(("dalpha", "dbeta"), found))}
@@ -93,9 +93,9 @@ def by_closed_form(inputs: PathInputs) -> dict[str, Tensor]:
     """The same with the closed form of the gradients."""
     leaves = [t.double() for t in inputs.logits]
     beta = leaves[1] if len(leaves) > 1 else None
-    cell = inputs.nodes, inputs.topology, inputs.tau
-    op, weight = reference.sample_paths(leaves[0], beta, *cell, inputs.paths, inputs.rng)
-    found = reference.sample_paths_grads(inputs.dweight, op, leaves[0], beta, *cell, inputs.rng)
+    given = leaves[0], beta, inputs.nodes, inputs.topology, inputs.tau, inputs.rng
+    op, weight = reference.sample_paths(*given, inputs.paths)
+    found = reference.sample_paths_grads(*given, op, inputs.dweight)
     results = {"op": op, "weight": weight, "dalpha": found[0]}
     return results if found[1] is None else results | {"dbeta": found[1]}
 

@@ -220,8 +220,6 @@ def test_the_reference_waits_for_no_value(topology: str) -> None:
     """A fake tensor has no values: an .item() on the way would raise."""
     with FakeTensorMode():
         inputs = make_paths(topology)
-        op, weight = reference.sample_paths(
-            inputs.alpha, inputs.beta, inputs.nodes, topology, inputs.tau, 2, inputs.rng
-        )
-        reference.sample_paths_grads(weight, op, inputs.alpha, inputs.beta, inputs.nodes, topology,
-                                     inputs.tau, inputs.rng)  # fmt: skip
+        given = inputs.alpha, inputs.beta, inputs.nodes, topology, inputs.tau, inputs.rng
+        op, weight = reference.sample_paths(*given, 2)
+        reference.sample_paths_grads(*given, op, weight)

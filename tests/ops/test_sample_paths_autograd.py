@@ -89,12 +89,12 @@ def test_opcheck(backend: Target, topology: str) -> None:
     tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
     tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
     tau = torch.full((), 0.7, dtype=torch.float64, device=backend.device)
-    drawn_from = inputs.alpha, inputs.beta, tau, inputs.rng, list(inputs.nodes), topology
+    drawn_from = inputs.alpha, inputs.beta, list(inputs.nodes), topology, tau, inputs.rng
     forward = (*drawn_from, inputs.paths, backend.name)
     fwd, bwd = torch.ops.fastnas.sample_paths_fwd, torch.ops.fastnas.sample_paths_bwd
     torch.library.opcheck(fwd, forward, test_utils=tests)
     op, _ = fwd(*forward)
-    torch.library.opcheck(bwd, (inputs.dweight, op, *drawn_from, backend.name), test_utils=tests)
+    torch.library.opcheck(bwd, (*drawn_from, op, inputs.dweight, backend.name), test_utils=tests)
 
 
 def step(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends.eager import EagerBackend
+from fastnas.backends.sampling import PathDraw
 from fastnas.reference import TOPOLOGIES
 
 BOTH = ("top2", "pairs")
@@ -45,21 +46,20 @@ class UnderTest(EagerBackend):
     """The right implementation, as `mutant` spoils it."""
 
     name = "under-test"
-    fwd_names = ("alpha", "beta", "tau", "rng", "nodes", "topology", "paths")
-    bwd_names = ("dweight", "op", *fwd_names[:-1])
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
 
-    def sample_paths_fwd(self, *arguments: Any) -> Outputs:
-        a = dict(zip(self.fwd_names, arguments))
-        changed = a | self.mutant.given(SimpleNamespace(**a))
-        return self.mutant.fwd(super().sample_paths_fwd(**changed), SimpleNamespace(**a))
+    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> Outputs:
+        a = SimpleNamespace(**draw._asdict())
+        changed = draw._replace(**self.mutant.given(a))
+        return self.mutant.fwd(super().sample_paths_fwd(changed, paths), a)
 
-    def sample_paths_bwd(self, *arguments: Any) -> Outputs:
-        a = dict(zip(self.bwd_names, arguments))
-        changed = a | self.mutant.given_bwd(SimpleNamespace(**a))
-        return self.mutant.bwd(super().sample_paths_bwd(**changed), SimpleNamespace(**a))
+    def sample_paths_bwd(self, draw: PathDraw, op: Tensor, dweight: Tensor) -> Outputs:
+        a = SimpleNamespace(**draw._asdict(), op=op, dweight=dweight)
+        changed = {**vars(a), **self.mutant.given_bwd(a)}
+        given = changed.pop("op"), changed.pop("dweight")
+        return self.mutant.bwd(super().sample_paths_bwd(PathDraw(**changed), *given), a)
 
 
 def shifted(rng: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ def with_noise_of_beta_for_two(outputs: Outputs, a: SimpleNamespace) -> Outputs:
     """Nodes of two predecessors have the gradient that the formula gives for a longer node."""
     dalpha, dbeta = outputs
     padded = torch.cat([a.beta[..., :2], torch.full_like(a.beta[..., :1], -1e3)], -1)
-    three = a.dweight[..., :3].clone(), a.op[..., :3].clone()
-    three[1][..., 2] = -1
-    settings = padded, (3,), a.topology, a.tau, a.rng
-    _, noise = reference.sample_paths_grads(*three, a.alpha[..., :3, :], *settings)
+    op = a.op[..., :3].clone()
+    op[..., 2] = -1
+    draw = a.alpha[..., :3, :], padded, (3,), a.topology, a.tau, a.rng
+    _, noise = reference.sample_paths_grads(*draw, op, a.dweight[..., :3])
     return dalpha, torch.cat([noise[..., :2], dbeta[..., 2:]], -1)
 
 

@@ -67,13 +67,13 @@ def test_values_and_gradients(topology: str, tau: float) -> None:
     leaves = [t for t in (alpha, beta) if t is not None]
     rng = torch.tensor([-5, 2**61])
     A, want = spelled_out(alpha, beta, topology, tau, 6, rng)
-    op, weight = sample_paths(alpha, beta, NODES, topology, tau, 6, rng)
+    op, weight = sample_paths(alpha, beta, NODES, topology, tau, rng, 6)
     assert torch.equal(op, torch.where(A.sum(-1) > 0, A.argmax(-1), -1))
     assert torch.equal(weight, (op >= 0).double())
     torch.testing.assert_close(weight, want, rtol=0, atol=1e-15)
     dweight = torch.randn_like(weight)
     right = torch.autograd.grad(want, leaves, dweight)
-    closed = sample_paths_grads(dweight, op, alpha, beta, NODES, topology, tau, rng)
+    closed = sample_paths_grads(alpha, beta, NODES, topology, tau, rng, op, dweight)
     for exact, *others in zip(right, torch.autograd.grad(weight, leaves, dweight), closed):
         assert exact.abs().max() > 1e-3
         for other in others:
