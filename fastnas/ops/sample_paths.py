@@ -178,10 +178,11 @@ def sample_paths(
     _check_beta(alpha, beta, nodes, topology)
     if not isinstance(paths, int) or paths < 1:
         raise ValueError(f"sample_paths: paths is {paths!r}; an integer >= 1 is allowed")
-    check_noise_tensors("sample_paths", alpha.device, None, rng, (2,))
     tau = _checked_tau(tau, alpha)
     if rng is None:
         rng = draw_rng(device=alpha.device)[0]
+    else:
+        check_noise_tensors("sample_paths", alpha.device, None, rng, (2,))
     draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
     if not torch.compiler.is_compiling():
         backend = _choose(draw, backend)
