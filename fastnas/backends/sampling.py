@@ -22,6 +22,8 @@ class PathDraw(NamedTuple):
     rng: Tensor
 
     def contiguous(self) -> PathDraw:
+        if all(t is None or t.is_contiguous() for t in (self.alpha, self.beta, self.rng)):
+            return self
         beta = None if self.beta is None else self.beta.contiguous()
         return self._replace(alpha=self.alpha.contiguous(), beta=beta, rng=self.rng.contiguous())
 

@@ -108,11 +108,12 @@ class _SamplePaths(torch.autograd.Function):
         ctx.settings = nodes, topology, backend
         ctx.save_for_backward(alpha, beta, tau, rng, op)
         ctx.mark_non_differentiable(op)
+        ctx.set_materialize_grads(False)  # no zeros for op
         return op, weight
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _: Tensor, dweight: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, _: None, dweight: Tensor) -> tuple[Tensor | None, ...]:
         nodes, topology, backend = ctx.settings
         alpha, beta, tau, rng, op = ctx.saved_tensors
         draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
