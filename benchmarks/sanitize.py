@@ -19,7 +19,9 @@ from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase
 from fastnas.benchmarks.ops.mixed_norm_sum import MixedNormSumCase
 from fastnas.benchmarks.ops.mixed_sum import NOISE, MixedSumCase
 from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
+from fastnas.benchmarks.ops.sample_paths import SamplePathsCase
 from fastnas.ops import OPS
+from fastnas.reference import TOPOLOGIES
 
 ODD = (3, 5, 7, 9)
 EVEN = (2, 8, 6, 6)
@@ -49,6 +51,7 @@ def cases() -> dict[str, list[Case]]:
             ReluConvBnCase((2, 16, 7, 9), 8),
             ReluConvBnCase((2, 16, 8, 8), 16, stride=2),
         ],
+        "sample_paths": [SamplePathsCase(topology, 9) for topology in TOPOLOGIES],
     }
 
 

@@ -4,11 +4,13 @@
 #include "bind_mixed_edges.h"
 #include "bind_mixed_norm_sum.h"
 #include "bind_mixed_sum.h"
+#include "bind_sample_paths.h"
 #include "cpu/isa.h"
 #include "cpu/mixed_edges.h"
 #include "cpu/mixed_norm_sum.h"
 #include "cpu/mixed_sum.h"
 #include "cpu/relu_conv_bn.h"
+#include "cpu/sample_paths.h"
 
 namespace fastnas {
 namespace {
@@ -65,4 +67,10 @@ PYBIND11_MODULE(_C, m) {
       m, [](Conv p) { return FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_workspace)(p); },
       +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_fwd)(p); },
       +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_bwd)(p); });
+
+  using Sample = const SamplePathsParams&;
+  bind_sample_paths<int>(
+      m, [](SamplePathsParams& p, int threads) { p.threads = threads; },
+      +[](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_fwd)(p); },
+      +[](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_bwd)(p); });
 }

@@ -4,10 +4,12 @@
 #include "bind_mixed_edges.h"
 #include "bind_mixed_norm_sum.h"
 #include "bind_mixed_sum.h"
+#include "bind_sample_paths.h"
 #include "cuda/device.h"
 #include "cuda/mixed_edges.h"
 #include "cuda/mixed_norm_sum.h"
 #include "cuda/mixed_sum.h"
+#include "cuda/sample_paths.h"
 
 namespace fastnas {
 namespace {
@@ -44,4 +46,10 @@ PYBIND11_MODULE(FASTNAS_MODULE, m) {
   bind_mixed_edges(m, &cuda::mixed_edges_workspace,
                    RunEdges([](const MixedEdgesParams& p) { check("mixed_edges_fwd", cuda::mixed_edges_fwd(p)); }),
                    RunEdges([](const MixedEdgesParams& p) { check("mixed_edges_bwd", cuda::mixed_edges_bwd(p)); }));
+
+  using RunSample = void (*)(const SamplePathsParams&);
+  bind_sample_paths<Address>(
+      m, [](SamplePathsParams& p, Address stream) { p.stream = as_pointer<void>(stream); },
+      RunSample([](const SamplePathsParams& p) { check("sample_paths_fwd", cuda::sample_paths_fwd(p)); }),
+      RunSample([](const SamplePathsParams& p) { check("sample_paths_bwd", cuda::sample_paths_bwd(p)); }));
 }

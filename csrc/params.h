@@ -142,4 +142,31 @@ struct MixedNormSumParams {
 static_assert(std::is_trivially_copyable_v<MixedNormSumParams>);
 static_assert(sizeof(MixedNormSumParams) <= 4096 - 64);
 
+// How many edges of a node a path keeps: all, the two of largest logits, or the pair of largest logit.
+enum class Topology : int32_t { none = 0, top2 = 1, pairs = 2 };
+
+constexpr int kMaxNodes = 64;
+constexpr int kMaxRow = 128;  // logits of one softmax: operations of an edge, edges or pairs of a node
+
+struct SamplePathsParams {
+  DType dtype = DType::f32;
+  Topology topology = Topology::none;
+  int64_t paths = 0, types = 0;
+  int32_t edges = 0, ops = 0, nodes = 0, logits = 0;  // logits: of the topology, per type
+  int32_t first_edge[kMaxNodes + 1] = {};
+  int32_t first_logit[kMaxNodes + 1] = {};
+  const void* alpha = nullptr;    // [types, edges, ops]
+  const void* beta = nullptr;     // [types, logits]
+  const double* tau = nullptr;
+  const int64_t* rng = nullptr;   // Philox key, offset of alpha's noise; beta's is the next
+  int64_t* op = nullptr;          // [paths, types, edges]
+  void* weight = nullptr;         // likewise
+  const void* dweight = nullptr;
+  void* dalpha = nullptr;
+  void* dbeta = nullptr;
+  int32_t threads = 1;     // CPU
+  void* stream = nullptr;  // CUDA
+};
+static_assert(std::is_trivially_copyable_v<SamplePathsParams>);
+
 }  // namespace fastnas

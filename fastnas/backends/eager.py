@@ -12,6 +12,7 @@ from fastnas import reference
 from fastnas.backends.held import Held, accumulation_dtype
 from fastnas.backends.layout import common_format, state_format
 from fastnas.backends.request import Request
+from fastnas.backends.sampling import PathDraw
 from fastnas.reference import EdgeTable
 
 
@@ -212,3 +213,15 @@ class EagerBackend:
             grads = list(torch.autograd.grad(again, wanted, dy))
         dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs_dx else []
         return dx, [g.contiguous() for g in grads]
+
+    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            op, weight = reference.sample_paths(*draw, paths)
+        return op.contiguous(), weight.contiguous()
+
+    def sample_paths_bwd(
+        self, draw: PathDraw, op: Tensor, dweight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        dalpha, dbeta = reference.sample_paths_grads(*draw, op, dweight)
+        dbeta = dalpha.new_empty(0) if dbeta is None else dbeta
+        return dalpha.contiguous(), dbeta.contiguous()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
 from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
+from fastnas.backends.sampling import FusedSampling, PathDraw
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
@@ -21,7 +22,7 @@ def load_native(module: str) -> tuple[ModuleType | None, str | None]:
         return None, f"fastnas.{module} does not import ({error}); FASTNAS_BUILD governs the build"
 
 
-class NativeBackend(NativeEdges, FusedBackend):
+class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
     """A backend whose kernels take addresses; subclasses say what to launch them with."""
 
     def __init__(self, module: ModuleType | None, missing: str | None) -> None:
@@ -135,6 +136,18 @@ class NativeBackend(NativeEdges, FusedBackend):
             dw.data_ptr() if dw.numel() else 0,
             self.launch_argument(dy),
         )
+
+    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
+        taken = (t.data_ptr() for t in (op, weight))
+        launch = self.launch_argument(op)
+        self.call("sample_paths_fwd", op, *draw.addresses(len(op)), *taken, launch)
+
+    def launch_sample_paths_bwd(
+        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
+    ) -> None:
+        taken = (t.data_ptr() for t in (op, dweight, dalpha, dbeta))
+        launch = self.launch_argument(op)
+        self.call("sample_paths_bwd", op, *draw.addresses(len(op)), *taken, launch)
 
     def _norm(self, norm: Norm, partial: Tensor) -> Any:
         rows = itertools.count()

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fastnas.backends.fused import MixedSumNoise, Norm
 from fastnas.backends.relu_conv_bn import MatmulReluConvBn
+from fastnas.backends.sampling import FusedSampling, PathDraw
 
 
-class TritonBackend(MatmulReluConvBn):
+class TritonBackend(FusedSampling, MatmulReluConvBn):
     name = "triton"
 
     @staticmethod
@@ -85,3 +86,11 @@ class TritonBackend(MatmulReluConvBn):
         partial: Tensor,
     ) -> None:
         self.kernels("mixed_norm_sum").backward(dy, z, w, dz, dw, norm, noise, partial)
+
+    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
+        self.kernels("sample_paths").forward(*draw, op, weight)
+
+    def launch_sample_paths_bwd(
+        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
+    ) -> None:
+        self.kernels("sample_paths").backward(*draw, op, dweight, dalpha, dbeta)

@@ -9,6 +9,7 @@ from fastnas.backends import OpInfo
 _GPU = (torch.float32, torch.bfloat16, torch.float16)
 _CELL = (torch.float32, torch.bfloat16, torch.float64)
 _GPU_CELL = (torch.float32, torch.bfloat16)
+_LOGITS = (torch.float32, torch.float64)
 
 OPS: dict[str, OpInfo] = {
     "mixed_sum": OpInfo(
@@ -47,6 +48,13 @@ OPS: dict[str, OpInfo] = {
         summary="BN(W relu(x)) with 1x1 kernels: the preprocessing of a DARTS cell",
         dtypes={"eager": _CELL, "cpu": _CELL, "cuda": _GPU_CELL, "triton": _GPU_CELL},
         max_terms=1,
+        absent={},
+    ),
+    "sample_paths": OpInfo(
+        stem="sample_paths",
+        summary="paths through a cell: operations and edges by Gumbel noise, straight-through",
+        dtypes=dict.fromkeys(("eager", "cpu", "cuda", "triton"), _LOGITS),
+        max_terms=128,
         absent={},
     ),
 }

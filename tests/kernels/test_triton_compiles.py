@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,9 @@ def test_kernels_compile(architecture: int, kept_folder: Callable[[str], Path]) 
     for launch in launches:
         assert launch["target"].startswith(f"sm_{architecture}"), launch
         assert launch["binary_bytes"] > 0
+        if launch["kernel"] == "sample_paths_fwd_kernel":  # the others have exp, made of it
+            assert "mul.rn.f64" in launch["arithmetic"]
+            assert "fma.rn.f64" not in launch["arithmetic"], "other paths than on other backends"
 
 
 def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any]]]:
@@ -48,8 +52,9 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
+    from fastnas.backends.sampling import PathDraw
     from fastnas.backends.triton import TritonBackend
-    from fastnas.kernels import mixed_norm_sum, mixed_sum
+    from fastnas.kernels import mixed_norm_sum, mixed_sum, sample_paths
 
     driver.set_active(
         SimpleNamespace(
@@ -63,10 +68,15 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
         compiled = run(self, *args, grid=grid, warmup=True, **kwargs)
-        target = next(t for t in compiled.asm["ptx"].splitlines() if t.startswith(".target"))
-        binary = len(compiled.asm["cubin"])
+        ptx = compiled.asm["ptx"]
+        target = next(t for t in ptx.splitlines() if t.startswith(".target"))
         launches.append(
-            {"kernel": self.__name__, "target": target.split()[1], "binary_bytes": binary}
+            {
+                "kernel": self.__name__,
+                "target": target.split()[1],
+                "binary_bytes": len(compiled.asm["cubin"]),
+                "arithmetic": sorted(set(re.findall(r"(?:mul|add|fma)[.a-z]*\.f64", ptx))),
+            }
         )
         return compiled
 
@@ -90,7 +100,17 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         backend.mixed_norm_sum_bwd(
             y, z, call[1], normed, mean, var, 1e-5, training, *call[2:], std, [True] * 3, needs_dw
         )
-    names = {*vars(mixed_sum), *vars(mixed_norm_sum)}
+    tau, rng = torch.ones((), dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    for dtype, topology, logits in (
+        (torch.float32, "none", 0),
+        (torch.float32, "top2", 14),
+        (torch.float64, "pairs", 20),
+    ):
+        beta = torch.zeros(2, logits, dtype=dtype) if logits else None
+        alpha = torch.zeros(2, 14, 7, dtype=dtype)
+        draw = PathDraw(alpha, beta, [2, 3, 4, 5], topology, tau, rng)
+        backend.sample_paths_bwd(draw, *backend.sample_paths_fwd(draw, 7))
+    names = {*vars(mixed_sum), *vars(mixed_norm_sum), *vars(sample_paths)}
     return [name for name in names if name.endswith("_kernel")], launches
 
 

@@ -1,0 +1,154 @@
+"""sample_paths and autograd: which gradients, what is saved, opcheck, torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from path_cases import DARTS, PathInputs, draw, make_paths, run
+from targets import Target
+from torch import Tensor
+
+from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.reference import TOPOLOGIES
+
+OP = "sample_paths"
+EVERY_TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES)
+# Interpreted kernels are slow, and tracing is the same for every backend.
+pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")
+
+
+def small(backend: Target, topology: str) -> PathInputs:
+    return make_paths(topology, (2, 3), 3, (2,), 2, torch.float32).to(backend.device)
+
+
+@pytest.mark.parametrize("alpha_needs", [True, False])
+@pytest.mark.parametrize("beta_needs", [True, False])
+def test_every_subset_of_gradients(backend: Target, alpha_needs: bool, beta_needs: bool) -> None:
+    inputs = small(backend, "top2")
+    assert inputs.beta is not None
+    every = run(inputs, backend.name)
+    inputs.alpha.requires_grad_(alpha_needs)
+    inputs.beta.requires_grad_(beta_needs)
+    sample = draw(inputs, backend.name)
+    assert not sample.op.requires_grad
+    assert sample.weight.requires_grad == (alpha_needs or beta_needs)
+    if not sample.weight.requires_grad:
+        assert sample.weight.grad_fn is None
+        return
+    sample.weight.backward(inputs.dweight)
+    for name, leaf, needed in (("dalpha", inputs.alpha, alpha_needs),
+                               ("dbeta", inputs.beta, beta_needs)):  # fmt: skip
+        assert (leaf.grad is not None) == needed
+        if leaf.grad is not None:
+            assert torch.equal(leaf.grad.cpu(), every[name])
+
+
+@EVERY_TOPOLOGY
+def test_what_is_saved_is_tiny(backend: Target, topology: str) -> None:
+    """The logits themselves, op, and of temperature and noise 24 bytes."""
+    inputs = small(backend, topology)
+    for leaf in inputs.logits:
+        leaf.requires_grad_()
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        sample = draw(inputs, backend.name)
+    kept_at = {t.data_ptr() for t in (*inputs.logits, sample.op)}
+    others = [t for t in saved if t.data_ptr() not in kept_at]
+    assert sum(t.nbytes for t in others) == 24
+
+
+def test_double_backward_says_that_there_is_none(backend: Target) -> None:
+    inputs = small(backend, "none")
+    alpha = inputs.alpha.requires_grad_()
+    weight = draw(inputs, backend.name).weight
+    (dalpha,) = torch.autograd.grad(weight.square().sum(), alpha, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dalpha.sum().backward()
+
+
+def test_gradients_accumulate(backend: Target) -> None:
+    inputs = small(backend, "pairs")
+    once = run(inputs, backend.name)
+    inputs.alpha.requires_grad_()
+    for _ in range(2):
+        draw(inputs, backend.name).weight.backward(inputs.dweight)
+    assert inputs.alpha.grad is not None
+    torch.testing.assert_close(inputs.alpha.grad.cpu(), 2 * once["dalpha"])
+
+
+@EVERY_TOPOLOGY
+def test_opcheck(backend: Target, topology: str) -> None:
+    inputs = small(backend, topology)
+    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
+    tau = torch.full((), 0.7, dtype=torch.float64, device=backend.device)
+    drawn_from = inputs.alpha, inputs.beta, list(inputs.nodes), topology, tau, inputs.rng
+    forward = (*drawn_from, inputs.paths, backend.name)
+    fwd, bwd = torch.ops.fastnas.sample_paths_fwd, torch.ops.fastnas.sample_paths_bwd
+    torch.library.opcheck(fwd, forward, test_utils=tests)
+    op, _ = fwd(*forward)
+    torch.library.opcheck(bwd, (*drawn_from, op, inputs.dweight, backend.name), test_utils=tests)
+
+
+def step(
+    topology: str, backend: str | None
+) -> Callable[[Tensor, Tensor | None, Tensor, Tensor | None], PathSample]:
+    def f(alpha: Tensor, beta: Tensor | None, tau: Tensor, rng: Tensor | None) -> PathSample:
+        sample = sample_paths(alpha * 2, beta, nodes=DARTS, tau=tau, topology=topology, paths=2,
+                              rng=rng, backend=backend)  # fmt: skip
+        return PathSample(sample.op + 1, sample.weight.square())
+
+    return f
+
+
+def results(
+    f: Callable[..., PathSample], inputs: PathInputs, rng: Tensor | None
+) -> tuple[Tensor, ...]:
+    leaves = [t.detach().clone().requires_grad_() for t in inputs.logits]
+    tau = torch.full((), 0.7, device=inputs.alpha.device)
+    op, weight = f(leaves[0], leaves[1] if len(leaves) > 1 else None, tau, rng)
+    return op, weight.detach(), *torch.autograd.grad(weight, leaves, inputs.dweight)
+
+
+@EVERY_TOPOLOGY
+def test_compiles_to_a_full_graph(backend: Target, topology: str) -> None:
+    torch._dynamo.reset()
+    inputs = make_paths(topology, dtype=torch.float32).to(backend.device)
+    f = step(topology, backend.name)
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    got, want = results(compiled, inputs, inputs.rng), results(f, inputs, inputs.rng)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.backends("cpu", "cuda")
+def test_compiled_paths_without_a_stream_are_fresh_every_time(backend: Target) -> None:
+    torch._dynamo.reset()
+    inputs = make_paths("top2", dtype=torch.float32).to(backend.device)
+    compiled = torch.compile(step("top2", backend.name), fullgraph=True, backend="aot_eager")
+
+    def seeded(seed: int) -> list[Tensor]:
+        torch.manual_seed(seed)
+        return [results(compiled, inputs, None)[0] for _ in range(2)]
+
+    first, second = seeded(1)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, seeded(1)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.backends("cpu", "cuda")
+def test_compiles_with_inductor(backend: Target) -> None:
+    torch._dynamo.reset()
+    inputs = make_paths("pairs", dtype=torch.float32).to(backend.device)
+    rng = draw_rng(device=torch.device(backend.device))[0]
+    f = step("pairs", backend.name)
+    got = results(torch.compile(f, fullgraph=True), inputs, rng)
+    for a, b in zip(got, results(f, inputs, rng)):
+        torch.testing.assert_close(a, b)
