@@ -14,17 +14,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastnas.backends import BACKENDS, MEMORY, Held, accumulation_dtype
+from fastnas.backends import BACKENDS, Held, accumulation_dtype
 from fastnas.backends.layout import state_format
-from fastnas.ops.checks import (
-    check_image,
-    check_noise_tensors,
-    check_running,
-    check_same,
-    check_statistics,
-    check_tensor,
-)
 from fastnas.ops.dispatch import choose_backend, is_plain_call
+from fastnas.ops.edge_checks import check_call, check_choice, check_params
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.reference import EdgeTable, SkipNoise
@@ -184,6 +177,7 @@ def mixed_edges(
     params: Sequence[Tensor],
     table: EdgeTable,
     *,
+    choice: Tensor | None = None,
     running: Sequence[Running] | None = None,
     momentum: float = 0.1,
     training: bool = True,
@@ -204,11 +198,20 @@ def mixed_edges(
     Where channels of u nearly cancel in a row of W, var(W u) is as exact as cov(u) lets it be: its
     relative error is about eps sum_ij |W_i S_ij W_j| / var, S = cov(u) in float32 (float64).
 
+    With `choice` each edge runs the one candidate that was sampled for it:
+    y_j = sum_{e into j, k_e >= 0} w_e o_{k_e}(x_e). What is not sampled is not computed: its
+    parameters get no gradient (None), its running statistics stand still. Several paths share
+    one call and nothing else: they give what a call for each, one after the other, gives.
+
     Args:
         x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64.
-        w: [edges, candidates] mixing weights, floating point; may be wider than x.
+            Of several paths [paths N, C, H, W], path by path.
+        w: [edges, candidates] mixing weights, floating point; may be wider than x. With `choice`
+            of its shape, the weight of the chosen candidate.
         params: of all terms, in their order (`EdgeTerm`), of the dtype of x.
         table: the edges (`EdgeTable`).
+        choice: int64 [edges] or [paths, edges] on the device of x: the column of the candidate
+            that an edge runs, -1: the edge is not there. A node that nothing enters is zeros.
         running: (mean, variance) of each batch norm in the order of the terms: updated in
             training, used outside of it.
         momentum: of the running statistics.
@@ -216,23 +219,28 @@ def mixed_edges(
         eps: added to every variance.
         noise: on every skip (`SkipNoise`); None draws none.
         level: float64 [2] (`SkipNoise.level`); by default amplitude 1.
-        rng: int64 [nodes, 2], Philox key and offset; the j-th skip into a node adds j. By default
-            drawn from torch's generator.
+        rng: int64 [nodes, 2] (of several paths [paths, nodes, 2]), Philox key and offset; the j-th
+            skip into a node adds j. By default drawn from torch's generator.
         memory: what is held for backward besides the states: "fast" the input of every second
             half and the last depthwise output of the 5x5 kernels, "lean" the former, "minimal"
             neither.
         backend: see `mixed_sum`.
 
     Returns:
-        [N, nodes C, H', W'], the nodes one after the other: channels last in memory on the CPU,
-        NCHW on a GPU.
+        [N, nodes C, H', W'] (or [paths N, ...]), the nodes one after the other: channels last in
+        memory on the CPU, NCHW on a GPU.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.
         BackendError: the explicit backend cannot run this.
     """
     x, params = list(x), list(params)
-    _check(x, w, params, table, running, training, eps, noise, level, rng, memory)
+    if choice is not None:
+        rows = check_choice(x, w, params, table, choice, running, rng)
+        settings = {"momentum": momentum, "training": training, "eps": eps, "noise": noise,
+                    "level": level, "memory": memory, "backend": backend}  # fmt: skip
+        return _along_paths(x, w, params, table, rows, running, rng, settings)
+    check_call(x, w, params, table, running, training, eps, noise, level, rng, memory)
     form = "none"
     if noise is not None and table.skips and training:
         form = noise.form
@@ -259,84 +267,35 @@ def mixed_edges(
     return out
 
 
-def _check(
+def _along_paths(
     x: list[Tensor],
     w: Tensor,
     params: list[Tensor],
     table: EdgeTable,
+    rows: list[list[int]],
     running: Sequence[Running] | None,
-    training: bool,
-    eps: float,
-    noise: SkipNoise | None,
-    level: Tensor | None,
     rng: Tensor | None,
-    memory: str,
-) -> None:
-    op = "mixed_edges"
-    if memory not in MEMORY:
-        raise ValueError(f"{op}: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
-    if not isinstance(table, EdgeTable):
-        raise TypeError(f"{op}: table is a {type(table).__name__}; an EdgeTable is needed")
-    if len(x) != table.inputs:
-        raise ValueError(f"{op}: x has {len(x)} states; the table needs {table.inputs}")
-    for i, state in enumerate(x):
-        check_image(op, f"x[{i}]", state)
-        check_same(op, f"x[{i}]", state, x[0])
-        if state.shape[:2] != x[0].shape[:2]:
-            raise ValueError(
-                f"{op}: x[{i}] has shape {list(state.shape)}, x[0] {list(x[0].shape)}; N and C"
-                " must be the same"
+    settings: dict[str, Any],
+) -> Tensor:
+    """A call of `mixed_edges` for each path, with the table, parameters and norms of that path."""
+    groups = zip(*(state.chunk(len(rows)) for state in x))
+    weights = w.reshape(len(rows), -1).unbind()
+    streams = [None] * len(rows) if rng is None else rng.reshape(len(rows), -1, 2).unbind()
+    out = []
+    for row, states, own, stream in zip(rows, groups, weights, streams):
+        path = table.path(row)
+        sampled = [params[i] for i in path.params]
+        check_params(x[0], sampled, path.table, path.params)
+        out.append(
+            mixed_edges(
+                # What no edge leaves gets no gradient, as in eager.
+                [t if i in path.inputs else t.detach() for i, t in enumerate(states)],
+                own[list(path.edges), None],
+                sampled,
+                path.table,
+                running=None if running is None else [running[i] for i in path.norms],
+                rng=stream,
+                **settings,
             )
-    if not isinstance(w, Tensor) or not w.is_floating_point():
-        raise TypeError(f"{op}: w is a {getattr(w, 'dtype', type(w).__name__)}; floating point is"
-                        " needed")  # fmt: skip
-    if w.shape != (len(table.edges), table.candidates):
-        raise ValueError(
-            f"{op}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
-            " needed, edges by candidates"
         )
-    if w.device != x[0].device:
-        raise ValueError(f"{op}: w is on {w.device}, x on {x[0].device}")
-    _check_sizes(x, table)
-    _check_params(x[0], params, table)
-    if running is not None and len(running) != table.norms:
-        raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
-    N, C, rows, cols = table.node_size([t.shape for t in x])
-    check_running(op, running or (), C, training)
-    has_running = running is not None or table.norms == 0
-    # A table without batch norms has no statistics that one value could spoil.
-    values = N * rows * cols if table.norms else 2
-    check_statistics(op, training, has_running, values, eps, x[0], [*x, w, *params])
-    check_noise_tensors(op, w.device, level, rng, rng_shape=(table.nodes, 2))
-    if noise is None and (level is not None or rng is not None):
-        raise ValueError(f"{op}: level or rng is given, but noise is None")
-
-
-def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
-    size = table.node_size([t.shape for t in x])
-    for e, edge in enumerate(table.edges):
-        if edge.source >= table.inputs:
-            continue
-        source = x[edge.source]
-        here = (*source.shape[:2], *(-(-s // edge.stride) for s in source.shape[2:]))
-        if here != size:
-            raise ValueError(
-                f"mixed_edges: edge {e} gives {list(here)} from x[{edge.source}] at stride"
-                f" {edge.stride}, edge 0 gives {list(size)}; all nodes need one size"
-            )
-
-
-def _check_params(x: Tensor, params: list[Tensor], table: EdgeTable) -> None:
-    C = x.shape[1]
-    if C % 2 and any(term.op == "reduce_skip" for _, term in table.terms):
-        raise ValueError(f"mixed_edges: a reduce_skip of {C} channels; an even number is needed")
-    shapes = table.param_shapes(C)
-    if len(params) != len(shapes):
-        raise ValueError(f"mixed_edges: params has {len(params)} tensors; {len(shapes)} are needed")
-    for i, (p, shape) in enumerate(zip(params, shapes)):
-        check_tensor("mixed_edges", f"params[{i}]", p)
-        if tuple(p.shape) != shape:
-            raise ValueError(
-                f"mixed_edges: params[{i}] has shape {list(p.shape)}; {list(shape)} is needed"
-            )
-        check_same("mixed_edges", f"params[{i}]", p, x)
+    return out[0] if len(out) == 1 else torch.cat(out)

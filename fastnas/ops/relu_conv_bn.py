@@ -8,6 +8,7 @@ backends/eager.py        -> reference/relu_conv_bn.py
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -125,6 +126,7 @@ def relu_conv_bn(
     momentum: float = 0.1,
     training: bool = True,
     eps: float = 1e-5,
+    paths: int = 1,
     backend: str | None = None,
 ) -> Tensor:
     """y = BN(W relu(x)) with 1x1 kernels and no scale or shift: the preprocessing of a DARTS cell.
@@ -141,6 +143,8 @@ def relu_conv_bn(
         momentum: of the running statistics.
         training: whether the statistics are the batch's. Outside of it there is no gradient.
         eps: added to the variance.
+        paths: groups of images, one after the other in x, with statistics of their own; the
+            running ones move group by group, as in a call for each.
         backend: see `mixed_sum`.
 
     Returns:
@@ -151,7 +155,13 @@ def relu_conv_bn(
         BackendError: the explicit backend cannot run this.
     """
     params = list(params)
-    _check(x, params, running, training, eps)
+    _check(x, params, running, training, eps, paths)
+    if paths > 1:
+        alone = partial(
+            relu_conv_bn, params=params, running=running, momentum=momentum, training=training,
+            eps=eps, backend=backend,
+        )  # fmt: skip
+        return torch.cat([alone(group) for group in x.chunk(paths)])
     if not torch.compiler.is_compiling():
         backend = choose_backend("relu_conv_bn", x, backend)
     given = None
@@ -164,10 +174,19 @@ def relu_conv_bn(
 
 
 def _check(
-    x: Tensor, params: list[Tensor], running: Running | None, training: bool, eps: float
+    x: Tensor,
+    params: list[Tensor],
+    running: Running | None,
+    training: bool,
+    eps: float,
+    paths: int,
 ) -> None:
     op = "relu_conv_bn"
     check_image(op, "x", x)
+    if not isinstance(paths, int) or paths < 1 or x.shape[0] % paths:
+        raise ValueError(
+            f"{op}: paths is {paths}; a divisor of the {x.shape[0]} images of x is needed"
+        )
     if len(params) not in (1, 2):
         raise ValueError(f"{op}: params has {len(params)} tensors; 1, or 2 at stride 2, are needed")
     for i, p in enumerate(params):
@@ -179,7 +198,7 @@ def _check(
             )
         check_same(op, f"params[{i}]", p, x)
     stride = len(params)
-    values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
+    values = x.shape[0] // paths * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if running is not None:
         check_running(op, [running], sum(p.shape[0] for p in params), training)
     check_statistics(op, training, running is not None, values, eps, x, params)

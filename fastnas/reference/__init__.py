@@ -1,6 +1,6 @@
 """The specification: eager torch, slow, fp64-safe. Imports only fastnas.spaces."""
 
-from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
+from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm, Path
 from fastnas.reference.mixed_edges import mixed_edges
 from fastnas.reference.mixed_norm_sum import (
     batch_norms,
@@ -25,6 +25,7 @@ __all__ = [
     "EdgeTable",
     "EdgeTerm",
     "MixedOp",
+    "Path",
     "SearchNetwork",
     "SkipNoise",
     "Weights",

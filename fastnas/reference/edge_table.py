@@ -51,6 +51,19 @@ class Edge(NamedTuple):
     terms: tuple[EdgeTerm, ...]
 
 
+class Path(NamedTuple):
+    """What is left of a table where each edge runs one candidate, or is not there."""
+
+    table: EdgeTable
+    """Its mixing weights have one column."""
+    edges: tuple[int, ...]
+    """Index of each of its edges in the table it comes from; so for the following."""
+    params: tuple[int, ...]
+    norms: tuple[int, ...]
+    inputs: frozenset[int]
+    """Inputs that an edge of the path leaves, also one whose candidate has no term."""
+
+
 @dataclass(frozen=True)
 class EdgeTable:
     """All edges of a cell, in the order in which nodes can be summed.
@@ -128,6 +141,17 @@ class EdgeTable:
                 shapes += half * _HALVES.get(term.op, 0)
         return shapes
 
+    def path(self, choice: Sequence[int]) -> Path:
+        """The edges with the one candidate that each runs.
+
+        Args:
+            choice: of every edge the column of its mixing weight, -1: the edge is not there. A
+                column that no term has is a candidate that adds nothing (`none`).
+
+        A node that nothing enters keeps one edge without terms: it is zeros.
+        """
+        return _path(self, tuple(choice))
+
     def _count(self, of: dict[str, int]) -> int:
         return sum(of.get(term.op, 0) for _, term in self.terms)
 
@@ -185,3 +209,40 @@ def _decode(code: tuple[int, ...]) -> EdgeTable:
             terms.append(EdgeTerm(EDGE_OPS[op], weight, size, dilation))
         edges.append(Edge(source, target, stride, tuple(terms)))
     return EdgeTable(inputs, nodes, candidates, tuple(edges))
+
+
+# A step runs one choice in all cells of a type, forward and backward.
+@lru_cache(maxsize=64)
+def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
+    if len(choice) != len(table.edges):
+        raise ValueError(f"choice has {len(choice)} edges; the table has {len(table.edges)}")
+    empty = set(range(table.nodes))
+    edges: list[Edge] = []
+    kept: list[int] = []
+    params: list[int] = []
+    norms: list[int] = []
+    spare: dict[int, tuple[int, Edge]] = {}
+    param = norm = 0
+    for e, (edge, chosen) in enumerate(zip(table.edges, choice)):
+        spare.setdefault(edge.target, (e, edge))
+        for term in edge.terms:
+            if term.weight == chosen:
+                edges.append(edge._replace(terms=(term._replace(weight=0),)))
+                kept.append(e)
+                params += range(param, param + term.params)
+                norms += range(norm, norm + term.norms)
+                empty.discard(edge.target)
+            param, norm = param + term.params, norm + term.norms
+    for node in sorted(empty):
+        e, edge = spare[node]
+        place = sum(other.target < node for other in edges)
+        edges.insert(place, edge._replace(terms=()))
+        kept.insert(place, e)
+    inputs = {e.source for e, chosen in zip(table.edges, choice) if chosen >= 0}
+    return Path(
+        EdgeTable(table.inputs, table.nodes, 1, tuple(edges)),
+        tuple(kept),
+        tuple(params),
+        tuple(norms),
+        frozenset(s for s in inputs if s < table.inputs),
+    )

@@ -480,3 +480,31 @@ def test_drawn_shapes(
     inputs = make(stride, size, (channels[0], 2 * channels[1]), N, layout=layout,
                   dy_layout=dy_layout, seed=seed)  # fmt: skip
     check(inputs, "cpu", data.draw(st.sets(st.sampled_from(sorted(inputs.leaves)))))
+
+
+@pytest.mark.backends("eager", "cpu", "cuda-host", "cuda", "triton")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_paths_are_calls_one_after_the_other(backend: Target, stride: int) -> None:
+    dtype, device = backend.widest("relu_conv_bn"), backend.device
+    x = torch.randn(6, 6, 4, 5, dtype=dtype, device=device)
+    params = [torch.randn(4 // stride, 6, 1, 1, dtype=dtype, device=device) for _ in range(stride)]
+    results = []
+    for apart in (False, True):
+        running = (torch.zeros(4, device=device), torch.ones(4, device=device))
+        leaves = [t.clone().requires_grad_() for t in (x, *params)]
+        settings = {"running": running, "momentum": 0.3, "backend": backend.name}
+        if apart:
+            groups = leaves[0].chunk(3)
+            y = torch.cat([relu_conv_bn(g, leaves[1:], **settings) for g in groups])
+        else:
+            y = relu_conv_bn(leaves[0], leaves[1:], paths=3, **settings)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=dtype, device=device).view(y.shape))
+        results.append([y.detach(), *running, *(t.grad for t in leaves)])
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("paths", [0, 4, 1.5])
+def test_paths_divide_the_images(paths: object) -> None:
+    x, p = torch.ones(6, 2, 2, 2), torch.ones(2, 2, 1, 1)
+    with pytest.raises(ValueError, match=f"paths is {paths}; a divisor of the 6 images"):
+        relu_conv_bn(x, [p], paths=paths)
