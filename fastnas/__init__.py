@@ -4,11 +4,12 @@ from fastnas._version import __version__
 from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError, use_backend
 from fastnas.nn import accelerate, decelerate
-from fastnas.ops import mixed_edges, mixed_norm_sum, mixed_sum
+from fastnas.ops import PathSample, mixed_edges, mixed_norm_sum, mixed_sum, sample_paths
 from fastnas.reference import SkipNoise
 
 __all__ = [
     "BackendError",
+    "PathSample",
     "SkipNoise",
     "__version__",
     "accelerate",
@@ -17,5 +18,6 @@ __all__ = [
     "mixed_edges",
     "mixed_norm_sum",
     "mixed_sum",
+    "sample_paths",
     "use_backend",
 ]

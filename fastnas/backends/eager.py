@@ -212,3 +212,32 @@ class EagerBackend:
             grads = list(torch.autograd.grad(again, wanted, dy))
         dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs_dx else []
         return dx, [g.contiguous() for g in grads]
+
+    def sample_paths_fwd(
+        self,
+        alpha: Tensor,
+        beta: Tensor | None,
+        tau: Tensor,
+        rng: Tensor,
+        nodes: list[int],
+        topology: str,
+        paths: int,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            return reference.sample_paths(alpha, beta, nodes, topology, tau, paths, rng)
+
+    def sample_paths_bwd(
+        self,
+        dweight: Tensor,
+        op: Tensor,
+        alpha: Tensor,
+        beta: Tensor | None,
+        tau: Tensor,
+        rng: Tensor,
+        nodes: list[int],
+        topology: str,
+    ) -> tuple[Tensor, Tensor]:
+        dalpha, dbeta = reference.sample_paths_grads(
+            dweight, op, alpha, beta, nodes, topology, tau, rng
+        )
+        return dalpha, alpha.new_empty(0) if dbeta is None else dbeta

@@ -5,11 +5,13 @@ from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_norm_sum import mixed_norm_sum
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
 from fastnas.ops.relu_conv_bn import relu_conv_bn
+from fastnas.ops.sample_paths import PathSample, sample_paths
 from fastnas.ops.table import OPS
 from fastnas.ops.transfer import staged, to_device
 
 __all__ = [
     "OPS",
+    "PathSample",
     "choose_backend",
     "draw_rng",
     "has_kernel",
@@ -17,6 +19,7 @@ __all__ = [
     "mixed_norm_sum",
     "mixed_sum",
     "relu_conv_bn",
+    "sample_paths",
     "staged",
     "to_device",
 ]

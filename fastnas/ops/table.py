@@ -49,4 +49,11 @@ OPS: dict[str, OpInfo] = {
         max_terms=1,
         absent={},
     ),
+    "sample_paths": OpInfo(
+        stem="sample_paths",
+        summary="paths through a cell: operations and edges by Gumbel noise, straight-through",
+        dtypes={"eager": (torch.float32, torch.float64)},
+        max_terms=128,
+        absent={},
+    ),
 }

@@ -15,11 +15,18 @@ from fastnas.reference.mixed_sum import (
     weighted_sum,
 )
 from fastnas.reference.relu_conv_bn import relu_conv_bn
+from fastnas.reference.sample_paths import (
+    TOPOLOGIES,
+    logits_per_node,
+    sample_paths,
+    sample_paths_grads,
+)
 from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork, Weights, search_step
 from fastnas.reference.skip_noise import SkipNoise, cosine_decay, skip_noise
 
 __all__ = [
     "EDGE_OPS",
+    "TOPOLOGIES",
     "Cell",
     "Edge",
     "EdgeTable",
@@ -31,12 +38,15 @@ __all__ = [
     "Weights",
     "batch_norms",
     "cosine_decay",
+    "logits_per_node",
     "mixed_edges",
     "mixed_norm_sum",
     "mixed_norm_sum_grads",
     "mixed_sum",
     "mixed_sum_grads",
     "relu_conv_bn",
+    "sample_paths",
+    "sample_paths_grads",
     "search_step",
     "skip_noise",
     "standard_deviations",

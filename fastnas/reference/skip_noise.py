@@ -97,8 +97,12 @@ def skip_noise(x: Tensor, noise: SkipNoise, amplitude: float = 1.0) -> Tensor:
     return apply_draw(x, d, noise.form)
 
 
-def philox_words(key: int, offset: int, quads: int, device: torch.device | None = None) -> Tensor:
+def philox_words(
+    key: int | Tensor, offset: int | Tensor, quads: int, device: torch.device | None = None
+) -> Tensor:
     """Philox4x32-10 (Salmon et al., SC'11): words of the counters (q, offset), q = 0 .. quads - 1.
+
+    key and offset may be 0-d int64 tensors on the device: then nothing waits for it.
 
     Returns:
         int64 [quads, 4], each word in 0 .. 2^32 - 1. Element i of a term takes word i % 4 of
@@ -114,8 +118,9 @@ def philox_words(key: int, offset: int, quads: int, device: torch.device | None 
     c0 = torch.arange(quads, dtype=torch.int64, device=device)
     c1 = (c0 >> 32) & low
     c0 = c0 & low
-    c2 = torch.full_like(c0, offset & low)
-    c3 = torch.full_like(c0, (offset >> 32) & low)
+    zero = torch.zeros_like(c0)
+    c2 = zero + (offset & low)
+    c3 = zero + ((offset >> 32) & low)
     k0, k1 = key & low, (key >> 32) & low
     for _ in range(10):
         h0, l0 = high_low(0xD2511F53, c0)
@@ -131,9 +136,8 @@ def philox_draw(form: str, rng: Tensor, ordinal: int, x: Tensor) -> Tensor:
     A word becomes u = ((word >> 9) + 1/2) 2^-23, exact in fp32 and never 0 or 1. Words (0, 1) and
     (2, 3) of a quad give the pairs sqrt(-2 ln u) (cos, sin)(2 pi u'). rng int64 [2].
     """
-    key, offset = (int(v) for v in rng.tolist())
     count = x.numel()
-    words = philox_words(key, offset + ordinal, (count + 3) // 4, x.device)
+    words = philox_words(rng[0], rng[1] + ordinal, (count + 3) // 4, x.device)
     u = ((words >> 9).double() + 0.5) * 2.0**-23
     if form.startswith("gaussian"):
         radius = torch.sqrt(-2 * torch.log(u[:, 0::2]))

@@ -1,0 +1,266 @@
+"""sample_paths: schema, fake, autograd, public function, checks. The kernels are two steps down:
+
+backends/cpu.py, cuda.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
+backends/triton.py       -> kernels/sample_paths.py
+backends/eager.py        -> reference/sample_paths.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastnas.backends import BACKENDS, Request, choose
+from fastnas.ops.checks import check_noise_tensors, check_tensor
+from fastnas.ops.dispatch import is_plain_call
+from fastnas.ops.mixed_sum import draw_rng
+from fastnas.ops.table import OPS
+from fastnas.reference import TOPOLOGIES, logits_per_node
+
+OP = OPS["sample_paths"]
+MAX_NODES = 64  # of a cell: their first edges travel in the kernel argument block
+
+torch.library.define(
+    "fastnas::sample_paths_fwd",
+    "(Tensor alpha, Tensor? beta, Tensor tau, Tensor rng, int[] nodes, str topology, int paths,"
+    " str? backend) -> (Tensor op, Tensor weight)",
+)
+torch.library.define(
+    "fastnas::sample_paths_bwd",
+    "(Tensor dweight, Tensor op, Tensor alpha, Tensor? beta, Tensor tau, Tensor rng, int[] nodes,"
+    " str topology, str? backend) -> (Tensor dalpha, Tensor dbeta)",
+)
+
+
+class PathSample(NamedTuple):
+    """What `sample_paths` drew."""
+
+    op: Tensor
+    """int64 [paths, ..., E]: the sampled operation of each edge; -1: not in the path."""
+    weight: Tensor
+    """[paths, ..., E]: 1 on sampled edges, 0 elsewhere; differentiable in alpha and beta."""
+
+
+def _choose(alpha: Tensor, nodes: Sequence[int], topology: str, backend: str | None) -> str:
+    longest = max(alpha.shape[-1], *logits_per_node(nodes, topology))
+    return choose(Request(OP, alpha.device.type, alpha.dtype, longest), backend)
+
+
+def _fwd(
+    alpha: Tensor,
+    beta: Tensor | None,
+    tau: Tensor,
+    rng: Tensor,
+    nodes: list[int],
+    topology: str,
+    paths: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    run: Any = BACKENDS[_choose(alpha, nodes, topology, backend)]
+    return run.sample_paths_fwd(alpha, beta, tau, rng, nodes, topology, paths)
+
+
+def _bwd(
+    dweight: Tensor,
+    op: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    tau: Tensor,
+    rng: Tensor,
+    nodes: list[int],
+    topology: str,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    run: Any = BACKENDS[_choose(alpha, nodes, topology, backend)]
+    return run.sample_paths_bwd(dweight, op, alpha, beta, tau, rng, nodes, topology)
+
+
+torch.library.impl("fastnas::sample_paths_fwd", "default", _fwd)
+torch.library.impl("fastnas::sample_paths_bwd", "default", _bwd)
+
+
+@torch.library.register_fake("fastnas::sample_paths_fwd")
+def _fwd_fake(
+    alpha: Tensor,
+    beta: Tensor | None,
+    tau: Tensor,
+    rng: Tensor,
+    nodes: list[int],
+    topology: str,
+    paths: int,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    shape = (paths, *alpha.shape[:-1])
+    return alpha.new_empty(shape, dtype=torch.int64), alpha.new_empty(shape)
+
+
+@torch.library.register_fake("fastnas::sample_paths_bwd")
+def _bwd_fake(
+    dweight: Tensor, op: Tensor, alpha: Tensor, beta: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    dbeta = alpha.new_empty(0) if beta is None else beta.new_empty(beta.shape)
+    return alpha.new_empty(alpha.shape), dbeta
+
+
+class _SamplePaths(torch.autograd.Function):
+    """Saves its inputs and op: the noise, and what it perturbed, are computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        alpha: Tensor,
+        beta: Tensor | None,
+        tau: Tensor,
+        rng: Tensor,
+        nodes: list[int],
+        topology: str,
+        paths: int,
+        backend: str | None,
+    ) -> tuple[Tensor, Tensor]:
+        fwd = _fwd if is_plain_call() else torch.ops.fastnas.sample_paths_fwd
+        op, weight = fwd(alpha, beta, tau, rng, nodes, topology, paths, backend)
+        ctx.settings = nodes, topology, backend
+        ctx.save_for_backward(op, alpha, beta, tau, rng)
+        ctx.mark_non_differentiable(op)
+        return op, weight
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, dweight: Tensor) -> tuple[Tensor | None, ...]:
+        bwd = _bwd if is_plain_call() else torch.ops.fastnas.sample_paths_bwd
+        dalpha, dbeta = bwd(dweight, *ctx.saved_tensors, *ctx.settings)
+        needs_alpha, needs_beta, *rest = ctx.needs_input_grad
+        return dalpha if needs_alpha else None, dbeta if needs_beta else None, *[None] * len(rest)
+
+
+def sample_paths(
+    alpha: Tensor,
+    beta: Tensor | None = None,
+    *,
+    nodes: Sequence[int],
+    tau: float | Tensor,
+    topology: str = "none",
+    paths: int = 1,
+    rng: Tensor | None = None,
+    backend: str | None = None,
+) -> PathSample:
+    """Independent paths through a cell, or through cells of several types, in one call.
+
+    The operation of every edge by Gumbel-softmax (ROME, ICCV 2023, eq. 2-3; GDAS), the two edges of
+    every node by Gumbel-Top2 (ROME v2, eq. 7-8) or by Gumbel-max over pairs (ROME v1, eq. 4-6), or
+    all edges (GDAS). Nothing waits for the device: indices stay on it.
+
+    The paper prints no straight-through form; ours is B_st A_st with A_st = A + At - sg(At), and
+    gradients flow through what is executed only: At and Bt of each edge kept, in v1 It of the
+    sampled pair for both its edges. Where a node has two predecessors both are kept and beta has no
+    gradient (in v1 by the formula, in v2 because it would be noise).
+
+    Which operation and which edges are drawn is decided in float64 by arithmetic that gives the
+    same bits everywhere: a seed gives the same `op` on every backend. Of equal perturbed logits the
+    lower index wins, NaN wins over numbers; where a logit that takes part is NaN or infinite such
+    that softmax is NaN, op is a valid index, and the weight and its gradient are NaN.
+
+    Args:
+        alpha: [..., E, O] operation logits, float32 or on the CPU also float64, with any leading
+            axes, such as one of cell types. Edges are numbered node by node.
+        beta: of alpha's dtype and leading axes; [..., E] for "top2", [..., P] for "pairs", where
+            each node has n(n - 1)/2 logits, of its pairs (0, 1), (0, 2), ... in that order.
+        nodes: predecessors of each node, (2, 3, 4, 5) in a DARTS cell; at least 2 unless topology
+            is "none". They sum to E.
+        tau: temperature > 0, or a 0-d floating tensor on alpha's device, which a captured graph
+            reads at replay; its value is not checked. It has no gradient.
+        topology: "none", "top2" or "pairs".
+        paths: independent samples, >= 1.
+        rng: int64 [2] Philox key and offset on the device; beta draws at offset + 1. By default
+            drawn from torch's generator.
+        backend: as in `mixed_sum`.
+
+    Returns:
+        `PathSample` of op and weight.
+
+    Raises:
+        ValueError, TypeError: naming the argument, what was given and what is allowed.
+        BackendError: the explicit backend cannot run this.
+    """
+    nodes = list(nodes)
+    _check_cell(alpha, nodes, topology)
+    _check_beta(alpha, beta, nodes, topology)
+    if not isinstance(paths, int) or paths < 1:
+        raise ValueError(f"sample_paths: paths is {paths!r}; an integer >= 1 is allowed")
+    check_noise_tensors("sample_paths", alpha.device, None, rng, (2,))
+    tau = _checked_tau(tau, alpha)
+    if rng is None:
+        rng = draw_rng(device=alpha.device)[0]
+    if not torch.compiler.is_compiling():
+        backend = _choose(alpha, nodes, topology, backend)
+    return PathSample(*_SamplePaths.apply(alpha, beta, tau, rng, nodes, topology, paths, backend))
+
+
+def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
+    check_tensor("sample_paths", "alpha", alpha)
+    if alpha.dtype not in OP.dtypes["eager"]:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in OP.dtypes["eager"])
+        raise TypeError(f"sample_paths: alpha is {alpha.dtype}; allowed: {allowed}")
+    if topology not in TOPOLOGIES:
+        raise ValueError(
+            f"sample_paths: topology is {topology!r}; allowed: {', '.join(TOPOLOGIES)}"
+        )
+    fewest = 1 if topology == "none" else 2
+    if not 1 <= len(nodes) <= MAX_NODES or any(not isinstance(n, int) or n < fewest for n in nodes):
+        raise ValueError(
+            f"sample_paths: nodes is {tuple(nodes)}; 1 to {MAX_NODES} integers >= {fewest} are"
+            f" allowed where topology is {topology!r}"
+        )
+    if alpha.dim() < 2 or alpha.shape[-2] != sum(nodes) or alpha.shape[-1] < 1:
+        raise ValueError(
+            f"sample_paths: alpha has shape {list(alpha.shape)}; [..., {sum(nodes)}, O] with O >= 1"
+            f" is needed for nodes {tuple(nodes)}"
+        )
+
+
+def _check_beta(alpha: Tensor, beta: Tensor | None, nodes: list[int], topology: str) -> None:
+    if (beta is None) != (topology == "none"):
+        given, needed = ("no", "one is") if beta is None else ("a", "none is")
+        raise ValueError(
+            f"sample_paths: {given} beta is given, but topology is {topology!r}; {needed} needed"
+        )
+    if beta is None:
+        return
+    check_tensor("sample_paths", "beta", beta)
+    if beta.dtype != alpha.dtype:
+        raise TypeError(
+            f"sample_paths: beta is {beta.dtype}, alpha is {alpha.dtype}; one dtype is needed"
+        )
+    if beta.device != alpha.device:
+        raise ValueError(f"sample_paths: beta is on {beta.device}, alpha on {alpha.device}")
+    shape = [*alpha.shape[:-2], sum(logits_per_node(nodes, topology))]
+    if list(beta.shape) != shape:
+        raise ValueError(
+            f"sample_paths: beta has shape {list(beta.shape)}; {shape} is needed for alpha"
+            f" {list(alpha.shape)}, nodes {tuple(nodes)} and topology {topology!r}"
+        )
+
+
+def _checked_tau(tau: float | Tensor, alpha: Tensor) -> Tensor:
+    """tau as float64 [] on alpha's device; a number is filled in there, no copy is waited for."""
+    if not isinstance(tau, Tensor):
+        if not isinstance(tau, int | float) or not (math.isfinite(tau) and tau > 0):
+            raise ValueError(
+                f"sample_paths: tau is {tau!r}; a finite number > 0 or a 0-d tensor is allowed"
+            )
+        return torch.full((), tau, dtype=torch.float64, device=alpha.device)
+    if tau.dim() != 0 or not tau.is_floating_point():
+        raise ValueError(
+            f"sample_paths: tau is {tau.dtype} {list(tau.shape)}; a floating point tensor [] is"
+            " needed"
+        )
+    if tau.device != alpha.device:
+        raise ValueError(f"sample_paths: tau is on {tau.device}, alpha on {alpha.device}")
+    if tau.requires_grad:
+        raise ValueError("sample_paths: tau requires a gradient; it has none here, detach it")
+    return tau.to(torch.float64)

@@ -1,0 +1,157 @@
+"""weight = B_st A_st: A_st = 1 + At - sg(At) at o* = argmax_o (alpha + g), At = softmax((log softmax(alpha) + g)/tau), B alike of beta
+dalpha = At (c - <c, At>)/tau, c = dweight at the sampled entries, 0 elsewhere; dbeta alike with Bt over a node's edges or pairs.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fastnas.reference.gumbel import gumbel_draw
+
+TOPOLOGIES = ("none", "top2", "pairs")
+
+
+def logits_per_node(nodes: Sequence[int], topology: str) -> list[int]:
+    """How many topology logits each node has: one per edge, one per pair of them, or none."""
+    count = {"none": lambda n: 0, "top2": lambda n: n, "pairs": lambda n: n * (n - 1) // 2}
+    return [count[topology](n) for n in nodes]
+
+
+def node_pairs(n: int, device: torch.device | None = None) -> Tensor:
+    """int64 [2, n(n - 1)/2], pairs of n predecessors: (0, 1), (0, 2), ..., (n - 2, n - 1)."""
+    return torch.triu_indices(n, n, 1, device=device)
+
+
+def relaxed(perturbed: Tensor, tau: Tensor | float) -> Tensor:
+    """softmax((log softmax(logits) + g)/tau) of logits + g: what the two differ by cancels."""
+    return torch.softmax(perturbed / tau, -1)
+
+
+def straight_through(soft: Tensor) -> Tensor:
+    """1 + soft - sg(soft), in the order that gives exactly 1, or NaN where soft is NaN."""
+    return 1 + (soft - soft.detach())
+
+
+def largest(perturbed: Tensor, count: int = 1) -> Tensor:
+    """Indices of the largest along the last axis, [..., count]: NaN first, then the lower index."""
+    return torch.sort(perturbed, dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def sample_paths(
+    alpha: Tensor,
+    beta: Tensor | None,
+    nodes: Sequence[int],
+    topology: str,
+    tau: Tensor | float,
+    paths: int,
+    rng: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The specification of `fastnas.ops.sample_paths`, autograd by straight-through included.
+
+    ROME (ICCV 2023): operations eq. 2-3, pairs (v1) eq. 4-6, Gumbel-Top2 (v2) eq. 7-8. Ours, where
+    the paper prints nothing: the straight-through form and that gradient flows through what is
+    executed only, as in public GDAS code. That is one entry of At for each edge kept, Bt of the
+    same edge in v2, and in v1 It of the sampled pair for both its edges.
+
+    A node of two predecessors keeps both, whatever its logits are: v1 has one pair, so its gradient
+    is 0 by the formula; in v2 that of Bt would be noise, so Bt is left out (ours).
+
+    Which are largest is decided on logits + g in float64: softmax, a temperature and what
+    log softmax subtracts do not change an order.
+
+    Args:
+        alpha: [..., E, O] operation logits, edges node by node.
+        beta: [..., E] for "top2", [..., sum n(n - 1)/2] for "pairs", None for "none".
+        nodes: predecessors of each node; they sum to E.
+        topology: "none", "top2" or "pairs".
+        tau: temperature, a number or a 0-d tensor.
+        paths: samples to draw.
+        rng: int64 [2], Philox key and offset; g of alpha at that offset, of beta at the next, the
+            element index counting path, leading axes and logit.
+
+    Returns:
+        op int64 [paths, ..., E], the sampled operation or -1, and weight, typed as alpha.
+    """
+    g = gumbel_draw(rng, 0, (paths, *alpha.shape))
+    perturbed = alpha.to(torch.float64) + g
+    op = largest(perturbed.detach())
+    weight = straight_through(relaxed(perturbed, tau).gather(-1, op)).squeeze(-1)
+    op = op.squeeze(-1)
+    if beta is None:
+        return op, weight.to(alpha.dtype)
+    g = gumbel_draw(rng, 1, (paths, *beta.shape))
+    logits = (beta.to(torch.float64) + g).split(logits_per_node(nodes, topology), -1)
+    parts = [_edges_kept(row, n, topology, tau) for row, n in zip(logits, nodes)]
+    kept, B_st = (torch.cat(part, -1) for part in zip(*parts))
+    weight = torch.where(kept, weight * B_st, 0)
+    return torch.where(kept, op, -1), weight.to(alpha.dtype)
+
+
+def _edges_kept(
+    perturbed: Tensor, n: int, topology: str, tau: Tensor | float
+) -> tuple[Tensor, Tensor]:
+    """Which two of a node's n edges are kept, bool [..., n], and B_st, valid where they are."""
+    soft = relaxed(perturbed, tau)
+    if topology == "top2":
+        edges = largest(perturbed.detach(), 2)
+        B_st = torch.ones_like(soft) if n == 2 else straight_through(soft)
+    else:
+        pair = largest(perturbed.detach())
+        edges = node_pairs(n, perturbed.device).t()[pair.squeeze(-1)]
+        B_st = straight_through(soft.gather(-1, pair)).expand(*soft.shape[:-1], n)
+    kept = torch.zeros(*soft.shape[:-1], n, dtype=torch.bool, device=soft.device)
+    return kept.scatter(-1, edges, True), B_st
+
+
+def sample_paths_grads(
+    dweight: Tensor,
+    op: Tensor,
+    alpha: Tensor,
+    beta: Tensor | None,
+    nodes: Sequence[int],
+    topology: str,
+    tau: Tensor | float,
+    rng: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """(dalpha, dbeta) from the second line at the top, summed over the paths in float64.
+
+    The Jacobian of softmax, applied to a cotangent c that is not 0 at the sampled entries only:
+    the operation of each edge kept; in "top2" both edges of a node, in "pairs" their pair, with
+    the sum of what its two edges get. A row without a sampled entry gets 0, whatever it holds.
+    """
+    kept = op >= 0
+    c = torch.where(kept, dweight.to(torch.float64), 0)
+    g = gumbel_draw(rng, 0, (op.shape[0], *alpha.shape))
+    sampled = torch.zeros_like(g).scatter(-1, op.clamp(min=0)[..., None], c[..., None])
+    d = _relaxed_grads(sampled, alpha, g, tau)
+    dalpha = torch.where(kept[..., None], d, 0).sum(0).to(alpha.dtype)
+    if beta is None:
+        return dalpha, None
+    g = gumbel_draw(rng, 1, (op.shape[0], *beta.shape))
+    rows = logits_per_node(nodes, topology)
+    given = zip(beta.split(rows, -1), g.split(rows, -1))
+    cs = _topology_cotangents(c, kept, nodes, topology)
+    parts = [_relaxed_grads(c_node, *row, tau) for c_node, row in zip(cs, given)]
+    if topology == "top2":
+        parts = [torch.zeros_like(d) if n == 2 else d for d, n in zip(parts, nodes)]
+    return dalpha, torch.cat(parts, -1).sum(0).to(beta.dtype)
+
+
+def _relaxed_grads(c: Tensor, logits: Tensor, g: Tensor, tau: Tensor | float) -> Tensor:
+    soft = relaxed(logits.to(torch.float64) + g, tau)
+    return soft * (c - (c * soft).sum(-1, keepdim=True)) / tau
+
+
+def _topology_cotangents(
+    c: Tensor, kept: Tensor, nodes: Sequence[int], topology: str
+) -> Iterator[Tensor]:
+    for c_node, is_kept in zip(c.split(list(nodes), -1), kept.split(list(nodes), -1)):
+        if topology == "top2":
+            yield c_node
+        else:
+            i, k = node_pairs(c_node.shape[-1], c.device)
+            both = is_kept[..., i] & is_kept[..., k]
+            yield torch.where(both, c_node[..., i] + c_node[..., k], 0)
