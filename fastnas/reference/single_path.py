@@ -63,7 +63,7 @@ def rome_sample(
 
 
 class SinglePathCell(Cell):
-    """x_j = sum_e h_e[k] o_k(x_e), k = choice_e; with `siblings` + sum_{o != k} h_e[o], which is 0."""
+    """x_j = sum_e h_e[k] o_k(x_e), k = choice_e; `siblings` adds sum_{o != k} h_e[o], a 0."""
 
     siblings = False
 
@@ -90,6 +90,11 @@ class SinglePathNetwork(SearchNetwork):
     """The search network on `HardWeights` of both cell types."""
 
     cell = SinglePathCell
+
+    def set_siblings(self, siblings: bool) -> None:
+        """Of all cells."""
+        for cell in self.cells:
+            cell.siblings = siblings  # type: ignore[assignment]
 
     def forward(self, x: Tensor, weights: Mapping[str, HardWeights]) -> Tensor:  # type: ignore[override]
         return super().forward(x, weights)  # type: ignore[arg-type]
