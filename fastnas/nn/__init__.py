@@ -5,6 +5,7 @@ from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
 from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.paths import Paths
 from fastnas.reference.eval_network import EvalNetwork, count_parameters
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "EvalNetwork",
     "MixedOp",
     "NoiseDraw",
+    "Paths",
     "Report",
     "SearchNetwork",
     "accelerate",

@@ -5,29 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastnas.reference.sample_paths import logits_per_node
 from fastnas.spaces import CELL_TYPES, Space
+
+EDGES = "_edges"
 
 
 class ArchParameters(nn.Module):
-    """alpha [E, K] of each cell type, shared by all cells of the type.
+    """alpha [E, K] of each cell type, shared by all its cells, and beta where edges are sampled.
 
     Apart from the network, so that its state dict is the public DARTS code's and its optimizer
     never sees a logit.
 
     Args:
         space: edges and candidates.
-        scale: alpha ~ scale N(0, 1); 1e-3 in DARTS, 0 in FairDARTS.
+        scale: alpha and beta ~ scale N(0, 1); 1e-3 in DARTS, 0 in FairDARTS.
+        topology: what beta is for: "none" (there is none), "top2" (one logit per edge, ROME v2) or
+            "pairs" (one per pair of edges into a node, ROME v1); see `sample_paths`.
     """
 
     normal: nn.Parameter
     reduce: nn.Parameter
 
-    def __init__(self, space: Space, scale: float = 1e-3) -> None:
+    def __init__(self, space: Space, scale: float = 1e-3, topology: str = "none") -> None:
         super().__init__()
+        self.nodes = tuple(range(2, 2 + space.nodes))
+        """Predecessors of each node."""
         for cell_type in CELL_TYPES:
             shape = len(space.edges), space.num_candidates(cell_type)
             self.register_parameter(cell_type, nn.Parameter(scale * torch.randn(shape)))
+        edges = sum(logits_per_node(self.nodes, topology))
+        for cell_type in CELL_TYPES if edges else ():
+            beta = nn.Parameter(scale * torch.randn(edges))
+            self.register_parameter(cell_type + EDGES, beta)
 
     def alphas(self) -> dict[str, Tensor]:
-        """Cell type to its logits."""
+        """Cell type to its logits of operations."""
         return {"normal": self.normal, "reduce": self.reduce}
+
+    def betas(self) -> dict[str, Tensor]:
+        """Cell type to its logits of edges, empty where there are none."""
+        return {
+            name.removesuffix(EDGES): beta
+            for name, beta in self.named_parameters()
+            if name.endswith(EDGES)
+        }

@@ -13,6 +13,15 @@ from fastnas.backends.layout import state_format
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp, Terms, reading_of, select
+from fastnas.nn.paths import (
+    CellWeights,
+    Paths,
+    Weights,
+    add_siblings,
+    check_paths,
+    number_of_paths,
+    stem_once,
+)
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng
 
@@ -54,34 +63,70 @@ class Cell(reference.Cell):
         parts = self.fused_parts(s1)
         return parts if isinstance(parts, str) else None
 
-    def forward(self, s0: Tensor, s1: Tensor, w: Tensor, draw: NoiseDraw | None = None) -> Tensor:
-        """s0, s1 [N, C', H', W'], w [E, K] -> [N, nodes C, H, W].
+    def forward(
+        self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
+    ) -> Tensor:
+        """s0, s1 [N, C', H', W'], w [E, K] or `Paths` -> [N, nodes C, H, W].
 
-        draw: level and the streams of the nodes, int64 [nodes, 2]; None draws them.
+        Of several paths the images are [paths N, ...], path by path, and statistics are per path.
+
+        draw: level and the streams of the nodes, int64 [nodes, 2], of several paths
+        [paths, nodes, 2]; None draws them.
         """
         edges, candidates = len(self._ops), len(cast(MixedOp, self._ops[0])._ops)
-        if w.shape != (edges, candidates):
+        if isinstance(w, Paths):
+            check_paths("Cell", w, edges)
+        elif w.shape != (edges, candidates):
             raise ValueError(
                 f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
                 " candidates"
             )
-        parts = self.fused_parts(s1)
+        paths = w.number if isinstance(w, Paths) else None
+        parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
         if not isinstance(parts, str):
             op = cast(MixedOp, self._ops[0])
             return run_cell(
                 parts, s0, s1, w, training=self.training, noise=op.noise,
-                draw=draw or self._draw(op, w.device), memory=self.memory,
+                draw=draw or self._draw(op, s1.device, paths), memory=self.memory,
             )  # fmt: skip
+        if not isinstance(w, Paths):
+            return self._by_modules(s0, s1, w, draw)
+        rows = w.rows()
+        groups = zip(s0.chunk(len(rows)), s1.chunk(len(rows)), rows)
+        out = []
+        for p, (g0, g1, (row, weight)) in enumerate(groups):
+            own = draw
+            if draw is not None and paths is not None:
+                own = NoiseDraw(draw.level, draw.rng[p])
+            out.append(self._by_modules(g0, g1, weight, own, row, w.siblings))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _by_modules(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        w: Tensor,
+        draw: NoiseDraw | None,
+        row: list[int] | None = None,
+        siblings: bool = False,
+    ) -> Tensor:
+        """Candidate by candidate; of a path, w [E], the ones in `row` alone."""
         states = [self.preprocess0(s0), self.preprocess1(s1)]
         pools: list[dict[Any, Tensor]] = [{} for _ in range(2 + self.nodes)]
         for node in range(self.nodes):
-            states.append(self._node(node, states, pools, w, draw))
+            y = self._node(node, states, pools, w, draw, row)
+            if siblings and row is not None:
+                own = self.edges_into(node)
+                y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
+            states.append(y)
         return torch.cat(states[2:], dim=1)
 
-    def _draw(self, op: MixedOp, device: torch.device) -> NoiseDraw | None:
+    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
         if op.noise is None or not self.training:
             return None
-        return NoiseDraw(op.noise.level(op.noise_amplitude, device), draw_rng(self.nodes, device))
+        rng = draw_rng(self.nodes * (paths or 1), device)
+        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
+        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
 
     def _node(
         self,
@@ -90,6 +135,7 @@ class Cell(reference.Cell):
         pools: list[dict[Any, Tensor]],
         w: Tensor,
         draw: NoiseDraw | None,
+        row: list[int] | None,
     ) -> Tensor:
         edges = self.edges_into(node)
         outputs: list[Tensor] = []
@@ -97,11 +143,20 @@ class Cell(reference.Cell):
         noisy: list[int] = []
         norms: dict[int, nn.BatchNorm2d] = {}
         for position, (e, x, shared) in enumerate(zip(edges, states, pools)):
-            terms = cast(MixedOp, self._ops[e]).terms(x, shared)
+            if row is not None and row[e] < 0:
+                continue
+            op = cast(MixedOp, self._ops[e])
+            terms = op.terms(x, shared, None if row is None else row[e])
             noisy += [len(outputs) + t for t in terms.noisy]
             norms |= {len(outputs) + t: norm for t, norm in terms.norms.items()}
-            weight_index += [position * w.shape[1] + k for k in terms.weight_index]
+            if row is None:
+                weight_index += [position * w.shape[1] + k for k in terms.weight_index]
+            else:
+                weight_index.append(position)
             outputs += terms.outputs
+        if not outputs:
+            stride = 2 if self.cell_type == "reduce" else 1
+            return torch.zeros_like(states[0][:, :, ::stride, ::stride])
         flat = w[edges.start : edges.stop].reshape(-1)
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
         node_terms = Terms(outputs, weight_index, noisy, norms)
@@ -138,39 +193,53 @@ class SearchNetwork(reference.SearchNetwork):
             if isinstance(module, Cell | MixedOp):
                 module.memory = memory
 
-    def draw(self, device: torch.device | None = None) -> NoiseDraw | None:
+    def draw(self, device: torch.device | None = None, paths: int = 1) -> NoiseDraw | None:
         """The noise of one forward pass of the whole network, None where it draws none.
 
-        Streams int64 [cells nodes, 2], drawn and copied to the device (None: left on the host) at
-        once. Giving the same draw to two passes gives them the same noise (the unrolled step needs
-        that).
+        Streams int64 [paths cells nodes, 2], drawn and copied to the device (None: left on the
+        host) at once. Giving the same draw to two passes gives them the same noise (the unrolled
+        step needs that).
         """
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
-        rng = draw_rng(len(self.cells) * self.space.nodes)
+        rng = draw_rng(paths * len(self.cells) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
-    def forward(
-        self, x: Tensor, weights: reference.Weights, draw: NoiseDraw | None = None
-    ) -> Tensor:
-        """Images [N, in_channels, H, W], weights {"normal": [E, K], "reduce": [E, K]} -> logits."""
+    def forward(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
+        """Images [N, in_channels, H, W] -> logits [N, classes].
+
+        Args:
+            weights: of both cell types: {"normal": [E, K], "reduce": [E, K]}, or `Paths`. Of
+                several the stem runs once, and the logits are [paths, N, classes]; parameters,
+                statistics and gradients are those of a pass for each, one after the other.
+            draw: of `draw`.
+        """
         self._check(x, weights)
-        draw = self.draw(x.device) if draw is None else draw
-        nodes = self.space.nodes
+        paths = number_of_paths("SearchNetwork", weights)
+        draw = self.draw(x.device, paths or 1) if draw is None else draw
         if cast(Cell, self.cells[0]).why_not_fused(x) is None:
             # Here a copy to the layout of fused cells is one of the images only.
             x = x.contiguous(memory_format=state_format(x))
-        s0 = s1 = self.stem(x)
+        s0 = s1 = stem_once(self.stem, x, paths)
         for i, cell in enumerate(self.cells):
-            own = None
-            if draw is not None:
-                own = NoiseDraw(draw.level, draw.rng[i * nodes : (i + 1) * nodes])
-            w = weights[cast(Cell, cell).cell_type]
-            s0, s1 = s1, cell(s0, s1, w, own)
-        return self.classifier(self.global_pooling(s1).flatten(1))
+            own = None if draw is None else self._draw_of(i, draw, paths)
+            s0, s1 = s1, cell(s0, s1, weights[cast(Cell, cell).cell_type], own)
+        logits = self.classifier(self.global_pooling(s1).flatten(1))
+        return logits if paths is None else logits.unflatten(0, (paths, -1))
 
-    def _check(self, x: Tensor, weights: reference.Weights) -> None:
+    def _draw_of(self, i: int, draw: NoiseDraw, paths: int | None) -> NoiseDraw:
+        """The streams of cell i."""
+        nodes, needed = self.space.nodes, (paths or 1) * len(self.cells) * self.space.nodes
+        if len(draw.rng) != needed:
+            raise ValueError(
+                f"SearchNetwork: draw has {len(draw.rng)} streams; {needed} are needed"
+            )
+        here = slice(i * nodes, (i + 1) * nodes)
+        rng = draw.rng[here] if paths is None else draw.rng.unflatten(0, (paths, -1))[:, here]
+        return NoiseDraw(draw.level, rng)
+
+    def _check(self, x: Tensor, weights: Weights) -> None:
         channels = self.stem[0].in_channels
         if x.dim() != 4 or x.shape[1] != channels:
             raise ValueError(

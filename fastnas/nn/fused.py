@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.nn.plan import Plan
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
 from fastnas.ops import OPS, choose_backend, mixed_edges, relu_conv_bn, to_device
@@ -63,7 +64,7 @@ def can_run(
 def run_edge(
     parts: MixedOpParts,
     x: Tensor,
-    w: Tensor,
+    w: CellWeights,
     *,
     training: bool,
     noise: SkipNoise | None = None,
@@ -71,17 +72,18 @@ def run_edge(
     memory: str = "lean",
     backend: str | None = None,
 ) -> Tensor:
-    """sum_k w_k o_k(x) over the recognised candidates; w [K]."""
-    rng = None if draw is None else draw.rng.reshape(1, 2)
+    """sum_k w_k o_k(x) over the recognised candidates; w [K], or `Paths` of one edge."""
+    rng = None if draw is None else draw.rng[..., None, :]
     level = None if draw is None else draw.level
-    return _run(parts.plan, [x], w[None], training, noise, level, rng, memory, backend)
+    own = w.as_edge() if isinstance(w, Paths) else w[None]
+    return _run(parts.plan, [x], own, training, noise, level, rng, memory, backend)
 
 
 def run_cell(
     parts: CellParts,
     s0: Tensor,
     s1: Tensor,
-    w: Tensor,
+    w: CellWeights,
     *,
     training: bool,
     noise: SkipNoise | None = None,
@@ -89,17 +91,31 @@ def run_cell(
     memory: str = "lean",
     backend: str | None = None,
 ) -> Tensor:
-    """The concatenated nodes of a cell; w [E, K], draw.rng [nodes, 2]."""
+    """The concatenated nodes of a cell; w [E, K] or `Paths`, draw.rng [(paths,) nodes, 2]."""
+    paths = (w.number or 1) if isinstance(w, Paths) else 1
     states = [
-        _preprocess(pre, s, training, backend)
+        _preprocess(pre, s, training, backend, paths)
         for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
     ]
     rng = None if draw is None else draw.rng
     level = None if draw is None else draw.level
-    return _run(parts.plan, states, w, training, noise, level, rng, memory, backend)
+    if not (isinstance(w, Paths) and w.siblings):
+        return _run(parts.plan, states, w, training, noise, level, rng, memory, backend)
+    # The whole gradient of a node is seen from outside only where it is a call's own output.
+    first = 0
+    for node, plan in enumerate(parts.node_plans):
+        edges = slice(first, first + len(plan.table.edges))
+        own = None if rng is None else rng[..., node : node + 1, :]
+        states.append(
+            _run(plan, states, w.node(edges), training, noise, level, own, memory, backend)
+        )
+        first = edges.stop
+    return torch.cat(states[2:], dim=1)
 
 
-def _preprocess(pre: Preprocess, x: Tensor, training: bool, backend: str | None) -> Tensor:
+def _preprocess(
+    pre: Preprocess, x: Tensor, training: bool, backend: str | None, paths: int
+) -> Tensor:
     norm = pre.norm
     y = relu_conv_bn(
         x,
@@ -108,17 +124,18 @@ def _preprocess(pre: Preprocess, x: Tensor, training: bool, backend: str | None)
         momentum=norm.momentum or 0.0,
         training=training,
         eps=norm.eps,
+        paths=paths,
         backend=backend,
     )
     if training:
-        count_batch([norm])
+        count_batch([norm], paths)
     return y
 
 
 def _run(
     plan: Plan,
     states: list[Tensor],
-    w: Tensor,
+    w: CellWeights,
     training: bool,
     noise: SkipNoise | None,
     level: Tensor | None,
@@ -129,11 +146,13 @@ def _run(
     norms = plan.norms
     if noise is None or not training or not plan.table.skips:
         noise = level = rng = None
+    choice, weight = (w.choice, w.weight) if isinstance(w, Paths) else (None, w)
     y = mixed_edges(
         states,
-        w,
+        weight,
         [conv.weight for conv in plan.convs],
         plan.table,
+        choice=choice,
         running=[running_of(norm) for norm in norms] if norms else None,
         momentum=(norms[0].momentum or 0.0) if norms else 0.0,
         training=training,
@@ -144,9 +163,18 @@ def _run(
         memory=memory,
         backend=backend,
     )
+    if not isinstance(w, Paths):
+        if training:
+            count_batch(norms)
+        return y
+    rows = w.rows()
     if training:
-        count_batch(norms)
-    return y
+        for row, _ in rows:
+            count_batch([norms[i] for i in plan.table.path(row).norms])
+    if not w.siblings:
+        return y
+    groups = [add_siblings(g, own, row) for g, (row, own) in zip(y.chunk(len(rows)), rows)]
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -157,7 +185,9 @@ def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def count_batch(norms: Sequence[nn.BatchNorm2d]) -> None:
-    """One more of num_batches_tracked."""
+def count_batch(norms: Sequence[nn.BatchNorm2d], times: int = 1) -> None:
+    """So many more of num_batches_tracked."""
     counters = [norm._buffers["num_batches_tracked"] for norm in norms]
-    torch._foreach_add_([c for c in counters if c is not None], 1)
+    kept = [c for c in counters if c is not None]
+    if kept:
+        torch._foreach_add_(kept, times)

@@ -20,6 +20,7 @@ from fastnas.nn.final_norms import (
     runs_in_order,
 )
 from fastnas.nn.fused import NoiseDraw, can_run, run_edge
+from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.reading import Reading
 from fastnas.nn.recognise import MixedOpParts
 from fastnas.ops import draw_rng, has_kernel, mixed_sum
@@ -78,17 +79,20 @@ class MixedOp(reference.MixedOp):
             return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
         return None
 
-    def terms(self, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Terms:
+    def terms(
+        self, x: Tensor, pools: dict[Any, Tensor] | None = None, only: int | None = None
+    ) -> Terms:
         """The outputs of the candidates on x, without `none`: `mix` sums them.
 
         A candidate that ends in a batch norm is computed up to that.
 
         Args:
             pools: what `run_to_norm` shares between the mixed ops on the same x.
+            only: the one candidate that is run, be it `none`.
         """
         live = [k for k, op in enumerate(self._ops) if not isinstance(op, Zero)]
-        if not live:
-            live = [0]
+        if only is not None or not live:
+            live = [only or 0]
         noisy_candidates = self.skips if self.training and self.noise is not None else ()
         dropped = self.skips if self.training and self.skip_drop_path else ()
         outputs: list[Tensor] = []
@@ -145,21 +149,47 @@ class MixedOp(reference.MixedOp):
         assert self.noise is not None
         return NoiseDraw(self.noise.level(self.noise_amplitude, device), draw_rng(device=device)[0])
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x [N, C, H, W], w [K] -> [N, C, H / stride, W / stride]."""
-        if w.shape != (len(self._ops),):
+    def forward(self, x: Tensor, w: CellWeights) -> Tensor:
+        """x [N, C, H, W], w [K], or `Paths` of one edge and x [paths N, C, H, W]
+        -> [N, C, H / stride, W / stride]."""
+        if isinstance(w, Paths):
+            check_paths("MixedOp", w.as_edge(), 1)
+        elif w.shape != (len(self._ops),):
             raise ValueError(
                 f"MixedOp: w has shape {list(w.shape)}; [{len(self._ops)}] is needed, one weight"
                 " per candidate"
             )
-        parts = self.fused_parts(x)
+        rows = w.as_edge().rows() if isinstance(w, Paths) else []
+        if any(not 0 <= k < len(self._ops) for (k,), _ in rows):
+            raise ValueError(
+                f"MixedOp: choice is {[k for (k,), _ in rows]}; 0 to {len(self._ops) - 1} is"
+                " allowed"
+            )
+        groups = x.chunk(len(rows)) if rows else (x,)
+        parts = self.fused_parts(groups[0])
         if not isinstance(parts, str):
             return run_edge(
                 parts, x, w, training=self.training, noise=self.noise,
-                draw=self.draw(w.device) if self.noise is not None else None, memory=self.memory,
+                draw=self._draw_for(w) if self.noise is not None else None, memory=self.memory,
             )  # fmt: skip
-        terms = self.terms(x)
-        return self.mix(terms, select(w, terms.weight_index), None)
+        if not isinstance(w, Paths):
+            terms = self.terms(x)
+            return self.mix(terms, select(w, terms.weight_index), None)
+        return torch.cat([self._one(g, *row, w.siblings) for g, row in zip(groups, rows)])
+
+    def _one(self, x: Tensor, row: list[int], weight: Tensor, siblings: bool) -> Tensor:
+        """The candidate of one path, by its module."""
+        y = self.mix(self.terms(x, only=row[0]), weight, None)
+        return add_siblings(y, weight, row) if siblings else y
+
+    def _draw_for(self, w: CellWeights) -> NoiseDraw:
+        """A stream, or one per path."""
+        if not isinstance(w, Paths) or w.choice.dim() == 0:
+            return self.draw(w.weight.device if isinstance(w, Paths) else w.device)
+        assert self.noise is not None
+        device = w.weight.device
+        level = self.noise.level(self.noise_amplitude, device)
+        return NoiseDraw(level, draw_rng(w.choice.shape[0], device))
 
     def _noised(self, x: Tensor, noisy: bool) -> Tensor:
         if not noisy:

@@ -42,6 +42,15 @@ class Plan:
         table = EdgeTable(inputs, nodes, len(edges[0].candidates), tuple(rows))
         return Plan(table, tuple(convs), tuple(norms))
 
+    @staticmethod
+    def of_each_node(edges: Sequence[MixedOpParts], nodes: int) -> tuple[Plan, ...]:
+        """Of a cell with two inputs: node by node, all states before it as inputs."""
+        left = iter(edges)
+        return tuple(
+            Plan.of([next(left) for _ in range(n)], range(n), nodes=1, inputs=n)
+            for n in range(2, 2 + nodes)
+        )
+
 
 @lru_cache(maxsize=256)
 def edge_term(name: str, weight: int, stride: int) -> EdgeTerm:

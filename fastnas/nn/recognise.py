@@ -103,6 +103,11 @@ class CellParts:
         plan = Plan.of(self.edges, _sources(self.nodes), self.nodes, inputs=2)
         object.__setattr__(self, "plan", plan)
 
+    @functools.cached_property
+    def node_plans(self) -> tuple[Plan, ...]:
+        """A plan for each node alone, whose inputs are all states before it."""
+        return Plan.of_each_node(self.edges, self.nodes)
+
 
 def _sources(nodes: int) -> list[int]:
     """The state that each edge leaves, the two inputs first."""

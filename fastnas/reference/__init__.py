@@ -1,6 +1,6 @@
 """The specification: eager torch, slow, fp64-safe. Imports only fastnas.spaces."""
 
-from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm, Path
+from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
 from fastnas.reference.mixed_edges import mixed_edges
 from fastnas.reference.mixed_norm_sum import (
     batch_norms,
@@ -22,6 +22,13 @@ from fastnas.reference.sample_paths import (
     sample_paths_grads,
 )
 from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork, Weights, search_step
+from fastnas.reference.single_path import (
+    HardWeights,
+    SinglePathNetwork,
+    gdas_sample,
+    rome_sample,
+    single_path_step,
+)
 from fastnas.reference.skip_noise import SkipNoise, cosine_decay, skip_noise
 
 __all__ = [
@@ -31,13 +38,15 @@ __all__ = [
     "Edge",
     "EdgeTable",
     "EdgeTerm",
+    "HardWeights",
     "MixedOp",
-    "Path",
     "SearchNetwork",
+    "SinglePathNetwork",
     "SkipNoise",
     "Weights",
     "batch_norms",
     "cosine_decay",
+    "gdas_sample",
     "logits_per_node",
     "mixed_edges",
     "mixed_norm_sum",
@@ -45,9 +54,11 @@ __all__ = [
     "mixed_sum",
     "mixed_sum_grads",
     "relu_conv_bn",
+    "rome_sample",
     "sample_paths",
     "sample_paths_grads",
     "search_step",
+    "single_path_step",
     "skip_noise",
     "standard_deviations",
     "terms_read",

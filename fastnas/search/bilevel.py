@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
 from fastnas.strategies import Strategy
+from fastnas.strategies.accumulation import ParamsProblem
 from fastnas.strategies.hypergradient import Problem
 
 Batch = tuple[Tensor, Tensor]
@@ -71,7 +72,8 @@ class Bilevel:
         return self.move_alphas(self._drawn(valid), self._drawn(train))
 
     def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
-        """Moves the weights by their gradient of the loss on `train`; returns loss and logits."""
+        """Moves the weights by their gradient of the loss on `train`; returns loss and logits,
+        [N, classes] or, of several passes or paths, with axes before these."""
         return self.move_params(self._drawn(train))
 
     def move_alphas(self, valid: Inputs, train: Inputs) -> Tensor:
@@ -84,15 +86,18 @@ class Bilevel:
 
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
         """`weight_step` on inputs that are on the device; draws nothing on the host."""
-        with torch.no_grad():
-            weights = self.strategy.mixing_weights(self.arch)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            with torch.no_grad():
+                weights = self.strategy.forward_weights(self.arch)
+            logits = self.network(train.images, weights, train.draw)
+            return _loss(logits, train.labels), logits
+
         self.params_optimizer.zero_grad(set_to_none=True)
-        logits = self.network(train.images, weights, train.draw)
-        loss = F.cross_entropy(logits, train.labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.params, self.grad_clip)
+        problem = ParamsProblem(self.params, forward, self.grad_clip)
+        loss, logits = self.strategy.params_gradient(problem)
         self.params_optimizer.step()
-        return loss.detach(), logits.detach()
+        return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:
         images, labels = batch
@@ -100,9 +105,8 @@ class Bilevel:
 
     def _problem(self, valid: Inputs, train: Inputs) -> Problem:
         def loss_on(inputs: Inputs) -> Tensor:
-            weights = self.strategy.mixing_weights(self.arch)
-            logits = self.network(inputs.images, weights, inputs.draw)
-            return F.cross_entropy(logits, inputs.labels)
+            weights = self.strategy.forward_weights(self.arch)
+            return _loss(self.network(inputs.images, weights, inputs.draw), inputs.labels)
 
         group = self.params_optimizer.param_groups[0]
         return Problem(
@@ -118,3 +122,10 @@ class Bilevel:
                 self.params_optimizer.state[p].get("momentum_buffer") for p in self.params
             ],
         )
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of logits [N, classes], of [paths, N, classes] its mean over the paths."""
+    if logits.dim() == 2:
+        return F.cross_entropy(logits, labels)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from statistics import median
 
 import torch
@@ -25,11 +25,11 @@ Step = Callable[[], None]
 def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     """First-order search steps, this run's and eager's in turn, on copies of the run's networks.
 
-    Ours is timed from CUDA graphs where the run uses them. Eager is
-    `fastnas.reference.search_step`: NCHW, all gradients in both halves, skip noise from torch's
-    generator where the method has noise. Both share sizes, batches and threads. Saved bytes are
-    the most that autograd holds for backward at any moment of a step, params, buffers and images
-    excluded.
+    Ours is timed from CUDA graphs where the run uses them. Eager is the method's `eager_step`:
+    NCHW, all gradients in both halves, skip noise from torch's generator where the method has
+    noise, sampled paths one after the other. Both share sizes, batches and threads. Saved bytes
+    are the most that autograd holds for backward at any moment of a step, params, buffers and
+    images excluded.
 
     Returns:
         step_seconds, eager_step_seconds (medians), step_speedup_vs_eager, saved_bytes,
@@ -38,7 +38,8 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     searcher.network.train()
     train = searcher.pipeline(searcher.train_batches.next())
     valid = searcher.pipeline(searcher.valid_batches.next())
-    networks = _copy(searcher, SearchNetwork), _copy(searcher, reference.SearchNetwork)
+    eager_kind = searcher.strategy.eager_network
+    networks = _copy(searcher, SearchNetwork), _copy(searcher, eager_kind)
     ours, eager = _bilevel(searcher, networks[0]), _eager_step(searcher, networks[1], train, valid)
     pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
     seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
@@ -69,9 +70,9 @@ def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
     if searcher.config.channels_last:
         in_channels_last(network)
     arch = deepcopy(searcher.arch)
-    kind = type(searcher.strategy)
-    options = {name: getattr(searcher.strategy, name) for name in kind.options}
-    strategy = kind(**{**options, "order": 1})
+    strategy = copy(searcher.strategy)
+    if "order" in strategy.options:
+        setattr(strategy, "order", 1)  # noqa: B010 - not every method has it
     return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
 
 
@@ -91,7 +92,7 @@ def _eager_step(
     optimizers = _still_optimizers(network, arch)
 
     def step() -> None:
-        reference.search_step(network, arch.alphas(), *optimizers, train, valid)
+        searcher.strategy.eager_step(network, arch, optimizers, train, valid)
 
     return step
 

@@ -68,7 +68,7 @@ class SearchConfig(RunConfig):
     lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)")
     lr_min: float = option(0.001, "learning rate at the end of its cosine")
     momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(3e-4, "of SGD")
+    weight_decay: float | None = option(None, "of SGD (default: the method's, DARTS 3e-4)")
     grad_clip: float = option(5.0, "largest norm of the weight gradient")
     arch_lr: float | None = option(None, "Adam learning rate of the logits (default: the method's)")
     arch_weight_decay: float = option(1e-3, "of Adam")
@@ -85,6 +85,15 @@ class SearchConfig(RunConfig):
     zero_one_weight: float | None = option(None, "fair-darts: weight of the zero-one loss")
     zero_one_loss: str | None = option(None, "fair-darts: l2 or l1")
     threshold: float | None = option(None, "fair-darts: sigma from which an edge is kept")
+    samples: int | None = option(None, "single paths: sub-networks per step (rome: 7)")
+    tau_schedule: str | None = option(None, "single paths: linear, exponential or constant")
+    tau_start: float | None = option(None, "single paths: temperature of the first epoch (10)")
+    tau_end: float | None = option(None, "single paths: temperature of the last epoch (0.1)")
+    arch_accumulation: str | None = option(None, "single paths: mean or sum for the logits")
+    params_accumulation: str | None = option(None, "single paths: sum or mean for the weights")
+    clip_samples: str | None = option(None, "single paths: clip gradients together or each")
+    paths_at_once: bool | None = option(None, "single paths: all samples in one forward pass")
+    gdas_gradient: str | None = option(None, "gdas: executed or siblings")
     train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
     train_channels: int = option(16, "channels of the derived network")
     train_layers: int = option(8, "cells of the derived network")
@@ -127,7 +136,7 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
-PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4}
+PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
     dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
 )

@@ -34,10 +34,9 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
         return f"the search is on {device}; a CUDA device is needed"
     if backend not in NEVER_WAITING:
         return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
-    if getattr(strategy, "order", 1) != 1:
-        return "order is 2; only the first-order step is captured"
-    if strategy.skip_drop_probability():
-        return "skip_drop_path draws noise on the host in the middle of a step"
+    reason = strategy.not_capturable()
+    if reason is not None:
+        return reason
     for optimizer in (bilevel.params_optimizer, bilevel.arch_optimizer):
         if not is_capturable(optimizer):
             return f"the learning rate of {type(optimizer).__name__} is a number, not a tensor"

@@ -76,7 +76,9 @@ class Searcher(ResumableRun):
         ).to(self.device)
         if config.channels_last:
             in_channels_last(self.network)
-        self.arch = ArchParameters(self.space, self.strategy.alpha_scale).to(self.device)
+        self.arch = ArchParameters(
+            self.space, self.strategy.alpha_scale, self.strategy.topology
+        ).to(self.device)
         self._build_optimizers()
         self._build_batches(images)
 
@@ -117,6 +119,7 @@ class Searcher(ResumableRun):
     def start_epoch(self) -> None:
         config = self.config
         set_learning_rate(self.params_optimizer, self._learning_rate())
+        self.strategy.start_epoch(self.epoch, config.epochs)
         amplitude = self.strategy.noise_amplitude(self.epoch, config.epochs)
         self.network.set_noise_amplitude(amplitude)
         self.network.train()
@@ -133,7 +136,7 @@ class Searcher(ResumableRun):
         config, genotype = self.config, self.genotype()
         with torch.no_grad():
             weights = self.strategy.mixing_weights(self.arch)
-        figures: dict[str, Any] = observe(weights, genotype)
+        figures: dict[str, Any] = observe(weights, genotype) | self.strategy.figures()
         skips = [*(past["skips_normal"] for past in self.history), figures["skips_normal"]]
         figures["collapsed"] = has_collapsed(skips, 2 * self.space.nodes)
         figures["lr"] = self._learning_rate()
@@ -148,9 +151,10 @@ class Searcher(ResumableRun):
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Accuracy of the whole supernet, in eval mode, on the images of the logits."""
+        """Accuracy of the supernet, or of its likeliest path, in eval mode, on the images of the
+        logits."""
         self.network.eval()
-        weights = self.strategy.mixing_weights(self.arch)
+        weights = self.strategy.validation_weights(self.arch)
         images = self.pipeline.images
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         for index in self.valid_index.split(4 * self.config.resolved("batch_size")):
@@ -204,7 +208,7 @@ class Searcher(ResumableRun):
             lr=config.resolved("lr"),
             capturable=capturable,
             momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            weight_decay=config.resolved("weight_decay"),
         )
         self.arch_optimizer = adam(
             self.arch.parameters(),

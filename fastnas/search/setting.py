@@ -103,4 +103,4 @@ def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers, float64 [] on their device."""
-    return (logits.argmax(1) == labels).double().mean()
+    return (logits.argmax(-1) == labels).double().mean()

@@ -5,10 +5,14 @@ from typing import Any
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.darts import DARTS
 from fastnas.strategies.fair_darts import FairDARTS
+from fastnas.strategies.gdas import GDAS
 from fastnas.strategies.noisy_darts import NoisyDARTS
+from fastnas.strategies.rome import ROME, ROMEv1
+from fastnas.strategies.single_path import SinglePathDARTS
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (DARTS, NoisyDARTS, FairDARTS)
+    strategy.name: strategy
+    for strategy in (DARTS, NoisyDARTS, FairDARTS, ROME, ROMEv1, GDAS, SinglePathDARTS)
 }
 
 
@@ -19,4 +23,15 @@ def get_strategy(name: str, **options: Any) -> Strategy:
     return STRATEGIES[name](**options)
 
 
-__all__ = ["DARTS", "STRATEGIES", "FairDARTS", "NoisyDARTS", "Strategy", "get_strategy"]
+__all__ = [
+    "DARTS",
+    "GDAS",
+    "ROME",
+    "STRATEGIES",
+    "FairDARTS",
+    "NoisyDARTS",
+    "ROMEv1",
+    "SinglePathDARTS",
+    "Strategy",
+    "get_strategy",
+]

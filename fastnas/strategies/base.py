@@ -1,25 +1,31 @@
-"""What a search method is: three answers to the loop, and the options that it takes."""
+"""What a search method is: its answers to the loop, and the options that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.nn import ArchParameters
+from fastnas.nn.paths import Weights
 from fastnas.reference import SkipNoise
 from fastnas.spaces import Genotype, Space
+from fastnas.strategies.accumulation import ParamsProblem, accumulate
 from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+
+Batch = tuple[Tensor, Tensor]
 
 
 class Strategy:
     """DARTS with the hooks that its descendants override.
 
-    The loop asks: which mixing weights for this step (`mixing_weights`), what gradient for the
-    logits (`arch_gradient`, with `regulariser` in its loss), which genotype (`derive`).
+    The loop asks: which weights or sampled paths for a forward pass (`forward_weights`), what
+    gradient for the logits (`arch_gradient`, with `regulariser` in its loss) and for the weights
+    (`params_gradient`), which genotype (`derive`).
 
     A method is one file with a subclass, and one line in `fastnas.strategies.STRATEGIES`.
     """
@@ -35,6 +41,10 @@ class Strategy:
     """Whether the method searches the space without its `none` operation."""
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+    topology: ClassVar[str] = "none"
+    """Which logits the edges have (`ArchParameters`)."""
+    eager_network: ClassVar[type[reference.SearchNetwork]] = reference.SearchNetwork
+    """What `eager_step` runs."""
 
     def __init__(self, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.options))
@@ -64,9 +74,24 @@ class Strategy:
         """Drop-path on the skip connections of the search network."""
         return 0.0
 
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        """Sets what depends on the epoch."""
+
+    def figures(self) -> dict[str, float]:
+        """What of that belongs into the records of the epoch."""
+        return {}
+
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         """Cell type to w [E, K], a differentiable function of the logits: softmax (DARTS eq. 2)."""
         return {cell: torch.softmax(alpha, dim=-1) for cell, alpha in arch.alphas().items()}
+
+    def forward_weights(self, arch: ArchParameters) -> Weights:
+        """What one forward pass of a step runs on."""
+        return self.mixing_weights(arch)
+
+    def validation_weights(self, arch: ArchParameters) -> Weights:
+        """What the network is validated on."""
+        return self.mixing_weights(arch)
 
     def regulariser(self, arch: ArchParameters) -> Tensor | float:
         """Added to the loss of the architecture step."""
@@ -76,10 +101,40 @@ class Strategy:
         """Gradient for the logits, in the order of problem.alphas, and the validation loss."""
         return unrolled(problem) if getattr(self, "order", 1) == 2 else first_order(problem)
 
+    def params_gradient(self, problem: ParamsProblem) -> tuple[Tensor, Tensor]:
+        """Fills grad of the params, clipped; the training loss and the logits."""
+        return accumulate(problem)
+
+    def not_capturable(self) -> str | None:
+        """Why a step of the method cannot be a CUDA graph, or None."""
+        if getattr(self, "order", 1) != 1:
+            return "order is 2; only the first-order step is captured"
+        if self.skip_drop_probability():
+            return "skip_drop_path draws noise on the host in the middle of a step"
+        return None
+
+    def eager_step(
+        self,
+        network: reference.SearchNetwork,
+        arch: ArchParameters,
+        optimizers: Sequence[torch.optim.Optimizer],
+        train: Batch,
+        valid: Batch,
+    ) -> None:
+        """A first-order step as public eager code makes it, to be compared with; optimizers of the
+        weights and of the logits."""
+        params, alphas = optimizers
+        reference.search_step(network, arch.alphas(), params, alphas, train, valid)
+
     def derive(self, arch: ArchParameters, space: Space) -> Genotype:
         """The architecture that the logits stand for."""
         with torch.no_grad():
             return derive_top_edges(self.mixing_weights(arch), space)
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def check_order(order: int) -> None:

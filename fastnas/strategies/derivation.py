@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from fastnas.reference.sample_paths import largest, logits_per_node, node_pairs
 from fastnas.spaces import CELL_TYPES, CellType, Genotype, Space
 
 EdgeChoice = tuple[float, int, str]
@@ -24,6 +26,58 @@ def best_operations(w: Tensor, space: Space, cell_type: CellType) -> list[list[E
         weight, name = max(real, key=lambda pair: pair[0])
         nodes[target - 2].append((weight, source, name))
     return [sorted(edges, key=lambda edge: -edge[0]) for edges in nodes]
+
+
+def kept_edges(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
+    """Which edges beta keeps, bool [E]: each node's best two ("top2") or best pair ("pairs")."""
+    kept = []
+    for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
+        best = largest(row, 2) if topology == "top2" else node_pairs(n)[:, largest(row)[0]]
+        kept.append(torch.zeros(n, dtype=torch.bool).index_fill(0, best, True))
+    return torch.cat(kept)
+
+
+def derive_path(choices: Mapping[str, Tensor], space: Space) -> Genotype:
+    """The architecture of one path: the candidate of every edge, -1 where there is none.
+
+    Args:
+        choices: cell type to int64 [E].
+    """
+    cells = {}
+    for cell_type in CELL_TYPES:
+        nodes: list[list[tuple[str, int]]] = [[] for _ in range(space.nodes)]
+        rows = zip(space.edges, choices[cell_type].tolist(), space.candidates(cell_type))
+        for (source, target), k, names in rows:
+            if k >= 0:
+                nodes[target - 2].append((names[k], source))
+        cells[cell_type] = tuple(map(tuple, nodes))
+    concat = tuple(range(2, space.nodes + 2))
+    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+
+def derive_top_entries(
+    weights: Mapping[str, Tensor], space: Space, entries_per_node: int = 2
+) -> Genotype:
+    """GDAS' rule: each node's largest (edge, operation) entries, `none` apart.
+
+    Unlike in DARTS both may be of one edge. Ties go to the lower edge, then operation.
+    """
+    cells = {}
+    for cell_type in CELL_TYPES:
+        nodes: list[list[EdgeChoice]] = [[] for _ in range(space.nodes)]
+        rows = weights[cell_type].detach().cpu().tolist()
+        for (source, target), row, names in zip(space.edges, rows, space.candidates(cell_type)):
+            entries = zip(row, names)
+            nodes[target - 2] += [(w, source, name) for w, name in entries if name != "none"]
+        cells[cell_type] = tuple(
+            tuple(
+                (name, source)
+                for _, source, name in sorted(node, key=lambda entry: -entry[0])[:entries_per_node]
+            )
+            for node in nodes
+        )
+    concat = tuple(range(2, space.nodes + 2))
+    return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
 def derive_top_edges(

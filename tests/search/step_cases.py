@@ -10,6 +10,7 @@ from fastnas.spaces import get_space
 from fastnas.strategies import get_strategy
 
 METHODS = ("darts", "noisy-darts", "fair-darts")
+SINGLE_PATH = ("rome", "rome-v1", "gdas", "single-path-darts")
 
 
 def build(method="noisy-darts", space="S2", capturable=True, device="cpu", **options):
@@ -17,7 +18,7 @@ def build(method="noisy-darts", space="S2", capturable=True, device="cpu", **opt
     strategy = get_strategy(method, **options)
     space = strategy.space(get_space(space))
     network = nn.SearchNetwork(space, 2, 4, 3, noise=strategy.skip_noise()).to(device).train()
-    arch = nn.ArchParameters(space, scale=0.5).to(device)
+    arch = nn.ArchParameters(space, 0.5, strategy.topology).to(device)
     return Bilevel(
         network,
         arch,

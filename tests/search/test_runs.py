@@ -65,6 +65,14 @@ def test_every_method_and_order(tmp_path, method, order):
     assert 0 <= report["test_accuracy"] <= 1 and report["step_speedup_vs_eager"] > 0
 
 
+@pytest.mark.parametrize("method", ["rome", "rome-v1", "gdas", "single-path-darts"])
+def test_every_single_path_method(tmp_path, method):
+    options = {"samples": 2} if method == "rome" else {}
+    report = search(tmp_path / "run", method=method, epochs=1, images=64, train_epochs=0, **options)
+    assert len(parse(report["genotype"]).normal) == 4
+    assert report["step_speedup_vs_eager"] > 0
+
+
 def test_what_a_run_leaves(tmp_path):
     report = search(tmp_path / "run", tensorboard=True)
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -174,20 +182,21 @@ def difference(a, b, where=""):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_and_resumed(tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--method=rome", "--samples=2")], ids=["default", "rome"])
+def test_killed_at_random_moments_and_resumed(tmp_path, flags):
     """FASTNAS_KILLS sets how many moments; the state may be anything from no folder to finished."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     started = time.perf_counter()
-    subprocess.run(command(tmp_path / "whole"), check=True, **quiet)
+    subprocess.run(command(tmp_path / "whole", *flags), check=True, **quiet)
     duration = time.perf_counter() - started
     expected = results(tmp_path / "whole")
     moments = random.Random(0)
     for i in range(int(os.environ.get("FASTNAS_KILLS", "2"))):
         out = tmp_path / f"killed{i}"
-        process = subprocess.Popen(command(out, "--resume"), **quiet)
+        process = subprocess.Popen(command(out, "--resume", *flags), **quiet)
         time.sleep(moments.uniform(0.2, 1.0) * duration)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        again = subprocess.run(command(out, "--resume"), check=False, **quiet)
+        again = subprocess.run(command(out, "--resume", *flags), check=False, **quiet)
         assert again.returncode == 0, again.stderr.decode()
         assert difference(results(out), expected) is None, f"kill {i}"

@@ -1,0 +1,111 @@
+"""Sampled paths: instead of weights for all candidates, the candidate that each edge runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Paths(NamedTuple):
+    """One path or several through the cells of a type: y_j = sum_{e into j} w_e o_{k_e}(x_e).
+
+    Of one edge (`MixedOp`) all shapes lack their last axis.
+    """
+
+    choice: Tensor
+    """int64 [E] or [paths, E]: the candidate that an edge runs, -1: the edge is not there."""
+    weight: Tensor
+    """Of choice's shape: its straight-through value."""
+    siblings: bool = False
+    """Whether each edge adds 1 - w_e, which is 0: h sums to 1, so this is what the NAS-Bench-201
+    code of GDAS adds, sum_{o != k} h_o, and lets the gradient of a node reach the candidates that
+    were not sampled."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of paths, None where choice has no such axis."""
+        return self.choice.shape[0] if self.choice.dim() == 2 else None
+
+    def rows(self) -> list[tuple[list[int], Tensor]]:
+        """Path by path the choices, read on the host, and the weights [E]."""
+        edges = self.choice.shape[-1]
+        choices = self.choice.reshape(-1, edges).tolist()
+        return list(zip(choices, self.weight.reshape(-1, edges).unbind()))
+
+    def node(self, edges: slice) -> Paths:
+        """Of the edges into one node."""
+        return Paths(self.choice[..., edges], self.weight[..., edges], self.siblings)
+
+    def as_edge(self) -> Paths:
+        """Of one edge, as a cell with one edge takes it."""
+        return Paths(self.choice[..., None], self.weight[..., None], self.siblings)
+
+
+CellWeights = Tensor | Paths
+Weights = Mapping[str, CellWeights]
+"""Cell type ("normal", "reduce") to mixing weights [E, K] or sampled paths."""
+
+
+def check_paths(who: str, w: Paths, edges: int) -> None:
+    """ValueError unless choice and weight are [edges] or [paths, edges]."""
+    shape = list(w.choice.shape)
+    if w.choice.dim() not in (1, 2) or shape[-1] != edges or 0 in shape:
+        raise ValueError(
+            f"{who}: choice has shape {shape}; [{edges}] or [paths, {edges}] is needed"
+        )
+    if w.weight.shape != w.choice.shape:
+        raise ValueError(
+            f"{who}: weight has shape {list(w.weight.shape)}; that of choice, {shape}, is needed"
+        )
+
+
+def number_of_paths(who: str, weights: Mapping[str, CellWeights]) -> int | None:
+    """What all cell types share; None for mixing weights and for paths without that axis."""
+    counts = {t: w.number if isinstance(w, Paths) else None for t, w in weights.items()}
+    if len(set(counts.values())) > 1:
+        given = ", ".join(f"{t} {count or 'no paths axis'}" for t, count in counts.items())
+        raise ValueError(f"{who}: the cell types differ in their number of paths: {given}")
+    return next(iter(counts.values()))
+
+
+class _AddZero(torch.autograd.Function):
+    """y + zero, which is y: nothing is computed, and nothing more is held."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, zero: Tensor) -> Tensor:
+        ctx.dtype = zero.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        wide = torch.promote_types(dy.dtype, ctx.dtype)
+        return dy, dy.sum(dtype=wide).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+
+
+def add_siblings(y: Tensor, weight: Tensor, choice: Sequence[int]) -> Tensor:
+    """y + sum_e (1 - w_e) over the edges of a path into a node; weight [E]."""
+    there = [e for e, k in enumerate(choice) if k >= 0]
+    return cast(Tensor, _AddZero.apply(y, (1 - weight[there]).sum())) if there else y
+
+
+def stem_once(stem: nn.Sequential, x: Tensor, paths: int | None) -> Tensor:
+    """The stem on x, its output once for every path; its norm left as a call for each leaves it."""
+    norm, times = stem[1], paths or 1
+    if times == 1:
+        return stem(x)
+    assert isinstance(norm, nn.BatchNorm2d)
+    momentum = norm.momentum
+    moves = norm.training and norm.running_mean is not None and momentum is not None
+    if moves:
+        assert momentum is not None and norm.num_batches_tracked is not None
+        norm.momentum = 1 - (1 - momentum) ** times
+        norm.num_batches_tracked += times - 1
+    try:
+        return torch.cat([stem(x)] * times)
+    finally:
+        norm.momentum = momentum

@@ -1,0 +1,133 @@
+"""Single-path search in eager torch, as the public GDAS code writes it: one sync for every edge.
+
+Sampling and the edge: D-X-Y/AutoDL-Projects, xautodl/models/cell_searchs. The two edges of a node
+are ROME's (ICCV 2023, eq. 4-8), for which there is no public code: that part is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.reference.sample_paths import logits_per_node, node_pairs
+from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork
+
+
+class HardWeights(NamedTuple):
+    """h [E, K], whose rows are one-hot up to rounding, and int64 choice [E]; -1: no such edge."""
+
+    h: Tensor
+    choice: Tensor
+
+
+def _relaxed_sample(logits: Tensor, tau: float) -> Tensor:
+    """P = softmax((log softmax(logits) + g) / tau) of rows, drawn again where it is not finite."""
+    while True:
+        gumbels = -torch.empty_like(logits).exponential_().log()
+        probs = torch.softmax((torch.log_softmax(logits, dim=-1) + gumbels) / tau, dim=-1)
+        if torch.isinf(gumbels).any() or torch.isinf(probs).any() or torch.isnan(probs).any():
+            continue
+        return probs
+
+
+def gdas_sample(alpha: Tensor, tau: float) -> HardWeights:
+    """One candidate on every edge: h = onehot(argmax P) - sg(P) + P."""
+    probs = _relaxed_sample(alpha, tau)
+    index = probs.argmax(-1, keepdim=True)
+    one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
+    return HardWeights(one_hot - probs.detach() + probs, index.squeeze(-1))
+
+
+def rome_sample(
+    alpha: Tensor, beta: Tensor, nodes: Sequence[int], tau: float, topology: str
+) -> HardWeights:
+    """`gdas_sample` on two edges a node: the "top2" of their relaxed beta, or one of "pairs"."""
+    h, index = gdas_sample(alpha, tau)
+    gates: list[Tensor] = []
+    for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
+        probs = _relaxed_sample(row, tau)
+        straight = 1 + (probs - probs.detach())
+        if topology == "pairs":
+            pair = int(probs.argmax())
+            kept = node_pairs(n)[:, pair].tolist()
+            gate = dict.fromkeys(kept, straight[pair])
+        else:
+            kept = probs.topk(2).indices.tolist()
+            gate = {e: straight[e] if n > 2 else torch.ones_like(straight[e]) for e in kept}
+        gates += [gate.get(e, torch.zeros_like(straight[0])) for e in range(n)]
+    gated = torch.stack(gates)
+    return HardWeights(h * gated[:, None], torch.where(gated > 0, index, -1))
+
+
+class SinglePathCell(Cell):
+    """x_j = sum_e h_e[k] o_k(x_e), k = choice_e; `siblings` adds sum_{o != k} h_e[o], a 0."""
+
+    siblings = False
+
+    def forward(self, s0: Tensor, s1: Tensor, w: HardWeights) -> Tensor:  # type: ignore[override]
+        h, choice = w
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        for node in range(self.nodes):
+            clist = []
+            for e, x in zip(self.edges_into(node), states):
+                k = int(choice[e].item())
+                if k < 0:
+                    continue
+                op = self._ops[e]
+                assert isinstance(op, MixedOp)
+                y = h[e, k] * op._ops[k](x)
+                if self.siblings:
+                    y = y + sum(h[e, o] for o in range(h.shape[1]) if o != k)
+                clist.append(y)
+            states.append(sum(clist[1:], clist[0]))
+        return torch.cat(states[2:], dim=1)
+
+
+class SinglePathNetwork(SearchNetwork):
+    """The search network on `HardWeights` of both cell types."""
+
+    cell = SinglePathCell
+
+    def set_siblings(self, siblings: bool) -> None:
+        """Of all cells."""
+        for cell in self.cells:
+            cell.siblings = siblings  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, weights: Mapping[str, HardWeights]) -> Tensor:  # type: ignore[override]
+        return super().forward(x, weights)  # type: ignore[arg-type]
+
+
+def single_path_step(
+    network: SinglePathNetwork,
+    sample: Callable[[], Mapping[str, HardWeights]],
+    params_optimizer: torch.optim.Optimizer,
+    arch_optimizer: torch.optim.Optimizer,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    samples: int = 1,
+    grad_clip: float = 5.0,
+) -> Tensor:
+    """A step of GDAS' loop: weights first, then logits, all gradients in both halves.
+
+    With several samples (ROME eq. 11 and 12) their gradients are added for the weights and
+    averaged for the logits. Returns the training loss of the last.
+    """
+
+    def accumulate(batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
+        for _ in range(samples):
+            loss = nn.functional.cross_entropy(network(batch[0], sample()), batch[1])
+            (scale * loss).backward()
+        return loss.detach()
+
+    params_optimizer.zero_grad()
+    loss = accumulate(train, 1.0)
+    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
+    params_optimizer.step()
+
+    arch_optimizer.zero_grad()
+    accumulate(valid, 1.0 / samples)
+    arch_optimizer.step()
+    return loss

@@ -1,0 +1,45 @@
+"""GDAS (Dong, Yang, CVPR 2019, arXiv 1910.04465): one sampled operation on every edge."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastnas.nn import ArchParameters
+from fastnas.spaces import Genotype, Space
+from fastnas.strategies.base import check_choice
+from fastnas.strategies.derivation import derive_top_entries
+from fastnas.strategies.single_path import SinglePath
+
+GRADIENTS = ("executed", "siblings")
+
+
+class GDAS(SinglePath):
+    """h = onehot(argmax P) - sg(P) + P, P = softmax((log softmax(alpha) + g) / tau); h_k o_k(x).
+
+    gdas_gradient names what reaches the logits: "executed", through the operation that ran (the
+    code for the DARTS space), or "siblings", also what a node's gradient says to the operations
+    that did not (the code for NAS-Bench-201, whose sum_{o != k} h_o adds 0 to every edge).
+
+    The genotype keeps the two largest entries of softmax(alpha) into each node, `none` apart: both
+    may be of one edge, as in that code.
+
+    That code moves the weights first, we the logits; it uses Nesterov momentum and 250 epochs.
+    """
+
+    name = "gdas"
+    source = "Dong & Yang, CVPR 2019, arXiv 1910.04465"
+    options = {**SinglePath.options, "gdas_gradient": "executed"}
+    defaults = {"batch_size": 256, "weight_decay": 5e-4}
+
+    gdas_gradient: str
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        check_choice("gdas_gradient", self.gdas_gradient, GRADIENTS)
+        self.siblings = self.gdas_gradient == "siblings"
+
+    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
+        with torch.no_grad():
+            return derive_top_entries(self.mixing_weights(arch), space)

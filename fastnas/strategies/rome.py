@@ -1,0 +1,41 @@
+"""ROME (Wang, Wang, Chu et al., ICCV 2023, arXiv 2011.11233): topology apart from operations.
+
+There is no public code. The paper's: sampling (eq. 2-8), K samples averaged for the logits and
+added for the weights (eq. 11, 12), K = 7, learning rates, 50 epochs, derivation. Ours, where it
+says nothing: the straight-through form, one sample for all cells of a type, beta from
+1e-3 N(0, 1), the temperature (linear from 10 to 0.1, GDAS), batches of 64, weight decay and Adam's
+betas (DARTS), the cosine to 0.001, and one clipping at 5 after accumulation.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastnas.nn import ArchParameters
+from fastnas.spaces import Genotype, Space
+from fastnas.strategies.derivation import derive_path
+from fastnas.strategies.single_path import SinglePath
+
+
+class ROME(SinglePath):
+    """Version 2: two edges into every node by Gumbel-Top2 of beta, one logit per edge."""
+
+    name = "rome"
+    source = "Wang et al., ICCV 2023, arXiv 2011.11233"
+    drops_none = True
+    options = {**SinglePath.options, "samples": 7}
+    defaults = {"lr": 0.05}
+    topology = "top2"
+
+    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
+        """argmax p(z): each node's two edges with the largest beta (v1: its best pair), each
+        with its best operation."""
+        with torch.no_grad():
+            return derive_path(self.likeliest(arch), space)
+
+
+class ROMEv1(ROME):
+    """Version 1: one logit per pair of edges, a pair drawn by Gumbel-max."""
+
+    name = "rome-v1"
+    topology = "pairs"

@@ -1,0 +1,209 @@
+"""What single-path methods share: samples, temperature, accumulation; and their baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastnas import reference
+from fastnas.nn import ArchParameters, Paths
+from fastnas.nn.paths import Weights
+from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.reference import HardWeights
+from fastnas.spaces import CELL_TYPES
+from fastnas.strategies.accumulation import ParamsProblem, accumulate
+from fastnas.strategies.base import Batch, Strategy, check_choice
+from fastnas.strategies.derivation import kept_edges
+from fastnas.strategies.hypergradient import Problem, first_order
+
+SCHEDULES = ("linear", "exponential", "constant")
+ACCUMULATIONS = ("mean", "sum")
+CLIPS = ("together", "each")
+TAU_END = 0.1
+
+
+class SinglePath(Strategy):
+    """Each forward pass runs one sampled candidate per edge, its weight 1 straight-through.
+
+    One sample per forward pass, shared by all cells of a type (as GDAS' code). With several
+    samples the gradients of a step are added up before its optimizer moves anything.
+
+    Options:
+        samples: K sub-networks per half of a step, all on its one batch.
+        tau_schedule: over epochs, from tau_start to tau_end (0.1): "linear" (GDAS' code, 10 to
+            0.1), "exponential" (tau_start (tau_end / tau_start)^(e / (E - 1))), or "constant".
+        arch_accumulation, params_accumulation: "mean" or "sum" of the K gradients. ROME averages
+            those of the logits (eq. 11) and adds those of the weights (eq. 12).
+        clip_samples: the gradient of the weights is clipped "together", after accumulation, or
+            "each" before it; the papers do not say.
+        paths_at_once: K paths in one forward pass: the same gradients to rounding, K times the
+            memory of one after the other.
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {
+        "samples": 1,
+        "tau_schedule": "linear",
+        "tau_start": 10.0,
+        "tau_end": None,
+        "arch_accumulation": "mean",
+        "params_accumulation": "sum",
+        "clip_samples": "together",
+        "paths_at_once": False,
+    }
+    siblings = False
+
+    samples: int
+    tau_schedule: str
+    tau_start: float
+    tau_end: float | None
+    arch_accumulation: str
+    params_accumulation: str
+    clip_samples: str
+    paths_at_once: bool
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        check_choice("tau_schedule", self.tau_schedule, SCHEDULES)
+        check_choice("arch_accumulation", self.arch_accumulation, ACCUMULATIONS)
+        check_choice("params_accumulation", self.params_accumulation, ACCUMULATIONS)
+        check_choice("clip_samples", self.clip_samples, CLIPS)
+        if self.samples < 1:
+            raise ValueError(f"samples is {self.samples}; at least 1 is needed")
+        for name in ("tau_start", "tau_end"):
+            tau = getattr(self, name)
+            if tau is not None and not 0 < tau < float("inf"):
+                raise ValueError(f"{name} is {tau}; a finite number above 0 is needed")
+        if self.tau_schedule == "constant" and self.tau_end is not None:
+            raise ValueError(f"tau_end is {self.tau_end}, but tau_schedule is constant")
+        if self.clip_samples == "each" and self.paths_at_once and self.samples > 1:
+            raise ValueError(
+                "clip_samples is 'each', but paths_at_once gives one gradient for all samples"
+            )
+        self.tau = self.tau_start
+        self._rng: Tensor | None = None
+        self._turn = 0
+
+    @property
+    def passes(self) -> int:
+        """Forward passes in each half of a step."""
+        return 1 if self.paths_at_once else self.samples
+
+    def start_epoch(self, epoch: int, epochs: int) -> None:
+        end = TAU_END if self.tau_end is None else self.tau_end
+        done = epoch / (epochs - 1) if epochs > 1 else 0.0
+        if self.tau_schedule == "linear":
+            self.tau = self.tau_start + (end - self.tau_start) * done
+        elif self.tau_schedule == "exponential":
+            self.tau = self.tau_start * (end / self.tau_start) ** done
+
+    def figures(self) -> dict[str, float]:
+        return {"tau": self.tau}
+
+    def forward_weights(self, arch: ArchParameters) -> Weights:
+        """A sample of each pass of a half step in turn, or all; differentiable in alpha and beta.
+
+        The passes share a stream, in which each draws all samples and takes its own, so that
+        `paths_at_once` changes none of them.
+        """
+        if self._turn == 0 or self._rng is None:
+            self._rng = draw_rng(len(CELL_TYPES), arch.normal.device)
+        mine = slice(None) if self.paths_at_once else self._turn
+        self._turn = (self._turn + 1) % self.passes
+        return {
+            cell: Paths(sample.op[mine], sample.weight[mine], self.siblings)
+            for cell, sample in self._samples(arch, self._rng).items()
+        }
+
+    def _samples(self, arch: ArchParameters, rng: Tensor) -> dict[str, PathSample]:
+        alphas, betas = arch.alphas(), arch.betas()
+        draw = partial(
+            sample_paths, nodes=arch.nodes, tau=self.tau, topology=self.topology,
+            paths=self.samples,
+        )  # fmt: skip
+        if len({alpha.shape for alpha in alphas.values()}) > 1:  # their own number of candidates
+            return {
+                cell: draw(alpha, betas.get(cell), rng=stream)
+                for (cell, alpha), stream in zip(alphas.items(), rng)
+            }
+        beta = torch.stack(list(betas.values())) if betas else None
+        op, weight = draw(torch.stack(list(alphas.values())), beta, rng=rng[0])
+        return {cell: PathSample(op[:, i], weight[:, i]) for i, cell in enumerate(alphas)}
+
+    def validation_weights(self, arch: ArchParameters) -> Weights:
+        """The most probable path."""
+        dtype = arch.normal.dtype
+        return {
+            cell: Paths(choice, torch.ones_like(choice, dtype=dtype))
+            for cell, choice in self.likeliest(arch).items()
+        }
+
+    def likeliest(self, arch: ArchParameters) -> dict[str, Tensor]:
+        """Cell type to argmax p(z), int64 [E]: the best candidate of every edge; -1: no edge."""
+        best = {cell: alpha.detach().argmax(-1) for cell, alpha in arch.alphas().items()}
+        for cell, beta in arch.betas().items():
+            kept = kept_edges(beta.detach().cpu(), arch.nodes, self.topology).to(beta.device)
+            best[cell] = torch.where(kept, best[cell], -1)
+        return best
+
+    def _scale(self, accumulation: str) -> float:
+        """Of the loss of a pass, which is a mean over its paths."""
+        return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
+
+    def arch_gradient(self, problem: Problem) -> tuple[list[Tensor], Tensor]:
+        self._turn = 0
+        found = [first_order(problem) for _ in range(self.passes)]
+        gradients, losses = zip(*found)
+        scale = self._scale(self.arch_accumulation)
+        return [scale * sum(parts) for parts in zip(*gradients)], torch.stack(losses).mean()
+
+    def params_gradient(self, problem: ParamsProblem) -> tuple[Tensor, Tensor]:
+        self._turn = 0
+        scale = self._scale(self.params_accumulation)
+        return accumulate(problem, self.passes, scale, self.clip_samples == "each")
+
+    def not_capturable(self) -> str | None:
+        return f"{self.name} reads its sampled paths on the host"
+
+    eager_network = reference.SinglePathNetwork
+
+    def eager_step(
+        self,
+        network: reference.SearchNetwork,
+        arch: ArchParameters,
+        optimizers: Sequence[torch.optim.Optimizer],
+        train: Batch,
+        valid: Batch,
+    ) -> None:
+        """The method on eager single paths, one after the other (`reference.single_path_step`)."""
+        assert isinstance(network, reference.SinglePathNetwork)
+        network.set_siblings(self.siblings)
+
+        def sample() -> dict[str, HardWeights]:
+            betas = arch.betas()
+            return {
+                cell: reference.gdas_sample(alpha, self.tau)
+                if self.topology == "none"
+                else reference.rome_sample(alpha, betas[cell], arch.nodes, self.tau, self.topology)
+                for cell, alpha in arch.alphas().items()
+            }
+
+        params, alphas = optimizers
+        reference.single_path_step(network, sample, params, alphas, train, valid, self.samples)
+
+
+class SinglePathDARTS(SinglePath):
+    """DARTS by sampling alone: the baseline that collapses, for ROME to be compared with.
+
+    Samples operations as GDAS does, on all edges, and derives as DARTS does, both from alpha: the
+    coupling of operations and topology that ROME takes apart (its table 6, "no TD"). Without
+    `none`, as ROME.
+    """
+
+    name = "single-path-darts"
+    source = "ablation of ROME, Wang et al., ICCV 2023, arXiv 2011.11233"
+    drops_none = True
+    defaults = {"lr": 0.05}
