@@ -27,8 +27,9 @@ search: $(STAMP)
 	$(BIN)/fastnas search --config quickstart.yaml --resume
 	@cat runs/quickstart/report.md
 
+# A worker for each core: what is compiled, interpreted or started anew, most of the time, has one thread.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/fastnas bench all

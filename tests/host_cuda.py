@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fastnas.backends.cuda import allows_tf32
@@ -70,13 +71,14 @@ def load_host_cuda(cache: Path) -> HostCudaBackend | str:
         key.update(path.name.encode() + path.read_bytes())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     built = cache / key.hexdigest()[:16] / f"{MODULE}{suffix}"
-    if not built.exists():
-        _build([gxx, *flags], sources, built)
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{built}.lock"):  # of the workers that need it, one builds
+        if not built.exists():
+            _build([gxx, *flags], sources, built)
     return HostCudaBackend(_import(built))
 
 
 def _build(command: list[str], sources: list[Path], target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         objects = [f"{folder}/{source.name}.o" for source in sources]
         running = [
@@ -92,7 +94,7 @@ def _build(command: list[str], sources: list[Path], target: Path) -> None:
             raise RuntimeError("the host build of csrc/cuda failed:\n" + "".join(messages))
         linked = f"{folder}/{target.name}"
         subprocess.run([*command, "-shared", *objects, "-o", linked], check=True)
-        os.replace(linked, target)  # whole or not at all, should two sessions build at once
+        os.replace(linked, target)  # whole or not at all, should the session be killed
 
 
 def _import(path: Path) -> ModuleType:

@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from fastnas.report.cell_drawing import draw_genotype
+from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
+from fastnas.report.figures import save_figure
 from fastnas.search.compare import compare_with_eager
 from fastnas.search.config import ConfigError, RunConfig, SearchConfig, TrainConfig
 from fastnas.search.files import write_text
@@ -139,8 +140,9 @@ def read_genotype(text_or_file: str) -> Genotype:
 
 def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
     write_text(out / "genotype.json", to_json(genotype) + "\n")
+    figure = genotype_figure(genotype, title=title)
     for suffix in ("png", "svg"):
-        draw_genotype(genotype, out / f"cell.{suffix}", title=title)
+        save_figure(figure, out / f"cell.{suffix}")
 
 
 def _train_derived(
