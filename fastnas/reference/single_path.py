@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
 from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork
 
@@ -23,22 +24,10 @@ class HardWeights(NamedTuple):
     choice: Tensor
 
 
-def _relaxed_sample(logits: Tensor, tau: float) -> Tensor:
-    """P = softmax((log softmax(logits) + g) / tau) of rows, drawn again where it is not finite."""
-    while True:
-        gumbels = -torch.empty_like(logits).exponential_().log()
-        probs = torch.softmax((torch.log_softmax(logits, dim=-1) + gumbels) / tau, dim=-1)
-        if torch.isinf(gumbels).any() or torch.isinf(probs).any() or torch.isnan(probs).any():
-            continue
-        return probs
-
-
 def gdas_sample(alpha: Tensor, tau: float) -> HardWeights:
     """One candidate on every edge: h = onehot(argmax P) - sg(P) + P."""
-    probs = _relaxed_sample(alpha, tau)
-    index = probs.argmax(-1, keepdim=True)
-    one_hot = torch.zeros_like(probs).scatter_(-1, index, 1.0)
-    return HardWeights(one_hot - probs.detach() + probs, index.squeeze(-1))
+    hard, index, _ = gumbel_softmax(alpha, tau)
+    return HardWeights(hard, index.squeeze(-1))
 
 
 def rome_sample(
@@ -48,7 +37,7 @@ def rome_sample(
     h, index = gdas_sample(alpha, tau)
     gates: list[Tensor] = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
-        probs = _relaxed_sample(row, tau)
+        probs = gumbel_softmax(row, tau)[2]
         straight = 1 + (probs - probs.detach())
         if topology == "pairs":
             pair = int(probs.argmax())
