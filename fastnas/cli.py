@@ -130,7 +130,9 @@ def draw(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="ops, search, memory, roofline or all")] = "ops",
+    suite: Annotated[
+        str, typer.Argument(help="ops, search, paths, memory, roofline or all")
+    ] = "ops",
     op: Annotated[str | None, typer.Option(help="only this op")] = None,
     quick: Annotated[bool, typer.Option(help="small sizes, few repeats")] = False,
     full: Annotated[bool, typer.Option(help="also torch.compile max-autotune")] = False,

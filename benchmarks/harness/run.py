@@ -34,11 +34,12 @@ from fastnas.benchmarks.harness.timing import Roof, Timing, measure
 from fastnas.benchmarks.harness.verify import EAGER, YES, Case, Problem, not_run, verify
 from fastnas.benchmarks.search.memory import memory_rows
 from fastnas.benchmarks.search.providers import StepSettings
+from fastnas.benchmarks.search.single_path import single_path_rows
 from fastnas.benchmarks.search.step import search_rows
 from fastnas.ops import OPS
 
 OP_PASSES = ("fwd", "bwd", "fwd+bwd")
-SUITES = ("ops", "search", "memory", "roofline", "all")
+SUITES = ("ops", "search", "paths", "memory", "roofline", "all")
 DEVICES = ("cpu", "cuda", "auto")
 REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
@@ -69,7 +70,7 @@ def run_suite(
     """Run benchmarks, write their CSV and print a table.
 
     Args:
-        suite: "ops", "search", "memory", "roofline" or "all".
+        suite: "ops", "search", "paths" (single-path steps), "memory", "roofline" or "all".
         op: only this op of the ops suite.
         quick: small sizes and few repeats; the result is no record.
         full: more cases, and torch.compile's max-autotune.
@@ -122,6 +123,8 @@ def run_suite(
                     keep(op_rows(case, conditions, device, quick, full, roof, say, skip))
             if suite in ("search", "all"):
                 keep(search_rows(conditions, device, settings, say))
+            if suite in ("paths", "all"):
+                keep(single_path_rows(conditions, device, quick, say))
             if suite in ("memory", "all"):
                 keep(memory_rows(conditions, device, quick, say))
     print_rows(rows, roof, console)

@@ -203,7 +203,7 @@ def test_plot(tmp_path):
     [
         (
             {"suite": "everything"},
-            "suite is 'everything'; allowed: ops, search, memory, roofline, all",
+            "suite is 'everything'; allowed: ops, search, paths, memory, roofline, all",
         ),
         ({"suite": "ops", "op": "mixed"}, "op is 'mixed'; allowed: mixed_sum"),
         ({"suite": "search", "op": "mixed_sum"}, "only 'ops' has ops"),

@@ -32,7 +32,7 @@ def eager_losses(step, batch):
     )
     K, tau = strategy.samples, strategy.tau
     op, weight = reference.sample_paths(
-        alpha, beta, arch.nodes, strategy.topology, torch.tensor(tau), K, rng
+        alpha, beta, arch.nodes, strategy.topology, tau=tau, paths=K, rng=rng
     )
     h = F.one_hot(op.clamp(min=0), alpha.shape[-1]) * weight[..., None]
     if strategy.siblings:

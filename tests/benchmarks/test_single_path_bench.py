@@ -1,0 +1,68 @@
+"""The single-path benchmarks: what they verify, and the ablation's rows."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastnas import nn
+from fastnas.benchmarks.search import ablation, single_path
+from fastnas.benchmarks.search.providers import Size
+from fastnas.benchmarks.search.single_path import PROVIDERS, build, verdict
+
+SIZE = Size(C=4, layers=3, batch=4, pixels=12)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(single_path, "SIZES", {"quick": SIZE})
+    monkeypatch.setattr(single_path, "VERIFIED_BATCH", SIZE.batch)
+
+
+@pytest.mark.parametrize("name", PROVIDERS)
+def test_a_provider_is_right_and_steps(name):
+    assert verdict(name, SIZE, "cpu") == "yes"
+    step, held = build(name, replace(SIZE, batch=2), "cpu")
+    before = [t.detach().clone() for t in held]
+    step()
+    assert any(not torch.equal(t, old) for t, old in zip(held, before))
+
+
+def test_a_wrong_network_is_found(monkeypatch):
+    class Wrong(nn.SearchNetwork):
+        def forward(self, x, weights, draw=None):
+            halved = {c: w._replace(weight=0.9 * w.weight) for c, w in weights.items()}
+            return super().forward(x, halved, draw)
+
+    monkeypatch.setattr(single_path.nn, "SearchNetwork", Wrong)
+    assert verdict("fastnas-rome", SIZE, "cpu").startswith("no: ")
+
+
+FOUND = dict.fromkeys(ablation.FOUND, 1) | {"seconds": 0.1, "genotype": "g"}
+
+
+def test_the_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    searched = []
+    monkeypatch.setattr(ablation, "searched", lambda config: searched.append(config) or FOUND)
+    arguments = [str(tmp_path / "a.csv"), "--epochs", "2", "--seeds", "2", "--channels", "4"]
+    ablation.main([*arguments, "--rows", "3"])
+    ablation.main(arguments)
+    assert len(searched) == 8
+    assert len({config.out for config in searched}) == 8
+    assert {(c.method, c.samples, c.epochs) for c in searched} == {
+        ("rome", 7, 2), ("rome", 1, 14), ("single-path-darts", 7, 2), ("single-path-darts", 1, 14),
+    }  # fmt: skip
+    rows = ablation.read(tmp_path / "a.csv")
+    assert [(r["topology"], r["accumulation"]) for r in rows[:4]] == [
+        ("off", "off"), ("off", "on"), ("on", "off"), ("on", "on"),
+    ]  # fmt: skip
+    assert "| digits | on | on | 2 | 1 +- 0 | 1 +- 0 | 1 +- 0 |" in capsys.readouterr().out
+
+
+def test_a_row_of_the_ablation(tmp_path):
+    arguments = ["--epochs", "1", "--channels", "2", "--layers", "2", "--images", "64"]
+    ablation.main([str(tmp_path / "a.csv"), *arguments, "--batch-size", "16", "--rows", "1"])
+    (row,) = ablation.read(tmp_path / "a.csv")
+    assert 0 <= float(row["valid_accuracy"]) <= 1
+    assert 0 <= int(row["parameter_free_normal"]) <= 8
+    assert (row["samples"], row["epochs"]) == ("1", "7")
