@@ -24,18 +24,28 @@ if not torch.cuda.is_available():
 
 @pytest.fixture(autouse=True)
 def fixed_seed_and_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Two threads; where each core has a worker, two only for the kernels, which share out work.
+    """Two threads; where each core has a worker, two only for CPU kernels, which share out work.
 
-    Threads of two workers wait for one another: the tests of nn took up to 2.7 times the CPU time.
+    Threads of two workers wait for one another: eager's small ops took 2 to 3 times the CPU time.
     """
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - for what draws from the legacy generator
     random.seed(0)
     threads = torch.get_num_threads()
     alone = "PYTEST_XDIST_WORKER" not in os.environ
-    torch.set_num_threads(min(threads, 2 if alone or request.path.parent.name == "ops" else 1))
+    call = getattr(request.node, "callspec", None)
+    target = call.params.get("backend") if call else None
+    other = isinstance(target, Target) and target.name != "cpu"
+    on_kernels = request.path.parent.name == "ops" and not other
+    torch.set_num_threads(min(threads, 2 if alone or on_kernels else 1))
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread(fixed_seed_and_threads: None) -> None:
+    """For thousands of small ops: on busy cores most of the time would be waiting for a thread."""
+    torch.set_num_threads(1)
 
 
 def _poison(fresh: Any) -> Any:

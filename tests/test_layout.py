@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,11 @@ def test_fastnas_imports_no_benchmarks_or_tests() -> None:
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {m.split(".")[0] for m in modules} & {"benchmarks", "tests"}, path.name
+
+
+def test_pytest_enters_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    """By its defaults it passes by folders that are called build or dist."""
+    passed_by = pytestconfig.getini("norecursedirs")
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for folder in path.relative_to(ROOT).parts[:-1]:
+            assert not any(fnmatch(folder, pattern) for pattern in passed_by), path

@@ -22,6 +22,8 @@ from fastnas.backends import Held
 from fastnas.backends.eager import EagerBackend
 from fastnas.reference.mixed_edges import batch_norm, strided_pair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # The module, which the function of that name hides.
 MODULE = import_module("fastnas.reference.mixed_edges")
 SIZE = (6, 5)

@@ -14,14 +14,9 @@ from fastnas.search.searcher import Searcher
 from fastnas.spaces import DARTS_PRIMITIVES, Space, get_space
 from fastnas.strategies import DARTS, NoisyDARTS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SEEDS = int(os.environ.get("FASTNAS_SEEDS", "1"))
-
-
-@pytest.fixture(autouse=True)
-def one_thread(fixed_seed_and_threads):
-    """Thousands of small ops: on busy cores most of the time would be waiting for a thread."""
-    torch.set_num_threads(1)
-
 
 EDGES = (DARTS_PRIMITIVES,) * 5  # two nodes: hundreds of eager steps of four take minutes
 SPACE = Space("two nodes", EDGES, EDGES)
