@@ -20,7 +20,7 @@ __global__ void pick_kernel(Plan plan, Picks picks) {
   const auto candidate_of = [&](int edge) {
     const int64_t choice = picks.choice[edge];
     const bool any = choice >= 0 && choice < picks.count;
-    return any ? picks.candidates[edge * picks.count + choice] : kNothing;
+    return any ? picks.candidates[edge * picks.count + choice] : Candidate{};
   };
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= picks.edges) return;
@@ -82,7 +82,7 @@ void Planner::lay_out() {
     node_values.push_back(output_serves ? reinterpret_cast<float*>(const_cast<char*>(slice(p.out, j)))
                                         : arena.take<float>(plane_size()));
   std::vector<std::vector<Term>> by_edge(p.edge_count);
-  if (sampled()) candidates.assign(size_t(p.edge_count) * p.candidates, kNothing);
+  if (sampled()) candidates.assign(size_t(p.edge_count) * p.candidates, Candidate{});
   // What a level, or on the way back a state, needs for itself, the next one overwrites.
   const size_t scope = arena.used;
   size_t peak = scope;
@@ -191,7 +191,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
     }
     halves.push_back(h);
   }
-  Candidate c = kNothing;
+  Candidate c;
   c.first_half = int(halves.size()) - count, c.last_half = int(halves.size()) - 1;
   return c;
 }

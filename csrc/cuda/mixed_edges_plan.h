@@ -111,8 +111,7 @@ struct Plain {
 struct Term { int half, plain; };  // one of them -1; both: its edge is not in the path
 
 // What a candidate of an edge needs, -1 where it needs none: indices of jobs.
-struct Candidate { int first_half, last_half, plain, gathered, pool, reduce; };
-constexpr Candidate kNothing{-1, -1, -1, -1, -1, -1};
+struct Candidate { int first_half = -1, last_half = -1, plain = -1, gathered = -1, pool = -1, reduce = -1; };
 
 // An edge of a sampled path: one job of each kind, two of the halves.
 struct Slot { int edge, term; };
