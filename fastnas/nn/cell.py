@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from fastnas.nn.paths import (
     stem_once,
 )
 from fastnas.nn.recognise import CellParts
-from fastnas.ops import draw_rng
+from fastnas.ops import draw_rng, sampled_params, stays_on_device
 
 
 class Cell(reference.Cell):
@@ -205,6 +206,30 @@ class SearchNetwork(reference.SearchNetwork):
             return None
         rng = draw_rng(paths * len(self.cells) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
+
+    def on_device(self, passes: Sequence[Weights]) -> list[tuple[list[Tensor], Tensor]]:
+        """Inside of `choice_on_device` the parameters of each candidate, and bool []: whether any
+        of these passes ran it. Outside, nothing: there what did not run has no gradient."""
+        if not stays_on_device():
+            return []
+        found: list[tuple[list[Tensor], Tensor]] = []
+        for kind in {cast(Cell, cell).cell_type: None for cell in self.cells}:
+            paths = [w for w in (weights[kind] for weights in passes) if isinstance(w, Paths)]
+            cells = [c.parts() for c in cast(list[Cell], self.cells) if c.cell_type == kind]
+            parts = [c for c in cells if not isinstance(c, str)]
+            if not paths or not parts:
+                continue
+            choices = torch.cat([w.choice.reshape(-1, w.choice.shape[-1]) for w in paths])
+            table = parts[0].plan.table
+            moved = sampled_params(table, choices).any(0).unbind()
+            first = 0
+            for _, term in table.terms:
+                last = first + term.params
+                if term.params:
+                    layers = [conv for c in parts for conv in c.plan.convs[first:last]]
+                    found.append(([conv.weight for conv in layers], moved[first]))
+                first = last
+        return found
 
     def forward(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
         """Images [N, in_channels, H, W] -> logits [N, classes].

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.nn.plan import Plan
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
-from fastnas.ops import OPS, choose_backend, mixed_edges, relu_conv_bn, to_device
+from fastnas.ops import (
+    OPS,
+    choose_backend,
+    mixed_edges,
+    relu_conv_bn,
+    sampled_norms,
+    stays_on_device,
+    to_device,
+)
 from fastnas.reference import SkipNoise
 
 
@@ -167,14 +175,26 @@ def _run(
         if training:
             count_batch(norms)
         return y
-    rows = w.rows()
     if training:
-        for row, _ in rows:
-            count_batch([norms[i] for i in plan.table.path(row).norms])
+        _count_sampled(plan, w)
     if not w.siblings:
         return y
-    groups = [add_siblings(g, own, row) for g, (row, own) in zip(y.chunk(len(rows)), rows)]
+    rows = list(zip(*(t.reshape(-1, t.shape[-1]) for t in (w.weight, w.choice))))
+    groups = [add_siblings(g, *row) for g, row in zip(y.chunk(len(rows)), rows)]
     return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+
+def _count_sampled(plan: Plan, w: Paths) -> None:
+    """Of each path the norms that it runs."""
+    if stays_on_device():
+        counts = sampled_norms(plan.table, w.choice).view(-1, len(plan.norms)).sum(0)
+        counters = [norm._buffers["num_batches_tracked"] for norm in plan.norms]
+        kept = [(c, n) for c, n in zip(counters, counts.unbind()) if c is not None]
+        if kept:
+            torch._foreach_add_(*(list(some) for some in zip(*kept)))
+        return
+    for row, _ in w.rows():
+        count_batch([plan.norms[i] for i in plan.table.path(row).norms])
 
 
 def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -87,10 +87,11 @@ class _AddZero(torch.autograd.Function):
         return dy, dy.sum(dtype=wide).to(ctx.dtype) if ctx.needs_input_grad[1] else None
 
 
-def add_siblings(y: Tensor, weight: Tensor, choice: Sequence[int]) -> Tensor:
-    """y + sum_e (1 - w_e) over the edges of a path into a node; weight [E]."""
-    there = [e for e, k in enumerate(choice) if k >= 0]
-    return cast(Tensor, _AddZero.apply(y, (1 - weight[there]).sum())) if there else y
+def add_siblings(y: Tensor, weight: Tensor, choice: Tensor | Sequence[int]) -> Tensor:
+    """y + sum_e (1 - w_e) over the edges of a path into a node; weight and choice [E]."""
+    there = torch.as_tensor(choice, device=weight.device) >= 0
+    rest = torch.where(there, 1 - weight, 0)
+    return cast(Tensor, _AddZero.apply(y, rest.sum()))
 
 
 def stem_once(stem: nn.Sequential, x: Tensor, paths: int | None) -> Tensor:

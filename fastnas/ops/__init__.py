@@ -1,6 +1,11 @@
 """The ops: one file each, read top to bottom from schema to public function."""
 
-from fastnas.ops.device_choice import choice_on_device, sampled_norms, sampled_params
+from fastnas.ops.device_choice import (
+    choice_on_device,
+    sampled_norms,
+    sampled_params,
+    stays_on_device,
+)
 from fastnas.ops.dispatch import choose_backend, has_kernel
 from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_norm_sum import mixed_norm_sum
@@ -25,5 +30,6 @@ __all__ = [
     "sampled_norms",
     "sampled_params",
     "staged",
+    "stays_on_device",
     "to_device",
 ]

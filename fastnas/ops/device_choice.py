@@ -30,6 +30,7 @@ def choice_on_device() -> Iterator[None]:
 
 
 def stays_on_device() -> bool:
+    """Whether it is inside of `choice_on_device`."""
     return _wanted.get()
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
+from fastnas.ops import to_device
+from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
 from fastnas.strategies.accumulation import ParamsProblem
 from fastnas.strategies.hypergradient import Problem
@@ -24,11 +26,13 @@ class Inputs(NamedTuple):
     Attributes:
         images, labels: a `Batch`.
         draw: of `SearchNetwork.draw`.
+        sample: of `Strategy.draw`.
     """
 
     images: Tensor
     labels: Tensor
     draw: NoiseDraw | None
+    sample: Tensor | None = None
 
 
 class Bilevel:
@@ -78,6 +82,7 @@ class Bilevel:
 
     def move_alphas(self, valid: Inputs, train: Inputs) -> Tensor:
         """`arch_step` on inputs that are on the device; draws nothing on the host."""
+        self.strategy.begin(valid.sample)
         gradient, loss = self.strategy.arch_gradient(self._problem(valid, train))
         for alpha, g in zip(self.alphas, gradient):
             alpha.grad = g
@@ -87,21 +92,28 @@ class Bilevel:
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
         """`weight_step` on inputs that are on the device; draws nothing on the host."""
 
+        passes = []
+
         def forward() -> tuple[Tensor, Tensor]:
             with torch.no_grad():
                 weights = self.strategy.forward_weights(self.arch)
+            passes.append(weights)
             logits = self.network(train.images, weights, train.draw)
             return _loss(logits, train.labels), logits
 
+        self.strategy.begin(train.sample)
         self.params_optimizer.zero_grad(set_to_none=True)
         problem = ParamsProblem(self.params, forward, self.grad_clip)
         loss, logits = self.strategy.params_gradient(problem)
-        self.params_optimizer.step()
+        step_where(self.params_optimizer, self.network.on_device(passes))
         return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:
         images, labels = batch
-        return Inputs(images, labels, self.network.draw(images.device))
+        sample = self.strategy.draw()
+        if sample is not None:
+            sample = to_device(sample, images.device)
+        return Inputs(images, labels, self.network.draw(images.device), sample)
 
     def _problem(self, valid: Inputs, train: Inputs) -> Problem:
         def loss_on(inputs: Inputs) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fastnas.nn import NoiseDraw
-from fastnas.ops import staged
+from fastnas.ops import choice_on_device, staged, to_device
 from fastnas.search.bilevel import Batch, Bilevel, Inputs
 from fastnas.search.optimizers import being_captured, is_capturable, state_tensors
 from fastnas.search.recorder import Recorder
+from fastnas.strategies.single_path import SinglePath
 
 logger = logging.getLogger("fastnas")
 
@@ -34,6 +35,8 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
         return f"the search is on {device}; a CUDA device is needed"
     if backend not in NEVER_WAITING:
         return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
+    if isinstance(strategy, SinglePath) and backend != "cuda":
+        return f"the backend is {backend}; the kernels that read sampled paths are cuda's"
     reason = strategy.not_capturable()
     if reason is not None:
         return reason
@@ -105,7 +108,8 @@ class GraphedBilevel:
 
     def _drawn(self, batch: Batch) -> Inputs:
         """The batch with its noise on the host, drawn in the order in which `Bilevel` draws."""
-        return Inputs(*batch, self.bilevel.network.draw())
+        sample = self.bilevel.strategy.draw()
+        return Inputs(*batch, self.bilevel.network.draw(), sample)
 
     def _misfit(self, fresh: dict[str, Inputs]) -> str | None:
         for role, inputs in fresh.items():
@@ -128,7 +132,7 @@ class GraphedBilevel:
         return self._replays[half]()
 
     def _captured(self, work: Callable[[], Result]) -> Callable[[], Result]:
-        with self._put_back():
+        with self._put_back(), choice_on_device():
             self._recorder.warm_up(work)
             try:
                 with being_captured(self.bilevel.arch_optimizer):
@@ -158,7 +162,7 @@ class _Buffers:
     """What a captured pass reads: inputs that stay where they are."""
 
     def __init__(self, like: Inputs) -> None:
-        images, labels, draw = like
+        images, labels, draw, sample = like
         self._noise: Tensor | None = None
         if draw is not None:
             self._noise = draw.packed().to(images.device)
@@ -166,6 +170,7 @@ class _Buffers:
             torch.empty_like(images),
             torch.empty_like(labels),
             None if self._noise is None else NoiseDraw.unpacked(self._noise),
+            None if sample is None else sample.to(images.device),
         )
 
     def fill(self, fresh: Inputs) -> None:
@@ -175,11 +180,18 @@ class _Buffers:
             assert fresh.draw is not None
             packed = staged(fresh.draw.packed(), self._noise.device)
             self._noise.copy_(packed, non_blocking=True)
+        if self.inputs.sample is not None:
+            assert fresh.sample is not None
+            sample = staged(fresh.sample, self.inputs.sample.device)
+            self.inputs.sample.copy_(sample, non_blocking=True)
 
 
 def _on_device(inputs: Inputs) -> Inputs:
-    draw = inputs.draw
-    return inputs._replace(draw=None if draw is None else draw.to(inputs.images.device))
+    device = inputs.images.device
+    return inputs._replace(
+        draw=None if inputs.draw is None else inputs.draw.to(device),
+        sample=None if inputs.sample is None else to_device(inputs.sample, device),
+    )
 
 
 def _kind(tensor: Tensor) -> str:

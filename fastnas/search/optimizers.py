@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
+from torch.optim.sgd import sgd as fused_sgd
 
 Kind = TypeVar("Kind", bound=Optimizer)
 
@@ -58,6 +59,39 @@ def being_captured(optimizer: Optimizer) -> Iterator[None]:
     finally:
         for group in optimizer.param_groups:
             group["capturable"] = False
+
+
+def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
+    """A step in which some parameters stand still, as if their gradient were None.
+
+    Args:
+        optimizer: SGD of `sgd(capturable=True)`, with one group, where `moved` is not empty.
+        moved: parameters, and bool [] on their device: whether they move. Others do.
+    """
+    sampled = {p: p.grad for params, _ in moved for p in params if p.grad is not None}
+    for p in sampled:
+        p.grad = None
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    for params, moves in moved:
+        params = [p for p in params if p in sampled]
+        if not params:
+            continue
+        fused_sgd(
+            params,
+            [sampled[p] for p in params],
+            [optimizer.state[p].get("momentum_buffer") for p in params],
+            fused=True,
+            found_inf=(~moves).to(torch.float32),  # of a scaled loss: nothing is written
+            weight_decay=group["weight_decay"],
+            momentum=group["momentum"],
+            lr=group["lr"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+    for p, grad in sampled.items():
+        p.grad = grad
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

@@ -85,6 +85,13 @@ class Strategy:
         """Cell type to w [E, K], a differentiable function of the logits: softmax (DARTS eq. 2)."""
         return {cell: torch.softmax(alpha, dim=-1) for cell, alpha in arch.alphas().items()}
 
+    def draw(self) -> Tensor | None:
+        """What a half of a step draws, on the host: int64 [n], or None where it draws nothing."""
+        return None
+
+    def begin(self, drawn: Tensor | None) -> None:
+        """Begins a half of a step with what `draw` drew, on the device of the logits."""
+
     def forward_weights(self, arch: ArchParameters) -> Weights:
         """What one forward pass of a step runs on."""
         return self.mixing_weights(arch)

@@ -12,7 +12,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
-from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.ops import PathSample, draw_rng, sample_paths, to_device
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
@@ -84,7 +84,7 @@ class SinglePath(Strategy):
                 "clip_samples is 'each', but paths_at_once gives one gradient for all samples"
             )
         self.tau = self.tau_start
-        self._rng: Tensor | None = None
+        self._drawn: Tensor | None = None
         self._turn = 0
 
     @property
@@ -103,25 +103,37 @@ class SinglePath(Strategy):
     def figures(self) -> dict[str, float]:
         return {"tau": self.tau}
 
+    def draw(self) -> Tensor:
+        """The temperature, float64, and a Philox stream for each cell type: [1 + 2 types]."""
+        tau = torch.tensor([self.tau], dtype=torch.float64)
+        return torch.cat([tau.view(torch.int64), draw_rng(len(CELL_TYPES)).flatten()])
+
+    def begin(self, drawn: Tensor | None) -> None:
+        self._drawn, self._turn = drawn, 0
+
     def forward_weights(self, arch: ArchParameters) -> Weights:
         """A sample of each pass of a half step in turn, or all; differentiable in alpha and beta.
 
         The passes share a stream, in which each draws all samples and takes its own, so that
-        `paths_at_once` changes none of them.
+        `paths_at_once` changes none of them. Where no half was begun, one begins here.
         """
-        if self._turn == 0 or self._rng is None:
-            self._rng = draw_rng(len(CELL_TYPES), arch.normal.device)
+        if self._drawn is None:
+            self.begin(to_device(self.draw(), arch.normal.device))
+        assert self._drawn is not None
+        tau, rng = self._drawn[:1].view(torch.float64)[0], self._drawn[1:].view(-1, 2)
         mine = slice(None) if self.paths_at_once else self._turn
-        self._turn = (self._turn + 1) % self.passes
+        self._turn += 1
+        if self._turn == self.passes:
+            self._drawn = None
         return {
             cell: Paths(sample.op[mine], sample.weight[mine], self.siblings)
-            for cell, sample in self._samples(arch, self._rng).items()
+            for cell, sample in self._samples(arch, tau, rng).items()
         }
 
-    def _samples(self, arch: ArchParameters, rng: Tensor) -> dict[str, PathSample]:
+    def _samples(self, arch: ArchParameters, tau: Tensor, rng: Tensor) -> dict[str, PathSample]:
         alphas, betas = arch.alphas(), arch.betas()
         draw = partial(
-            sample_paths, nodes=arch.nodes, tau=self.tau, topology=self.topology,
+            sample_paths, nodes=arch.nodes, tau=tau, topology=self.topology,
             paths=self.samples,
         )  # fmt: skip
         if len({alpha.shape for alpha in alphas.values()}) > 1:  # their own number of candidates
@@ -154,19 +166,14 @@ class SinglePath(Strategy):
         return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
 
     def arch_gradient(self, problem: Problem) -> tuple[list[Tensor], Tensor]:
-        self._turn = 0
         found = [first_order(problem) for _ in range(self.passes)]
         gradients, losses = zip(*found)
         scale = self._scale(self.arch_accumulation)
         return [scale * sum(parts) for parts in zip(*gradients)], torch.stack(losses).mean()
 
     def params_gradient(self, problem: ParamsProblem) -> tuple[Tensor, Tensor]:
-        self._turn = 0
         scale = self._scale(self.params_accumulation)
         return accumulate(problem, self.passes, scale, self.clip_samples == "each")
-
-    def not_capturable(self) -> str | None:
-        return f"{self.name} reads its sampled paths on the host"
 
     eager_network = reference.SinglePathNetwork
 

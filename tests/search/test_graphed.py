@@ -8,6 +8,7 @@ import torch
 from host_recorder import HostReadError, HostRecorder, Tape
 from step_cases import METHODS, assert_same, batches, build, search, state
 
+import fastnas
 from fastnas.search.graphed import GraphedBilevel, why_not_graphed
 
 
@@ -26,6 +27,28 @@ def test_replayed_steps_are_the_eager_steps(method, space):
     assert graphed.failure is None
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("rome", {"samples": 2}),
+        ("rome-v1", {"samples": 1}),
+        ("gdas", {"gdas_gradient": "siblings", "samples": 2, "paths_at_once": True}),
+    ],
+)
+def test_a_graph_serves_every_sample(method, options, cuda_host):
+    """The kernels read the paths; a host that did would stop the recording (`HostReadError`)."""
+    with fastnas.use_backend(cuda_host.name):
+        expected = search(3, build(method, "S2", **options))
+        recorder = HostRecorder()
+        graphed = GraphedBilevel(build(method, "S2", **options), recorder)
+        found = search(3, graphed)
+    assert graphed.failure is None
+    assert recorder.warm_ups == len(recorder.tapes) == 2
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    for ours, eager in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(ours, eager, rtol=1e-4, atol=1e-5)
+
+
 def test_a_rate_that_is_no_tensor_would_be_captured():
     """What `why_not_graphed` refuses; and the recorder of these tests is no mere call."""
     expected = search(6, build(capturable=False))
@@ -39,7 +62,7 @@ def test_buffers_stay_where_they_are():
     def addresses():
         found = {}
         for role, buffers in graphed._buffers.items():
-            images, labels, draw = buffers.inputs
+            images, labels, draw, _ = buffers.inputs
             found[role] = [t.data_ptr() for t in (images, labels, draw.level, draw.rng)]
         return found
 
@@ -73,13 +96,16 @@ def test_only_the_weights_before_the_logits_move():
         ({}, None),
         ({"device": "cpu"}, "the search is on cpu; a CUDA device is needed"),
         ({"backend": "eager"}, "the backend is eager; cuda or triton is needed"),
+        ({"method": "rome"}, None),
+        ({"method": "rome", "backend": "triton"}, "the backend is triton; the kernels that read"),
         ({"order": 2}, "order is 2; only the first-order step"),
         ({"skip_drop_path": 0.3}, "skip_drop_path draws noise on the host"),
         ({"capturable": False}, "the learning rate of SGD is a number"),
     ],
 )
 def test_why_not(change, reason):
-    options = {name: change[name] for name in ("order", "skip_drop_path") if name in change}
+    names = ("method", "order", "skip_drop_path")
+    options = {name: change[name] for name in names if name in change}
     step = build(capturable=change.get("capturable", True), **options)
     on_cuda = SimpleNamespace(device=torch.device(change.get("device", "cuda:0")))
     bilevel = SimpleNamespace(

@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 
-from fastnas.search.optimizers import adam, is_capturable, set_learning_rate, sgd, state_tensors
+from fastnas.search.optimizers import (
+    adam,
+    is_capturable,
+    set_learning_rate,
+    sgd,
+    state_tensors,
+    step_where,
+)
 
 KINDS = {
     "sgd": (sgd, {"lr": 0.1, "momentum": 0.9, "weight_decay": 3e-4}),
@@ -92,3 +99,29 @@ def test_a_checkpoint_of_another_network_is_refused():
     other = build(parameters()[:1], capturable=True, **settings)
     with pytest.raises(ValueError, match="parameter group"):
         optimizer.load_state_dict(other.state_dict())
+
+
+def test_what_stands_still_stands_as_without_a_gradient():
+    """A parameter whose flag is off keeps its bits and its momentum; the others move as ever."""
+    results = []
+    for masked in (False, True):
+        torch.manual_seed(3)
+        params = parameters()
+        optimizer = sgd(params, lr=0.1, capturable=True, momentum=0.9, weight_decay=3e-4)
+        for step in range(4):
+            still = {step % len(params)}
+            for i, p in enumerate(params):
+                off = i in still
+                p.grad = torch.zeros_like(p) if off else torch.randn_like(p)
+                if off and not masked:
+                    p.grad = None
+            if masked:
+                flags = [([p], torch.tensor(i not in still)) for i, p in enumerate(params[:-1])]
+                if len(params) - 1 in still:
+                    params[-1].grad = None
+                step_where(optimizer, flags)
+                assert all(p.grad is not None for p in params[:-1])
+            else:
+                optimizer.step()
+        results.append([*(p.detach() for p in params), *state_tensors(optimizer)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
