@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fastnas.backends import AUTO, Request, choose, use_backend
-from fastnas.nn import ArchParameters, SearchNetwork
+from fastnas.nn import ArchParameters, Paths, SearchNetwork
 from fastnas.ops import OPS
 from fastnas.search.batches import Batches, split_indices
 from fastnas.search.bilevel import Bilevel
@@ -23,6 +24,7 @@ from fastnas.search.logs import Logs
 from fastnas.search.monitor import has_collapsed, observe
 from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
 from fastnas.search.progress import StepBar, memory_text
+from fastnas.search.recalibrate import recalibrated
 from fastnas.search.recorder import CudaRecorder
 from fastnas.search.resumable import ResumableRun
 from fastnas.search.setting import (
@@ -40,6 +42,8 @@ from fastnas.spaces import Genotype, get_space, to_darts, to_json
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
+RECALIBRATED = 4096
+"""Training images, at most, whose statistics a path is validated with."""
 
 
 class Searcher(ResumableRun):
@@ -153,16 +157,34 @@ class Searcher(ResumableRun):
     def validate(self) -> float:
         """Accuracy of the supernet, or of its likeliest path, in eval mode, on the images of the
         logits."""
-        self.network.eval()
-        weights = self.strategy.validation_weights(self.arch)
-        images = self.pipeline.images
+        weights, network = self.strategy.validation_weights(self.arch), self.network
+        if any(isinstance(w, Paths) for w in weights.values()):
+            batches = (batch for _, batch in self._plain(self.recalibration_index))
+            network = recalibrated(network, weights, batches)
+        network.eval()
+        labels = self.pipeline.images.train_labels
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for index in self.valid_index.split(4 * self.config.resolved("batch_size")):
-            batch = self.pipeline.laid_out(images.normalise(images.train[index]))
-            logits = self.network(batch, weights)
-            correct += (logits.argmax(1) == images.train_labels[index]).sum()
+        for index, batch in self._plain(self.valid_index):
+            correct += (network(batch, weights).argmax(1) == labels[index]).sum()
         self.network.train()
         return int(correct) / len(self.valid_index)
+
+    def _some(self, index: Tensor) -> Tensor:
+        """Of all classes, in whole batches, which count the same."""
+        some = min(RECALIBRATED, len(index))
+        some -= some % self._plain_size if some >= self._plain_size else 0
+        generator = torch.Generator().manual_seed(self.config.seed)
+        return index[torch.randperm(len(index), generator=generator)[:some]]
+
+    @property
+    def _plain_size(self) -> int:
+        return 4 * self.config.resolved("batch_size")
+
+    def _plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Indices and images, not augmented, in large batches."""
+        images = self.pipeline.images
+        for index in chosen.split(self._plain_size):
+            yield index, self.pipeline.laid_out(images.normalise(images.train[index]))
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         skips = self.history[-1]["skips_normal"] if self.history else 0
@@ -240,6 +262,7 @@ class Searcher(ResumableRun):
             batch_size = config.resolved("batch_size")
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
+            self.recalibration_index = self._some(chosen[train]).to(self.device)
             augment = augmentation(config, images, config.cutout)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error
