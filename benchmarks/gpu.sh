@@ -3,14 +3,16 @@
 # usage: gpu.sh OUT [PART]; without a part, all of them. Settings are environment variables:
 #   BATCH (64) and DTYPE (float32, or bfloat16)  of step and the three compile parts
 #   OP (mixed_sum)                               of kernels-compile
-#   DATA (FILE.npz of CIFAR-10)                  of search
+#   DATA (FILE.npz of CIFAR-10)                  of search, with
+#   METHOD (noisy-darts)                         its method
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: gpu.sh OUT [PART]} part=${2:-all}
 python=${PYTHON:-python3}
-batch=${BATCH:-64} dtype=${DTYPE:-float32} op=${OP:-mixed_sum} data=${DATA:-}
+batch=${BATCH:-64} dtype=${DTYPE:-float32} op=${OP:-mixed_sum}
+data=${DATA:-} method=${METHOD:-noisy-darts}
 parts=(build tests sanitizer roofline kernels kernels-compile step compile compile-max compile-cell
-  search predictions)
+  paths search predictions)
 
 fail() { echo "make gpu: $1" >&2; exit 2; }
 need() { fail "needs $1"; }
@@ -91,10 +93,13 @@ compile-cell() {
     compile-cell,compile-cell-graph,compile-graph,fastnas-graph
 }
 
+paths() { bench paths paths; }
+
 search() {
   [ -n "$data" ] || need "DATA=FILE.npz, the images of CIFAR-10, for the search"
   modules numpy typer rich yaml matplotlib networkx
-  timeout 530 "$python" -m fastnas.benchmarks.search.whole "$data" "$out" --seconds 510
+  timeout 530 "$python" -m fastnas.benchmarks.search.whole "$data" "$out" --method "$method" \
+    --seconds 510
 }
 
 predictions() {
@@ -112,7 +117,12 @@ all() { # each part in a process of its own: one that fails does not end the oth
       for batch in 64 256; do BATCH=$batch DTYPE=$dtype one "$name" "$batch $dtype"; done
     done
   done
-  if [ -n "$data" ]; then one search; else echo "no search: DATA=FILE.npz names its images"; fi
+  one paths
+  if [ -n "$data" ]; then
+    for method in noisy-darts rome; do METHOD=$method one search "$method"; done
+  else
+    echo "no search: DATA=FILE.npz names its images"
+  fi
   one predictions
   [ ${#failed[@]} = 0 ] || { printf 'make gpu: this part failed: %s\n' "${failed[@]}" >&2; exit 1; }
 }

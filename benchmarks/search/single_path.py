@@ -1,14 +1,15 @@
 """The step of single-path searches: GDAS as its public code writes it, and fastnas.
 
 "eager" is GDAS with one sync per edge; "eager-rome" runs ROME's two edges a node in the same way.
-Every step draws afresh, so the medians are over samples as well.
+Every step draws afresh, so the medians are over samples as well. On a GPU each of fastnas' is also
+timed as CUDA graphs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,9 @@ from fastnas.benchmarks.search.step import VERIFIED_BATCH
 from fastnas.nn import Paths
 from fastnas.ops import sample_paths
 from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.graphed import GraphedBilevel
+from fastnas.search.optimizers import adam, capturable_on, sgd
+from fastnas.search.recorder import CudaRecorder
 from fastnas.spaces import CELL_TYPES, get_space
 from fastnas.strategies import get_strategy
 from fastnas.strategies.single_path import SinglePath
@@ -56,6 +60,8 @@ class Provider:
     method: str
     eager: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    graph: bool = False
+    """Replayed from CUDA graphs, which serve every sample."""
 
     def strategy(self) -> SinglePath:
         strategy = get_strategy(self.method, **self.options)
@@ -77,6 +83,32 @@ PROVIDERS: Mapping[str, Provider] = {
     "fastnas-rome-7": Provider("rome", options={"samples": 7}),
     "fastnas-rome-7-at-once": Provider("rome", options={"samples": 7, "paths_at_once": True}),
 }
+GRAPHS: Mapping[str, Provider] = {
+    f"{name}-graph": replace(provider, graph=True)
+    for name, provider in PROVIDERS.items()
+    if not provider.eager
+}
+STEPS = 3
+"""Whose sum is compared with the steps that a graph was captured from; the first captures."""
+
+
+def providers(device: str) -> Mapping[str, Provider]:
+    return {**PROVIDERS, **(GRAPHS if device == "cuda" else {})}
+
+
+class Search(NamedTuple):
+    """A provider's own copy of a search, and its step."""
+
+    network: reference.SearchNetwork
+    arch: nn.ArchParameters
+    batches: tuple[Batch, Batch]
+    bilevel: Bilevel | GraphedBilevel | None
+    step: Callable[[], object]
+
+    def inputs(self) -> list[Tensor]:
+        """What is there before a step, and is not saved by it."""
+        tensors = [*self.network.parameters(), *self.network.buffers(), *self.arch.parameters()]
+        return [*tensors, *(t for batch in self.batches for t in batch)]
 
 
 def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say) -> Iterator[Row]:
@@ -84,22 +116,23 @@ def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say)
     size = SIZES["quick" if quick else "default"]
     case = f"single_path_step {size.name}"
     verdicts: dict[str, str] = {}
-    steps: dict[str, Callable[[], None]] = {}
-    held: dict[str, list[Tensor]] = {}
-    for name in PROVIDERS:
+    searches: dict[str, Search] = {}
+    for name, provider in providers(device).items():
         say(f"{case}: verifying {name}")
-        verdicts[name] = verdict(name, size, device)
+        verdicts[name] = verdict(provider, size, device)
         if verdicts[name] == YES:
-            steps[name], held[name] = build(name, size, device)
+            searches[name] = build(provider, size, device)
+    steps = {name: search.step for name, search in searches.items()}
     say(f"{case}: timing")
     repeats = QUICK_REPEATS if quick else REPEATS
     timings = measure(steps, repeats=repeats, warmup=1, device=device, drain=True)
     for name, word in verdicts.items():
         say(f"{case}: memory of {name}")
         found: dict[str, Any] = {}
-        samples = PROVIDERS[name].strategy().samples
-        if name in steps:
-            found["saved_bytes"] = saved_bytes(steps[name], exclude=held[name])
+        provider = providers(device)[name]
+        samples = provider.strategy().samples
+        if name in steps and not provider.graph:  # in a graph nothing can be seen from outside
+            found["saved_bytes"] = saved_bytes(steps[name], exclude=searches[name].inputs())
             if device == "cuda":
                 found["peak_bytes"] = peak_bytes(steps[name], device)
         yield new_row(
@@ -118,27 +151,35 @@ def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say)
         )
 
 
-def build(name: str, size: Size, device: str) -> tuple[Callable[[], None], list[Tensor]]:
-    """A step of a provider's own search, and what is there before it and is not saved by it."""
-    provider = PROVIDERS[name]
+def build(provider: Provider, size: Size, device: str) -> Search:
+    """From the same seed on every call."""
     strategy, network = provider.strategy(), provider.network(size).to(device).train()
     arch = nn.ArchParameters(network.space, 1e-3, strategy.topology).to(device)
-    optimizers = (
-        torch.optim.SGD(network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4),
-        torch.optim.Adam(arch.parameters(), lr=3e-4, betas=(0.5, 0.999), weight_decay=1e-3),
+    capturable = provider.graph or (not provider.eager and capturable_on(torch.device(device)))
+    params_optimizer = sgd(
+        network.parameters(), lr=0.025, capturable=capturable, momentum=0.9, weight_decay=3e-4
+    )
+    arch_optimizer = adam(
+        arch.parameters(), lr=3e-4, capturable=capturable, betas=(0.5, 0.999), weight_decay=1e-3
     )
     train, valid = _batch(size, device), _batch(size, device)
-    held = [*network.parameters(), *network.buffers(), *arch.parameters(), *train, *valid]
     if provider.eager:
-        return lambda: strategy.eager_step(network, arch, optimizers, train, valid), held
+        optimizers = params_optimizer, arch_optimizer
+        return Search(
+            network, arch, (train, valid), None,
+            lambda: strategy.eager_step(network, arch, optimizers, train, valid),
+        )  # fmt: skip
     assert isinstance(network, nn.SearchNetwork)
-    bilevel = Bilevel(network, arch, strategy, *optimizers)
+    bilevel: Bilevel | GraphedBilevel
+    bilevel = Bilevel(network, arch, strategy, params_optimizer, arch_optimizer)
+    if provider.graph:
+        bilevel = GraphedBilevel(bilevel, CudaRecorder(torch.device(device)))
 
     def step() -> None:
         bilevel.arch_step(valid, train)
         bilevel.weight_step(train)
 
-    return step, held
+    return Search(network, arch, (train, valid), bilevel, step)
 
 
 def _batch(size: Size, device: str) -> Batch:
@@ -146,19 +187,18 @@ def _batch(size: Size, device: str) -> Batch:
     return images.to(device), torch.randint(size.classes, (size.batch,)).to(device)
 
 
-def verdict(name: str, size: Size, device: str) -> str:
-    """ "yes", or how a pass differs from eager single paths in fp64 on the same samples."""
+def verdict(provider: Provider, size: Size, device: str) -> str:
+    """ "yes", or how a pass differs from eager single paths in fp64 on the same samples.
+
+    A graph's steps are compared with the same steps as a stream.
+    """
     if device == "cpu":
         size = replace(size, batch=VERIFIED_BATCH)
-    provider = PROVIDERS[name]
     try:
+        if provider.graph:
+            return _verdict_of_graph(provider, size, device)
         wide = _results(replace(provider, eager=True), size, device, wide=True)
-        exact = {
-            what: Exact(
-                value, ROUNDING[what] * float(torch.linalg.vector_norm(value)), by_norm=True
-            )
-            for what, value in wide.items()
-        }
+        exact = _within_rounding(wide)
         eager = _results(replace(provider, eager=True), size, device)
         got = eager if provider.eager else _results(provider, size, device)
     except Exception as error:
@@ -166,6 +206,38 @@ def verdict(name: str, size: Size, device: str) -> str:
     off = dict.fromkeys(exact, 0.0) if provider.eager else errors(eager, exact)
     reason = disagreement(got, exact, off)
     return YES if reason is None else f"no: {reason}"
+
+
+def _verdict_of_graph(provider: Provider, size: Size, device: str) -> str:
+    expected, _ = _moved(replace(provider, graph=False), size, device)
+    got, failure = _moved(provider, size, device)
+    if failure is not None:
+        return f"not run: {failure}"
+    reason = disagreement(got, _within_rounding(expected), dict.fromkeys(expected, 0.0))
+    return YES if reason is None else f"no: {reason}"
+
+
+def _moved(provider: Provider, size: Size, device: str) -> tuple[Outputs, str | None]:
+    """What some steps change, and why a graph of them was none."""
+    search = build(provider, size, device)
+    parts = {"dalpha": search.arch.parameters, "dparams": search.network.parameters}
+    before = {name: _flat(part()).clone() for name, part in parts.items()}
+    torch.manual_seed(SEED)
+    for _ in range(STEPS):
+        search.step()
+    moved = {name: _flat(part()) - before[name] for name, part in parts.items()}
+    return moved, getattr(search.bilevel, "failure", None)
+
+
+def _within_rounding(right: Outputs) -> dict[str, Exact]:
+    return {
+        what: Exact(value, ROUNDING[what] * float(torch.linalg.vector_norm(value)), by_norm=True)
+        for what, value in right.items()
+    }
+
+
+def _flat(tensors: Iterable[Tensor | None]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1).double() for t in tensors if t is not None])
 
 
 def _results(provider: Provider, size: Size, device: str, wide: bool = False) -> Outputs:
@@ -200,11 +272,8 @@ def _results(provider: Provider, size: Size, device: str, wide: bool = False) ->
     found = torch.autograd.grad(loss, [*arch.parameters(), *params], allow_unused=True)
     count = len(found) - len(params)
 
-    def flat(gradients: tuple[Tensor | None, ...]) -> Tensor:
-        return torch.cat([g.reshape(-1).double() for g in gradients if g is not None])
-
     return {
         "logits": logits.detach().double(),
-        "dalpha": flat(found[:count]),
-        "dparams": flat(found[count:]),
+        "dalpha": _flat(found[:count]),
+        "dparams": _flat(found[count:]),
     }

@@ -1,6 +1,6 @@
-"""A whole NoisyDARTS search at its published setting, by `fastnas search`, and its record as JSON.
+"""A whole search at its published setting, by `fastnas search`, and its record as JSON.
 
-    python -m fastnas.benchmarks.search.whole FILE.npz OUT --seconds 500
+    python -m fastnas.benchmarks.search.whole FILE.npz OUT --method rome --seconds 500
 
 Stopped by its time limit, a second call goes on from the last checkpoint.
 """
@@ -12,29 +12,26 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.search.checkpoint import CheckpointError, load_checkpoint
-from fastnas.search.config import SearchConfig
 from fastnas.search.files import write_text
 from fastnas.search.searcher import CHECKPOINT
 
-RECORD = "search.json"
-RUN = "search"
+METHOD = "noisy-darts"
 EPOCHS = 50
 KEPT = ("epoch", "skips_normal", "skips_reduce", "train_loss", "train_accuracy", "valid_accuracy")
 
 
-def command(data: str, run: Path, epochs: int, device: str, options: Sequence[str]) -> list[str]:
+def command(given: argparse.Namespace, run: Path, options: Sequence[str]) -> list[str]:
     """The search alone: no training of what it finds, no comparison with eager."""
-    flags = ["--method", "noisy-darts", "--data", data, "--epochs", str(epochs)]
-    flags += ["--device", device, "--out", str(run), "--resume", "--no-tensorboard"]
+    flags = ["--method", given.method, "--data", given.data, "--epochs", str(given.epochs)]
+    flags += ["--device", given.device, "--out", str(run), "--resume", "--no-tensorboard"]
     flags += ["--train-epochs", "0", "--compare-steps", "0", *options]
-    if device == "cuda" and any(field.name == "cuda_graph" for field in fields(SearchConfig)):
+    if given.device == "cuda":
         flags.append("--cuda-graph")
     return [sys.executable, "-m", "fastnas", "search", *flags]
 
@@ -70,19 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", help="FILE.npz of images, or a data set that fastnas search knows")
-    parser.add_argument("out", type=Path, help=f"folder of {RECORD} and of the run")
+    parser.add_argument("out", type=Path, help="folder of METHOD.json and of the run, METHOD/")
+    parser.add_argument("--method", default=METHOD)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--seconds", type=float, default=None, help="stop after so long")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     given, options = parser.parse_known_args(arguments)
-    run, path = given.out / RUN, given.out / RECORD
+    run, path = given.out / given.method, given.out / f"{given.method}.json"
     before = json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
     start = perf_counter()
     try:
         code = subprocess.run(
-            command(given.data, run, given.epochs, given.device, options),
-            timeout=given.seconds,
-            check=False,
+            command(given, run, options), timeout=given.seconds, check=False
         ).returncode
     except subprocess.TimeoutExpired:
         code = 0

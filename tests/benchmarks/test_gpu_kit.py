@@ -88,10 +88,12 @@ def test_missing_modules_are_named(tmp_path, fake_gpu):
 
 
 def test_parts_hand_their_settings_on(tmp_path, fake_gpu):
-    settings = {"BATCH": "256", "DTYPE": "bfloat16"}
+    settings = {"BATCH": "256", "DTYPE": "bfloat16", "METHOD": "rome", "DATA": "cifar10.npz"}
     out = tmp_path / "out"
-    assert gpu_sh(out, "step", **fake_gpu, **settings).returncode == 0
+    for part in ("step", "search"):
+        assert gpu_sh(out, part, **fake_gpu, **settings).returncode == 0
     calls = (tmp_path / "calls").read_text()
+    assert f"-m fastnas.benchmarks.search.whole cifar10.npz {out} --method rome" in calls
     assert "-m fastnas bench search --batch 256 --dtype bfloat16" in calls
     assert f"--device cuda --out {out}/step-256-bfloat16.csv" in calls
 
@@ -235,20 +237,21 @@ def test_predictions_without_results(capsys, tmp_path):
     assert predictions.main([str(tmp_path / "list.json")]) == 2
 
 
-def test_a_whole_search_and_its_record(tmp_path, capfd):
+@pytest.mark.parametrize("method", ["noisy-darts", "rome"])
+def test_a_whole_search_and_its_record(method, tmp_path, capfd):
     images = np.random.default_rng(0).integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
     labels = np.arange(64) % 2
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
     command = [str(tmp_path / "images.npz"), str(tmp_path / "out"), "--device", "cpu"]
     command += ["--epochs", "2", "--space", "S2", "--channels", "2", "--layers", "3"]
-    command += ["--batch-size", "8", "--crop", "1"]
+    command += ["--batch-size", "8", "--crop", "1", "--method", method]
     assert whole.main(command) == 0, capfd.readouterr().err
-    found = json.loads((tmp_path / "out" / whole.RECORD).read_text())
+    found = json.loads((tmp_path / "out" / f"{method}.json").read_text())
     assert found["finished"] and found["epochs_done"] == 2
     assert [figures["epoch"] for figures in found["epochs"]] == [0, 1]
     assert {"skips_normal", "skips_reduce", "valid_accuracy"} <= {*found["epochs"][0]}
     assert found["genotype"].startswith("Genotype(") and found["wall_seconds"] > 0
-    assert found["config"]["method"] == "noisy-darts"
+    assert found["config"]["method"] == method
     assert found["supernet_accuracy"] == found["epochs"][-1]["valid_accuracy"]
 
 
@@ -256,4 +259,4 @@ def test_a_search_stopped_before_its_first_epoch(tmp_path, capfd):
     command = ["digits", str(tmp_path / "out"), "--device", "cpu", "--seconds", "0.5"]
     assert whole.main(command) == 1
     assert "no epoch was finished in time" in capfd.readouterr().err
-    assert not (tmp_path / "out" / whole.RECORD).exists()
+    assert not list((tmp_path / "out").glob("*.json"))

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from host_recorder import HostRecorder
 
+import fastnas
 from fastnas import nn
 from fastnas.benchmarks.search import ablation, single_path
 from fastnas.benchmarks.search.providers import Size
-from fastnas.benchmarks.search.single_path import PROVIDERS, build, verdict
+from fastnas.benchmarks.search.single_path import GRAPHS, PROVIDERS, build, verdict
 
 SIZE = Size(C=4, layers=3, batch=4, pixels=12)
 
@@ -21,11 +23,30 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("name", PROVIDERS)
 def test_a_provider_is_right_and_steps(name):
-    assert verdict(name, SIZE, "cpu") == "yes"
-    step, held = build(name, replace(SIZE, batch=2), "cpu")
-    before = [t.detach().clone() for t in held]
-    step()
-    assert any(not torch.equal(t, old) for t, old in zip(held, before))
+    assert verdict(PROVIDERS[name], SIZE, "cpu") == "yes"
+    search = build(PROVIDERS[name], replace(SIZE, batch=2), "cpu")
+    before = [t.detach().clone() for t in search.inputs()]
+    search.step()
+    assert any(not torch.equal(t, old) for t, old in zip(search.inputs(), before))
+
+
+def test_a_graph_is_compared_with_the_stream(monkeypatch, cuda_host):
+    """On the CPU's kernels the host reads the paths, and a recording repeats those of its step."""
+    monkeypatch.setattr(single_path, "CudaRecorder", HostRecorder)
+    graph = GRAPHS["fastnas-rome-graph"]
+    assert verdict(graph, SIZE, "cpu").startswith("no: dalpha is off by")
+    with fastnas.use_backend(cuda_host.name):
+        assert verdict(graph, SIZE, "cpu") == "yes"
+
+
+def test_what_cannot_be_captured_is_not_timed(monkeypatch):
+    class Failing(HostRecorder):
+        def record(self, work):
+            raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(single_path, "CudaRecorder", Failing)
+    found = verdict(GRAPHS["fastnas-rome-graph"], SIZE, "cpu")
+    assert found == "not run: capture failed: operation not permitted"
 
 
 def test_a_wrong_network_is_found(monkeypatch):
@@ -35,7 +56,7 @@ def test_a_wrong_network_is_found(monkeypatch):
             return super().forward(x, halved, draw)
 
     monkeypatch.setattr(single_path.nn, "SearchNetwork", Wrong)
-    assert verdict("fastnas-rome", SIZE, "cpu").startswith("no: ")
+    assert verdict(PROVIDERS["fastnas-rome"], SIZE, "cpu").startswith("no: ")
 
 
 FOUND = dict.fromkeys(ablation.FOUND, 1) | {"seconds": 0.1, "genotype": "g"}

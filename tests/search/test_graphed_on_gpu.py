@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rich.console import Console
-from step_cases import METHODS, build, search
+from step_cases import METHODS, SINGLE_PATH, build, search
 
 from fastnas.backends import Request, choose
 from fastnas.ops import OPS
@@ -34,7 +34,7 @@ def assert_close(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", (*METHODS, *SINGLE_PATH))
 def test_replayed_steps_are_the_eager_steps(method):
     expected = search(6, build(method, device="cuda"), "cuda")
     bilevel = build(method, device="cuda")
