@@ -1,4 +1,4 @@
-"""Every op once, forward and backward, at small sizes: what compute-sanitizer watches.
+"""Every op once, forward and backward, and sampled paths: what compute-sanitizer watches, small.
 
     compute-sanitizer --tool memcheck python -m fastnas.benchmarks.sanitize
 
@@ -20,12 +20,15 @@ from fastnas.benchmarks.ops.mixed_norm_sum import MixedNormSumCase
 from fastnas.benchmarks.ops.mixed_sum import NOISE, MixedSumCase
 from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
 from fastnas.benchmarks.ops.sample_paths import SamplePathsCase
-from fastnas.ops import OPS
+from fastnas.benchmarks.search.providers import Size
+from fastnas.benchmarks.search.single_path import PROVIDERS, build
+from fastnas.ops import OPS, choice_on_device
 from fastnas.reference import TOPOLOGIES
 
 ODD = (3, 5, 7, 9)
 EVEN = (2, 8, 6, 6)
 """Small sizes: the first divides by no vector, warp or tile."""
+PATHS = Size(C=4, layers=3, batch=3, pixels=9)
 
 
 def cases() -> dict[str, list[Case]]:
@@ -70,6 +73,19 @@ def run(case: Case, device: str) -> int:
     return len(fused)
 
 
+def run_paths(device: str) -> None:
+    """A search step on sampled paths that the kernels read, as in a CUDA graph.
+
+    Raises:
+        RuntimeError: a parameter is not finite after it.
+    """
+    search = build(PROVIDERS["fastnas-rome"], PATHS, device)
+    with choice_on_device():
+        search.step()
+    if not all(bool(p.isfinite().all()) for p in search.network.parameters()):
+        raise RuntimeError("search step on sampled paths: a parameter is not finite")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
@@ -85,6 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ran += count
             why = "" if count else f", {OPS[op].absent.get(given.device, 'none can run here')}"
             print(f"{case.op} {case.dtype} {case.shape}: {count} providers{why}", flush=True)
+    if given.op is None:
+        run_paths(given.device)
+        print("search step on sampled paths", flush=True)
     if not ran:
         print(f"sanitize: no op has kernels that run on {given.device}", file=sys.stderr)
         return 2

@@ -34,7 +34,7 @@ def assert_close(ours, expected):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", (*METHODS, *SINGLE_PATH))
+@pytest.mark.parametrize("method", [*METHODS, *SINGLE_PATH])
 def test_replayed_steps_are_the_eager_steps(method):
     expected = search(6, build(method, device="cuda"), "cuda")
     bilevel = build(method, device="cuda")
