@@ -11,7 +11,9 @@ from fastnas.benchmarks.harness.schema import Row, by_case, read_csv, speedup
 from fastnas.benchmarks.harness.verify import EAGER
 from fastnas.search.files import write_text
 
-BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
+FIGURES, PATHS = "figures", "paths"
+"""Blocks of the README, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+FULL = ("eager", "fastnas")
 BASELINES = (
     *(EAGER, "eager-channels-last", "eager-best", "compile", "compile-nchw", "compile-max"),
     *("checkpoint", "eager-graph", "eager-best-graph", "compile-graph", "compile-nchw-graph"),
@@ -26,7 +28,7 @@ def figures(rows: Sequence[Row], source: str) -> str:
     headings = ["case", "provider", *(f"x {name}" for name in baselines)]
     headings += ["of copy bandwidth", "saved, of eager"]
     lines = [f"| {' | '.join(headings)} |", "|---|---|" + "---:|" * (len(baselines) + 2)]
-    for providers in by_case(rows).values():
+    for providers in by_case([row for row in rows if row.suite != "paths"]).values():
         for row in providers.values():
             if _is_shown(row, providers):
                 lines.append(_line(row, providers, baselines))
@@ -39,6 +41,39 @@ def figures(rows: Sequence[Row], source: str) -> str:
         f" fp64 first. Eager is the public DARTS code, its step with all gradients; gdas and rome"
         f" are single paths of it;"
         f" generated from `{source}`."
+    )
+    return "\n".join([*lines, "", conditions])
+
+
+def path_figures(rows: Sequence[Row]) -> str:
+    """Markdown: the step of single paths beside the full supernet's, in units of eager GDAS."""
+    steps = [row for row in rows if row.suite == "paths" and row.median_ms is not None]
+    gdas = next(row for row in steps if row.backend == EAGER)
+    full = [
+        row
+        for row in rows
+        if row.suite == "search" and row.shape == gdas.shape and row.backend in FULL
+    ]
+    lines = [
+        "| step | ms | of eager GDAS | saved, MiB | of eager GDAS |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in [*steps, *full]:
+        name = "eager-gdas" if row is gdas else row.backend
+        cells = [f"full supernet, {name}" if row in full else name]
+        for value, unit, whole in (
+            (row.median_ms, 1, gdas.median_ms),
+            (row.saved_bytes, 2**20, gdas.saved_bytes),
+        ):
+            known = value is not None and whole
+            cells.append(f"{value / unit:,.0f}" if known else "")  # type: ignore[operator]
+            cells.append(f"{value / whole:.2f}" if known else "")  # type: ignore[operator]
+        lines.append(f"| {' | '.join(cells)} |")
+    commits = ", ".join(dict.fromkeys(row.commit for row in [*steps, *full]))
+    conditions = (
+        f"{gdas.op.partition(' ')[2]}, {gdas.shape} {gdas.dtype}, {gdas.device},"
+        f" {gdas.threads} threads; a step moves logits and weights. Every step draws afresh: the"
+        f" medians are over samples, the bytes are one sample's. fastnas {commits}."
     )
     return "\n".join([*lines, "", conditions])
 
@@ -74,13 +109,14 @@ def _ratio(row: Row, baseline: Row | None) -> str:
     return f"{ratio:.2f}" if ratio >= 1 else f"**{ratio:.2f}**"
 
 
-def updated(text: str, block: str) -> str:
-    """README text with the block between the markers replaced; ValueError without markers."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+def updated(text: str, name: str, block: str) -> str:
+    """README text with the block between its markers replaced; ValueError without markers."""
+    begin_marker, end_marker = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, begin, rest = text.partition(begin_marker)
+    _, end, after = rest.partition(end_marker)
     if not begin or not end:
-        raise ValueError(f"the README has no {BEGIN} ... {END}")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+        raise ValueError(f"the README has no {begin_marker} ... {end_marker}")
+    return f"{before}{begin_marker}\n{block}\n{end_marker}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = given.readme.read_text()
         rows = [row for csv in given.csvs for row in read_csv(csv)]
         source = "`, `".join(csv.as_posix() for csv in given.csvs)
-        fresh = updated(text, figures(rows, source))
+        fresh = updated(text, FIGURES, figures(rows, source))
+        if any(row.suite == "paths" for row in rows):
+            fresh = updated(fresh, PATHS, path_figures(rows))
     except (OSError, ValueError) as error:
         print(f"readme: {error}", file=sys.stderr)
         return 2

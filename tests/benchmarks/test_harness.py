@@ -178,7 +178,7 @@ def test_readme_shows_the_rows_that_lose(tmp_path):
     weighed = {"suite": "memory", "pass_": "saved", "verified": "yes"}
     rows += [row("eager", None, **weighed), row("gdas", None, **weighed, saved_bytes=75)]
     write_csv(rows, csv)
-    text.write_text(f"# title\n{readme.BEGIN}\nold\n{readme.END}\nrest\n")
+    text.write_text("# title\n<!-- figures:begin -->\nold\n<!-- figures:end -->\nrest\n")
     assert readme.main([str(csv), "--readme", str(text), "--check"]) == 1
     assert readme.main([str(csv), "--readme", str(text)]) == 0
     assert readme.main([str(csv), "--readme", str(text), "--check"]) == 0
@@ -187,6 +187,12 @@ def test_readme_shows_the_rows_that_lose(tmp_path):
     assert "bwd alone" in block and "| **0.50** |" in block and "fwd alone" not in block
     assert "| gdas |" in block and "| 0.75 |" in block
     assert block.startswith("# title\n") and block.endswith("\nrest\n") and "\nold\n" not in block
+    paths = {"suite": "paths", "pass_": "step"}
+    write_csv([*rows, row("eager", 8.0, **paths), row("fastnas-rome", 2.0, **paths)], csv, True)
+    text.write_text(block + "<!-- paths:begin -->\n<!-- paths:end -->\n")
+    assert readme.main([str(csv), "--readme", str(text)]) == 0
+    assert "| eager-gdas | 8 | 1.00 |" in text.read_text()
+    assert "| fastnas-rome | 2 | 0.25 |" in text.read_text()
     text.write_text("no markers")
     assert readme.main([str(csv), "--readme", str(text)]) == 2
     assert text.read_text() == "no markers"
