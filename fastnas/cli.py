@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import typing
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +18,26 @@ from fastnas.backends import BackendError
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
     ConfigError,
-    RunConfig,
+    FolderConfig,
     SearchConfig,
+    StudyConfig,
     TrainConfig,
     make_config,
     read_settings,
 )
 from fastnas.search.data import DataError
+from fastnas.search.evaluators import EvaluationError
 from fastnas.search.folder import RunFolderError
+from fastnas.strategies import BLACK_BOX, STRATEGIES
 
-USER_ERRORS = (BackendError, CheckpointError, ConfigError, DataError, RunFolderError)
+USER_ERRORS = (
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    EvaluationError,
+    RunFolderError,
+)
 
 # Typer brings its own copy of click since 0.27; before, it used the package.
 ClickException: type[Exception] = next(
@@ -44,19 +54,30 @@ app = typer.Typer(
 
 
 def _config_command(
-    kind: type[RunConfig], run: Callable[..., Any], text: str
+    kinds: Sequence[type[FolderConfig]],
+    choose: Callable[[dict[str, Any]], type[FolderConfig]],
+    run: Callable[..., Any],
+    text: str,
 ) -> Callable[..., None]:
-    """A command with one flag per field of `kind`: the dataclass is the only list of settings."""
+    """A command with one flag per field of the dataclasses, which are the only list of settings.
+
+    Args:
+        choose: says of the given settings which of the kinds they are.
+    """
 
     def command(config: Path | None, resume: bool, **flags: Any) -> None:
         settings = read_settings(config) if config else {}
         settings |= {name: value for name, value in flags.items() if value is not None}
-        run(make_config(kind, settings), resume=resume, console=Console())
+        run(make_config(choose(settings), settings), resume=resume, console=Console())
 
-    hints = typing.get_type_hints(kind)
+    settings: dict[str, tuple[Any, Field[Any]]] = {}
+    for kind in kinds:
+        hints = typing.get_type_hints(kind)
+        for f in fields(kind):
+            settings.setdefault(f.name, (hints[f.name], f))
     parameters = []
-    for f in fields(kind):
-        base = next(t for t in (typing.get_args(hints[f.name]) or (hints[f.name],)))
+    for hint, f in settings.values():
+        base = next(t for t in (typing.get_args(hint) or (hint,)))
         name = f.name.replace("_", "-")
         default = "" if f.default is None or f.default == "" else f" (default: {f.default})"
         help_text = f"{f.metadata['help']}{default}"
@@ -82,10 +103,15 @@ def _parameter(name: str, kind: Any, default: Any, flag: Any) -> inspect.Paramet
     )
 
 
-def _search(config: SearchConfig, **arguments: Any) -> None:
-    from fastnas.search.runs import run_search
+def _search(config: FolderConfig, **arguments: Any) -> None:
+    if isinstance(config, StudyConfig):
+        from fastnas.search.study_run import run_study
 
-    run_search(config, **arguments)
+        run_study(config, **arguments)
+    elif isinstance(config, SearchConfig):
+        from fastnas.search.runs import run_search
+
+        run_search(config, **arguments)
 
 
 def _train(config: TrainConfig, **arguments: Any) -> None:
@@ -94,10 +120,22 @@ def _train(config: TrainConfig, **arguments: Any) -> None:
     run_train(config, **arguments)
 
 
+def _kind_of_search(settings: dict[str, Any]) -> type[FolderConfig]:
+    method = settings.get("method")
+    if method is not None and method not in (*STRATEGIES, *BLACK_BOX):
+        raise ConfigError(f"method is {method!r}; allowed: {', '.join([*STRATEGIES, *BLACK_BOX])}")
+    return StudyConfig if method in BLACK_BOX else SearchConfig
+
+
 app.command("search")(
-    _config_command(SearchConfig, _search, "Search a cell, train it shortly, report.")
+    _config_command(
+        (SearchConfig, StudyConfig), _kind_of_search, _search,
+        "Search a cell, train it shortly, report.",
+    )
+)  # fmt: skip
+app.command("train")(
+    _config_command((TrainConfig,), lambda _: TrainConfig, _train, "Train a genotype from scratch.")
 )
-app.command("train")(_config_command(TrainConfig, _train, "Train a genotype from scratch."))
 
 
 @app.command()

@@ -35,6 +35,11 @@ def fastnas(monkeypatch, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["search", "--method", "enas"], "method is 'enas'; allowed: darts"),
+        (["search", "--method", "random"], "evaluator is ''; table:FILE is needed"),
+        (["search", "--method", "random", "--epochs", "3"], "unknown setting 'epochs'. Allowed:"),
+        (["search", "--method", "random", "--evaluator", "table:absent.csv"], "table absent.csv"),
+        (["search", "--method", "random", "--evaluator", "table:unknown.yaml"], "no column 'arch"),
+        (["search", "--method", "local", "--initial", "3"], "method local does not take"),
         (["search", "--space", "S9"], "no search space 'S9'; there are S0, S1, S2, S3, S4"),
         (["search", "--epochs", "0"], "epochs is 0; at least 1 is needed"),
         (["search", "--epochs", "many"], "should be a valid integer"),

@@ -63,6 +63,19 @@ def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> N
     save_figure(history_figure(history), path)
 
 
+def draw_best_so_far(values: Sequence[float], unit: str, path: Path) -> None:
+    """Draw the best value so far (what `unit` says) after 1, 2, ... evaluations."""
+    figure = Figure(figsize=(5, 3.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    axes = figure.add_subplot()
+    axes.plot(range(1, len(values) + 1), values, color=FIRST, drawstyle="steps-post")
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel(f"best {unit} so far")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
 def history_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """The picture that `draw_history` saves: a figure with one axes for each panel."""
     if not history:

@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,14 @@ import yaml
 
 from fastnas.backends import MEMORY
 from fastnas.spaces import get_space
-from fastnas.strategies import STRATEGIES, Strategy, get_strategy
+from fastnas.strategies import (
+    BLACK_BOX,
+    STRATEGIES,
+    BlackBox,
+    Strategy,
+    get_black_box,
+    get_strategy,
+)
 
 
 class ConfigError(ValueError):
@@ -28,32 +35,44 @@ def option(default: Any, text: str) -> Any:
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """What searching and training share."""
+class FolderConfig:
+    """What all runs share."""
 
     out: str = option("runs/run", "folder of the run; everything it writes goes there")
+    seed: int = option(0, "seed of everything random")
+
+    def validate(self) -> None:
+        """ConfigError for values that no run can have."""
+        _at_least(self, 0, "seed")
+
+
+@dataclass(frozen=True)
+class RunConfig(FolderConfig):
+    """What searching and training share."""
+
     data: str = option("digits", "digits, cifar10, cifar100, svhn, imagefolder:DIR, or FILE.npz")
     data_dir: str = option("data", "where torchvision keeps its data sets")
     image_size: int | None = option(None, "bring every image to this many pixels a side")
     crop: int | None = option(None, "random shift in pixels (default: 1 for digits, else 4)")
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
-    seed: int = option(0, "seed of everything random")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
     threads: int | None = option(None, "CPU threads (default: as torch has them)")
     tensorboard: bool = option(True, "write TensorBoard logs")
     checkpoint_every: int = option(0, "also checkpoint every N steps (0: at the end of epochs)")
 
     def validate(self) -> None:
-        """ConfigError for values that no run can have."""
+        super().validate()
         _at_least(self, 1, "threads", "image_size")
-        _at_least(self, 0, "crop", "checkpoint_every", "seed")
+        _at_least(self, 0, "crop", "checkpoint_every")
 
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
     """A search. None stands for the method's published setting, or for "not this method's"."""
 
-    method: str = option("noisy-darts", f"one of {', '.join(STRATEGIES)}")
+    method: str = option(
+        "noisy-darts", f"one of {', '.join(STRATEGIES)}; black-box {', '.join(BLACK_BOX)}"
+    )
     space: str = option("S0", "search space: S0 (DARTS), or S1 to S4 (RobustDARTS)")
     backend: str = option("auto", "auto, cpu, cuda, triton or eager")
     channels: int = option(16, "channels of the first cells")
@@ -103,12 +122,7 @@ class SearchConfig(RunConfig):
 
     def strategy(self) -> Strategy:
         """The method with its options; ConfigError where one is another method's or wrong."""
-        given = {name: getattr(self, name) for name in METHOD_OPTIONS}
-        chosen = {name: value for name, value in given.items() if value is not None}
-        try:
-            return get_strategy(self.method, **chosen)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        return _built(get_strategy, self, METHOD_OPTIONS)
 
     def resolved(self, name: str) -> Any:
         """A setting, or the method's published one where it is None."""
@@ -171,17 +185,58 @@ class TrainConfig(RunConfig):
             raise ConfigError(f"drop_path is {self.drop_path}; 0 <= p < 1 is allowed")
 
 
-Config = TypeVar("Config", bound=RunConfig)
+@dataclass(frozen=True)
+class StudyConfig(FolderConfig):
+    """A black-box search. None stands for the method's default, or for "not this method's"."""
+
+    method: str = option("anasod-bo", f"one of {', '.join(BLACK_BOX)}")
+    evaluator: str = option("", "table:FILE, of NAS-Bench-201")
+    table_column: str = option("c10_valid_12ep", "the table's accuracies that the search sees")
+    table_report: str = option("c10_test_200ep", "those that are reported of what it finds")
+    budget: int = option(100, "evaluations, of all workers together")
+    study: str | None = option(None, "URL of the study's database (default: a file in --out)")
+    concentration: float | None = option(None, "anasod: of the Dirichlet prior (1)")
+    initial: int | None = option(None, "bo: random points before the first fit (10)")
+    population: int | None = option(None, "evolution: cells alive (10)")
+    sample: int | None = option(None, "evolution: of which the best has a child (3)")
+
+    def strategy(self) -> BlackBox:
+        """The method with its options; ConfigError where one is another method's or wrong."""
+        return _built(get_black_box, self, STUDY_OPTIONS)
+
+    def validate(self) -> None:
+        super().validate()
+        self.strategy()
+        _at_least(self, 1, "budget")
+        kind, _, where = self.evaluator.partition(":")
+        if kind != "table" or not where:
+            raise ConfigError(f"evaluator is {self.evaluator!r}; table:FILE is needed")
 
 
-def _at_least(config: RunConfig, least: int, *names: str) -> None:
+STUDY_OPTIONS = tuple(
+    dict.fromkeys(name for method in BLACK_BOX.values() for name in method.options)
+)
+
+Config = TypeVar("Config", bound=FolderConfig)
+
+
+def _built(get: Callable[..., Any], config: Any, names: Sequence[str]) -> Any:
+    given = {name: getattr(config, name) for name in names}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        return get(config.method, **chosen)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _at_least(config: FolderConfig, least: int, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ConfigError(f"{name} is {value}; at least {least} is needed")
 
 
-def _above_zero(config: RunConfig, *names: str) -> None:
+def _above_zero(config: FolderConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if value is not None and not value > 0:
@@ -195,7 +250,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     for name in settings:
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             raise ConfigError(f"unknown setting {name!r}{hint} Allowed: {', '.join(sorted(known))}")
     values = {name: _typed(name, value, hints[name]) for name, value in settings.items()}
     config = kind(**values)
@@ -229,5 +284,5 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def config_text(config: RunConfig) -> str:
+def config_text(config: FolderConfig) -> str:
     return json.dumps(asdict(config), indent=2) + "\n"

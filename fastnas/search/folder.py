@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fastnas.search.config import RunConfig, config_text, make_config
+from fastnas.search.config import FolderConfig, config_text, make_config
 from fastnas.search.files import is_partial, write_text
 
 CONFIG = "config.json"
@@ -18,6 +18,7 @@ FREE = {
     "checkpoint_every",
     "compare_steps",
     "cuda_graph",
+    "budget",
 }
 
 
@@ -25,7 +26,7 @@ class RunFolderError(ValueError):
     """The folder of a run cannot be used; one line says why."""
 
 
-def claim_folder(config: RunConfig, resume: bool) -> Path:
+def claim_folder(config: FolderConfig, resume: bool) -> Path:
     """Makes the run's folder and writes its config there.
 
     Raises:
@@ -51,7 +52,7 @@ def claim_folder(config: RunConfig, resume: bool) -> Path:
     return out
 
 
-def _check_same(config: RunConfig, path: Path) -> None:
+def _check_same(config: FolderConfig, path: Path) -> None:
     try:
         settings = json.loads(path.read_text())
         before = make_config(type(config), settings)

@@ -91,6 +91,37 @@ def search_text(report: Mapping[str, Any], genotype: Genotype) -> str:
     return "\n".join(lines)
 
 
+def study_text(report: Mapping[str, Any], seen: str, reported: str) -> str:
+    """report.md of a black-box search; accuracies that it saw, and that are reported."""
+    lines = [
+        f"# {report['method']} on {report['evaluator']}",
+        "",
+        f"{report['evaluations']} evaluations ({report['evaluation_epochs']:.0f} epochs of"
+        f" training, {report['evaluation_seconds']:.0f} s), seed {report['seed']}.",
+        "",
+        "![best so far](progress.png)",
+        "",
+        "## The cell",
+        "",
+        "```",
+        report["genotype"],
+        "```",
+        "",
+    ]
+    if report["distribution"] is not None:
+        lines += [
+            "drawn from the distribution",
+            "",
+            "| cell | operation | share |",
+            "|---|---|---:|",
+        ]
+        for cell, shares in report["distribution"].items():
+            lines += [f"| {cell} | {op} | {share:.3f} |" for op, share in shares.items()]
+        lines.append("")
+    lines += [f"Accuracy {seen}: {report[seen]:.4f}; {reported}: **{report[reported]:.4f}**.", ""]
+    return "\n".join(lines)
+
+
 def train_text(report: Mapping[str, Any], genotype: Genotype) -> str:
     """report.md of a training."""
     env = report["environment"]

@@ -1,8 +1,18 @@
-"""Search methods, one file each. A new one is a file here and a line in STRATEGIES."""
+"""Search methods, one file each. A new one is a file here and a line in STRATEGIES or BLACK_BOX."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from fastnas.strategies.base import Strategy
+from fastnas.strategies.bayesian import AnasodBayesian, Bayesian
+from fastnas.strategies.black_box import (
+    AnasodLocal,
+    AnasodRandom,
+    BlackBox,
+    Evolution,
+    Local,
+    Random,
+)
 from fastnas.strategies.darts import DARTS
 from fastnas.strategies.fair_darts import FairDARTS
 from fastnas.strategies.gdas import GDAS
@@ -16,22 +26,42 @@ STRATEGIES: dict[str, type[Strategy]] = {
 }
 
 
+BLACK_BOX: dict[str, type[BlackBox]] = {
+    method.name: method
+    for method in (AnasodRandom, AnasodLocal, AnasodBayesian, Random, Local, Bayesian, Evolution)
+}
+
+Kind = TypeVar("Kind", Strategy, BlackBox)
+
+
 def get_strategy(name: str, **options: Any) -> Strategy:
     """The method of that name; ValueError names the methods, or the options, that there are."""
-    if name not in STRATEGIES:
-        raise ValueError(f"method is {name!r}; allowed: {', '.join(STRATEGIES)}")
-    return STRATEGIES[name](**options)
+    return _get(STRATEGIES, name, options)
+
+
+def get_black_box(name: str, **options: Any) -> BlackBox:
+    """`get_strategy` of the methods that need no gradient."""
+    return _get(BLACK_BOX, name, options)
+
+
+def _get(table: Mapping[str, type[Kind]], name: str, options: Mapping[str, Any]) -> Kind:
+    if name not in table:
+        raise ValueError(f"method is {name!r}; allowed: {', '.join(table)}")
+    return table[name](**options)
 
 
 __all__ = [
+    "BLACK_BOX",
     "DARTS",
     "GDAS",
     "ROME",
     "STRATEGIES",
+    "BlackBox",
     "FairDARTS",
     "NoisyDARTS",
     "ROMEv1",
     "SinglePathDARTS",
     "Strategy",
+    "get_black_box",
     "get_strategy",
 ]

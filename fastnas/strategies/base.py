@@ -16,11 +16,12 @@ from fastnas.spaces import Genotype, Space
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
 from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+from fastnas.strategies.method import Method
 
 Batch = tuple[Tensor, Tensor]
 
 
-class Strategy:
+class Strategy(Method):
     """DARTS with the hooks that its descendants override.
 
     The loop asks: which weights or sampled paths for a forward pass (`forward_weights`), what
@@ -30,11 +31,6 @@ class Strategy:
     A method is one file with a subclass, and one line in `fastnas.strategies.STRATEGIES`.
     """
 
-    name: ClassVar[str]
-    source: ClassVar[str]
-    """Paper and arXiv number."""
-    options: ClassVar[Mapping[str, Any]] = {}
-    """Options of the method and their defaults: fields of `SearchConfig` that others reject."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Where the method's published setting departs from the config's defaults."""
     drops_none: ClassVar[bool] = False
@@ -45,17 +41,6 @@ class Strategy:
     """Which logits the edges have (`ArchParameters`)."""
     eager_network: ClassVar[type[reference.SearchNetwork]] = reference.SearchNetwork
     """What `eager_step` runs."""
-
-    def __init__(self, **options: Any) -> None:
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            allowed = ", ".join(sorted(self.options)) or "none"
-            raise ValueError(
-                f"{', '.join(unknown)} given, which method {self.name} does not take; its options:"
-                f" {allowed}"
-            )
-        for option, default in self.options.items():
-            setattr(self, option, options.get(option, default))
 
     def space(self, space: Space) -> Space:
         """The space that the method searches in `space`."""

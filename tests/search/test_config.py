@@ -8,14 +8,16 @@ import pytest
 import fastnas.search
 from fastnas.search.config import (
     METHOD_OPTIONS,
+    STUDY_OPTIONS,
     ConfigError,
     SearchConfig,
+    StudyConfig,
     TrainConfig,
     config_text,
     make_config,
     read_settings,
 )
-from fastnas.strategies import STRATEGIES
+from fastnas.strategies import BLACK_BOX, STRATEGIES
 
 SOURCES = "\n".join(
     path.read_text()
@@ -24,12 +26,14 @@ SOURCES = "\n".join(
 )
 
 
-@pytest.mark.parametrize("kind", [SearchConfig, TrainConfig])
+@pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
 def test_every_field_is_used(kind):
     """Read by the code that runs, or an option of a method; nothing is accepted and ignored."""
     for field in fields(kind):
         used = re.search(rf'config\.{field.name}\b|resolved\("{field.name}"\)', SOURCES)
-        assert used or field.name in METHOD_OPTIONS, f"{field.name} is read nowhere"
+        assert used or field.name in (*METHOD_OPTIONS, *STUDY_OPTIONS), (
+            f"{field.name} is read nowhere"
+        )
 
 
 @pytest.mark.parametrize("name", METHOD_OPTIONS)
@@ -43,6 +47,18 @@ def test_an_option_of_one_method_is_rejected_by_the_others(name):
         else:
             with pytest.raises(ConfigError, match=f"{name} given, which method {method}"):
                 make_config(SearchConfig, settings)
+
+
+@pytest.mark.parametrize("name", STUDY_OPTIONS)
+def test_an_option_of_one_black_box_method_is_rejected_by_the_others(name):
+    value = next(m.options[name] for m in BLACK_BOX.values() if name in m.options)
+    for method, kind in BLACK_BOX.items():
+        settings = {"method": method, "evaluator": "table:x.csv", name: value}
+        if name in kind.options:
+            make_config(StudyConfig, settings)
+        else:
+            with pytest.raises(ConfigError, match=f"{name} given, which method {method}"):
+                make_config(StudyConfig, settings)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,12 @@
+"""What says how good a cell is: a table, a trained supernet, or a short training."""
+
+from fastnas.search.evaluators.base import Evaluation, EvaluationError, Evaluator
+from fastnas.search.evaluators.table import TableEvaluator, read_table
+
+__all__ = [
+    "Evaluation",
+    "EvaluationError",
+    "Evaluator",
+    "TableEvaluator",
+    "read_table",
+]

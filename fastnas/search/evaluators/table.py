@@ -1,0 +1,168 @@
+"""Accuracies from a table: every cell of NAS-Bench-201, trained by its makers."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastnas.search.evaluators.base import Evaluation, EvaluationError
+from fastnas.spaces import NB201Genotype, from_nb201, to_nb201
+from fastnas.spaces.distribution import AnyGenotype, NB201Layout
+
+CELLS = 5**6
+NATS_DATA = {
+    "c10_valid": ("cifar10-valid", "valid-accuracy"),
+    "c10_test": ("cifar10", "test-accuracy"),
+    "c100_valid": ("cifar100", "valid-accuracy"),
+    "c100_test": ("cifar100", "test-accuracy"),
+    "in16_valid": ("ImageNet16-120", "valid-accuracy"),
+    "in16_test": ("ImageNet16-120", "test-accuracy"),
+}
+"""Column to what NATS-Bench calls it, without the epochs."""
+
+
+def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
+    """Architecture string to the accuracies of the columns, 0 to 1, of all 15,625 cells.
+
+    Args:
+        path: a CSV with `arch_str` and columns of accuracies in per cent; or NATS-Bench's own
+            topology benchmark (a NATS-tss file or folder), read by the package nats_bench.
+        columns: names such as c10_valid_12ep: data set, split and epochs of training.
+
+    Raises:
+        EvaluationError: no such file or column, a cell is missing, given twice or malformed, or an
+            accuracy is none.
+    """
+    path = Path(path)
+    if "NATS-tss" in path.name:
+        return _nats_bench(path, columns)
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            names = reader.fieldnames or ()
+            _need_columns(path, ("arch_str", *columns), names)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"table {path}: {error}") from error
+    table: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(rows, 2):
+        arch = _canonical(row["arch_str"], f"table {path}, line {number}")
+        if arch in table:
+            raise EvaluationError(f"table {path}, line {number}: {arch} is there twice")
+        table[arch] = {
+            name: _accuracy(row[name], f"table {path}, line {number}, {name}") for name in columns
+        }
+    if len(table) < CELLS:
+        missing = next(arch for arch in _all_cells() if arch not in table)
+        raise EvaluationError(
+            f"table {path}: {len(table)} of {CELLS} cells are there; {missing} is missing"
+        )
+    return table
+
+
+def _need_columns(path: Path, needed: Sequence[str], there: Sequence[str]) -> None:
+    for name in needed:
+        if name not in there:
+            others = ", ".join(column for column in there if column.endswith("ep"))
+            raise EvaluationError(f"table {path}: no column {name!r}; there are {others or 'none'}")
+
+
+def _canonical(text: str | None, where: str) -> str:
+    try:
+        return to_nb201(from_nb201(text or ""))
+    except ValueError as error:
+        raise EvaluationError(f"{where}: {error}") from error
+
+
+def _accuracy(text: str | None, where: str) -> float:
+    try:
+        per_cent = float(text or "")
+    except ValueError:
+        per_cent = float("nan")
+    if not 0 <= per_cent <= 100:
+        raise EvaluationError(f"{where}: accuracy is {text!r}; 0 to 100 is needed")
+    return per_cent / 100
+
+
+def _all_cells() -> list[str]:
+    layout = NB201Layout()
+    slots = product(layout.ops, repeat=layout.length)
+    return [to_nb201(layout.genotype({"normal": ops})) for ops in slots]
+
+
+def _nats_bench(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
+    try:
+        from nats_bench import create
+    except ImportError as error:
+        raise EvaluationError(
+            f"table {path}: reading NATS-Bench's own files needs the package nats_bench"
+        ) from error
+    wanted = {name: _nats_column(path, name) for name in columns}
+    try:
+        api: Any = create(str(path), "tss", fast_mode=path.is_dir(), verbose=False)
+        table = {}
+        for index in range(len(api)):
+            found = {
+                name: api.get_more_info(index, data, hp=epochs, is_random=False)[metric] / 100
+                for name, (data, metric, epochs) in wanted.items()
+            }
+            table[_canonical(api.arch(index), f"table {path}, cell {index}")] = found
+        return table
+    except (OSError, KeyError, AssertionError) as error:
+        raise EvaluationError(f"table {path}: {error}") from error
+
+
+def _nats_column(path: Path, name: str) -> tuple[str, str, str]:
+    match = re.fullmatch(r"(\w+)_(12|200)ep", name)
+    if match is None or match[1] not in NATS_DATA:
+        allowed = ", ".join(f"{data}_12ep, {data}_200ep" for data in NATS_DATA)
+        raise EvaluationError(f"table {path}: no column {name!r}; there are {allowed}")
+    return (*NATS_DATA[match[1]], match[2])
+
+
+class TableEvaluator:
+    """Looks accuracies up.
+
+    Args:
+        path, column: as `read_table` takes them.
+        others: columns that `entry` gives as well.
+    """
+
+    def __init__(self, path: Path | str, column: str, *others: str) -> None:
+        self.layout = NB201Layout()
+        self.column = column
+        self._table = read_table(path, column, *others)
+        epochs = re.search(r"_(\d+)ep$", column)
+        self._epochs = float(epochs[1]) if epochs else 0.0
+
+    def entry(self, cell: AnyGenotype) -> dict[str, float]:
+        """Column to accuracy, 0 to 1."""
+        if not isinstance(cell, NB201Genotype):
+            raise EvaluationError("a table of NAS-Bench-201 knows no other cells")
+        return self._table[to_nb201(cell)]
+
+    def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
+        """The entries; a table knows no seeds."""
+        return [Evaluation(self.entry(cell)[self.column], epochs=self._epochs) for cell in cells]
+
+
+def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) -> float:
+    """Share of the variance over all cells that their operation distribution explains, 0 to 1.
+
+    eta^2 = sum_p n_p (mean_p - mean)^2 / sum_i (y_i - mean)^2, p running over distributions.
+    """
+    layout = NB201Layout()
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for arch, row in table.items():
+        slots = layout.slots(from_nb201(arch))["normal"]
+        groups.setdefault(tuple(sorted(slots)), []).append(row[column])
+    everything = np.concatenate([np.asarray(group) for group in groups.values()])
+    mean = everything.mean()
+    between = sum(len(group) * (np.mean(group) - mean) ** 2 for group in groups.values())
+    return float(between / ((everything - mean) ** 2).sum())

@@ -1,0 +1,248 @@
+"""Black-box searches as Optuna studies: any number of workers, killed and resumed at will.
+
+A trial is one evaluation. What a method proposes depends on the trials so far and on (seed, trial
+number) alone, so a resumed study of one worker goes on as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from fastnas.search.config import ConfigError
+from fastnas.search.evaluators import Evaluation, Evaluator
+from fastnas.spaces import NB201Genotype, dump
+from fastnas.spaces.distribution import AnyGenotype
+from fastnas.strategies import BlackBox
+from fastnas.strategies.black_box import Observation
+from fastnas.strategies.domains import Domain, Point
+
+NAME = "fastnas"
+GRACE_SECONDS = 30
+"""Without a sign of life after which an evaluation is given to another worker."""
+POLL_SECONDS = 0.2
+SETTINGS = "settings"
+
+
+class StudyError(ConfigError):
+    """A study cannot be used; one line says why."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a study has found.
+
+    Attributes:
+        cells: evaluated, in the order in which they were proposed, with their evaluations.
+        best: index of the most accurate; of equal ones the first.
+    """
+
+    cells: Sequence[tuple[str, Evaluation]]
+    points: Sequence[Point]
+    best: int
+
+    def incumbents(self) -> list[int]:
+        """After each evaluation the index of the best so far."""
+        found: list[int] = []
+        for i, (_, evaluation) in enumerate(self.cells):
+            better = not found or evaluation.accuracy > self.cells[found[-1]][1].accuracy
+            found.append(i if better else found[-1])
+        return found
+
+
+class Study:
+    """One worker's view of a study.
+
+    Args:
+        url: of a database, as SQLAlchemy writes it, such as sqlite:///study.db.
+        method: proposes.
+        evaluator: evaluates the cells of its layout.
+        seed: of proposals and of the cells that are drawn.
+        settings: what all workers must agree on; kept with the study.
+        grace_seconds: as `GRACE_SECONDS`.
+
+    Raises:
+        StudyError: no database there, or a study with other settings.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        method: BlackBox,
+        evaluator: Evaluator,
+        seed: int,
+        settings: Mapping[str, Any],
+        grace_seconds: int = GRACE_SECONDS,
+    ) -> None:
+        self.domain, self.evaluator, self.seed = method.domain(evaluator.layout), evaluator, seed
+        self.grace = timedelta(seconds=grace_seconds)
+        self._sampler = _Proposals(method, self.domain, seed)
+        with _quiet():
+            self._study = _opened(url, self._sampler, grace_seconds)
+        self._agree(settings)
+
+    def run(self, budget: int, told: Callable[[int, float], object] | None = None) -> None:
+        """Evaluates until the study, with all its workers, has `budget` evaluations.
+
+        Args:
+            told: hears how many are new, and the best accuracy so far.
+
+        Raises:
+            EvaluationError: as the evaluator; what was evaluated before stays.
+        """
+        self._budget, heard = budget, 0
+        while True:
+            values = [t.values[0] for t in self._trials(TrialState.COMPLETE)]
+            if told is not None and len(values) > heard:
+                told(len(values) - heard, max(values))
+                heard = len(values)
+            if len(values) >= budget:
+                return
+            with _quiet():
+                self._fail_stale()
+                if len(self._live()) < budget or self._trials(TrialState.WAITING):
+                    self._study.optimize(self._evaluate, n_trials=1)
+                else:  # the others may die yet
+                    time.sleep(POLL_SECONDS)
+
+    def result(self) -> Result:
+        """StudyError where nothing was evaluated."""
+        trials = self._trials(TrialState.COMPLETE)
+        if not trials:
+            raise StudyError("the study has no evaluation")
+        cells = [
+            (
+                t.user_attrs["cell"],
+                Evaluation(t.values[0], t.user_attrs["seconds"], t.user_attrs["epochs"]),
+            )
+            for t in trials
+        ]
+        best = max(range(len(cells)), key=lambda i: cells[i][1].accuracy)
+        return Result(cells, [self._sampler.point(t.params) for t in trials], best)
+
+    def _evaluate(self, trial: Any) -> float:
+        point = tuple(trial.suggest_int(name, 0, n - 1) for name, n in self.domain.sizes.items())
+        if trial.number not in {t.number for t in self._live()[: self._budget]}:
+            raise optuna.TrialPruned  # another worker took the last one at the same moment
+        origin = self._sampler.origins.pop(trial.number, None)
+        if origin is not None:
+            trial.set_user_attr("origin", origin)
+        cell = self.cell(point, trial.number)
+        (evaluation,) = self.evaluator.evaluate([cell], [trial.number])
+        trial.set_user_attr("cell", text_of(cell))
+        trial.set_user_attr("seconds", evaluation.seconds)
+        trial.set_user_attr("epochs", evaluation.epochs)
+        return evaluation.accuracy
+
+    def cell(self, point: Point, number: int) -> AnyGenotype:
+        """The cell that the trial of that number evaluates."""
+        return self.domain.cell(point, np.random.default_rng([self.seed, number, 1]))
+
+    def _live(self) -> list[FrozenTrial]:
+        return self._trials(TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+
+    def _trials(self, *states: Any) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=states)
+
+    def _fail_stale(self) -> None:
+        """Trials of dead workers: those with a heartbeat wait to be run again; those that died
+        while they were proposed have none, and no point either."""
+        optuna.storages.fail_stale_trials(self._study)
+        for trial in self._trials(TrialState.RUNNING):
+            since = datetime.now() - (trial.datetime_start or datetime.now())
+            if not trial.params and since > self.grace:
+                self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _agree(self, settings: Mapping[str, Any]) -> None:
+        given, found = json.dumps(dict(settings)), self._study.user_attrs.get(SETTINGS)
+        if found is None:
+            self._study.set_user_attr(SETTINGS, given)
+        elif found != given:
+            raise StudyError(f"the study is one of other settings: {found}, not {given}")
+
+
+class _Proposals(BaseSampler):
+    """A method as an Optuna sampler."""
+
+    def __init__(self, method: BlackBox, domain: Domain, seed: int) -> None:
+        self.method, self.domain, self.seed = method, domain, seed
+        self.origins: dict[int, Point] = {}
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        return {
+            name: optuna.distributions.IntDistribution(0, size - 1)
+            for name, size in self.domain.sizes.items()
+        }
+
+    def sample_relative(
+        self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        states = TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING
+        past = [
+            self._observation(other)
+            for other in study.get_trials(deepcopy=False, states=states)
+            if other.number < trial.number and len(other.params) == len(self.domain.sizes)
+        ]
+        rng = np.random.default_rng([self.seed, trial.number])
+        (proposed,) = self.method.propose(self.domain, past, rng)
+        if proposed.origin is not None:
+            self.origins[trial.number] = proposed.origin
+        return dict(zip(self.domain.sizes, proposed.point))
+
+    def sample_independent(self, *_: Any) -> Any:
+        raise AssertionError("all parameters are relative")
+
+    def point(self, params: Mapping[str, int]) -> Point:
+        return tuple(params[name] for name in self.domain.sizes)
+
+    def _observation(self, trial: FrozenTrial) -> Observation:
+        origin = trial.user_attrs.get("origin")
+        value = trial.values[0] if trial.state == TrialState.COMPLETE else None
+        return Observation(
+            self.point(trial.params), value, None if origin is None else tuple(origin)
+        )
+
+
+def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
+    try:
+        storage = optuna.storages.RDBStorage(
+            url,
+            engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {},
+            heartbeat_interval=max(1, grace_seconds // 4),
+            grace_period=grace_seconds,
+            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+        )
+        return optuna.create_study(
+            study_name=NAME,
+            storage=storage,
+            sampler=sampler,
+            direction="maximize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # SQLAlchemy's and those of its drivers
+        raise StudyError(f"study {url}: {str(error).splitlines()[0]}") from error
+
+
+def text_of(cell: AnyGenotype) -> str:
+    """In the format of its kind that `fastnas.spaces.parse` reads."""
+    return dump(cell, "nb201" if isinstance(cell, NB201Genotype) else "json")
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Without Optuna's line a trial, and its warnings that heartbeats are experimental."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield

@@ -1,0 +1,83 @@
+"""A black-box search from its config to its report. All that the CLI does of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastnas.report.curves import draw_best_so_far
+from fastnas.search.config import ConfigError, StudyConfig
+from fastnas.search.evaluators import TableEvaluator
+from fastnas.search.files import write_text
+from fastnas.search.folder import claim_folder
+from fastnas.search.progress import StepBar
+from fastnas.search.run_report import REPORT_MD, study_text, write_report
+from fastnas.spaces import parse
+from fastnas.strategies.domains import Distributions
+
+DATABASE = "study.db"
+NOT_SHARED = ("out", "study", "budget", "evaluator")
+"""Settings in which the workers of a study may differ; a path is another on each machine."""
+
+
+def run_study(
+    config: StudyConfig, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Evaluates up to the budget, alone or with other workers on the study, and reports.
+
+    Leaves in config.out: config.json, study.db (unless `study` names another database),
+    progress.png, genotype.txt, report.json, report.md.
+
+    Args:
+        resume: go on with the run that config.out holds, if any.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ConfigError, EvaluationError, RunFolderError, StudyError: what was evaluated stays.
+    """
+    try:
+        from fastnas.search.study import Study
+    except ImportError as error:
+        raise ConfigError("a black-box search needs Optuna: install fastnas[blackbox]") from error
+    console = console or Console()
+    path = config.evaluator.partition(":")[2]
+    evaluator = TableEvaluator(path, config.table_column, config.table_report)
+    out = claim_folder(config, resume)
+    shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
+    url = config.study or f"sqlite:///{out / DATABASE}"
+    study = Study(url, config.strategy(), evaluator, config.seed, shared)
+    with StepBar(console, "evaluate", config.budget, 0) as bar:
+        study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
+    result = study.result()
+    text, found = result.cells[result.best]
+    report = {
+        "method": config.method,
+        "evaluator": f"table:{Path(path).name}",
+        "seed": config.seed,
+        "evaluations": len(result.cells),
+        "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
+        "evaluation_epochs": sum(cell.epochs for _, cell in result.cells),
+        "genotype": text,
+        "distribution": _distribution(study.domain, result.points[result.best]),
+        config.table_column: found.accuracy,
+        config.table_report: evaluator.entry(parse(text))[config.table_report],
+    }
+    write_text(out / "genotype.txt", text + "\n")
+    curve = [result.cells[i][1].accuracy for i in result.incumbents()]
+    draw_best_so_far(curve, config.table_column, out / "progress.png")
+    write_report(out, report, study_text(report, config.table_column, config.table_report))
+    console.print(f"\nreport: {out / REPORT_MD}")
+    return report
+
+
+def _distribution(domain: Any, point: tuple[int, ...]) -> dict[str, dict[str, float]] | None:
+    """Cell type to the share of each operation; None of a method that searches cells."""
+    if not isinstance(domain, Distributions):
+        return None
+    found = domain.distribution(point)
+    return {cell: dict(zip(found.ops, shares)) for cell, shares in found.p.items()}

@@ -1,0 +1,277 @@
+"""Distributions over operations, and the cells that have them (ANASOD).
+
+A cell of length N has N slots for operations. Its operation distribution says which share of the
+slots each operation has, and nothing of where they are: p = counts / N, a point of the simplex.
+A distribution stands for all cells with its counts, and, snapped to another N, for shorter and
+longer ones (Wan et al., Approximate Neural Architecture Search via Operation Distribution
+Learning, WACV 2022). The encoding, the snapping and the two cells are those of the first author's
+later public code; other lengths are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil, comb
+from typing import Protocol
+
+import numpy as np
+
+from fastnas.spaces.genotype import NB201_OPS, Edge, Genotype, NB201Genotype
+from fastnas.spaces.space import CELL_TYPES, Space
+
+Counts = tuple[int, ...]
+"""How many slots each operation has."""
+AnyGenotype = Genotype | NB201Genotype
+
+SUM_TOLERANCE = 1e-6
+ROUNDING = 1e-9
+"""By which a share that is a whole number of slots may miss it."""
+
+
+class Layout(Protocol):
+    """How cells are made of operations in slots."""
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """That can stand in a slot."""
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Of an architecture."""
+
+    @property
+    def length(self) -> int:
+        """Slots of a cell."""
+
+    @property
+    def wirings(self) -> tuple[int, ...]:
+        """In how many ways each node of a cell can choose the nodes that its slots read."""
+
+    def genotype(
+        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
+    ) -> AnyGenotype:
+        """The cells with these operations in their slots and, of each node, that wiring."""
+
+    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        """Cell type to its operations, slot by slot; ValueError for a genotype of other cells."""
+
+
+@dataclass(frozen=True)
+class NB201Layout:
+    """NAS-Bench-201: six slots, the edges into nodes 1, 2 and 3."""
+
+    ops: tuple[str, ...] = NB201_OPS
+    cell_types: tuple[str, ...] = ("normal",)
+    length: int = 6
+    wirings: tuple[int, ...] = (1, 1, 1)
+
+    def genotype(
+        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]] | None = None
+    ) -> NB201Genotype:
+        ops = iter(slots["normal"])
+        return NB201Genotype(
+            tuple(tuple((next(ops), source) for source in range(node)) for node in (1, 2, 3))
+        )
+
+    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        if not isinstance(genotype, NB201Genotype):
+            raise ValueError("the genotype is not one of NAS-Bench-201")
+        return {"normal": [op for node in genotype.nodes for op, _ in node]}
+
+
+@dataclass(frozen=True)
+class DartsLayout:
+    """DARTS: two slots a node (one in the last node of an odd length), from distinct predecessors.
+
+    Args:
+        ops: that can stand in a slot, of both cell types; in DARTS' genotypes there is no "none".
+        length: slots of a cell, 8 in DARTS.
+    """
+
+    ops: tuple[str, ...]
+    length: int = 8
+    cell_types: tuple[str, ...] = CELL_TYPES
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length is {self.length}; at least 1 is needed")
+
+    @classmethod
+    def of(cls, space: Space, length: int | None = None) -> DartsLayout:
+        """The cells of a space that offers the same candidates on every edge.
+
+        Raises:
+            ValueError: it does not.
+        """
+        offered = set(space.normal + space.reduce)
+        if len(offered) > 1:
+            raise ValueError(
+                f"space {space.name} offers other candidates on other edges; a distribution over"
+                " operations needs the same on all, as S0, S2, S3 and S4 have"
+            )
+        ops = tuple(op for op in offered.pop() if op != "none")
+        return cls(ops, 2 * space.nodes if length is None else length)
+
+    @property
+    def nodes(self) -> int:
+        return ceil(self.length / 2)
+
+    @property
+    def wirings(self) -> tuple[int, ...]:
+        return tuple(comb(node + 2, self._slots_of(node)) for node in range(self.nodes))
+
+    def _slots_of(self, node: int) -> int:
+        return min(2, self.length - 2 * node)
+
+    def genotype(
+        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
+    ) -> Genotype:
+        cells = {}
+        for cell_type in self.cell_types:
+            cell: list[tuple[Edge, ...]] = []
+            for node, way in enumerate(wiring[cell_type]):
+                own = slots[cell_type][2 * node : 2 * node + 2]
+                sources = list(combinations(range(node + 2), self._slots_of(node)))[way]
+                cell.append(tuple(zip(own, sources)))
+            cells[cell_type] = tuple(cell)
+        concat = tuple(range(2, self.nodes + 2))
+        return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        if not isinstance(genotype, Genotype):
+            raise ValueError("the genotype is one of NAS-Bench-201, not of the DARTS cells")
+        return {cell: [op for op, _, _ in genotype.edges(cell)] for cell in CELL_TYPES}
+
+
+@dataclass(frozen=True)
+class OperationDistribution:
+    """A point of the simplex for each cell type.
+
+    Args:
+        ops: K operation names.
+        p: cell type to K shares, each >= 0, that sum to 1.
+
+    Raises:
+        ValueError: they do not, or there are more or fewer than K, or one is NaN.
+    """
+
+    ops: tuple[str, ...]
+    p: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.ops or len(set(self.ops)) < len(self.ops):
+            raise ValueError(f"operations are {self.ops}; one or more are needed, none twice")
+        if not self.p:
+            raise ValueError("there is no cell type; one or more are needed")
+        checked = {}
+        for cell_type, given in self.p.items():
+            shares = tuple(float(share) for share in given)
+            where = f"distribution of the {cell_type} cell"
+            if len(shares) != len(self.ops):
+                raise ValueError(
+                    f"{where}: {len(shares)} shares are given for {len(self.ops)} operations:"
+                    f" {', '.join(self.ops)}"
+                )
+            for op, share in zip(self.ops, shares):
+                if not 0 <= share <= 1 + SUM_TOLERANCE:
+                    raise ValueError(f"{where}: {op} has {share}; 0 to 1 is allowed")
+            if abs(sum(shares) - 1) > SUM_TOLERANCE:
+                raise ValueError(f"{where}: the shares sum to {sum(shares):.9g}; 1 is needed")
+            checked[cell_type] = shares
+        object.__setattr__(self, "p", checked)
+
+    @classmethod
+    def of(cls, genotype: AnyGenotype, layout: Layout) -> OperationDistribution:
+        """The distribution that a cell has.
+
+        Raises:
+            ValueError: an operation is not of the layout.
+        """
+        p = {}
+        for cell_type, slots in layout.slots(genotype).items():
+            unknown = sorted(set(slots) - set(layout.ops))
+            if unknown:
+                raise ValueError(
+                    f"the {cell_type} cell has {', '.join(unknown)}; the operations are"
+                    f" {', '.join(layout.ops)}"
+                )
+            p[cell_type] = tuple(slots.count(op) / len(slots) for op in layout.ops)
+        return cls(layout.ops, p)
+
+    @classmethod
+    def from_counts(cls, counts: Mapping[str, Counts], layout: Layout) -> OperationDistribution:
+        p = {cell: tuple(c / sum(row) for c in row) for cell, row in counts.items()}
+        return cls(layout.ops, p)
+
+    @classmethod
+    def dirichlet(
+        cls,
+        layout: Layout,
+        rng: np.random.Generator,
+        concentration: float | Sequence[float] = 1.0,
+    ) -> OperationDistribution:
+        """Drawn from Dirichlet(concentration), for each cell type independently.
+
+        Raises:
+            ValueError: a concentration is not above 0, or there are not as many as operations.
+        """
+        prior = np.broadcast_to(np.asarray(concentration, float), (len(layout.ops),))
+        if not (prior > 0).all():
+            raise ValueError(f"concentration is {concentration}; above 0 is needed")
+        p = {cell: tuple(map(float, rng.dirichlet(prior))) for cell in layout.cell_types}
+        return cls(layout.ops, p)
+
+    def counts(self, length: int) -> dict[str, Counts]:
+        """Cell type to the counts of cells of that length (`snap`)."""
+        return {cell_type: snap(shares, length) for cell_type, shares in self.p.items()}
+
+    def sample(self, layout: Layout, rng: np.random.Generator) -> AnyGenotype:
+        """A cell whose counts are exactly `counts(layout.length)`, uniform over all such.
+
+        Raises:
+            ValueError: the layout is one of other operations or cell types.
+        """
+        if layout.ops != self.ops or set(layout.cell_types) != set(self.p):
+            raise ValueError(
+                f"a distribution over {', '.join(self.ops)} ({', '.join(self.p)}) is none of cells"
+                f" of {', '.join(layout.ops)} ({', '.join(layout.cell_types)})"
+            )
+        slots, wiring = {}, {}
+        for cell_type, counts in self.counts(layout.length).items():
+            ops = np.repeat(np.arange(len(self.ops)), counts)
+            slots[cell_type] = [self.ops[i] for i in rng.permutation(ops)]
+            wiring[cell_type] = [int(rng.integers(ways)) for ways in layout.wirings]
+        return layout.genotype(slots, wiring)
+
+
+def snap(p: Sequence[float], length: int) -> Counts:
+    """The counts nearest to length p: largest remainders, of equal ones the first operations.
+
+    The counts are non-negative and sum to `length`.
+    """
+    if length < 1:
+        raise ValueError(f"length is {length}; at least 1 is needed")
+    shares = np.asarray(p, float)
+    slots = length * shares / shares.sum()
+    counts = np.floor(slots + ROUNDING).astype(int)
+    left = length - int(counts.sum())
+    first = np.argsort(-np.round(slots - counts, 9), kind="stable")[:left]
+    counts[first] += 1
+    return tuple(map(int, counts))
+
+
+def lattice_size(operations: int, length: int) -> int:
+    """How many distributions cells of that length have: C(length + K - 1, K - 1)."""
+    return comb(length + operations - 1, operations - 1)
+
+
+def lattice(operations: int, length: int) -> Iterator[Counts]:
+    """All counts of `length` slots over K operations, in lexicographic order, largest first."""
+    if operations == 1:
+        yield (length,)
+        return
+    for first in range(length, -1, -1):
+        for rest in lattice(operations - 1, length - first):
+            yield (first, *rest)

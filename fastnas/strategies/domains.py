@@ -1,0 +1,186 @@
+"""What a black-box method searches: distributions over operations, or the cells themselves.
+
+A point is a tuple of whole numbers, each below its size; a method asks for random points,
+neighbours and features, and does not know which domain it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from math import prod
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastnas.spaces.distribution import (
+    AnyGenotype,
+    Layout,
+    OperationDistribution,
+    lattice,
+    lattice_size,
+)
+
+Point = tuple[int, ...]
+MOST_LISTED = 5_000
+"""Points, up to which a domain is searched whole: the 210 distributions of NAS-Bench-201, not its
+15,625 cells, where the acquisition would take longer than the fit."""
+
+
+class Domain(Protocol):
+    """Points, and the cells that they stand for."""
+
+    layout: Layout
+    is_noisy: bool
+    """Whether a point stands for several cells, so that it is worth a second evaluation."""
+    is_categorical: bool
+    """Whether features are codes, alike or not, rather than quantities."""
+    sizes: dict[str, int]
+    """Name of each coordinate to how many values it has, in the order of a point."""
+
+    def random(self, rng: np.random.Generator) -> Point: ...
+
+    def neighbours(self, point: Point) -> list[Point]:
+        """All points one step away, in a fixed order."""
+
+    def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
+        """[n, D]."""
+
+    def everything(self) -> list[Point] | None:
+        """All points, None where they are more than `MOST_LISTED`."""
+
+    def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
+        """The cell of a point, or one drawn from its distribution."""
+
+    def missing(self, point: Point) -> str | None:
+        """Why there is no such point, or None."""
+
+
+class Distributions:
+    """Counts of the operations of each cell type, as they are snapped for a length.
+
+    Args:
+        layout: of the cells that are drawn and evaluated.
+        concentration: of the Dirichlet prior.
+    """
+
+    is_noisy = True
+    is_categorical = False
+
+    def __init__(self, layout: Layout, concentration: float = 1.0) -> None:
+        self.layout, self.concentration = layout, concentration
+        self.sizes = {
+            f"{cell}.{op}": layout.length + 1 for cell in layout.cell_types for op in layout.ops
+        }
+
+    def random(self, rng: np.random.Generator) -> Point:
+        drawn = OperationDistribution.dirichlet(self.layout, rng, self.concentration)
+        return self.point(drawn)
+
+    def point(self, distribution: OperationDistribution) -> Point:
+        """The snapped distribution."""
+        counts = distribution.counts(self.layout.length)
+        return tuple(c for cell in self.layout.cell_types for c in counts[cell])
+
+    def distribution(self, point: Point) -> OperationDistribution:
+        rows = dict(zip(self.layout.cell_types, self._rows(point)))
+        return OperationDistribution.from_counts(rows, self.layout)
+
+    def neighbours(self, point: Point) -> list[Point]:
+        """One slot given from an operation to another of the same cell type."""
+        found = []
+        K = len(self.layout.ops)
+        for start in range(0, len(point), K):
+            for a, b in product(range(start, start + K), repeat=2):
+                if a != b and point[a]:
+                    moved = list(point)
+                    moved[a] -= 1
+                    moved[b] += 1
+                    found.append(tuple(moved))
+        return found
+
+    def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
+        """p, of one cell type after the other."""
+        return np.asarray(points, float).reshape(len(points), -1) / self.layout.length
+
+    def everything(self) -> list[Point] | None:
+        types, K = len(self.layout.cell_types), len(self.layout.ops)
+        if lattice_size(K, self.layout.length) ** types > MOST_LISTED:
+            return None
+        rows = list(lattice(K, self.layout.length))
+        return [tuple(c for row in some for c in row) for some in product(rows, repeat=types)]
+
+    def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
+        return self.distribution(point).sample(self.layout, rng)
+
+    def missing(self, point: Point) -> str | None:
+        wrong = _out_of(self.sizes, point)
+        if wrong is None:
+            for cell, row in zip(self.layout.cell_types, self._rows(point)):
+                if sum(row) != self.layout.length:
+                    return f"counts of {cell} sum to {sum(row)}; {self.layout.length} is needed"
+        return wrong
+
+    def _rows(self, point: Point) -> list[tuple[int, ...]]:
+        K = len(self.layout.ops)
+        return [point[i : i + K] for i in range(0, len(point), K)]
+
+
+class Cells:
+    """The operation of every slot and the wiring of every node."""
+
+    is_noisy = False
+    is_categorical = True
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        slots = {f"slot{i}": len(layout.ops) for i in range(layout.length)}
+        nodes = {f"node{i}": ways for i, ways in enumerate(layout.wirings) if ways > 1}
+        self.sizes = {
+            f"{cell}.{name}": size
+            for cell in layout.cell_types
+            for name, size in (slots | nodes).items()
+        }
+
+    def random(self, rng: np.random.Generator) -> Point:
+        return tuple(int(rng.integers(size)) for size in self.sizes.values())
+
+    def neighbours(self, point: Point) -> list[Point]:
+        """Another operation in one slot, or another wiring of one node."""
+        return [
+            (*point[:i], value, *point[i + 1 :])
+            for i, size in enumerate(self.sizes.values())
+            for value in range(size)
+            if value != point[i]
+        ]
+
+    def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
+        """The points themselves."""
+        return np.asarray(points, float).reshape(len(points), -1)
+
+    def everything(self) -> list[Point] | None:
+        if prod(self.sizes.values()) > MOST_LISTED:
+            return None
+        return list(product(*map(range, self.sizes.values())))
+
+    def cell(self, point: Point, rng: np.random.Generator | None = None) -> AnyGenotype:
+        layout = self.layout
+        values = iter(point)
+        slots, wiring = {}, {}
+        for cell_type in layout.cell_types:
+            slots[cell_type] = [layout.ops[next(values)] for _ in range(layout.length)]
+            wiring[cell_type] = [next(values) if ways > 1 else 0 for ways in layout.wirings]
+        return layout.genotype(slots, wiring)
+
+    def missing(self, point: Point) -> str | None:
+        return _out_of(self.sizes, point)
+
+
+def _out_of(sizes: dict[str, int], point: Point) -> str | None:
+    if len(point) != len(sizes):
+        return f"a point has {len(sizes)} coordinates, {len(point)} are given"
+    for (name, size), value in zip(sizes.items(), point):
+        if not 0 <= value < size:
+            return f"{name} is {value}; 0 to {size - 1} is allowed"
+    return None

@@ -1,0 +1,37 @@
+"""Tables of NAS-Bench-201 made up of a formula, and where the measured one lies."""
+
+import csv
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from fastnas.spaces import to_nb201
+from fastnas.spaces.distribution import NB201Layout
+
+MEASURED = Path(__file__).parents[2] / "shared" / "data" / "nb201_table.csv"
+SEEN, REPORTED = "c10_valid_12ep", "c10_test_200ep"
+VALUES = dict(zip(NB201Layout().ops, (-12.0, 0.5, 3.0, 4.0, -1.0)))
+
+
+def rows():
+    """Most of it depends on how often an operation is there, a little on where."""
+    layout, rng = NB201Layout(), np.random.default_rng(0)
+    for index, ops in enumerate(product(layout.ops, repeat=layout.length)):
+        ordered = sum(VALUES[op] for op in ops) + 0.3 * VALUES[ops[0]]
+        noise = rng.normal(0, 0.4)
+        yield {
+            "index": index,
+            "arch_str": to_nb201(layout.genotype({"normal": ops})),
+            SEEN: f"{min(99.0, max(1.0, 60 + ordered + noise)):.4f}",
+            REPORTED: f"{min(99.0, max(1.0, 65 + ordered)):.4f}",
+        }
+
+
+def write(path, lines=None):
+    lines = list(rows()) if lines is None else lines
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)
+    return path

@@ -1,0 +1,212 @@
+"""Evaluators and studies: tables, budgets, several workers, and workers that are killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from nb201_tables import MEASURED, REPORTED, SEEN, rows, write
+from rich.console import Console
+
+from fastnas.search.config import StudyConfig, make_config
+from fastnas.search.evaluators import EvaluationError, TableEvaluator, read_table
+from fastnas.search.evaluators.table import explained_variance
+from fastnas.search.folder import RunFolderError
+from fastnas.search.study_run import run_study
+from fastnas.spaces import from_nb201
+from fastnas.spaces.distribution import NB201Layout
+from fastnas.strategies import get_black_box
+
+study = pytest.importorskip("fastnas.search.study", reason="no Optuna")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("table") / "table.csv")
+
+
+@pytest.fixture(scope="module")
+def evaluator(table):
+    return TableEvaluator(table, SEEN)
+
+
+def opened(folder, evaluator, name="anasod-local", seed=0, **options):
+    url = f"sqlite:///{folder / 'study.db'}"
+    settings = {"method": name, "seed": seed}
+    return study.Study(url, get_black_box(name), evaluator, seed, settings, **options)
+
+
+def test_a_table_is_looked_up(table):
+    found = read_table(table, SEEN, REPORTED)
+    row = next(iter(rows()))
+    assert len(found) == 15625
+    assert found[row["arch_str"]][REPORTED] == pytest.approx(float(row[REPORTED]) / 100)
+    (evaluation,) = TableEvaluator(table, SEEN).evaluate([from_nb201(row["arch_str"])], [0])
+    assert evaluation.accuracy == pytest.approx(float(row[SEEN]) / 100)
+    assert evaluation.epochs == 12
+    assert 0.5 < explained_variance(found, REPORTED) < 1
+
+
+@pytest.mark.skipif(not MEASURED.exists(), reason="the measured table is not beside the checkout")
+def test_what_the_distribution_explains():
+    columns = [f"{data}_test_200ep" for data in ("c10", "c100", "in16")]
+    found = read_table(MEASURED, *columns)
+    shares = [round(explained_variance(found, column), 3) for column in columns]
+    assert shares == [0.440, 0.555, 0.622]
+
+
+def broken(change):
+    lines = [dict(row) for row in rows()]
+    change(lines)
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines.pop(7), "15624 of 15625 cells are there; .* is missing"),
+        (lambda lines: lines.append(lines[3]), "line 15627: .* is there twice"),
+        (lambda lines: lines[4].update({SEEN: "nan"}), f"line 6, {SEEN}: accuracy is 'nan'"),
+        (lambda lines: lines[4].update({SEEN: "101"}), "accuracy is '101'; 0 to 100"),
+        (lambda lines: lines[4].update({"arch_str": "|skip~0|"}), "line 6: "),
+    ],
+)
+def test_a_broken_table_is_refused(change, message, tmp_path):
+    path = write(tmp_path / "table.csv", broken(change))
+    with pytest.raises(EvaluationError, match=message):
+        read_table(path, SEEN)
+
+
+def test_what_is_no_table_is_refused(table, tmp_path):
+    with pytest.raises(EvaluationError, match="no column 'c10'; there are c10_valid_12ep, c10_te"):
+        read_table(table, "c10")
+    with pytest.raises(EvaluationError, match="No such file"):
+        read_table(tmp_path / "none.csv", SEEN)
+
+
+@pytest.mark.parametrize("name", ["anasod-local", "evolution", "random"])
+def test_a_resumed_study_is_the_one_that_ran_through(name, evaluator, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    opened(whole, evaluator, name).run(16)
+    for budget in (5, 11, 16):
+        opened(parts, evaluator, name).run(budget)
+    ours, theirs = (opened(folder, evaluator, name).result() for folder in (parts, whole))
+    assert ours.cells == theirs.cells and ours.points == theirs.points and ours.best == theirs.best
+    accuracies = [evaluation.accuracy for _, evaluation in ours.cells]
+    assert len(ours.cells) == 16 and accuracies[ours.best] == max(accuracies)
+    assert [accuracies[i] for i in ours.incumbents()][-1] == max(accuracies)
+
+
+def test_another_study_is_refused(evaluator, tmp_path):
+    opened(tmp_path, evaluator).run(3)
+    with pytest.raises(study.StudyError, match="the study is one of other settings"):
+        opened(tmp_path, evaluator, seed=1)
+    assert len(opened(tmp_path, evaluator).result().cells) == 3
+    with pytest.raises(study.StudyError, match=r"study sqlite:////no/such"):
+        study.Study("sqlite:////no/such/study.db", get_black_box("random"), evaluator, 0, {})
+    with pytest.raises(study.StudyError, match="the study has no evaluation"):
+        opened(tmp_path_of(tmp_path, "new"), evaluator).result()
+
+
+def tmp_path_of(tmp_path, name):
+    (tmp_path / name).mkdir()
+    return tmp_path / name
+
+
+def test_an_evaluator_that_raises_leaves_what_was_there(evaluator, tmp_path):
+    class Failing:
+        layout = evaluator.layout
+        calls = 0
+
+        def evaluate(self, cells, seeds):
+            self.calls += 1
+            if self.calls == 6:
+                raise EvaluationError("the disk is full")
+            return evaluator.evaluate(cells, seeds)
+
+    with pytest.raises(EvaluationError, match="the disk is full"):
+        opened(tmp_path, Failing()).run(9)
+    assert len(opened(tmp_path, evaluator).result().cells) == 5
+    opened(tmp_path, evaluator).run(9)
+    assert len(opened(tmp_path, evaluator).result().cells) == 9
+
+
+@pytest.mark.parametrize("name", ["anasod-random", "random"])
+def test_from_config_to_report(name, table, tmp_path):
+    settings = {
+        "method": name,
+        "evaluator": f"table:{table}",
+        "budget": 6,
+        "out": str(tmp_path / "a"),
+    }
+    report = run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
+    left = {path.name for path in (tmp_path / "a").iterdir()}
+    expected = [
+        "config.json",
+        "study.db",
+        "genotype.txt",
+        "progress.png",
+        "report.json",
+        "report.md",
+    ]
+    assert left == set(expected)
+    assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
+    assert report["evaluations"] == 6 and report["evaluation_epochs"] == 72
+    entry = TableEvaluator(table, SEEN, REPORTED).entry(from_nb201(report["genotype"]))
+    assert entry == {SEEN: report[SEEN], REPORTED: report[REPORTED]}
+    if name == "anasod-random":
+        slots = NB201Layout().slots(from_nb201(report["genotype"]))["normal"]
+        found = {op: slots.count(op) / 6 for op in NB201Layout().ops}
+        assert report["distribution"]["normal"] == pytest.approx(found)
+    else:
+        assert report["distribution"] is None
+    with pytest.raises(RunFolderError, match="holds a run"):
+        run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
+    more = make_config(StudyConfig, {**settings, "budget": 8})
+    assert run_study(more, resume=True, console=Console(quiet=True))["evaluations"] == 8
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+from fastnas.search.evaluators import TableEvaluator
+from test_study import opened
+from nb201_tables import SEEN
+
+class Slow(TableEvaluator):
+    def evaluate(self, cells, seeds):
+        with open(sys.argv[3], "a") as log:
+            print(*seeds, file=log, flush=True)
+        time.sleep(0.05)
+        return super().evaluate(cells, seeds)
+
+opened(Path(sys.argv[1]), Slow(sys.argv[2], SEEN), grace_seconds=2).run(24)
+"""
+
+
+@pytest.mark.parametrize("kill", [False, True])
+def test_two_workers_lose_and_repeat_nothing(kill, table, evaluator, tmp_path):
+    """Not when one is killed either: its evaluation, and no other, is done again."""
+    log = tmp_path / "log"
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", WORKER, str(tmp_path), str(table), str(log)]
+    command += [here, os.path.dirname(here)]
+    opened(tmp_path, evaluator)  # two that make the database at once would meet
+    workers = [subprocess.Popen(command) for _ in range(2)]
+    if kill:
+        while not log.exists() or len(log.read_text().splitlines()) < 8:
+            assert workers[0].poll() is None
+            time.sleep(0.02)
+        workers[0].send_signal(signal.SIGKILL)
+    codes = [worker.wait(timeout=120) for worker in workers]
+    assert codes == [-signal.SIGKILL if kill else 0, 0]
+    begun = log.read_text().split()
+    assert len(opened(tmp_path, evaluator).result().cells) == 24
+    assert len(begun) == len(set(begun))  # a trial that is done again has a number of its own
+    assert 24 <= len(begun) <= 24 + kill

@@ -1,0 +1,152 @@
+"""Black-box methods on distributions and on cells: what they propose, and whether it helps."""
+
+from statistics import mean
+
+import numpy as np
+import pytest
+
+from fastnas.spaces import get_space
+from fastnas.spaces.distribution import DartsLayout, NB201Layout
+from fastnas.strategies import BLACK_BOX, get_black_box
+from fastnas.strategies.black_box import Observation
+from fastnas.strategies.domains import Cells, Distributions
+
+pytest.importorskip("botorch", reason="no BoTorch")
+
+NB201 = NB201Layout()
+DARTS = DartsLayout.of(get_space("S0"))
+DOMAINS = [kind(layout) for kind in (Distributions, Cells) for layout in (NB201, DARTS)]
+
+
+def ids(domain):
+    return f"{type(domain).__name__}-{domain.layout.length}"
+
+
+def value(domain, point):
+    """Of a made-up cell; best are convolutions of 3x3."""
+    slots = domain.layout.slots(domain.cell(point, np.random.default_rng(0)))
+    return mean(0.3 + 0.6 * mean("3x3" in op and "conv" in op for op in s) for s in slots.values())
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=ids)
+def test_points_and_their_neighbours(domain):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        point = domain.random(rng)
+        near = domain.neighbours(point)
+        assert domain.missing(point) is None and len(near) == len(set(near)) and point not in near
+        for other in near[:: max(1, len(near) // 7)]:
+            assert domain.missing(other) is None
+            assert point in domain.neighbours(other)
+        assert domain.cell(point, rng) is not None
+    assert domain.features([point, point]).shape == (2, len(domain.sizes))
+    assert domain.missing(point[1:]) is not None
+    assert domain.missing((*point[:-1], 99)) is not None
+
+
+def test_sizes_of_the_domains():
+    assert len(Distributions(NB201).everything()) == 210
+    assert Distributions(DARTS).everything() is None  # 9,018,009
+    assert len(Cells(NB201).neighbours(Cells(NB201).random(np.random.default_rng(0)))) == 24
+    spread = Distributions(NB201).point
+    assert len(Distributions(NB201).neighbours((2, 1, 1, 1, 1))) == 20
+    assert spread is not None
+    assert Distributions(NB201).missing((6, 1, 0, 0, 0)) == "counts of normal sum to 7; 6 is needed"
+
+
+def searched(name, domain, budget, seed, batch=1, **options):
+    method, rng, past = get_black_box(name, **options), np.random.default_rng(seed), []
+    while len(past) < budget:
+        for one in method.propose(domain, past, rng, batch):
+            past.append(Observation(one.point, value(domain, one.point), one.origin))
+    return past
+
+
+@pytest.mark.parametrize("name", BLACK_BOX)
+@pytest.mark.parametrize("layout", [NB201, DARTS], ids=["nb201", "darts"])
+def test_every_method_searches_every_layout(name, layout):
+    domain = get_black_box(name).domain(layout)
+    assert isinstance(domain, Distributions) == name.startswith("anasod-")
+    past = searched(name, domain, 12, 0, batch=2)
+    assert all(domain.missing(one.point) is None for one in past)
+    assert [one.point for one in past] == [one.point for one in searched(name, domain, 12, 0, 2)]
+    assert [one.point for one in past] != [one.point for one in searched(name, domain, 12, 1, 2)]
+
+
+@pytest.mark.parametrize("name", ["local", "anasod-local", "evolution", "bo", "anasod-bo"])
+def test_it_is_better_than_random(name):
+    def found(method, seed):
+        domain = get_black_box(method).domain(NB201)
+        return max(one.value for one in searched(method, domain, budget, seed, batch=5))
+
+    random = "anasod-random" if name.startswith("anasod-") else "random"
+    seeds, budget = (range(3), 40) if "bo" in name else (range(60), 150)
+    ours, theirs = ([found(method, seed) for seed in seeds] for method in (name, random))
+    assert mean(ours) > mean(theirs)
+
+
+def test_local_search_moves_to_the_best_neighbour():
+    domain, rng = Cells(NB201), np.random.default_rng(0)
+    method, start = get_black_box("local"), domain.random(rng)
+    past = [Observation(start, 0.5)]
+    for i, _ in enumerate(domain.neighbours(start)):
+        (step,) = method.propose(domain, past, rng)
+        assert step.origin == start
+        past.append(Observation(step.point, 0.6 if i == 3 else 0.4, step.origin))
+    (step,) = method.propose(domain, past, rng)
+    assert step.origin == past[4].point
+    worse = [Observation(p, 0.1, past[4].point) for p in domain.neighbours(past[4].point)]
+    (step,) = method.propose(domain, past + worse, rng)
+    assert step.origin is None  # a top: it starts anew
+
+
+def test_local_search_waits_for_the_evaluations_of_others():
+    domain, rng = Cells(NB201), np.random.default_rng(0)
+    start = domain.random(rng)
+    past = [
+        Observation(start, 0.5),
+        *(Observation(p, 0.4, start) for p in domain.neighbours(start)),
+    ]
+    past[5] = Observation(past[5].point, None, start)
+    (step,) = get_black_box("local").propose(domain, past, rng)
+    assert step.origin is None
+
+
+def test_evolution_lets_the_oldest_die():
+    domain, rng = Cells(NB201), np.random.default_rng(0)
+    method = get_black_box("evolution", population=3, sample=3)
+    old = Observation(domain.random(rng), 0.9)
+    young = [Observation(domain.random(rng), 0.1 * i) for i in (1, 2, 3)]
+    (child,) = method.propose(domain, [old, *young[:2]], rng)
+    assert child.origin == old.point and child.point in domain.neighbours(old.point)
+    (child,) = method.propose(domain, [old, *young], rng)
+    assert child.origin == young[2].point
+
+
+def test_bayesian_optimisation_learns_and_believes():
+    """It proposes what it has learned to be good, and no cell twice, evaluated already or not."""
+    domain, rng = Cells(NB201), np.random.default_rng(0)
+    past = searched("random", domain, 40, 3)
+    method = get_black_box("bo")
+    proposed = method.propose(domain, past, rng, 6)
+    points = [one.point for one in proposed]
+    assert len({*points, *(one.point for one in past)}) == 6 + len({one.point for one in past})
+    assert mean(value(domain, p) for p in points) > mean(one.value for one in past) + 0.15
+    waiting = [*past, *(Observation(p) for p in points)]
+    (other,) = method.propose(domain, waiting, rng)
+    assert other.point not in points
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("random", {"initial": 3}, "initial given, which method random does not take"),
+        ("bo", {"initial": 1}, "initial is 1; at least 2"),
+        ("anasod-bo", {"concentration": 0.0}, "concentration is 0.0; above 0"),
+        ("evolution", {"population": 2}, "sample is 3; 1 to population, 2"),
+        ("bohb", {}, "method is 'bohb'; allowed: anasod-random, anasod-local, anasod-bo"),
+    ],
+)
+def test_bad_options(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        get_black_box(name, **options)
