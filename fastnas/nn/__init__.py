@@ -7,12 +7,14 @@ from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.paths import Paths
 from fastnas.reference.eval_network import EvalNetwork, count_parameters
+from fastnas.reference.nb201 import NB201EvalNetwork
 
 __all__ = [
     "ArchParameters",
     "Cell",
     "EvalNetwork",
     "MixedOp",
+    "NB201EvalNetwork",
     "NoiseDraw",
     "Paths",
     "Report",

@@ -27,7 +27,7 @@ from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
 from fastnas.search.searcher import Searcher, to_text
 from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import Genotype, parse, to_json
+from fastnas.spaces import AnyGenotype, parse, to_json
 
 
 def run_search(
@@ -104,7 +104,7 @@ def run_train(
     report = {
         "data": config.data,
         "seed": config.seed,
-        "epochs": config.epochs,
+        "epochs": trainer.epochs,
         "genotype": to_text(genotype),
         "parameters": trainer.parameters,
         "test_accuracy": test_accuracy,
@@ -117,8 +117,8 @@ def run_train(
     return report
 
 
-def read_genotype(text_or_file: str) -> Genotype:
-    """A genotype of the DARTS kind from a file, or from text in any of the formats."""
+def read_genotype(text_or_file: str) -> AnyGenotype:
+    """A genotype from a file, or from text in any of the formats."""
     if not text_or_file:
         raise ConfigError("genotype is empty; a genotype file or a genotype's text is needed")
     text, name = text_or_file, "genotype"
@@ -130,15 +130,12 @@ def read_genotype(text_or_file: str) -> Genotype:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
     try:
-        genotype = parse(text)
+        return parse(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(genotype, Genotype):
-        raise ConfigError(f"{name} is a NAS-Bench-201 cell; a DARTS genotype is needed")
-    return genotype
 
 
-def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
+def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
     write_text(out / "genotype.json", to_json(genotype) + "\n")
     figure = genotype_figure(genotype, title=title)
     for suffix in ("png", "svg"):
@@ -146,7 +143,7 @@ def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
 
 
 def _train_derived(
-    config: SearchConfig, genotype: Genotype, out: Path, resume: bool, console: Console
+    config: SearchConfig, genotype: AnyGenotype, out: Path, resume: bool, console: Console
 ) -> dict[str, Any]:
     if config.train_epochs == 0:
         return dict.fromkeys(

@@ -37,7 +37,14 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
-from fastnas.spaces import Genotype, get_space, to_darts, to_json
+from fastnas.spaces import (
+    AnyGenotype,
+    NB201Genotype,
+    get_space,
+    to_darts,
+    to_json,
+    to_nb201,
+)
 
 logger = logging.getLogger("fastnas")
 
@@ -92,10 +99,14 @@ class Searcher(ResumableRun):
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
     @property
+    def epochs(self) -> int:
+        return self.config.epochs
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.train_batches.batches_per_epoch
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         return self.strategy.derive(self.arch, self.space)
 
     def search(self, out: Path, console: Console) -> None:
@@ -270,8 +281,10 @@ class Searcher(ResumableRun):
         self.pipeline = Pipeline(images, augment, generator, config.channels_last)
 
 
-def to_text(genotype: Genotype) -> str:
-    """DARTS text where it can express the genotype, else JSON."""
+def to_text(genotype: AnyGenotype) -> str:
+    """A NAS-Bench-201 string; DARTS text where it can express the genotype, else JSON."""
+    if isinstance(genotype, NB201Genotype):
+        return to_nb201(genotype)
     try:
         return to_darts(genotype)
     except ValueError:

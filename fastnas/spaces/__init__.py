@@ -1,7 +1,7 @@
 """Search spaces and genotypes as plain data; nothing here needs torch."""
 
 from fastnas.spaces.genotype import (
-    NB201_OPS,
+    AnyGenotype,
     Genotype,
     NB201Genotype,
     parameter_free_count,
@@ -23,6 +23,7 @@ from fastnas.spaces.genotype_formats import (
 from fastnas.spaces.space import (
     CELL_TYPES,
     DARTS_PRIMITIVES,
+    NB201_OPS,
     OPS,
     PARAMETER_FREE,
     SPACES,
@@ -40,6 +41,7 @@ __all__ = [
     "OPS",
     "PARAMETER_FREE",
     "SPACES",
+    "AnyGenotype",
     "CellType",
     "Genotype",
     "NB201Genotype",

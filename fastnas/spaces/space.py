@@ -29,8 +29,17 @@ DARTS_PRIMITIVES: tuple[str, ...] = (
 )
 """The candidates of DARTS, in the order in which its ``alpha`` indexes them."""
 
+NB201_OPS: tuple[str, ...] = (
+    "none",
+    "skip_connect",
+    "nor_conv_1x1",
+    "nor_conv_3x3",
+    "avg_pool_3x3",
+)
+"""The five operations of NAS-Bench-201, in the order of its public code."""
+
 OPS: tuple[str, ...] = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
-"""Every operation fastnas can build by name."""
+"""Every operation of a DARTS cell that fastnas can build by name."""
 
 PARAMETER_FREE: frozenset[str] = frozenset(
     {"none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "noise"}
