@@ -54,10 +54,10 @@ class SearchConfig(RunConfig):
     """A search. None stands for the method's published setting, or for "not this method's"."""
 
     method: str = option("noisy-darts", f"one of {', '.join(STRATEGIES)}")
-    space: str = option("S0", "search space: S0 (DARTS), or S1 to S4 (RobustDARTS)")
+    space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
     backend: str = option("auto", "auto, cpu, cuda, triton or eager")
     channels: int = option(16, "channels of the first cells")
-    layers: int = option(8, "cells of the search network")
+    layers: int | None = option(None, "cells of the search network (8); nb201: per stage (5)")
     memory: str = option("lean", "what fused cells hold for backward: fast, lean or minimal")
     channels_last: bool = option(False, "images and activations channels last")
     cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
@@ -96,7 +96,7 @@ class SearchConfig(RunConfig):
     gdas_gradient: str | None = option(None, "gdas: executed or siblings")
     train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
     train_channels: int = option(16, "channels of the derived network")
-    train_layers: int = option(8, "cells of the derived network")
+    train_layers: int | None = option(None, "cells of the derived network, as --layers")
     train_batch_size: int = option(96, "images per batch of the derived network")
     train_lr: float = option(0.025, "learning rate of the derived network")
     compare_steps: int = option(5, "steps timed beside the eager step at the end (0: none)")
@@ -115,17 +115,22 @@ class SearchConfig(RunConfig):
         value = getattr(self, name)
         if value is not None:
             return value
-        return STRATEGIES[self.method].defaults.get(name, PUBLISHED[name])
+        of_space = SPACE_DEFAULTS[get_space(self.space).layout]
+        return STRATEGIES[self.method].defaults.get(name, (PUBLISHED | of_space)[name])
 
     def validate(self) -> None:
         super().validate()
-        self.strategy()
+        strategy = self.strategy()
         try:
-            get_space(self.space)
+            space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if self.memory not in MEMORY:
             raise ConfigError(f"memory is {self.memory!r}; allowed: {', '.join(MEMORY)}")
+        if space.layout == "nb201" and self.memory != "lean":
+            raise ConfigError(
+                f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
+            )
         _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
         _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
         _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")
@@ -136,6 +141,10 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
+SPACE_DEFAULTS = {
+    "darts": {"layers": 8, "train_layers": 8},
+    "nb201": {"layers": 5, "train_layers": 5},
+}
 PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
     dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)

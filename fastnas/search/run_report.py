@@ -72,8 +72,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         lines += [
             "## Beside eager",
             "",
-            "One first-order search step, measured in this run, eager as the public DARTS code"
-            " writes it:",
+            "One first-order search step, measured in this run, eager as the public code writes"
+            " it:",
             "",
             "| | eager | fastnas | eager / fastnas |",
             "|---|---|---|---|",

@@ -69,8 +69,10 @@ def run_search(
         "epochs": config.epochs,
         "genotype": to_text(genotype),
         "collapsed": searcher.history[-1]["collapsed"],
-        "skips_normal": searcher.history[-1]["skips_normal"],
-        "skips_reduce": searcher.history[-1]["skips_reduce"],
+        **{
+            f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
+            for cell in searcher.space.cell_types
+        },
         "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
@@ -154,7 +156,7 @@ def _train_derived(
         **shared,
         genotype=to_json(genotype),
         channels=config.train_channels,
-        layers=config.train_layers,
+        layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
         batch_size=config.train_batch_size,
         lr=config.train_lr,

@@ -145,6 +145,15 @@ class NB201Genotype:
             (op, node, source) for node, edges in enumerate(self.nodes, 1) for op, source in edges
         )
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether some way leads from the input to the output, along edges other than `none`."""
+        reached = {0}
+        for op, node, source in self.edges():
+            if op != "none" and source in reached:
+                reached.add(node)
+        return len(self.nodes) in reached
+
 
 AnyGenotype = Genotype | NB201Genotype
 
