@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from fastnas.spaces import to_nb201
-from fastnas.spaces.distribution import NB201Layout
+from fastnas.spaces.distribution import NB201Slots
 
 MEASURED = Path(__file__).parents[2] / "shared" / "data" / "nb201_table.csv"
 SEEN, REPORTED = "c10_valid_12ep", "c10_test_200ep"
-VALUES = dict(zip(NB201Layout().ops, (-12.0, 0.5, 3.0, 4.0, -1.0)))
+VALUES = dict(zip(NB201Slots().ops, (-12.0, 0.5, 3.0, 4.0, -1.0)))
 
 
 def rows():
     """Most of it depends on how often an operation is there, a little on where."""
-    layout, rng = NB201Layout(), np.random.default_rng(0)
+    layout, rng = NB201Slots(), np.random.default_rng(0)
     for index, ops in enumerate(product(layout.ops, repeat=layout.length)):
         ordered = sum(VALUES[op] for op in ops) + 0.3 * VALUES[ops[0]]
         noise = rng.normal(0, 0.4)

@@ -14,6 +14,7 @@ GENOTYPE = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
     " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
 )
+NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
 
 
 @pytest.fixture
@@ -61,7 +62,10 @@ def fastnas(monkeypatch, capsys, tmp_path):
         (["train", "absent.json"], "genotype file absent.json cannot be read"),
         (["train", "unknown.yaml"], "genotype file unknown.yaml:"),
         (["train", GENOTYPE.replace("sep_conv_3x3", "conv_9x9")], "conv_9x9"),
-        (["train", "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"], "NAS-Bench-201 cell"),
+        (["train", NB201, "--auxiliary"], "auxiliary is True; the network of a NAS-Bench-201 cell"),
+        (["train", NB201, "--drop-path", "0.1"], "drop_path is 0.1; the network of a NAS-Bench"),
+        (["train", NB201, "--auxiliary-weight", "0.4"], "auxiliary_weight is 0.4; the network"),
+        (["train", NB201.replace("none~2", "none~3")], "genotype: node 3"),
         (["draw", GENOTYPE, "cell.gif"], "cell.gif"),
         (["draw", GENOTYPE, "full/kept.png"], "exists; --force replaces it"),
         (["draw", "Genotype(normal=", "cell.png"], "genotype"),
@@ -137,6 +141,8 @@ def test_draw(fastnas, tmp_path):
         )
     )
     assert fastnas("draw", "genotype.json", "cell.png", "--force")[0] == 0
+    assert fastnas("draw", NB201, "nb201.svg")[0] == 0
+    assert "nor_conv_1x1" in (tmp_path / "nb201.svg").read_text()
 
 
 def test_info(fastnas):

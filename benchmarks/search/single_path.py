@@ -70,9 +70,10 @@ class Provider:
 
     def network(self, size: Size) -> reference.SearchNetwork:
         strategy = self.strategy()
-        kind = strategy.eager_network if self.eager else nn.SearchNetwork
+        space = strategy.space(get_space(size.space))
+        kind = strategy.eager_networks[space.layout] if self.eager else nn.SearchNetwork
         torch.manual_seed(SEED)
-        return kind(strategy.space(get_space(size.space)), size.C, size.classes, size.layers)
+        return kind(space, size.C, size.classes, size.layers)
 
 
 PROVIDERS: Mapping[str, Provider] = {

@@ -5,14 +5,20 @@ from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
 from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.nb201 import SEARCH_NETWORKS, NB201Cell, NB201SearchNetwork
 from fastnas.nn.paths import Paths
 from fastnas.reference.eval_network import EvalNetwork, count_parameters
+from fastnas.reference.nb201 import NB201EvalNetwork
 
 __all__ = [
+    "SEARCH_NETWORKS",
     "ArchParameters",
     "Cell",
     "EvalNetwork",
     "MixedOp",
+    "NB201Cell",
+    "NB201EvalNetwork",
+    "NB201SearchNetwork",
     "NoiseDraw",
     "Paths",
     "Report",

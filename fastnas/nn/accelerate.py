@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.backends import MEMORY
-from fastnas.nn.cell import Cell
+from fastnas.nn.dag import Dag
 from fastnas.nn.equivalence import device_of, disagreement, dtype_of, random_inputs
 from fastnas.nn.final_norms import final_norm
 from fastnas.nn.forwards import FORWARDS, Settings, cell_forward, edge_forward, sum_forward
@@ -184,7 +184,7 @@ def decelerate(model: nn.Module) -> None:
 
 def _replace(module: nn.Module, settings: Settings, check: bool) -> tuple[str | None, list[str]]:
     """What computes the module now (None: itself), and why what would be faster does not."""
-    if isinstance(module, Cell | MixedOp):
+    if isinstance(module, Dag | MixedOp):
         return None, ["it is fastnas' own and fused already"]
     if "forward" in vars(module):
         return None, ["its instance has a forward of its own"]

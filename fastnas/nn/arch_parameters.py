@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.reference.sample_paths import logits_per_node
-from fastnas.spaces import CELL_TYPES, Space
+from fastnas.spaces import Space
 
 EDGES = "_edges"
 
@@ -29,19 +29,19 @@ class ArchParameters(nn.Module):
 
     def __init__(self, space: Space, scale: float = 1e-3, topology: str = "none") -> None:
         super().__init__()
-        self.nodes = tuple(range(2, 2 + space.nodes))
+        self.nodes = tuple(range(space.inputs, space.inputs + space.nodes))
         """Predecessors of each node."""
-        for cell_type in CELL_TYPES:
+        for cell_type in space.cell_types:
             shape = len(space.edges), space.num_candidates(cell_type)
             self.register_parameter(cell_type, nn.Parameter(scale * torch.randn(shape)))
         edges = sum(logits_per_node(self.nodes, topology))
-        for cell_type in CELL_TYPES if edges else ():
+        for cell_type in space.cell_types if edges else ():
             beta = nn.Parameter(scale * torch.randn(edges))
             self.register_parameter(cell_type + EDGES, beta)
 
     def alphas(self) -> dict[str, Tensor]:
         """Cell type to its logits of operations."""
-        return {"normal": self.normal, "reduce": self.reduce}
+        return {name: alpha for name, alpha in self.named_parameters() if not name.endswith(EDGES)}
 
     def betas(self) -> dict[str, Tensor]:
         """Cell type to its logits of edges, empty where there are none."""

@@ -6,28 +6,21 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.backends.layout import state_format
-from fastnas.nn.fused import NoiseDraw, can_run, run_cell
+from fastnas.nn.dag import Dag
+from fastnas.nn.fused import NoiseDraw, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp, Terms, reading_of, select
-from fastnas.nn.paths import (
-    CellWeights,
-    Paths,
-    Weights,
-    add_siblings,
-    check_paths,
-    number_of_paths,
-    stem_once,
-)
+from fastnas.nn.mixed_op import MixedOp, reading_of
+from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng, sampled_params, stays_on_device
 
 
-class Cell(reference.Cell):
+class Cell(Dag, reference.Cell):
     """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
@@ -36,33 +29,10 @@ class Cell(reference.Cell):
     included. Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'.
     """
 
-    mixed_op = MixedOp
     memory = "lean"
 
     def parts(self) -> CellParts | str:
-        """The operations as the fused ops know them, or the first that they do not know."""
         return cast(CellParts | str, reading_of(self).read(self))
-
-    def noise_form(self) -> str:
-        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
-        noise = cast(MixedOp, self._ops[0]).noise
-        return "none" if noise is None else noise.form
-
-    def fused_parts(self, s1: Tensor) -> CellParts | str:
-        """`parts`, or why a call on these states computes candidate by candidate."""
-        parts = self.parts()
-        if isinstance(parts, str):
-            return parts
-        for op, edge in zip(self._ops, parts.edges):
-            reason = cast(MixedOp, op).refusal(edge)
-            if reason is not None:
-                return reason
-        return can_run(parts, s1, self.training) or parts
-
-    def why_not_fused(self, s1: Tensor) -> str | None:
-        """Why a call on these states computes candidate by candidate, or None."""
-        parts = self.fused_parts(s1)
-        return parts if isinstance(parts, str) else None
 
     def forward(
         self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
@@ -74,100 +44,22 @@ class Cell(reference.Cell):
         draw: level and the streams of the nodes, int64 [nodes, 2], of several paths
         [paths, nodes, 2]; None draws them.
         """
-        edges, candidates = len(self._ops), len(cast(MixedOp, self._ops[0])._ops)
-        if isinstance(w, Paths):
-            check_paths("Cell", w, edges)
-        elif w.shape != (edges, candidates):
-            raise ValueError(
-                f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
-                " candidates"
-            )
+        self.check_weights(w)
         paths = w.number if isinstance(w, Paths) else None
         parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
-        if not isinstance(parts, str):
-            op = cast(MixedOp, self._ops[0])
-            return run_cell(
-                parts, s0, s1, w, training=self.training, noise=op.noise,
-                draw=draw or self._draw(op, s1.device, paths), memory=self.memory,
-            )  # fmt: skip
-        if not isinstance(w, Paths):
-            return self._by_modules(s0, s1, w, draw)
-        rows = w.rows()
-        groups = zip(s0.chunk(len(rows)), s1.chunk(len(rows)), rows)
-        out = []
-        for p, (g0, g1, (row, weight)) in enumerate(groups):
-            own = draw
-            if draw is not None and paths is not None:
-                own = NoiseDraw(draw.level, draw.rng[p])
-            out.append(self._by_modules(g0, g1, weight, own, row, w.siblings))
-        return out[0] if len(out) == 1 else torch.cat(out)
-
-    def _by_modules(
-        self,
-        s0: Tensor,
-        s1: Tensor,
-        w: Tensor,
-        draw: NoiseDraw | None,
-        row: list[int] | None = None,
-        siblings: bool = False,
-    ) -> Tensor:
-        """Candidate by candidate; of a path, w [E], the ones in `row` alone."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        pools: list[dict[Any, Tensor]] = [{} for _ in range(2 + self.nodes)]
-        for node in range(self.nodes):
-            y = self._node(node, states, pools, w, draw, row)
-            if siblings and row is not None:
-                own = self.edges_into(node)
-                y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
-            states.append(y)
-        return torch.cat(states[2:], dim=1)
-
-    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
-        if op.noise is None or not self.training:
-            return None
-        rng = draw_rng(self.nodes * (paths or 1), device)
-        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
-        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
-
-    def _node(
-        self,
-        node: int,
-        states: list[Tensor],
-        pools: list[dict[Any, Tensor]],
-        w: Tensor,
-        draw: NoiseDraw | None,
-        row: list[int] | None,
-    ) -> Tensor:
-        edges = self.edges_into(node)
-        outputs: list[Tensor] = []
-        weight_index: list[int] = []
-        noisy: list[int] = []
-        norms: dict[int, nn.BatchNorm2d] = {}
-        for position, (e, x, shared) in enumerate(zip(edges, states, pools)):
-            if row is not None and row[e] < 0:
-                continue
-            op = cast(MixedOp, self._ops[e])
-            terms = op.terms(x, shared, None if row is None else row[e])
-            noisy += [len(outputs) + t for t in terms.noisy]
-            norms |= {len(outputs) + t: norm for t, norm in terms.norms.items()}
-            if row is None:
-                weight_index += [position * w.shape[1] + k for k in terms.weight_index]
-            else:
-                weight_index.append(position)
-            outputs += terms.outputs
-        if not outputs:
-            stride = 2 if self.cell_type == "reduce" else 1
-            return torch.zeros_like(states[0][:, :, ::stride, ::stride])
-        flat = w[edges.start : edges.stop].reshape(-1)
-        own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
-        node_terms = Terms(outputs, weight_index, noisy, norms)
-        return cast(MixedOp, self._ops[0]).mix(node_terms, select(flat, weight_index), own)
+        if isinstance(parts, str):
+            return self.run([s0, s1], w, draw)
+        op = cast(MixedOp, self._ops[0])
+        return run_cell(
+            parts, s0, s1, w, training=self.training, noise=op.noise,
+            draw=draw or self._draw(op, s1.device, paths), memory=self.memory,
+        )  # fmt: skip
 
 
 class SearchNetwork(reference.SearchNetwork):
     """`reference.SearchNetwork` on fused cells; same arguments, state-dict names and results."""
 
-    cell = Cell
+    cell: type[reference.Dag] = Cell
 
     def __init__(self, *args: Any, memory: str = "lean", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -204,7 +96,7 @@ class SearchNetwork(reference.SearchNetwork):
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
-        rng = draw_rng(paths * len(self.cells) * self.space.nodes)
+        rng = draw_rng(paths * len(list(self.dags())) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
     def on_device(self, passes: Sequence[Weights]) -> list[tuple[list[Tensor], Tensor]]:
@@ -213,9 +105,9 @@ class SearchNetwork(reference.SearchNetwork):
         if not stays_on_device():
             return []
         found: list[tuple[list[Tensor], Tensor]] = []
-        for kind in {cast(Cell, cell).cell_type: None for cell in self.cells}:
+        for kind in {dag.cell_type: None for dag in self.dags()}:
             paths = [w for w in (weights[kind] for weights in passes) if isinstance(w, Paths)]
-            cells = [c.parts() for c in cast(list[Cell], self.cells) if c.cell_type == kind]
+            cells = [cast(Dag, dag).parts() for dag in self.dags() if dag.cell_type == kind]
             parts = [c for c in cells if not isinstance(c, str)]
             if not paths or not parts:
                 continue
@@ -235,7 +127,7 @@ class SearchNetwork(reference.SearchNetwork):
         """Images [N, in_channels, H, W] -> logits [N, classes].
 
         Args:
-            weights: of both cell types: {"normal": [E, K], "reduce": [E, K]}, or `Paths`. Of
+            weights: of all cell types: {"normal": [E, K], "reduce": [E, K]}, or `Paths`. Of
                 several the stem runs once, and the logits are [paths, N, classes]; parameters,
                 statistics and gradients are those of a pass for each, one after the other.
             draw: of `draw`.
@@ -243,19 +135,27 @@ class SearchNetwork(reference.SearchNetwork):
         self._check(x, weights)
         paths = number_of_paths("SearchNetwork", weights)
         draw = self.draw(x.device, paths or 1) if draw is None else draw
-        if cast(Cell, self.cells[0]).why_not_fused(x) is None:
+        if cast(Dag, self.cells[0]).why_not_fused(x) is None:
             # Here a copy to the layout of fused cells is one of the images only.
             x = x.contiguous(memory_format=state_format(x))
-        s0 = s1 = stem_once(self.stem, x, paths)
-        for i, cell in enumerate(self.cells):
-            own = None if draw is None else self._draw_of(i, draw, paths)
-            s0, s1 = s1, cell(s0, s1, weights[cast(Cell, cell).cell_type], own)
-        logits = self.classifier(self.global_pooling(s1).flatten(1))
+        found = self.features(stem_once(self.stem, x, paths), weights, draw)
+        logits = self.classifier(self.global_pooling(found).flatten(1))
         return logits if paths is None else logits.unflatten(0, (paths, -1))
 
-    def _draw_of(self, i: int, draw: NoiseDraw, paths: int | None) -> NoiseDraw:
+    def features(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
+        s0 = s1 = x
+        for i, cell in enumerate(cast(list[Cell], self.cells)):
+            own = weights[cell.cell_type]
+            s0, s1 = s1, cell(s0, s1, own, self._draw_of(i, draw, own))
+        return s1
+
+    def _draw_of(self, i: int, draw: NoiseDraw | None, w: CellWeights) -> NoiseDraw | None:
         """The streams of cell i."""
-        nodes, needed = self.space.nodes, (paths or 1) * len(self.cells) * self.space.nodes
+        if draw is None:
+            return None
+        paths = w.number if isinstance(w, Paths) else None
+        nodes = self.space.nodes
+        needed = (paths or 1) * len(list(self.dags())) * nodes
         if len(draw.rng) != needed:
             raise ValueError(
                 f"SearchNetwork: draw has {len(draw.rng)} streams; {needed} are needed"
@@ -270,7 +170,7 @@ class SearchNetwork(reference.SearchNetwork):
             raise ValueError(
                 f"SearchNetwork: images have shape {list(x.shape)}; [N, {channels}, H, W] is needed"
             )
-        used = {cast(Cell, cell).cell_type for cell in self.cells}
+        used = {dag.cell_type for dag in self.dags()}
         missing = sorted(used - set(weights))
         if missing:
             raise ValueError(

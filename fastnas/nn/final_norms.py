@@ -46,28 +46,39 @@ def run_to_norm(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None
     """What the final norm of `op` is given.
 
     Args:
-        pools: outputs of pools on the same x, by their settings: a pool alone before its norm is
-            looked up there, and what is computed is added.
+        pools: outputs of pools and of a ReLU on the same x, by their settings: a pool alone before
+            its norm, and the ReLU before a dense convolution, is looked up there, and what is
+            computed is added.
     """
     layers = layers_of(op)[:-1]
-    if pools is not None and len(layers) == 1 and _is_shareable(layers[0], x):
-        (pool,) = layers
-        settings = (str(getattr(pool, name)) for name in cast(list[str], pool.__constants__))
-        # Another operation may have overwritten x in between.
-        key = (type(pool), x._version, *settings)
-        if key not in pools:
-            pools[key] = pool(x)
-        return pools[key]
+    if len(layers) == 1:
+        return run_shared(layers[0], x, pools)
+    if type(op) is ReLUConvBN:
+        x, layers = run_shared(layers[0], x, pools), layers[1:]
     for layer in layers:
         x = layer(x)
     return x
 
 
+def run_shared(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Tensor:
+    """op(x), looked up in `pools` where it is a plain pool or ReLU."""
+    if pools is None or not _is_shareable(op, x):
+        return op(x)
+    settings = (str(getattr(op, name)) for name in cast(list[str], op.__constants__))
+    # Another operation may have overwritten x in between.
+    key = (type(op), x._version, *settings)
+    if key not in pools:
+        pools[key] = op(x)
+    return pools[key]
+
+
 def _is_shareable(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer is a plain pool, which has no state, and x has a version."""
+    """Whether a layer has no state and leaves x alone, and x has a version."""
     if torch.compiler.is_compiling() or x.is_inference():
         return False
     plain = not any(hooks(layer)) and "forward" not in vars(layer)
+    if type(layer) is nn.ReLU:
+        return plain and not layer.inplace
     return plain and type(layer) in (nn.MaxPool2d, nn.AvgPool2d)
 
 

@@ -16,6 +16,7 @@ from fastnas.nn.final_norms import (
     foldable,
     norm_sum,
     pass_norms,
+    run_shared,
     run_to_norm,
     runs_in_order,
 )
@@ -101,7 +102,7 @@ class MixedOp(reference.MixedOp):
             op, norm = self._ops[k], None
             if k not in noisy_candidates and k not in dropped and runs_in_order(op):
                 norm = final_norm(op)
-            outputs.append(op(x) if norm is None else run_to_norm(op, x, pools))
+            outputs.append(run_shared(op, x, pools) if norm is None else run_to_norm(op, x, pools))
             if norm is not None:
                 norms[t] = norm
         noisy = [t for t, k in enumerate(live) if k in noisy_candidates]

@@ -14,6 +14,13 @@ from fastnas.reference.mixed_sum import (
     standard_deviations,
     weighted_sum,
 )
+from fastnas.reference.nb201_search import (
+    SEARCH_NETWORKS,
+    SINGLE_PATH_NETWORKS,
+    NB201Cell,
+    NB201SearchNetwork,
+    NB201SinglePathNetwork,
+)
 from fastnas.reference.relu_conv_bn import relu_conv_bn
 from fastnas.reference.sample_paths import (
     TOPOLOGIES,
@@ -21,7 +28,14 @@ from fastnas.reference.sample_paths import (
     sample_paths,
     sample_paths_grads,
 )
-from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork, Weights, search_step
+from fastnas.reference.search_network import (
+    Cell,
+    Dag,
+    MixedOp,
+    SearchNetwork,
+    Weights,
+    search_step,
+)
 from fastnas.reference.single_path import (
     HardWeights,
     SinglePathNetwork,
@@ -33,13 +47,19 @@ from fastnas.reference.skip_noise import SkipNoise, cosine_decay, skip_noise
 
 __all__ = [
     "EDGE_OPS",
+    "SEARCH_NETWORKS",
+    "SINGLE_PATH_NETWORKS",
     "TOPOLOGIES",
     "Cell",
+    "Dag",
     "Edge",
     "EdgeTable",
     "EdgeTerm",
     "HardWeights",
     "MixedOp",
+    "NB201Cell",
+    "NB201SearchNetwork",
+    "NB201SinglePathNetwork",
     "SearchNetwork",
     "SinglePathNetwork",
     "SkipNoise",

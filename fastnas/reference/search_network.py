@@ -7,7 +7,7 @@ checkpoints load. Mixing weights are arguments; the logits live in `fastnas.nn.A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from fastnas.reference.eval_network import drop_path
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
 from fastnas.reference.skip_noise import SkipNoise, skip_noise
-from fastnas.spaces import CellType, Space
+from fastnas.spaces import CellType, Layout, Space
 
 Factory = Callable[[int, int], nn.Module]
 """(C, stride) to a module [N, C, H, W] -> [N, C, H / stride, W / stride]."""
@@ -87,7 +87,51 @@ def _build(candidate: Candidate, C: int, stride: int, extra: Mapping[str, Factor
     )
 
 
-class Cell(nn.Module):
+class Dag(nn.Module):
+    """The edges of a cell: x_j = sum_{i<j} obar_ij(x_i) for every node j that is no input."""
+
+    mixed_op: type[MixedOp] = MixedOp
+
+    def build_edges(self, space: Space, cell_type: CellType, C: int, **options: object) -> None:
+        """Sets cell_type, inputs, nodes and `_ops`, for a subclass in the order of its modules.
+
+        Args:
+            space: candidates and edges.
+            cell_type: "normal" or "reduce".
+            C: channels of every node.
+            options: keyword arguments of `MixedOp`.
+        """
+        self.cell_type = cell_type
+        self.inputs = space.inputs
+        self.nodes = space.nodes
+        self._ops = nn.ModuleList(
+            self.mixed_op(names, C, space.stride(cell_type, edge), **options)  # type: ignore[arg-type]
+            for edge, names in zip(space.edges, space.candidates(cell_type))
+        )
+
+    def edges_into(self, node: int) -> range:
+        """Indices of the edges into node 0 .. nodes - 1 after the inputs; one from each state."""
+        first = sum(range(self.inputs, self.inputs + node))
+        return range(first, first + self.inputs + node)
+
+    def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the nodes read of the cell's inputs."""
+        raise NotImplementedError
+
+    def output(self, states: Sequence[Tensor]) -> Tensor:
+        """What the cell makes of its states, inputs first."""
+        raise NotImplementedError
+
+    def run(self, inputs: Sequence[Tensor], w: Tensor) -> Tensor:
+        """The cell's output on mixing weights w [E, K]."""
+        states = self.input_states(inputs)
+        for node in range(self.nodes):
+            edges = self.edges_into(node)
+            states.append(sum(self._ops[e](x, w[e]) for e, x in zip(edges, states)))
+        return self.output(states)
+
+
+class Cell(Dag):
     """x_j = sum_{i<j} obar_ij(x_i); the output concatenates the intermediate nodes (DARTS eq. 1).
 
     Args:
@@ -98,8 +142,6 @@ class Cell(nn.Module):
         reduced_before: whether the cell before was a reduction, which halves s1 but not s0.
         options: keyword arguments of `MixedOp`.
     """
-
-    mixed_op: type[MixedOp] = MixedOp
 
     def __init__(
         self,
@@ -112,31 +154,24 @@ class Cell(nn.Module):
         **options: object,
     ) -> None:
         super().__init__()
-        self.cell_type = cell_type
-        self.nodes = space.nodes
         self.preprocess0: nn.Module = (
             FactorizedReduce(C_before_last, C, affine=False)
             if reduced_before
             else ReLUConvBN(C_before_last, C, 1, 1, 0, affine=False)
         )
         self.preprocess1: nn.Module = ReLUConvBN(C_last, C, 1, 1, 0, affine=False)
-        self._ops = nn.ModuleList(
-            self.mixed_op(names, C, space.stride(cell_type, edge), **options)  # type: ignore[arg-type]
-            for edge, names in zip(space.edges, space.candidates(cell_type))
-        )
+        self.build_edges(space, cell_type, C, **options)
 
-    def edges_into(self, node: int) -> range:
-        """Indices of the edges into intermediate node 0 .. nodes - 1; edge e starts at state e."""
-        first = sum(range(2, 2 + node))
-        return range(first, first + 2 + node)
+    def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        s0, s1 = inputs
+        return [self.preprocess0(s0), self.preprocess1(s1)]
+
+    def output(self, states: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(states[2:]), dim=1)
 
     def forward(self, s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
         """s0, s1 [N, C', H', W'] of the two cells before, w [E, K] -> [N, nodes C, H, W]."""
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
-        for node in range(self.nodes):
-            edges = self.edges_into(node)
-            states.append(sum(self._ops[e](x, w[e]) for e, x in zip(edges, states)))
-        return torch.cat(states[2:], dim=1)
+        return self.run([s0, s1], w)
 
 
 class SearchNetwork(nn.Module):
@@ -152,7 +187,9 @@ class SearchNetwork(nn.Module):
         noise, skip_drop_path, extra: see `MixedOp`.
     """
 
-    cell: type[Cell] = Cell
+    layout: ClassVar[Layout] = "darts"
+    """Of the spaces that it takes."""
+    cell: type[Dag] = Cell
 
     def __init__(
         self,
@@ -171,40 +208,51 @@ class SearchNetwork(nn.Module):
         for name, value in (("C", C), ("num_classes", num_classes), ("layers", layers)):
             if value < 1:
                 raise ValueError(f"SearchNetwork: {name} is {value}; at least 1 is needed")
+        if space.layout != self.layout:
+            raise ValueError(
+                f"{type(self).__name__}: space {space.name} has layout {space.layout}; "
+                f"{self.layout} is needed"
+            )
         self.space = space
         channels = stem_multiplier * C
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
         )
+        options = {"noise": noise, "skip_drop_path": skip_drop_path, "extra": extra}
+        last = self._build_cells(channels, C, layers, options)
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(last, num_classes)
+
+    def _build_cells(self, channels: int, C: int, layers: int, options: dict[str, Any]) -> int:
+        """Sets `cells`, the first after a stem of so many channels; the channels of the last."""
         before_last, last, current, reduced = channels, channels, C, False
         cells = []
         for layer in range(layers):
             reduction = layer in {layers // 3, 2 * layers // 3}
             current *= 2 if reduction else 1
+            kind = "reduce" if reduction else "normal"
             cells.append(
-                self.cell(
-                    space,
-                    "reduce" if reduction else "normal",
-                    before_last,
-                    last,
-                    current,
-                    reduced,
-                    noise=noise,
-                    skip_drop_path=skip_drop_path,
-                    extra=extra,
-                )
+                self.cell(self.space, kind, before_last, last, current, reduced, **options)
             )
-            before_last, last, reduced = last, space.nodes * current, reduction
+            before_last, last, reduced = last, self.space.nodes * current, reduction
         self.cells = nn.ModuleList(cells)
-        self.global_pooling = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(last, num_classes)
+        return last
 
-    def forward(self, x: Tensor, weights: Weights) -> Tensor:
-        """Images [N, in_channels, H, W] and the mixing weights of both cell types -> logits."""
-        s0 = s1 = self.stem(x)
+    def features(self, x: Tensor, weights: Weights) -> Tensor:
+        """The stem's output through all cells."""
+        s0 = s1 = x
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights[cast(Cell, cell).cell_type])
-        return self.classifier(self.global_pooling(s1).flatten(1))
+        return s1
+
+    def forward(self, x: Tensor, weights: Weights) -> Tensor:
+        """Images [N, in_channels, H, W] and the mixing weights of all cell types -> logits."""
+        found = self.features(self.stem(x), weights)
+        return self.classifier(self.global_pooling(found).flatten(1))
+
+    def dags(self) -> Iterator[Dag]:
+        """The cells that are searched."""
+        return (module for module in self.cells if isinstance(module, Dag))
 
     def mixed_ops(self) -> Iterator[MixedOp]:
         """All mixed ops, cell by cell and edge by edge."""

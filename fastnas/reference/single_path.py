@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
-from fastnas.reference.search_network import Cell, MixedOp, SearchNetwork
+from fastnas.reference.search_network import Cell, Dag, MixedOp, SearchNetwork
 
 
 class HardWeights(NamedTuple):
@@ -51,14 +51,14 @@ def rome_sample(
     return HardWeights(h * gated[:, None], torch.where(gated > 0, index, -1))
 
 
-class SinglePathCell(Cell):
+class SinglePathDag(Dag):
     """x_j = sum_e h_e[k] o_k(x_e), k = choice_e; `siblings` adds sum_{o != k} h_e[o], a 0."""
 
     siblings = False
 
-    def forward(self, s0: Tensor, s1: Tensor, w: HardWeights) -> Tensor:  # type: ignore[override]
+    def run(self, inputs: Sequence[Tensor], w: HardWeights) -> Tensor:  # type: ignore[override]
         h, choice = w
-        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        states = self.input_states(inputs)
         for node in range(self.nodes):
             clist = []
             for e, x in zip(self.edges_into(node), states):
@@ -72,17 +72,21 @@ class SinglePathCell(Cell):
                     y = y + sum(h[e, o] for o in range(h.shape[1]) if o != k)
                 clist.append(y)
             states.append(sum(clist[1:], clist[0]))
-        return torch.cat(states[2:], dim=1)
+        return self.output(states)
+
+
+class SinglePathCell(SinglePathDag, Cell):
+    """A cell of DARTS' layout on `HardWeights`."""
 
 
 class SinglePathNetwork(SearchNetwork):
-    """The search network on `HardWeights` of both cell types."""
+    """The search network on `HardWeights` of all cell types."""
 
-    cell = SinglePathCell
+    cell: type[Dag] = SinglePathCell
 
     def set_siblings(self, siblings: bool) -> None:
         """Of all cells."""
-        for cell in self.cells:
+        for cell in self.dags():
             cell.siblings = siblings  # type: ignore[assignment]
 
     def forward(self, x: Tensor, weights: Mapping[str, HardWeights]) -> Tensor:  # type: ignore[override]

@@ -14,7 +14,7 @@ from matplotlib.textpath import TextPath
 
 from fastnas.report.cell_layout import NODE_RADIUS, Array, Layout, arrange
 from fastnas.report.figures import picture_path, save_figure
-from fastnas.spaces import CELL_TYPES, CellType, Genotype, NB201Genotype
+from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype
 
 FONT_SIZE = 9.0
 LABEL_PADDING = 0.05
@@ -47,7 +47,7 @@ class _Cell:
     dead: set[int]
 
 
-def draw_genotype(genotype: Genotype | NB201Genotype, path: Path, *, title: str = "") -> None:
+def draw_genotype(genotype: AnyGenotype, path: Path, *, title: str = "") -> None:
     """Draw the cells of a genotype, one above the other, and save the picture.
 
     Args:
@@ -63,7 +63,7 @@ def draw_genotype(genotype: Genotype | NB201Genotype, path: Path, *, title: str 
     save_figure(genotype_figure(genotype, title=title), path)
 
 
-def genotype_figure(genotype: Genotype | NB201Genotype, *, title: str = "") -> Figure:
+def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     """The picture that `draw_genotype` saves: a figure with one axes for each cell."""
     if isinstance(genotype, NB201Genotype):
         cells = [_nb201_cell(genotype)]

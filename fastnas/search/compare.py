@@ -1,4 +1,4 @@
-"""The search step of a run beside the eager step of the public DARTS code, on the same machine."""
+"""The search step of a run beside the eager step of the public code, on the same machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fastnas import reference
-from fastnas.nn import ArchParameters, SearchNetwork
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.search.bilevel import Batch, Bilevel
 from fastnas.search.graphed import GraphedBilevel
 from fastnas.search.measure import saved_bytes
@@ -38,8 +38,9 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     searcher.network.train()
     train = searcher.pipeline(searcher.train_batches.next())
     valid = searcher.pipeline(searcher.valid_batches.next())
-    eager_kind = searcher.strategy.eager_network
-    networks = _copy(searcher, SearchNetwork), _copy(searcher, eager_kind)
+    layout = searcher.space.layout
+    eager_kind = searcher.strategy.eager_networks[layout]
+    networks = _copy(searcher, SEARCH_NETWORKS[layout]), _copy(searcher, eager_kind)
     ours, eager = _bilevel(searcher, networks[0]), _eager_step(searcher, networks[1], train, valid)
     pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
     seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
@@ -115,7 +116,7 @@ def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.
         searcher.space,
         searcher.config.channels,
         searcher.network.classifier.out_features,
-        searcher.config.layers,
+        searcher.config.resolved("layers"),
         in_channels=stem.in_channels,
         noise=searcher.strategy.skip_noise(),
         skip_drop_path=searcher.strategy.skip_drop_probability(),

@@ -7,14 +7,14 @@ import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from fastnas.backends import MEMORY
-from fastnas.spaces import get_space
+from fastnas.spaces import AnyGenotype, NB201Genotype, get_space
 from fastnas.strategies import (
     BLACK_BOX,
     STRATEGIES,
@@ -73,10 +73,10 @@ class SearchConfig(RunConfig):
     method: str = option(
         "noisy-darts", f"one of {', '.join(STRATEGIES)}; black-box {', '.join(BLACK_BOX)}"
     )
-    space: str = option("S0", "search space: S0 (DARTS), or S1 to S4 (RobustDARTS)")
+    space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
     backend: str = option("auto", "auto, cpu, cuda, triton or eager")
     channels: int = option(16, "channels of the first cells")
-    layers: int = option(8, "cells of the search network")
+    layers: int | None = option(None, "cells of the search network (8); nb201: per stage (5)")
     memory: str = option("lean", "what fused cells hold for backward: fast, lean or minimal")
     channels_last: bool = option(False, "images and activations channels last")
     cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
@@ -115,7 +115,7 @@ class SearchConfig(RunConfig):
     gdas_gradient: str | None = option(None, "gdas: executed or siblings")
     train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
     train_channels: int = option(16, "channels of the derived network")
-    train_layers: int = option(8, "cells of the derived network")
+    train_layers: int | None = option(None, "cells of the derived network, as --layers")
     train_batch_size: int = option(96, "images per batch of the derived network")
     train_lr: float = option(0.025, "learning rate of the derived network")
     compare_steps: int = option(5, "steps timed beside the eager step at the end (0: none)")
@@ -129,17 +129,22 @@ class SearchConfig(RunConfig):
         value = getattr(self, name)
         if value is not None:
             return value
-        return STRATEGIES[self.method].defaults.get(name, PUBLISHED[name])
+        of_space = SPACE_DEFAULTS[get_space(self.space).layout]
+        return STRATEGIES[self.method].defaults.get(name, (PUBLISHED | of_space)[name])
 
     def validate(self) -> None:
         super().validate()
-        self.strategy()
+        strategy = self.strategy()
         try:
-            get_space(self.space)
+            space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
         if self.memory not in MEMORY:
             raise ConfigError(f"memory is {self.memory!r}; allowed: {', '.join(MEMORY)}")
+        if space.layout == "nb201" and self.memory != "lean":
+            raise ConfigError(
+                f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
+            )
         _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
         _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
         _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")
@@ -150,6 +155,10 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
+SPACE_DEFAULTS = {
+    "darts": {"layers": 8, "train_layers": 8},
+    "nb201": {"layers": 5, "train_layers": 5},
+}
 PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
     dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
@@ -158,22 +167,26 @@ METHOD_OPTIONS = tuple(
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """The training of a genotype from scratch; defaults are those of DARTS on CIFAR-10."""
+    """The training of a genotype from scratch.
+
+    None stands for what its paper trains such a network with on CIFAR-10 (`TRAINING`).
+    """
 
     genotype: str = option("", "a genotype file, or its text, in any of the formats")
-    channels: int = option(36, "channels of the first cells")
-    layers: int = option(20, "cells")
-    epochs: int = option(600, "epochs")
-    batch_size: int = option(96, "images per batch")
+    channels: int | None = option(None, "channels of the first cells (36; nb201: 16)")
+    layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)")
+    epochs: int | None = option(None, "epochs (600; nb201: 200)")
+    batch_size: int | None = option(None, "images per batch (96; nb201: 256)")
     images: int | None = option(None, "train on this many images (default: all)")
-    lr: float = option(0.025, "SGD learning rate, cosine to 0")
+    lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)")
     momentum: float = option(0.9, "of SGD")
-    weight_decay: float = option(3e-4, "of SGD")
+    nesterov: bool | None = option(None, "Nesterov's momentum (no; nb201: yes)")
+    weight_decay: float | None = option(None, "of SGD (3e-4; nb201: 5e-4)")
     grad_clip: float = option(5.0, "largest norm of the gradient")
-    cutout: int = option(16, "side of the square cut out of training images")
-    drop_path: float = option(0.2, "drop-path probability at the last epoch, linear from 0")
-    auxiliary: bool = option(True, "train with the auxiliary classifier")
-    auxiliary_weight: float = option(0.4, "of its loss")
+    cutout: int | None = option(None, "side of the square cut out of images (16; nb201: 0)")
+    drop_path: float | None = option(None, "drop-path at the last epoch, linear from 0 (0.2)")
+    auxiliary: bool | None = option(None, "train with the auxiliary classifier (yes)")
+    auxiliary_weight: float | None = option(None, "of its loss (0.4)")
     test_every: int = option(1, "epochs between tests (0: only the last)")
 
     def validate(self) -> None:
@@ -181,8 +194,43 @@ class TrainConfig(RunConfig):
         _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
         _at_least(self, 0, "momentum", "weight_decay", "cutout", "auxiliary_weight", "test_every")
         _above_zero(self, "lr", "grad_clip")
-        if not 0 <= self.drop_path < 1:
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path is {self.drop_path}; 0 <= p < 1 is allowed")
+
+    def completed(self, genotype: AnyGenotype) -> TrainConfig:
+        """With a value for every setting; ConfigError for one that such a network does not have."""
+        nb201 = isinstance(genotype, NB201Genotype)
+        for name in ABSENT_IN_NB201 if nb201 else ():
+            if getattr(self, name):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}; the network of a NAS-Bench-201 cell has no"
+                    " drop-path and no auxiliary classifier"
+                )
+        published = TRAINING["nb201" if nb201 else "darts"]
+        open_names = [name for name in published if getattr(self, name) is None]
+        return replace(self, **{name: published[name] for name in open_names})
+
+    def resolved(self, name: str) -> Any:
+        """A setting of a config that is `completed`."""
+        value = getattr(self, name)
+        assert value is not None, name
+        return value
+
+
+ABSENT_IN_NB201 = ("drop_path", "auxiliary", "auxiliary_weight")
+TRAINING: dict[str, dict[str, Any]] = {
+    "darts": {
+        "channels": 36, "layers": 20, "epochs": 600, "batch_size": 96, "lr": 0.025,
+        "nesterov": False, "weight_decay": 3e-4, "cutout": 16,
+        "drop_path": 0.2, "auxiliary": True, "auxiliary_weight": 0.4,
+    },
+    "nb201": {
+        "channels": 16, "layers": 5, "epochs": 200, "batch_size": 256, "lr": 0.1,
+        "nesterov": True, "weight_decay": 5e-4, "cutout": 0,
+        **dict.fromkeys(ABSENT_IN_NB201, 0),
+    },
+}  # fmt: skip
+"""DARTS (section 3.2) and NAS-Bench-201 (table 1; it does not clip, `grad_clip` does)."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
         return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
     if isinstance(strategy, SinglePath) and backend != "cuda":
         return f"the backend is {backend}; the kernels that read sampled paths are cuda's"
+    if isinstance(strategy, SinglePath) and bilevel.network.space.layout == "nb201":
+        return "a NAS-Bench-201 cell reads its sampled path on the host"
     reason = strategy.not_capturable()
     if reason is not None:
         return reason

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fastnas.spaces import CELL_TYPES, Genotype, parameter_free_count, skip_count
+from fastnas.spaces import CELL_TYPES, AnyGenotype, parameter_free_count, skip_count
 
 COLLAPSE_SHARE = 0.5
 COLLAPSE_PATIENCE = 3
@@ -27,11 +27,11 @@ def entropy(w: Tensor) -> float:
     return float(-torch.xlogy(p, p).sum(-1).mean() / math.log(candidates))
 
 
-def observe(weights: Mapping[str, Tensor], genotype: Genotype) -> dict[str, float]:
-    """One epoch's figures: per cell type skips, parameter-free operations (of the edges that the
-    genotype keeps) and alpha entropy."""
+def observe(weights: Mapping[str, Tensor], genotype: AnyGenotype) -> dict[str, float]:
+    """One epoch's figures: per cell type that has weights skips, parameter-free operations (of the
+    edges that the genotype keeps) and alpha entropy."""
     figures: dict[str, float] = {}
-    for cell in CELL_TYPES:
+    for cell in [cell for cell in CELL_TYPES if cell in weights]:
         figures[f"skips_{cell}"] = skip_count(genotype, cell)
         figures[f"parameter_free_{cell}"] = parameter_free_count(genotype, cell)
         figures[f"entropy_{cell}"] = entropy(weights[cell])

@@ -82,8 +82,12 @@ class ResumableRun:
         raise NotImplementedError
 
     @property
+    def epochs(self) -> int:
+        raise NotImplementedError
+
+    @property
     def finished(self) -> bool:
-        return self.epoch == self.config.epochs
+        return self.epoch == self.epochs
 
     def add(self, **figures: Tensor) -> None:
         """Adds figures of a step [] to `sums`, without waiting for the device."""

@@ -12,7 +12,7 @@ import torch
 
 from fastnas._version import __version__
 from fastnas.search.files import write_text
-from fastnas.spaces import CELL_TYPES, Genotype
+from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -34,17 +34,23 @@ def write_report(out: Path, report: Mapping[str, Any], text: str) -> None:
     write_text(out / REPORT_MD, text)
 
 
-def cell_table(genotype: Genotype) -> list[str]:
+def cell_table(genotype: AnyGenotype) -> list[str]:
     """A genotype as a Markdown table, one row a node."""
+    if isinstance(genotype, NB201Genotype):
+        cells = {"normal": genotype.nodes}
+        first = 1
+    else:
+        cells = {cell: genotype.nodes(cell) for cell in CELL_TYPES}
+        first = 2
     lines = ["| cell | node | edges (operation from node) |", "|---|---|---|"]
-    for cell in CELL_TYPES:
-        for node, edges in enumerate(genotype.nodes(cell), 2):
+    for cell, nodes in cells.items():
+        for node, edges in enumerate(nodes, first):
             text = ", ".join(f"{op} from {source}" for op, source in edges) or "none"
             lines.append(f"| {cell} | {node} | {text} |")
     return lines
 
 
-def search_text(report: Mapping[str, Any], genotype: Genotype) -> str:
+def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     """report.md of a search: the search, the comparison, and last the cell and its accuracy."""
     env = report["environment"]
     lines = [
@@ -66,8 +72,8 @@ def search_text(report: Mapping[str, Any], genotype: Genotype) -> str:
         lines += [
             "## Beside eager",
             "",
-            "One first-order search step, measured in this run, eager as the public DARTS code"
-            " writes it:",
+            "One first-order search step, measured in this run, eager as the public code writes"
+            " it:",
             "",
             "| | eager | fastnas | eager / fastnas |",
             "|---|---|---|---|",
@@ -122,7 +128,7 @@ def study_text(report: Mapping[str, Any], seen: str, reported: str) -> str:
     return "\n".join(lines)
 
 
-def train_text(report: Mapping[str, Any], genotype: Genotype) -> str:
+def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     """report.md of a training."""
     env = report["environment"]
     return "\n".join(

@@ -27,7 +27,7 @@ from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
 from fastnas.search.searcher import Searcher, to_text
 from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import Genotype, parse, to_json
+from fastnas.spaces import AnyGenotype, parse, to_json
 
 
 def run_search(
@@ -69,8 +69,10 @@ def run_search(
         "epochs": config.epochs,
         "genotype": to_text(genotype),
         "collapsed": searcher.history[-1]["collapsed"],
-        "skips_normal": searcher.history[-1]["skips_normal"],
-        "skips_reduce": searcher.history[-1]["skips_reduce"],
+        **{
+            f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
+            for cell in searcher.space.cell_types
+        },
         "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
@@ -104,7 +106,7 @@ def run_train(
     report = {
         "data": config.data,
         "seed": config.seed,
-        "epochs": config.epochs,
+        "epochs": trainer.epochs,
         "genotype": to_text(genotype),
         "parameters": trainer.parameters,
         "test_accuracy": test_accuracy,
@@ -117,8 +119,8 @@ def run_train(
     return report
 
 
-def read_genotype(text_or_file: str) -> Genotype:
-    """A genotype of the DARTS kind from a file, or from text in any of the formats."""
+def read_genotype(text_or_file: str) -> AnyGenotype:
+    """A genotype from a file, or from text in any of the formats."""
     if not text_or_file:
         raise ConfigError("genotype is empty; a genotype file or a genotype's text is needed")
     text, name = text_or_file, "genotype"
@@ -130,15 +132,12 @@ def read_genotype(text_or_file: str) -> Genotype:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{name} cannot be read: {error}") from error
     try:
-        genotype = parse(text)
+        return parse(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
-    if not isinstance(genotype, Genotype):
-        raise ConfigError(f"{name} is a NAS-Bench-201 cell; a DARTS genotype is needed")
-    return genotype
 
 
-def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
+def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
     write_text(out / "genotype.json", to_json(genotype) + "\n")
     figure = genotype_figure(genotype, title=title)
     for suffix in ("png", "svg"):
@@ -146,7 +145,7 @@ def _leave_genotype(out: Path, genotype: Genotype, title: str) -> None:
 
 
 def _train_derived(
-    config: SearchConfig, genotype: Genotype, out: Path, resume: bool, console: Console
+    config: SearchConfig, genotype: AnyGenotype, out: Path, resume: bool, console: Console
 ) -> dict[str, Any]:
     if config.train_epochs == 0:
         return dict.fromkeys(
@@ -157,7 +156,7 @@ def _train_derived(
         **shared,
         genotype=to_json(genotype),
         channels=config.train_channels,
-        layers=config.train_layers,
+        layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
         batch_size=config.train_batch_size,
         lr=config.train_lr,

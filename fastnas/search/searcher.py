@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas.backends import AUTO, Request, choose, use_backend
-from fastnas.nn import ArchParameters, Paths, SearchNetwork
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths
 from fastnas.ops import OPS
 from fastnas.search.batches import Batches, split_indices
 from fastnas.search.bilevel import Bilevel
@@ -37,7 +37,14 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
-from fastnas.spaces import Genotype, get_space, to_darts, to_json
+from fastnas.spaces import (
+    AnyGenotype,
+    NB201Genotype,
+    get_space,
+    to_darts,
+    to_json,
+    to_nb201,
+)
 
 logger = logging.getLogger("fastnas")
 
@@ -68,11 +75,11 @@ class Searcher(ResumableRun):
             self.backend = choose(request)
         images = load_data(config, self.device)
         self.space = self.strategy.space(get_space(config.space))
-        self.network = SearchNetwork(
+        self.network = SEARCH_NETWORKS[self.space.layout](
             self.space,
             config.channels,
             images.classes,
-            config.layers,
+            config.resolved("layers"),
             in_channels=images.channels,
             noise=self.strategy.skip_noise(),
             skip_drop_path=self.strategy.skip_drop_probability(),
@@ -92,10 +99,14 @@ class Searcher(ResumableRun):
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
     @property
+    def epochs(self) -> int:
+        return self.config.epochs
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.train_batches.batches_per_epoch
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         return self.strategy.derive(self.arch, self.space)
 
     def search(self, out: Path, console: Console) -> None:
@@ -142,7 +153,7 @@ class Searcher(ResumableRun):
             weights = self.strategy.mixing_weights(self.arch)
         figures: dict[str, Any] = observe(weights, genotype) | self.strategy.figures()
         skips = [*(past["skips_normal"] for past in self.history), figures["skips_normal"]]
-        figures["collapsed"] = has_collapsed(skips, 2 * self.space.nodes)
+        figures["collapsed"] = has_collapsed(skips, self.space.kept_edges)
         figures["lr"] = self._learning_rate()
         figures["noise_amplitude"] = self.strategy.noise_amplitude(self.epoch, config.epochs)
         figures["genotype"] = to_text(genotype)
@@ -196,13 +207,15 @@ class Searcher(ResumableRun):
     def epoch_line(self) -> str:
         figures = self.history[-1]
         valid = figures.get("valid_accuracy")
+        cells = self.space.cell_types
+        skips = [str(figures[f"skips_{cell}"]) for cell in cells]
+        entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
         warning = "  [yellow]collapsing to skip connections[/]" if figures["collapsed"] else ""
         return (
             f"epoch {self.epoch:3d}/{self.config.epochs}  loss {figures['train_loss']:.3f}"
             f"  train {figures['train_accuracy']:.3f}"
             + (f"  valid {valid:.3f}" if valid is not None else "")
-            + f"  skips {figures['skips_normal']}|{figures['skips_reduce']}"
-            f"  entropy {figures['entropy_normal']:.3f}|{figures['entropy_reduce']:.3f}{warning}"
+            + f"  skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{warning}"
         )
 
     def _backend(self) -> Any:
@@ -270,8 +283,10 @@ class Searcher(ResumableRun):
         self.pipeline = Pipeline(images, augment, generator, config.channels_last)
 
 
-def to_text(genotype: Genotype) -> str:
-    """DARTS text where it can express the genotype, else JSON."""
+def to_text(genotype: AnyGenotype) -> str:
+    """A NAS-Bench-201 string; DARTS text where it can express the genotype, else JSON."""
+    if isinstance(genotype, NB201Genotype):
+        return to_nb201(genotype)
     try:
         return to_darts(genotype)
     except ValueError:

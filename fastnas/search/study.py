@@ -22,8 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fastnas.search.config import ConfigError
 from fastnas.search.evaluators import Evaluation, Evaluator
-from fastnas.spaces import NB201Genotype, dump
-from fastnas.spaces.distribution import AnyGenotype
+from fastnas.spaces import AnyGenotype, NB201Genotype, dump
 from fastnas.strategies import BlackBox
 from fastnas.strategies.black_box import Observation
 from fastnas.strategies.domains import Domain, Point

@@ -1,4 +1,4 @@
-"""Training a genotype from scratch, as DARTS evaluates its cells."""
+"""Training a genotype from scratch, as DARTS and NAS-Bench-201 evaluate their cells."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
+from torch import Tensor
 
-from fastnas.nn import EvalNetwork, count_parameters
+from fastnas.nn import EvalNetwork, NB201EvalNetwork, count_parameters
 from fastnas.search.batches import Batches
 from fastnas.search.config import ConfigError, TrainConfig
 from fastnas.search.logs import Logs
@@ -25,7 +26,7 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
-from fastnas.spaces import Genotype
+from fastnas.spaces import AnyGenotype, NB201Genotype
 
 CHECKPOINT = "train.pt"
 TEST_BATCH = 256
@@ -42,34 +43,41 @@ class Trainer(ResumableRun):
     summed = ("train_loss", "train_accuracy")
     config: TrainConfig
 
-    def __init__(self, config: TrainConfig, genotype: Genotype) -> None:
+    def __init__(self, config: TrainConfig, genotype: AnyGenotype) -> None:
         super().__init__()
         config.validate()
-        self.config = config
+        self.config = config = config.completed(genotype)
         self.device = seeded(config)
         self.images = load_data(config, self.device)
         try:
-            self.network = EvalNetwork(
-                genotype,
-                config.channels,
-                self.images.classes,
-                config.layers,
-                in_channels=self.images.channels,
-                auxiliary=config.auxiliary,
-            ).to(self.device)
+            self.network = self._build(genotype).to(self.device)
             chosen = chosen_images(self.images, config.images, config.seed)
-            self.batches = Batches(chosen, config.batch_size, config.seed)
-            augment = augmentation(config, self.images, config.cutout)
+            self.batches = Batches(chosen, config.resolved("batch_size"), config.seed)
+            augment = augmentation(config, self.images, config.resolved("cutout"))
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
         generator = torch.Generator().manual_seed(config.seed + 1)
         self.pipeline = Pipeline(self.images, augment, generator)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
-            lr=config.lr,
+            lr=config.resolved("lr"),
             momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            nesterov=config.resolved("nesterov"),
+            weight_decay=config.resolved("weight_decay"),
         )
+
+    def _build(self, genotype: AnyGenotype) -> EvalNetwork | NB201EvalNetwork:
+        config, classes = self.config, self.images.classes
+        sizes = config.resolved("channels"), classes, config.resolved("layers")
+        channels = self.images.channels
+        if isinstance(genotype, NB201Genotype):
+            return NB201EvalNetwork(genotype, *sizes, in_channels=channels)
+        auxiliary = config.resolved("auxiliary")
+        return EvalNetwork(genotype, *sizes, in_channels=channels, auxiliary=auxiliary)
+
+    @property
+    def epochs(self) -> int:
+        return self.config.resolved("epochs")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,7 +91,7 @@ class Trainer(ResumableRun):
     def train(self, out: Path, console: Console) -> float:
         """Trains on to the last epoch; returns the test accuracy after it."""
         logs = Logs(out / "tensorboard-train", self.config.tensorboard, self.epoch)
-        total = self.config.epochs * self.steps_per_epoch
+        total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
         with StepBar(console, "train", total, done) as bar:
             self.run(out / CHECKPOINT, logs, bar)
@@ -99,26 +107,33 @@ class Trainer(ResumableRun):
     def start_epoch(self) -> None:
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine(self.epoch, config.epochs, config.lr, 0.0)
-        self.network.drop_path = config.drop_path * self.epoch / config.epochs
+            group["lr"] = cosine(self.epoch, self.epochs, config.resolved("lr"), 0.0)
+        if isinstance(self.network, EvalNetwork):
+            self.network.drop_path = config.resolved("drop_path") * self.epoch / self.epochs
         self.network.train()
 
     def run_step(self) -> None:
         images, labels = self.pipeline(self.batches.next())
         self.optimizer.zero_grad(set_to_none=True)
-        logits, auxiliary = self.network(images)
+        logits, auxiliary = self._logits(images)
         loss = F.cross_entropy(logits, labels)
         self.add(train_loss=loss)
         if auxiliary is not None:
-            loss = loss + self.config.auxiliary_weight * F.cross_entropy(auxiliary, labels)
+            weight = self.config.resolved("auxiliary_weight")
+            loss = loss + weight * F.cross_entropy(auxiliary, labels)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
         self.optimizer.step()
         self.add(train_accuracy=accuracy(logits, labels))
 
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's, and those of its auxiliary classifier where it has one."""
+        found = self.network(images)
+        return (found, None) if isinstance(found, Tensor) else found
+
     def end_epoch(self) -> dict[str, Any]:
         every = self.config.test_every
-        last = self.epoch + 1 == self.config.epochs
+        last = self.epoch + 1 == self.epochs
         if last or (every and (self.epoch + 1) % every == 0):
             return {"test_accuracy": self.test()}
         return {}
@@ -132,7 +147,7 @@ class Trainer(ResumableRun):
         for batch, labels in zip(
             images.test.split(TEST_BATCH), images.test_labels.split(TEST_BATCH)
         ):
-            logits, _ = self.network(images.normalise(batch))
+            logits, _ = self._logits(images.normalise(batch))
             correct += (logits.argmax(1) == labels).sum()
         self.network.train()
         return int(correct) / len(images.test)
@@ -140,14 +155,14 @@ class Trainer(ResumableRun):
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         return (
             f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}"
-            f"  {self.config.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
+            f"  {self.batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
 
     def epoch_line(self) -> str:
         figures = self.history[-1]
         tested = figures.get("test_accuracy")
         return (
-            f"epoch {self.epoch:3d}/{self.config.epochs}  loss {figures['train_loss']:.3f}"
+            f"epoch {self.epoch:3d}/{self.epochs}  loss {figures['train_loss']:.3f}"
             f"  train {figures['train_accuracy']:.3f}"
             + (f"  test {tested:.3f}" if tested is not None else "")
         )

@@ -1,7 +1,7 @@
 """Search spaces and genotypes as plain data; nothing here needs torch."""
 
 from fastnas.spaces.genotype import (
-    NB201_OPS,
+    AnyGenotype,
     Genotype,
     NB201Genotype,
     parameter_free_count,
@@ -23,10 +23,13 @@ from fastnas.spaces.genotype_formats import (
 from fastnas.spaces.space import (
     CELL_TYPES,
     DARTS_PRIMITIVES,
+    LAYOUTS,
+    NB201_OPS,
     OPS,
     PARAMETER_FREE,
     SPACES,
     CellType,
+    Layout,
     Space,
     get_space,
     uniform_space,
@@ -36,12 +39,15 @@ __all__ = [
     "CELL_TYPES",
     "DARTS_PRIMITIVES",
     "FORMATS",
+    "LAYOUTS",
     "NB201_OPS",
     "OPS",
     "PARAMETER_FREE",
     "SPACES",
+    "AnyGenotype",
     "CellType",
     "Genotype",
+    "Layout",
     "NB201Genotype",
     "Space",
     "dump",

@@ -18,19 +18,18 @@ from typing import Protocol
 
 import numpy as np
 
-from fastnas.spaces.genotype import NB201_OPS, Edge, Genotype, NB201Genotype
+from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES, Space
 
 Counts = tuple[int, ...]
 """How many slots each operation has."""
-AnyGenotype = Genotype | NB201Genotype
 
 SUM_TOLERANCE = 1e-6
 ROUNDING = 1e-9
 """By which a share that is a whole number of slots may miss it."""
 
 
-class Layout(Protocol):
+class SlotLayout(Protocol):
     """How cells are made of operations in slots."""
 
     @property
@@ -43,7 +42,7 @@ class Layout(Protocol):
 
     @property
     def length(self) -> int:
-        """Slots of a cell."""
+        """SlotLayout of a cell."""
 
     @property
     def wirings(self) -> tuple[int, ...]:
@@ -59,7 +58,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True)
-class NB201Layout:
+class NB201Slots:
     """NAS-Bench-201: six slots, the edges into nodes 1, 2 and 3."""
 
     ops: tuple[str, ...] = NB201_OPS
@@ -82,7 +81,7 @@ class NB201Layout:
 
 
 @dataclass(frozen=True)
-class DartsLayout:
+class DartsSlots:
     """DARTS: two slots a node (one in the last node of an odd length), from distinct predecessors.
 
     Args:
@@ -97,22 +96,6 @@ class DartsLayout:
     def __post_init__(self) -> None:
         if self.length < 1:
             raise ValueError(f"length is {self.length}; at least 1 is needed")
-
-    @classmethod
-    def of(cls, space: Space, length: int | None = None) -> DartsLayout:
-        """The cells of a space that offers the same candidates on every edge.
-
-        Raises:
-            ValueError: it does not.
-        """
-        offered = set(space.normal + space.reduce)
-        if len(offered) > 1:
-            raise ValueError(
-                f"space {space.name} offers other candidates on other edges; a distribution over"
-                " operations needs the same on all, as S0, S2, S3 and S4 have"
-            )
-        ops = tuple(op for op in offered.pop() if op != "none")
-        return cls(ops, 2 * space.nodes if length is None else length)
 
     @property
     def nodes(self) -> int:
@@ -143,6 +126,32 @@ class DartsLayout:
         if not isinstance(genotype, Genotype):
             raise ValueError("the genotype is one of NAS-Bench-201, not of the DARTS cells")
         return {cell: [op for op, _, _ in genotype.edges(cell)] for cell in CELL_TYPES}
+
+
+def slots_of(space: Space, length: int | None = None) -> SlotLayout:
+    """The slots of the cells that a space derives, `none` apart where they never have it.
+
+    Args:
+        length: of the cells; None: as the space has them, 6 in NAS-Bench-201, else 8 for 4 nodes.
+
+    Raises:
+        ValueError: the space offers other candidates on other edges, or has one length.
+    """
+    offered = set(space.normal + space.reduce)
+    if len(offered) > 1:
+        raise ValueError(
+            f"space {space.name} offers other candidates on other edges; a distribution over"
+            " operations needs the same on all, as S0, S2, S3, S4 and nb201 have"
+        )
+    ops = offered.pop()
+    if space.layout == "nb201":
+        if length not in (None, len(space.edges)):
+            raise ValueError(
+                f"length is {length}; cells of space {space.name} have {len(space.edges)} slots"
+            )
+        return NB201Slots(ops)
+    darts_ops = tuple(op for op in ops if op != "none")
+    return DartsSlots(darts_ops, space.kept_edges if length is None else length)
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class OperationDistribution:
         object.__setattr__(self, "p", checked)
 
     @classmethod
-    def of(cls, genotype: AnyGenotype, layout: Layout) -> OperationDistribution:
+    def of(cls, genotype: AnyGenotype, layout: SlotLayout) -> OperationDistribution:
         """The distribution that a cell has.
 
         Raises:
@@ -201,14 +210,14 @@ class OperationDistribution:
         return cls(layout.ops, p)
 
     @classmethod
-    def from_counts(cls, counts: Mapping[str, Counts], layout: Layout) -> OperationDistribution:
+    def from_counts(cls, counts: Mapping[str, Counts], layout: SlotLayout) -> OperationDistribution:
         p = {cell: tuple(c / sum(row) for c in row) for cell, row in counts.items()}
         return cls(layout.ops, p)
 
     @classmethod
     def dirichlet(
         cls,
-        layout: Layout,
+        layout: SlotLayout,
         rng: np.random.Generator,
         concentration: float | Sequence[float] = 1.0,
     ) -> OperationDistribution:
@@ -227,7 +236,7 @@ class OperationDistribution:
         """Cell type to the counts of cells of that length (`snap`)."""
         return {cell_type: snap(shares, length) for cell_type, shares in self.p.items()}
 
-    def sample(self, layout: Layout, rng: np.random.Generator) -> AnyGenotype:
+    def sample(self, layout: SlotLayout, rng: np.random.Generator) -> AnyGenotype:
         """A cell whose counts are exactly `counts(layout.length)`, uniform over all such.
 
         Raises:

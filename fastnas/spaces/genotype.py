@@ -11,22 +11,19 @@ number of edges per node, none included), NAS-Bench-201 (Dong and Yang, 2020).
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastnas.spaces.space import CELL_TYPES, PARAMETER_FREE, CellType, check_cell_type
+from fastnas.spaces.space import (
+    CELL_TYPES,
+    NB201_OPS,
+    PARAMETER_FREE,
+    CellType,
+    check_cell_type,
+)
 
 Edge = tuple[str, int]
 """An operation and the node whose state it reads."""
 
 Node = tuple[Edge, ...]
 """The edges into one node."""
-
-NB201_OPS: tuple[str, ...] = (
-    "none",
-    "skip_connect",
-    "nor_conv_1x1",
-    "nor_conv_3x3",
-    "avg_pool_3x3",
-)
-"""The five operations of NAS-Bench-201."""
 
 _LAST_NODE = 999
 
@@ -140,13 +137,33 @@ class NB201Genotype:
             nodes.append(checked)
         object.__setattr__(self, "nodes", tuple(nodes))
 
+    def edges(self, cell: CellType = "normal") -> tuple[tuple[str, int, int], ...]:
+        """The edges as (operation, node, predecessor), node-major; there is only a normal cell."""
+        if cell != "normal":
+            raise ValueError(f"a NAS-Bench-201 cell is a normal cell, got {cell!r}")
+        return tuple(
+            (op, node, source) for node, edges in enumerate(self.nodes, 1) for op, source in edges
+        )
 
-def skip_count(genotype: Genotype, cell: CellType = "normal") -> int:
+    @property
+    def is_connected(self) -> bool:
+        """Whether some way leads from the input to the output, along edges other than `none`."""
+        reached = {0}
+        for op, node, source in self.edges():
+            if op != "none" and source in reached:
+                reached.add(node)
+        return len(self.nodes) in reached
+
+
+AnyGenotype = Genotype | NB201Genotype
+
+
+def skip_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell are ``skip_connect``, the usual sign of a collapsed search."""
     return sum(op == "skip_connect" for op, _, _ in genotype.edges(cell))
 
 
-def parameter_free_count(genotype: Genotype, cell: CellType = "normal") -> int:
+def parameter_free_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell hold an operation of :data:`fastnas.spaces.PARAMETER_FREE`."""
     return sum(op in PARAMETER_FREE for op, _, _ in genotype.edges(cell))
 

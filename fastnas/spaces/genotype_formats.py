@@ -5,7 +5,8 @@ darts       ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2,
 ptdarts     the same with a list for each node: ``normal=[[('sep_conv_3x3', 1), ...], ...]``
 fairdarts   the same with triples: ``normal=[('sep_conv_3x3', 2, 0), ...]``
 nb201       ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``
-json        an object with the keys normal, normal_concat, reduce, reduce_concat
+json        an object with the keys normal, normal_concat, reduce, reduce_concat; of a
+            NAS-Bench-201 cell ``{"nb201": "|op~0|+...|"}``
 ==========  =====================================================================
 """
 
@@ -16,14 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from fastnas.spaces.genotype import Edge, Genotype, NB201Genotype
+from fastnas.spaces.genotype import AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES
 
 _FIELDS = tuple(field.name for field in fields(Genotype))
 _LONGEST = 1 << 16
 
 
-def parse(text: str) -> Genotype | NB201Genotype:
+def parse(text: str) -> AnyGenotype:
     """Read a genotype in any of the formats, recognised by how the text begins.
 
     ``{`` begins JSON and ``|`` a NAS-Bench-201 cell; anything else is taken for named tuple
@@ -42,11 +43,11 @@ def parse(text: str) -> Genotype | NB201Genotype:
     return from_darts(text)
 
 
-def dump(genotype: Genotype | NB201Genotype, format: str) -> str:
+def dump(genotype: AnyGenotype, format: str) -> str:
     """Write a genotype as text that :func:`parse` reads back to an equal one.
 
     Args:
-        genotype: a :class:`Genotype`, or a :class:`NB201Genotype` for format "nb201".
+        genotype: a :class:`Genotype`, or a :class:`NB201Genotype` for "nb201" and "json".
         format: one of :data:`FORMATS`.
 
     Raises:
@@ -120,10 +121,11 @@ def from_nb201(text: str) -> NB201Genotype:
     return NB201Genotype(tuple(nodes))
 
 
-def from_json(text: str) -> Genotype:
-    """Read a JSON object with the keys normal, normal_concat, reduce, reduce_concat.
+def from_json(text: str) -> AnyGenotype:
+    """Read a JSON object with the keys normal, normal_concat, reduce, reduce_concat, or nb201.
 
-    The cells may have any of the three shapes that :class:`Genotype` takes.
+    The cells may have any of the three shapes that :class:`Genotype` takes; under nb201 stands the
+    string of a NAS-Bench-201 cell.
 
     Raises:
         TypeError: ``text`` is not a str.
@@ -136,6 +138,9 @@ def from_json(text: str) -> Genotype:
         raise ValueError(f"not a genotype, and not even JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"not a genotype: expected a JSON object, got {_quote(text)}")
+    match value:
+        case {"nb201": str() as cell} if len(value) == 1:
+            return from_nb201(cell)
     return _genotype(value)
 
 
@@ -200,14 +205,16 @@ def to_nb201(genotype: NB201Genotype) -> str:
     )
 
 
-def to_json(genotype: Genotype) -> str:
-    """Write a JSON object of the four fields.
+def to_json(genotype: AnyGenotype) -> str:
+    """Write a JSON object of the four fields, or of the string of a NAS-Bench-201 cell.
 
     The cells are flat pairs as in DARTS where each node has two edges, else lists per node.
 
     Raises:
-        TypeError: not a :class:`Genotype`.
+        TypeError: not a genotype.
     """
+    if isinstance(genotype, NB201Genotype):
+        return json.dumps({"nb201": to_nb201(genotype)})
     _check_kind(genotype, Genotype)
     normal, reduce = _flat_pairs(genotype) or (genotype.normal, genotype.reduce)
     values = (normal, genotype.normal_concat, reduce, genotype.reduce_concat)

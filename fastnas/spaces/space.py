@@ -1,12 +1,19 @@
 """Search spaces: which operations compete on which edge of a cell.
 
-A cell is a directed acyclic graph. Nodes 0 and 1 are its inputs (the outputs of the two cells
-before it); each of the ``n`` intermediate nodes j = 2 .. n+1 receives an edge from every node
-i < j, so there are E = 2 + 3 + ... + (n+1) = n (n + 3) / 2 edges: 14 for the usual n = 4.
-Edges are listed node-major: (0, 2), (1, 2), (0, 3), (1, 3), (2, 3), (0, 4), ...
+A cell is a directed acyclic graph, in one of two layouts. Edges are listed node-major.
+
+darts: nodes 0 and 1 are its inputs (the outputs of the two cells before it); each of the ``n``
+intermediate nodes j = 2 .. n+1 receives an edge from every node i < j, so there are
+E = 2 + 3 + ... + (n+1) = n (n + 3) / 2 edges: 14 for the usual n = 4, (0, 2), (1, 2), (0, 3), ...
+There is a normal and a reduction cell; a derived cell keeps two edges a node.
+
+nb201: node 0 is its input, nodes 1, 2, 3 receive an edge from every node before them, the last is
+its output: 6 edges (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3). There is only the normal cell
+(residual blocks stand for the reduction cells); a derived cell keeps all edges, some as ``none``.
 
 Sources: DARTS (Liu et al., 2019), quark0/darts ``cnn/genotypes.py``;
-RobustDARTS (Zela et al., 2020), automl/RobustDARTS ``src/spaces.py``.
+RobustDARTS (Zela et al., 2020), automl/RobustDARTS ``src/spaces.py``;
+NAS-Bench-201 (Dong & Yang, ICLR 2020), D-X-Y/AutoDL-Projects.
 """
 
 from collections.abc import Sequence
@@ -16,6 +23,10 @@ from typing import Literal
 
 CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, ...] = ("normal", "reduce")
+
+Layout = Literal["darts", "nb201"]
+LAYOUTS: tuple[Layout, ...] = ("darts", "nb201")
+_NB201_EDGES = 6
 
 DARTS_PRIMITIVES: tuple[str, ...] = (
     "none",
@@ -29,8 +40,17 @@ DARTS_PRIMITIVES: tuple[str, ...] = (
 )
 """The candidates of DARTS, in the order in which its ``alpha`` indexes them."""
 
+NB201_OPS: tuple[str, ...] = (
+    "none",
+    "skip_connect",
+    "nor_conv_1x1",
+    "nor_conv_3x3",
+    "avg_pool_3x3",
+)
+"""The five operations of NAS-Bench-201, in the order of its public code."""
+
 OPS: tuple[str, ...] = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
-"""Every operation fastnas can build by name."""
+"""Every operation of a DARTS cell that fastnas can build by name."""
 
 PARAMETER_FREE: frozenset[str] = frozenset(
     {"none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "noise"}
@@ -46,52 +66,96 @@ def check_cell_type(cell_type: str) -> None:
 
 @dataclass(frozen=True)
 class Space:
-    """The candidates of every edge of the two cell types.
+    """The candidates of every edge of each cell type.
 
     Args:
         name: what reports and files call the space.
         normal: for each edge, node-major, the names of its candidates. Edges may differ in
             which operations they offer but not in how many, so that the logits of a cell
             type are one [E, K] matrix.
-        reduce: the same for the reduction cell, with as many edges.
+        reduce: the same for the reduction cell, with as many edges; empty in layout nb201.
+        layout: "darts" or "nb201", see above.
 
     Operation names are not restricted to :data:`OPS`: the space is data, and what builds the
-    operations says which names it knows.
+    operations says which names it knows. Those of layout nb201 are of :data:`NB201_OPS`, as no
+    other has a place in its genotype.
 
     Raises:
         ValueError: the edges do not make up whole nodes, an edge has no candidates or a
-            repeated one, or the edges of a cell type differ in their number of candidates.
+            repeated one, or the edges of a cell type differ in their number of candidates; in
+            layout nb201, other than 6 edges, other operations, or a reduction cell.
     """
 
     name: str
     normal: tuple[tuple[str, ...], ...]
-    reduce: tuple[tuple[str, ...], ...]
+    reduce: tuple[tuple[str, ...], ...] = ()
+    layout: Layout = "darts"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"a space needs a name, got {self.name!r}")
-        for cell_type in CELL_TYPES:
-            candidates = _checked_cell(getattr(self, cell_type), f"{self.name}: {cell_type}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(
+                f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}"
+            )
+        for cell_type in self.cell_types:
+            where = f"{self.name}: {cell_type}"
+            candidates = _checked_cell(getattr(self, cell_type), where, self.layout)
             object.__setattr__(self, cell_type, candidates)
-        if len(self.normal) != len(self.reduce):
+        if self.layout == "nb201":
+            self._check_nb201()
+        elif len(self.normal) != len(self.reduce):
             raise ValueError(
                 f"{self.name}: normal has {len(self.normal)} edges and reduce "
                 f"{len(self.reduce)}; both cells need the same nodes"
             )
 
+    def _check_nb201(self) -> None:
+        if self.reduce:
+            raise ValueError(f"{self.name}: layout nb201 has no reduction cell")
+        unknown = sorted(set(self.operations) - set(NB201_OPS))
+        if unknown:
+            raise ValueError(
+                f"{self.name}: {', '.join(unknown)} in layout nb201, whose operations are "
+                f"{', '.join(NB201_OPS)}"
+            )
+
+    @property
+    def cell_types(self) -> tuple[CellType, ...]:
+        """Which cells there are."""
+        return ("normal",) if self.layout == "nb201" else CELL_TYPES
+
+    @property
+    def inputs(self) -> int:
+        """The number of input nodes of a cell."""
+        return 1 if self.layout == "nb201" else 2
+
     @property
     def nodes(self) -> int:
-        """The number n of intermediate nodes."""
-        return _nodes_of(len(self.normal))
+        """The number n of nodes besides the inputs."""
+        return 3 if self.layout == "nb201" else _nodes_of(len(self.normal))
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """All edges (i, j), node-major; row k of the logits belongs to ``edges[k]``."""
-        return tuple((i, j) for j in range(2, self.nodes + 2) for i in range(j))
+        first = self.inputs
+        return tuple((i, j) for j in range(first, self.nodes + first) for i in range(j))
+
+    @property
+    def kept_edges(self) -> int:
+        """The number of edges of a derived cell."""
+        return len(self.edges) if self.layout == "nb201" else 2 * self.nodes
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """All operations that some edge offers."""
+        return frozenset(name for edge in self.normal + self.reduce for name in edge)
 
     def candidates(self, cell_type: CellType) -> tuple[tuple[str, ...], ...]:
         """The candidates of every edge of a cell type: E tuples of K names."""
         check_cell_type(cell_type)
+        if cell_type not in self.cell_types:
+            raise ValueError(f"{self.name} has no {cell_type} cell")
         return self.normal if cell_type == "normal" else self.reduce
 
     def num_candidates(self, cell_type: CellType) -> int:
@@ -108,7 +172,7 @@ class Space:
         if edge not in self.edges:
             raise ValueError(
                 f"{self.name}: no edge {edge!r}; an edge is a pair (i, j) with "
-                f"0 <= i < j and 2 <= j <= {self.nodes + 1}"
+                f"0 <= i < j and {self.inputs} <= j <= {self.nodes + self.inputs - 1}"
             )
         return 2 if cell_type == "reduce" and edge[0] < 2 else 1
 
@@ -119,15 +183,16 @@ class Space:
             ValueError: an edge would be left with no candidate, edges would be left with
                 different numbers of candidates, or ``op`` is no known operation.
         """
-        offered = {name for edge in self.normal + self.reduce for name in edge}
+        offered = self.operations
         if op not in offered:
-            if op in OPS:
+            if op in (*OPS, *NB201_OPS):
                 return self
             raise ValueError(f"{self.name}: {op!r} is not one of {', '.join(sorted(offered))}")
         return Space(
             f"{self.name}-without-{op}",
             tuple(tuple(name for name in edge if name != op) for edge in self.normal),
             tuple(tuple(name for name in edge if name != op) for edge in self.reduce),
+            self.layout,
         )
 
 
@@ -141,13 +206,16 @@ def _checked_edge(edge: object, where: str) -> tuple[str, ...]:
     return tuple(edge)
 
 
-def _checked_cell(cell: object, where: str) -> tuple[tuple[str, ...], ...]:
+def _checked_cell(cell: object, where: str, layout: Layout) -> tuple[tuple[str, ...], ...]:
     if not isinstance(cell, list | tuple):
         raise ValueError(f"{where}: expected a tuple with the candidates per edge, got {cell!r}")
     candidates = tuple(_checked_edge(edge, f"{where}[{k}]") for k, edge in enumerate(cell))
     edges = len(candidates)
     nodes = _nodes_of(edges)
-    if nodes < 1 or nodes * (nodes + 3) // 2 != edges:
+    if layout == "nb201":
+        if edges != _NB201_EDGES:
+            raise ValueError(f"{where}: {edges} edges; a cell of layout nb201 has {_NB201_EDGES}")
+    elif nodes < 1 or nodes * (nodes + 3) // 2 != edges:
         raise ValueError(
             f"{where}: {edges} edges make no whole number of nodes; "
             "n intermediate nodes have n (n + 3) / 2 edges: 2, 5, 9, 14, 20, ..."
@@ -214,8 +282,10 @@ SPACES: dict[str, Space] = {
     "S2": uniform_space("S2", ("skip_connect", "sep_conv_3x3")),
     "S3": uniform_space("S3", ("none", "skip_connect", "sep_conv_3x3")),
     "S4": uniform_space("S4", ("noise", "sep_conv_3x3")),
+    "nb201": Space("nb201", (NB201_OPS,) * _NB201_EDGES, layout="nb201"),
 }
-"""S0 is the space of DARTS (8 candidates with ``none``); S1 to S4 are those of RobustDARTS."""
+"""S0 is the space of DARTS (8 candidates with ``none``), S1 to S4 are those of RobustDARTS, nb201
+is that of NAS-Bench-201: 5^6 = 15,625 cells."""
 
 
 def get_space(name: str) -> Space:

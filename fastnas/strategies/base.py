@@ -12,9 +12,9 @@ from fastnas import reference
 from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.reference import SkipNoise
-from fastnas.spaces import Genotype, Space
+from fastnas.spaces import AnyGenotype, Genotype, Layout, NB201Genotype, Space
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
-from fastnas.strategies.derivation import derive_top_edges
+from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
 from fastnas.strategies.hypergradient import Problem, first_order, unrolled
 from fastnas.strategies.method import Method
 
@@ -34,18 +34,31 @@ class Strategy(Method):
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Where the method's published setting departs from the config's defaults."""
     drops_none: ClassVar[bool] = False
-    """Whether the method searches the space without its `none` operation."""
+    """Whether the method searches a DARTS space without its `none` operation."""
+    drops_none_nb201: ClassVar[bool] = False
+    """The same in NAS-Bench-201, where `none` is an operation that a derived cell may have."""
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
-    eager_network: ClassVar[type[reference.SearchNetwork]] = reference.SearchNetwork
-    """What `eager_step` runs."""
+    eager_networks: ClassVar[Mapping[Layout, type[reference.SearchNetwork]]] = (
+        reference.SEARCH_NETWORKS
+    )
+    """What `eager_step` runs, by the layout of the space."""
 
     def space(self, space: Space) -> Space:
-        """The space that the method searches in `space`."""
-        offered = {name for edge in space.normal + space.reduce for name in edge}
-        return space.without("none") if self.drops_none and "none" in offered else space
+        """The space that the method searches in `space`.
+
+        Raises:
+            ValueError: the method samples which edges a node keeps, and the space keeps them all.
+        """
+        if self.topology != "none" and space.layout == "nb201":
+            raise ValueError(
+                f"method {self.name} samples which edges a node keeps; a cell of space"
+                f" {space.name} keeps them all"
+            )
+        drops = self.drops_none if space.layout == "darts" else self.drops_none_nb201
+        return space.without("none") if drops and "none" in space.operations else space
 
     def skip_noise(self) -> SkipNoise | None:
         """Noise on the skip connections of the search network."""
@@ -118,10 +131,20 @@ class Strategy(Method):
         params, alphas = optimizers
         reference.search_step(network, arch.alphas(), params, alphas, train, valid)
 
-    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
+    def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """The architecture that the logits stand for."""
         with torch.no_grad():
-            return derive_top_edges(self.mixing_weights(arch), space)
+            if space.layout == "nb201":
+                return self.derive_nb201(arch, space)
+            return self.derive_darts(arch, space)
+
+    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
+        """In a space of DARTS' layout."""
+        return derive_top_edges(self.mixing_weights(arch), space)
+
+    def derive_nb201(self, arch: ArchParameters, space: Space) -> NB201Genotype:
+        """In NAS-Bench-201: the strongest operation of every edge, `none` included."""
+        return derive_every_edge(self.mixing_weights(arch)["normal"], space)
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastnas.spaces.distribution import Layout
+from fastnas.spaces.distribution import SlotLayout
 from fastnas.strategies.domains import Cells, Distributions, Domain, Point
 from fastnas.strategies.method import Method
 
@@ -50,7 +50,7 @@ class BlackBox(Method):
         if not self.concentration > 0:
             raise ValueError(f"concentration is {self.concentration}; above 0 is needed")
 
-    def domain(self, layout: Layout) -> Domain:
+    def domain(self, layout: SlotLayout) -> Domain:
         """What is searched."""
         return Distributions(layout, self.concentration) if self.on_distributions else Cells(layout)
 

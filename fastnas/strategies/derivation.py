@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnas.reference.sample_paths import largest, logits_per_node, node_pairs
-from fastnas.spaces import CELL_TYPES, CellType, Genotype, Space
+from fastnas.spaces import CELL_TYPES, CellType, Genotype, NB201Genotype, Space
 
 EdgeChoice = tuple[float, int, str]
 """(weight, predecessor, operation): the best operation of an edge."""
@@ -106,3 +106,21 @@ def derive_top_edges(
         for cell_type in CELL_TYPES
     }
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+
+def derive_every_edge(w: Tensor, space: Space, threshold: float = 0.0) -> NB201Genotype:
+    """The rule of NAS-Bench-201's code: every edge with its strongest operation, be it `none`.
+
+    Ties go to the earlier operation.
+
+    Args:
+        w: [6, K].
+        space: of layout nb201.
+        threshold: an edge none of whose weights reaches it is `none`.
+    """
+    rows = zip(space.edges, w.detach().cpu().tolist(), space.candidates("normal"))
+    nodes: list[list[tuple[str, int]]] = [[] for _ in range(space.nodes)]
+    for (source, target), row, names in rows:
+        weight, name = max(zip(row, names), key=lambda pair: pair[0])
+        nodes[target - space.inputs].append((name if weight >= threshold else "none", source))
+    return NB201Genotype(tuple(map(tuple, nodes)))

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from fastnas.spaces.distribution import (
     AnyGenotype,
-    Layout,
     OperationDistribution,
+    SlotLayout,
     lattice,
     lattice_size,
 )
@@ -31,7 +31,7 @@ MOST_LISTED = 5_000
 class Domain(Protocol):
     """Points, and the cells that they stand for."""
 
-    layout: Layout
+    layout: SlotLayout
     is_noisy: bool
     """Whether a point stands for several cells, so that it is worth a second evaluation."""
     is_categorical: bool
@@ -68,7 +68,7 @@ class Distributions:
     is_noisy = True
     is_categorical = False
 
-    def __init__(self, layout: Layout, concentration: float = 1.0) -> None:
+    def __init__(self, layout: SlotLayout, concentration: float = 1.0) -> None:
         self.layout, self.concentration = layout, concentration
         self.sizes = {
             f"{cell}.{op}": layout.length + 1 for cell in layout.cell_types for op in layout.ops
@@ -133,7 +133,7 @@ class Cells:
     is_noisy = False
     is_categorical = True
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: SlotLayout) -> None:
         self.layout = layout
         slots = {f"slot{i}": len(layout.ops) for i in range(layout.length)}
         nodes = {f"node{i}": ways for i, ways in enumerate(layout.wirings) if ways > 1}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fastnas.nn import ArchParameters
-from fastnas.spaces import Genotype, Space
+from fastnas.spaces import Genotype, NB201Genotype, Space
 from fastnas.strategies.base import Strategy, check_order
-from fastnas.strategies.derivation import derive_top_edges
+from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
 
 LOSSES = ("l2", "l1")
 
@@ -24,12 +24,16 @@ class FairDARTS(Strategy):
     The genotype keeps at most two edges a node, those whose sigma reaches `threshold`. A search
     too short to reach it anywhere would derive an empty cell; then each node keeps its best edge.
 
+    In NAS-Bench-201 (our reading; the paper has nothing on it) `none` is no candidate but what an
+    edge is whose sigmas stay below `threshold`. A cell that this leaves without a way from its
+    input to its output keeps the best operation of every edge.
+
     Options: order; zero_one_weight (w01); zero_one_loss "l2" or "l1"; threshold.
     """
 
     name = "fair-darts"
     source = "Chu et al., ECCV 2020, arXiv 1911.12126"
-    drops_none = True
+    drops_none = drops_none_nb201 = True
     alpha_scale = 0.0
     alpha_betas = (0.9, 0.999)
     options = {"order": 1, "zero_one_weight": 10.0, "zero_one_loss": "l2", "threshold": 0.85}
@@ -57,9 +61,8 @@ class FairDARTS(Strategy):
         distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
         return -self.zero_one_weight * distance.mean()
 
-    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
-        with torch.no_grad():
-            weights = self.mixing_weights(arch)
+    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
+        weights = self.mixing_weights(arch)
         kept = derive_top_edges(weights, space, threshold=self.threshold)
         best = derive_top_edges(weights, space, edges_per_node=1)
         cells = {
@@ -67,3 +70,8 @@ class FairDARTS(Strategy):
             for cell in ("normal", "reduce")
         }
         return Genotype(cells["normal"], kept.normal_concat, cells["reduce"], kept.reduce_concat)
+
+    def derive_nb201(self, arch: ArchParameters, space: Space) -> NB201Genotype:
+        w = self.mixing_weights(arch)["normal"]
+        kept = derive_every_edge(w, space, self.threshold)
+        return kept if kept.is_connected else derive_every_edge(w, space)

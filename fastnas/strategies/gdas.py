@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, Space
 from fastnas.strategies.base import check_choice
@@ -23,7 +21,7 @@ class GDAS(SinglePath):
     that did not (the code for NAS-Bench-201, whose sum_{o != k} h_o adds 0 to every edge).
 
     The genotype keeps the two largest entries of softmax(alpha) into each node, `none` apart: both
-    may be of one edge, as in that code.
+    may be of one edge, as in that code. In NAS-Bench-201 it keeps the largest entry of every edge.
 
     That code moves the weights first, we the logits; it uses Nesterov momentum and 250 epochs.
     """
@@ -40,6 +38,5 @@ class GDAS(SinglePath):
         check_choice("gdas_gradient", self.gdas_gradient, GRADIENTS)
         self.siblings = self.gdas_gradient == "siblings"
 
-    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
-        with torch.no_grad():
-            return derive_top_entries(self.mixing_weights(arch), space)
+    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
+        return derive_top_entries(self.mixing_weights(arch), space)

@@ -9,8 +9,6 @@ betas (DARTS), the cosine to 0.001, and one clipping at 5 after accumulation.
 
 from __future__ import annotations
 
-import torch
-
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, Space
 from fastnas.strategies.derivation import derive_path
@@ -27,11 +25,10 @@ class ROME(SinglePath):
     defaults = {"lr": 0.05}
     topology = "top2"
 
-    def derive(self, arch: ArchParameters, space: Space) -> Genotype:
+    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
         """argmax p(z): each node's two edges with the largest beta (v1: its best pair), each
         with its best operation."""
-        with torch.no_grad():
-            return derive_path(self.likeliest(arch), space)
+        return derive_path(self.likeliest(arch), space)
 
 
 class ROMEv1(ROME):

@@ -175,7 +175,7 @@ class SinglePath(Strategy):
         scale = self._scale(self.params_accumulation)
         return accumulate(problem, self.passes, scale, self.clip_samples == "each")
 
-    eager_network = reference.SinglePathNetwork
+    eager_networks = reference.SINGLE_PATH_NETWORKS
 
     def eager_step(
         self,

@@ -11,8 +11,8 @@ from fastnas.spaces import SPACES, get_space
 
 
 def networks(space, **options):
-    eager = reference.SearchNetwork(space, 4, 10, 3, **options).double()
-    fused = nn.SearchNetwork(space, 4, 10, 3, **options).double()
+    eager = reference.SEARCH_NETWORKS[space.layout](space, 4, 10, 3, **options).double()
+    fused = nn.SEARCH_NETWORKS[space.layout](space, 4, 10, 3, **options).double()
     fused.load_state_dict(eager.state_dict())
     return eager, fused
 

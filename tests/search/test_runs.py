@@ -33,6 +33,10 @@ TINY = {
     "tensorboard": False,
     "threads": 1,
 }
+DARTS = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
+    " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
+)
 QUIET = Console(quiet=True)
 KEYS = {
     "method",
@@ -129,6 +133,38 @@ def test_train(tmp_path):
     assert report["parameters"] > 0 and 0 <= report["test_accuracy"] <= 1
     again = run_train(make_config(TrainConfig, settings), resume=True, console=QUIET)
     assert again["test_accuracy"] == report["test_accuracy"]
+
+
+NB201 = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|"
+SMALL = {"channels": 2, "layers": 1, "images": 64, "batch_size": 32, "tensorboard": False}
+
+
+def test_train_a_nas_bench_201_cell(tmp_path):
+    settings = {"genotype": NB201, "out": str(tmp_path / "run"), "epochs": 2, **SMALL}
+    report = run_train(make_config(TrainConfig, settings), console=QUIET)
+    assert report["genotype"] == NB201
+    assert parse((tmp_path / "run/genotype.json").read_text()) == parse(NB201)
+    assert "| normal | 3 | skip_connect from 0, avg_pool_3x3 from 1, nor_conv_1x1 from 2 |" in (
+        (tmp_path / "run/report.md").read_text()
+    )
+    state = torch.load(tmp_path / "run/train.pt")
+    assert state["network"]["cells.0.layers.0.op.1.weight"].shape == (2, 2, 3, 3)
+    assert state["optimizer"]["param_groups"][0]["nesterov"] is True
+    again = run_train(make_config(TrainConfig, settings), resume=True, console=QUIET)
+    assert again["test_accuracy"] == report["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("text", "channels", "epochs", "weight_decay", "nesterov"),
+    [(NB201, 16, 200, 5e-4, True), (DARTS, 36, 600, 3e-4, False)],
+)
+def test_training_defaults_follow_the_kind_of_genotype(
+    text, channels, epochs, weight_decay, nesterov
+):
+    config = make_config(TrainConfig, {"layers": 3}).completed(parse(text))
+    assert (config.channels, config.layers, config.epochs) == (channels, 3, epochs)
+    assert (config.weight_decay, config.nesterov) == (weight_decay, nesterov)
+    assert config.resolved("auxiliary") == (text == DARTS)
 
 
 def test_a_run_killed_while_it_made_its_folder_resumes(tmp_path):

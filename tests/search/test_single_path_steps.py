@@ -162,7 +162,7 @@ def test_what_is_not_sampled_does_not_move(capturable):
     assert seen > 0  # some of what stood still had momentum
 
 
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("space", [name for name in SPACES if name != "nb201"])
 @pytest.mark.parametrize("method", SINGLE_PATH)
 def test_every_space(method, space):
     step = build(method, space, **({"samples": 2} if method == "rome" else {}))

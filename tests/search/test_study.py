@@ -17,7 +17,7 @@ from fastnas.search.evaluators.table import explained_variance
 from fastnas.search.folder import RunFolderError
 from fastnas.search.study_run import run_study
 from fastnas.spaces import from_nb201
-from fastnas.spaces.distribution import NB201Layout
+from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import get_black_box
 
 study = pytest.importorskip("fastnas.search.study", reason="no Optuna")
@@ -160,8 +160,8 @@ def test_from_config_to_report(name, table, tmp_path):
     entry = TableEvaluator(table, SEEN, REPORTED).entry(from_nb201(report["genotype"]))
     assert entry == {SEEN: report[SEEN], REPORTED: report[REPORTED]}
     if name == "anasod-random":
-        slots = NB201Layout().slots(from_nb201(report["genotype"]))["normal"]
-        found = {op: slots.count(op) / 6 for op in NB201Layout().ops}
+        slots = NB201Slots().slots(from_nb201(report["genotype"]))["normal"]
+        found = {op: slots.count(op) / 6 for op in NB201Slots().ops}
         assert report["distribution"]["normal"] == pytest.approx(found)
     else:
         assert report["distribution"] is None

@@ -9,16 +9,17 @@ from scipy.stats import chisquare
 
 from fastnas.spaces import DARTS_PRIMITIVES, from_darts, get_space, to_nb201
 from fastnas.spaces.distribution import (
-    DartsLayout,
-    NB201Layout,
+    DartsSlots,
+    NB201Slots,
     OperationDistribution,
     lattice,
     lattice_size,
+    slots_of,
     snap,
 )
 
-NB201 = NB201Layout()
-DARTS = DartsLayout.of(get_space("S0"))
+NB201 = NB201Slots()
+DARTS = slots_of(get_space("S0"))
 
 
 def test_snapping_stays_in_the_simplex():
@@ -57,7 +58,7 @@ def test_lattice():
 
 @pytest.mark.parametrize("length", [1, 3, 4, 8, 16])
 def test_cells_have_exactly_the_counts(length):
-    layout, rng = DartsLayout(DARTS.ops, length), np.random.default_rng(length)
+    layout, rng = DartsSlots(DARTS.ops, length), np.random.default_rng(length)
     for _ in range(50):
         drawn = OperationDistribution.dirichlet(layout, rng, 0.5)
         cell = drawn.sample(layout, rng)
@@ -78,7 +79,7 @@ def test_placements_of_nb201_are_uniform():
 
 
 def test_placements_and_wirings_of_darts_are_uniform():
-    layout = DartsLayout(("a", "b"), 3)
+    layout = DartsSlots(("a", "b"), 3)
     drawn = OperationDistribution(layout.ops, {"normal": (2 / 3, 1 / 3), "reduce": (1, 0)})
     rng = np.random.default_rng(2)
     found = Counter(
@@ -130,11 +131,14 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="is none of cells"):
         OperationDistribution.dirichlet(NB201, rng).sample(DARTS, rng)
     with pytest.raises(ValueError, match="space S1 offers other candidates on other edges"):
-        DartsLayout.of(get_space("S1"))
+        slots_of(get_space("S1"))
+    with pytest.raises(ValueError, match="length is 8; cells of space nb201 have 6 slots"):
+        slots_of(get_space("nb201"), 8)
+    assert slots_of(get_space("nb201")) == NB201 and slots_of(get_space("S0"), 16).nodes == 8
     with pytest.raises(ValueError, match="length is 0"):
         snap((1.0,), 0)
     with pytest.raises(ValueError, match="concentration is 0"):
         OperationDistribution.dirichlet(NB201, rng, 0)
     cell = OperationDistribution.dirichlet(DARTS, rng).sample(DARTS, rng)
     with pytest.raises(ValueError, match="the normal cell has"):
-        OperationDistribution.of(cell, DartsLayout(("sep_conv_7x7",)))
+        OperationDistribution.of(cell, DartsSlots(("sep_conv_7x7",)))

@@ -279,7 +279,8 @@ def test_what_is_written_is_read_back(genotype, format):
 @given(st.lists(st.sampled_from(NB201_OPS), min_size=6, max_size=6))
 def test_any_nas_bench_201_cell_is_read_back(ops):
     nodes = (((ops[0], 0),), ((ops[1], 0), (ops[2], 1)), tuple(zip(ops[3:], range(3))))
-    assert parse(dump(NB201Genotype(nodes), "nb201")) == NB201Genotype(nodes)
+    for format in ("nb201", "json"):
+        assert parse(dump(NB201Genotype(nodes), format)) == NB201Genotype(nodes)
 
 
 def assert_genotype_or_value_error(text):
@@ -303,6 +304,7 @@ def test_garbage_raises_value_error(text):
 def test_damaged_genotypes_raise_value_error(data):
     texts = [dump(SPARSE if f != "darts" else SMALL, f) for f in FORMATS if f != "nb201"]
     texts.append("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    texts.append(f'{{"nb201": "{texts[-1]}"}}')
     text = data.draw(st.sampled_from(texts))
     start = data.draw(st.integers(0, len(text)))
     stop = data.draw(st.integers(start, min(len(text), start + 8)))

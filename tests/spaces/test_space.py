@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from fastnas import spaces
-from fastnas.spaces import DARTS_PRIMITIVES, OPS, SPACES, Space, get_space, uniform_space
+from fastnas.spaces import (
+    DARTS_PRIMITIVES,
+    NB201_OPS,
+    OPS,
+    SPACES,
+    Space,
+    get_space,
+    uniform_space,
+)
 
 EDGES_OF_FOUR_NODES = (
     *((0, 2), (1, 2)),
@@ -62,7 +70,8 @@ def test_uniform_robust_darts_spaces(name, candidates):
 
 
 def test_every_candidate_has_a_known_name():
-    assert {op for s in SPACES.values() for edge in s.normal + s.reduce for op in edge} <= set(OPS)
+    for space in SPACES.values():
+        assert space.operations <= set(OPS if space.layout == "darts" else NB201_OPS)
 
 
 @pytest.mark.parametrize("nodes", range(1, 8))
@@ -80,6 +89,24 @@ def test_stride_is_two_only_out_of_the_inputs_of_a_reduction_cell():
     strided = [edge for edge in space.edges if space.stride("reduce", edge) == 2]
     assert strided == [edge for edge in space.edges if edge[0] < 2]
     assert len(strided) == 8
+
+
+def test_nb201():
+    space = get_space("nb201")
+    assert space.normal == (NB201_OPS,) * 6 and space.reduce == ()
+    assert space.edges == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    assert (space.inputs, space.nodes, space.kept_edges) == (1, 3, 6)
+    assert space.cell_types == ("normal",)
+    assert {space.stride("normal", edge) for edge in space.edges} == {1}
+    assert space.without("none").layout == "nb201"
+    assert space.without("none").normal == (NB201_OPS[1:],) * 6
+    assert space.without("max_pool_3x3") is space
+
+
+def test_the_darts_spaces_keep_two_edges_a_node():
+    space = get_space("S0")
+    assert (space.inputs, space.nodes, space.kept_edges) == (2, 4, 8)
+    assert space.cell_types == ("normal", "reduce")
 
 
 def test_without():
@@ -128,6 +155,13 @@ def test_lists_become_tuples():
         (lambda: get_space("S0").stride("reduce", 0), "S0: no edge 0"),
         (lambda: get_space("S0").stride("reduction", (0, 2)), "not one of normal, reduce"),
         (lambda: get_space("S0").candidates("both"), "'both' is not one of normal, reduce"),
+        (lambda: Space("x", (("a",),) * 2), "x: reduce: 0 edges make no whole"),
+        (lambda: Space("x", (("none",),) * 6, layout="nb301"), "'nb301' is not one of darts, nb"),
+        (lambda: Space("x", (("none",),) * 5, layout="nb201"), "5 edges; a cell of layout nb201"),
+        (lambda: Space("x", (("none", "a"),) * 6, layout="nb201"), "a in layout nb201, whose op"),
+        (lambda: Space("x", (("none",),) * 6, (("none",),) * 6, "nb201"), "no reduction cell"),
+        (lambda: get_space("nb201").candidates("reduce"), "nb201 has no reduce cell"),
+        (lambda: get_space("nb201").stride("normal", (1, 4)), r"0 <= i < j and 1 <= j <= 3"),
     ],
 )
 def test_bad_input(make, message):

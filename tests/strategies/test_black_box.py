@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from fastnas.spaces import get_space
-from fastnas.spaces.distribution import DartsLayout, NB201Layout
+from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import BLACK_BOX, get_black_box
 from fastnas.strategies.black_box import Observation
 from fastnas.strategies.domains import Cells, Distributions
 
 pytest.importorskip("botorch", reason="no BoTorch")
 
-NB201 = NB201Layout()
-DARTS = DartsLayout.of(get_space("S0"))
+NB201 = NB201Slots()
+DARTS = slots_of(get_space("S0"))
 DOMAINS = [kind(layout) for kind in (Distributions, Cells) for layout in (NB201, DARTS)]
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastnas.spaces.distribution import AnyGenotype, Layout
+from fastnas.spaces import AnyGenotype
+from fastnas.spaces.distribution import SlotLayout
 
 
 class EvaluationError(RuntimeError):
@@ -32,7 +33,7 @@ class Evaluator(Protocol):
     """Evaluates cells of one layout."""
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> SlotLayout:
         """Of the cells that it evaluates."""
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:

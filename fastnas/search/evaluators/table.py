@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
-from fastnas.spaces import NB201Genotype, from_nb201, to_nb201
-from fastnas.spaces.distribution import AnyGenotype, NB201Layout
+from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
+from fastnas.spaces.distribution import NB201Slots
 
 CELLS = 5**6
 NATS_DATA = {
@@ -91,7 +91,7 @@ def _accuracy(text: str | None, where: str) -> float:
 
 
 def _all_cells() -> list[str]:
-    layout = NB201Layout()
+    layout = NB201Slots()
     slots = product(layout.ops, repeat=layout.length)
     return [to_nb201(layout.genotype({"normal": ops})) for ops in slots]
 
@@ -135,7 +135,7 @@ class TableEvaluator:
     """
 
     def __init__(self, path: Path | str, column: str, *others: str) -> None:
-        self.layout = NB201Layout()
+        self.layout = NB201Slots()
         self.column = column
         self._table = read_table(path, column, *others)
         epochs = re.search(r"_(\d+)ep$", column)
@@ -157,7 +157,7 @@ def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) ->
 
     eta^2 = sum_p n_p (mean_p - mean)^2 / sum_i (y_i - mean)^2, p running over distributions.
     """
-    layout = NB201Layout()
+    layout = NB201Slots()
     groups: dict[tuple[str, ...], list[float]] = {}
     for arch, row in table.items():
         slots = layout.slots(from_nb201(arch))["normal"]

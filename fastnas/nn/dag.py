@@ -1,0 +1,136 @@
+"""Dag: the edges of a cell, computed candidate by candidate and summed node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas import reference
+from fastnas.nn.fused import NoiseDraw, can_run
+from fastnas.nn.mixed_op import MixedOp, Terms, select
+from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
+from fastnas.nn.recognise import CellParts
+from fastnas.ops import draw_rng
+
+
+class Dag(reference.Dag):
+    """`reference.Dag` on `mixed_norm_sum`: all terms of all edges into a node are one sum, the
+    batch norms that candidates end in included, and a pool of a state is computed once for all its
+    edges."""
+
+    mixed_op = MixedOp
+
+    def parts(self) -> CellParts | str:
+        """The operations as the fused ops know them, or the first that they do not know."""
+        raise NotImplementedError
+
+    def noise_form(self) -> str:
+        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
+        noise = cast(MixedOp, self._ops[0]).noise
+        return "none" if noise is None else noise.form
+
+    def fused_parts(self, x: Tensor) -> CellParts | str:
+        """`parts`, or why a call whose last input is x computes candidate by candidate."""
+        parts = self.parts()
+        if isinstance(parts, str):
+            return parts
+        for op, edge in zip(self._ops, parts.edges):
+            reason = cast(MixedOp, op).refusal(edge)
+            if reason is not None:
+                return reason
+        return can_run(parts, x, self.training) or parts
+
+    def why_not_fused(self, x: Tensor) -> str | None:
+        """Why a call whose last input is x computes candidate by candidate, or None."""
+        parts = self.fused_parts(x)
+        return parts if isinstance(parts, str) else None
+
+    def check_weights(self, w: CellWeights) -> None:
+        """ValueError unless they are of as many edges and candidates."""
+        edges, candidates = len(self._ops), len(cast(MixedOp, self._ops[0])._ops)
+        if isinstance(w, Paths):
+            check_paths("Cell", w, edges)
+        elif w.shape != (edges, candidates):
+            raise ValueError(
+                f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
+                " candidates"
+            )
+
+    def run(
+        self, inputs: Sequence[Tensor], w: CellWeights, draw: NoiseDraw | None = None
+    ) -> Tensor:
+        """Candidate by candidate, path by path; arguments as the cell's `forward` takes them."""
+        if not isinstance(w, Paths):
+            return self._run_once(inputs, w, draw)
+        rows = w.rows()
+        groups = zip(zip(*(x.chunk(len(rows)) for x in inputs)), rows)
+        out = []
+        for p, (group, (row, weight)) in enumerate(groups):
+            own = draw
+            if draw is not None and w.number is not None:
+                own = NoiseDraw(draw.level, draw.rng[p])
+            out.append(self._run_once(group, weight, own, row, w.siblings))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _run_once(
+        self,
+        inputs: Sequence[Tensor],
+        w: Tensor,
+        draw: NoiseDraw | None,
+        row: list[int] | None = None,
+        siblings: bool = False,
+    ) -> Tensor:
+        """Of a path, w [E], the candidates in `row` alone."""
+        states = self.input_states(inputs)
+        shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]
+        for node in range(self.nodes):
+            y = self._node(node, states, shared, w, draw, row)
+            if siblings and row is not None:
+                own = self.edges_into(node)
+                y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
+            states.append(y)
+        return self.output(states)
+
+    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
+        if op.noise is None or not self.training:
+            return None
+        rng = draw_rng(self.nodes * (paths or 1), device)
+        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
+        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
+
+    def _node(
+        self,
+        node: int,
+        states: list[Tensor],
+        shared: list[dict[Any, Tensor]],
+        w: Tensor,
+        draw: NoiseDraw | None,
+        row: list[int] | None,
+    ) -> Tensor:
+        edges = self.edges_into(node)
+        outputs: list[Tensor] = []
+        weight_index: list[int] = []
+        noisy: list[int] = []
+        norms: dict[int, nn.BatchNorm2d] = {}
+        for position, (e, x, known) in enumerate(zip(edges, states, shared)):
+            if row is not None and row[e] < 0:
+                continue
+            op = cast(MixedOp, self._ops[e])
+            terms = op.terms(x, known, None if row is None else row[e])
+            noisy += [len(outputs) + t for t in terms.noisy]
+            norms |= {len(outputs) + t: norm for t, norm in terms.norms.items()}
+            if row is None:
+                weight_index += [position * w.shape[1] + k for k in terms.weight_index]
+            else:
+                weight_index.append(position)
+            outputs += terms.outputs
+        if not outputs:
+            stride = 2 if self.cell_type == "reduce" else 1
+            return torch.zeros_like(states[0][:, :, ::stride, ::stride])
+        flat = w[edges.start : edges.stop].reshape(-1)
+        own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
+        node_terms = Terms(outputs, weight_index, noisy, norms)
+        return cast(MixedOp, self._ops[0]).mix(node_terms, select(flat, weight_index), own)

@@ -1,0 +1,59 @@
+"""The search network of NAS-Bench-201 on `mixed_norm_sum`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastnas import reference
+from fastnas.nn.cell import SearchNetwork
+from fastnas.nn.dag import Dag
+from fastnas.nn.fused import NoiseDraw
+from fastnas.nn.paths import CellWeights, Paths, Weights
+from fastnas.reference.nb201_search import CELL_TYPE
+from fastnas.spaces import Layout
+
+
+class NB201Cell(Dag, reference.NB201Cell):
+    """`reference.NB201Cell`, a node's candidates, batch norms included, summed at once.
+
+    Its dense convolutions run by cuDNN or oneDNN, on a rectified state that is computed once for
+    all its edges.
+    """
+
+    def parts(self) -> str:
+        return "mixed_edges has no dense convolutions"
+
+    def forward(self, x: Tensor, w: CellWeights, draw: NoiseDraw | None = None) -> Tensor:
+        """x [N, C, H, W], w [6, K] or `Paths` -> [N, C, H, W]; paths and draw as in `Cell`."""
+        self.check_weights(w)
+        return self.run([x], w, draw)
+
+
+class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
+    """`reference.NB201SearchNetwork` on such cells; same arguments, names and results."""
+
+    cell: type[reference.Dag] = NB201Cell
+
+    def features(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
+        w = weights[CELL_TYPE]
+        paths = (w.number or 1) if isinstance(w, Paths) else 1
+        i = 0
+        for module in self.cells:
+            if isinstance(module, Dag):
+                x = module(x, w, self._draw_of(i, draw, w))
+                i += 1
+            else:
+                x = _path_by_path(module, x, paths)
+        return _path_by_path(self.lastact, x, paths)
+
+
+def _path_by_path(module: nn.Module, x: Tensor, paths: int) -> Tensor:
+    """The module on [paths N, ...], its statistics those of a call for each path."""
+    return module(x) if paths == 1 else torch.cat([module(group) for group in x.chunk(paths)])
+
+
+SEARCH_NETWORKS: dict[Layout, type[SearchNetwork]] = {
+    kind.layout: kind for kind in (SearchNetwork, NB201SearchNetwork)
+}
+"""By the layout of the space."""
