@@ -1,4 +1,4 @@
-"""fastnas search | train | bench | info | draw"""
+"""fastnas search | train | sample | bench | info | draw"""
 
 from __future__ import annotations
 
@@ -144,6 +144,20 @@ def info() -> None:
     from fastnas.info import print_info
 
     print_info(Console())
+
+
+@app.command()
+def sample(
+    report: Annotated[Path, typer.Argument(help="report.json of an anasod search")],
+    length: Annotated[int | None, typer.Option(help="operations of a cell")] = None,
+    count: Annotated[int, typer.Option(help="cells")] = 1,
+    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+) -> None:
+    """Draw cells of any length from the distribution that a search has found, as JSON lines."""
+    from fastnas.search.sample import sampled_cells
+
+    for text in sampled_cells(report, length, count, seed):
+        typer.echo(text)
 
 
 @app.command()

@@ -22,17 +22,25 @@ class ArchParameters(nn.Module):
         scale: alpha and beta ~ scale N(0, 1); 1e-3 in DARTS, 0 in FairDARTS.
         topology: what beta is for: "none" (there is none), "top2" (one logit per edge, ROME v2) or
             "pairs" (one per pair of edges into a node, ROME v1); see `sample_paths`.
+        tied: alpha is [1, K], of all edges.
     """
 
     normal: nn.Parameter
     reduce: nn.Parameter
 
-    def __init__(self, space: Space, scale: float = 1e-3, topology: str = "none") -> None:
+    def __init__(
+        self,
+        space: Space,
+        scale: float = 1e-3,
+        topology: str = "none",
+        tied: bool = False,
+    ) -> None:
         super().__init__()
+        self.edges = len(space.edges)
         self.nodes = tuple(range(space.inputs, space.inputs + space.nodes))
         """Predecessors of each node."""
         for cell_type in space.cell_types:
-            shape = len(space.edges), space.num_candidates(cell_type)
+            shape = 1 if tied else self.edges, space.num_candidates(cell_type)
             self.register_parameter(cell_type, nn.Parameter(scale * torch.randn(shape)))
         edges = sum(logits_per_node(self.nodes, topology))
         for cell_type in space.cell_types if edges else ():
@@ -40,8 +48,12 @@ class ArchParameters(nn.Module):
             self.register_parameter(cell_type + EDGES, beta)
 
     def alphas(self) -> dict[str, Tensor]:
-        """Cell type to its logits of operations."""
-        return {name: alpha for name, alpha in self.named_parameters() if not name.endswith(EDGES)}
+        """Cell type to its logits of operations, [E, K] where they are tied too."""
+        return {
+            name: alpha.expand(self.edges, -1) if len(alpha) < self.edges else alpha
+            for name, alpha in self.named_parameters()
+            if not name.endswith(EDGES)
+        }
 
     def betas(self) -> dict[str, Tensor]:
         """Cell type to its logits of edges, empty where there are none."""

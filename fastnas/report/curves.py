@@ -63,13 +63,13 @@ def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> N
     save_figure(history_figure(history), path)
 
 
-def draw_best_so_far(values: Sequence[float], unit: str, path: Path) -> None:
-    """Draw the best value so far (what `unit` says) after 1, 2, ... evaluations."""
+def draw_best_so_far(accuracies: Sequence[float], path: Path) -> None:
+    """Draw the best accuracy so far after 1, 2, ... evaluations."""
     figure = Figure(figsize=(5, 3.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.add_subplot()
-    axes.plot(range(1, len(values) + 1), values, color=FIRST, drawstyle="steps-post")
+    axes.plot(range(1, len(accuracies) + 1), accuracies, color=FIRST, drawstyle="steps-post")
     axes.set_xlabel("evaluations")
-    axes.set_ylabel(f"best {unit} so far")
+    axes.set_ylabel("best accuracy so far")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

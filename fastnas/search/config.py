@@ -113,6 +113,7 @@ class SearchConfig(RunConfig):
     clip_samples: str | None = option(None, "single paths: clip gradients together or each")
     paths_at_once: bool | None = option(None, "single paths: all samples in one forward pass")
     gdas_gradient: str | None = option(None, "gdas: executed or siblings")
+    final_cells: int | None = option(None, "anasod: cells drawn, the best kept (8)")
     train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
     train_channels: int = option(16, "channels of the derived network")
     train_layers: int | None = option(None, "cells of the derived network, as --layers")
@@ -238,9 +239,9 @@ class StudyConfig(FolderConfig):
     """A black-box search. None stands for the method's default, or for "not this method's"."""
 
     method: str = option("anasod-bo", f"one of {', '.join(BLACK_BOX)}")
-    evaluator: str = option("", "table:FILE, of NAS-Bench-201")
-    table_column: str = option("c10_valid_12ep", "the table's accuracies that the search sees")
-    table_report: str = option("c10_test_200ep", "those that are reported of what it finds")
+    evaluator: str = option("", "table:FILE, of NAS-Bench-201, or supernet:FOLDER of a search")
+    table_column: str | None = option(None, "what the search sees (c10_valid_12ep)")
+    table_report: str | None = option(None, "what is reported of its best cell (c10_test_200ep)")
     budget: int = option(100, "evaluations, of all workers together")
     study: str | None = option(None, "URL of the study's database (default: a file in --out)")
     concentration: float | None = option(None, "anasod: of the Dirichlet prior (1)")
@@ -257,10 +258,20 @@ class StudyConfig(FolderConfig):
         self.strategy()
         _at_least(self, 1, "budget")
         kind, _, where = self.evaluator.partition(":")
-        if kind != "table" or not where:
-            raise ConfigError(f"evaluator is {self.evaluator!r}; table:FILE is needed")
+        if kind not in ("table", "supernet") or not where:
+            raise ConfigError(
+                f"evaluator is {self.evaluator!r}; table:FILE or supernet:FOLDER is needed"
+            )
+        for name in TABLE_COLUMNS if kind != "table" else ():
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {kind} has no columns")
+
+    def resolved(self, name: str) -> str:
+        """A column of the table."""
+        return getattr(self, name) or TABLE_COLUMNS[name]
 
 
+TABLE_COLUMNS = {"table_column": "c10_valid_12ep", "table_report": "c10_test_200ep"}
 STUDY_OPTIONS = tuple(
     dict.fromkeys(name for method in BLACK_BOX.values() for name in method.options)
 )

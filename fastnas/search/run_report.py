@@ -50,6 +50,14 @@ def cell_table(genotype: AnyGenotype) -> list[str]:
     return lines
 
 
+def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Cell type to operation to share as a Markdown table, and an empty line."""
+    lines = ["| cell | operation | share |", "|---|---|---:|"]
+    for cell, row in shares.items():
+        lines += [f"| {cell} | {op} | {share:.3f} |" for op, share in row.items()]
+    return [*lines, ""]
+
+
 def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     """report.md of a search: the search, the comparison, and last the cell and its accuracy."""
     env = report["environment"]
@@ -87,6 +95,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         ]
     lines += ["## The cell", "", "![cell](cell.png)", "", *cell_table(genotype), ""]
     lines += ["```", report["genotype"], "```", ""]
+    if "distribution" in report:
+        lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     if report["test_accuracy"] is not None:
         lines += [
             f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
@@ -97,8 +107,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     return "\n".join(lines)
 
 
-def study_text(report: Mapping[str, Any], seen: str, reported: str) -> str:
-    """report.md of a black-box search; accuracies that it saw, and that are reported."""
+def study_text(report: Mapping[str, Any]) -> str:
+    """report.md of a black-box search."""
     lines = [
         f"# {report['method']} on {report['evaluator']}",
         "",
@@ -115,16 +125,11 @@ def study_text(report: Mapping[str, Any], seen: str, reported: str) -> str:
         "",
     ]
     if report["distribution"] is not None:
-        lines += [
-            "drawn from the distribution",
-            "",
-            "| cell | operation | share |",
-            "|---|---|---:|",
-        ]
-        for cell, shares in report["distribution"].items():
-            lines += [f"| {cell} | {op} | {share:.3f} |" for op, share in shares.items()]
-        lines.append("")
-    lines += [f"Accuracy {seen}: {report[seen]:.4f}; {reported}: **{report[reported]:.4f}**.", ""]
+        lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    lines.append(f"Accuracy that the search saw: {report['accuracy']:.4f}.")
+    for column, accuracy in (report["reported"] or {}).items():
+        lines.append(f"{column}: **{accuracy:.4f}**.")
+    lines.append("")
     return "\n".join(lines)
 
 

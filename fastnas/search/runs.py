@@ -13,6 +13,7 @@ from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.search.compare import compare_with_eager
 from fastnas.search.config import ConfigError, RunConfig, SearchConfig, TrainConfig
+from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.progress import stage
@@ -28,6 +29,7 @@ from fastnas.search.searcher import Searcher, to_text
 from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, parse, to_json
+from fastnas.strategies.anasod import OnDistributions
 
 
 def run_search(
@@ -58,7 +60,7 @@ def run_search(
     )
     searcher.search(out, console)
 
-    genotype = searcher.genotype()
+    genotype = _final_genotype(searcher, console)
     _leave_genotype(out, genotype, f"{config.method} on {config.data}")
     draw_history(searcher.history, out / "history.png")
     report: dict[str, Any] = {
@@ -74,6 +76,7 @@ def run_search(
             for cell in searcher.space.cell_types
         },
         "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
+        **_distribution(searcher),
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
         "cuda_graph": searcher.is_graphed,
@@ -135,6 +138,24 @@ def read_genotype(text_or_file: str) -> AnyGenotype:
         return parse(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
+    """What the search derives; of a distribution the supernet's best of some cells."""
+    strategy = searcher.strategy
+    if not isinstance(strategy, OnDistributions):
+        return searcher.genotype()
+    cells = strategy.cells(searcher.arch, searcher.space, strategy.final_cells)
+    with stage(console, f"evaluating {len(cells)} cells of the distribution"):
+        found = SupernetEvaluator(searcher).evaluate(cells, range(len(cells)))
+    return max(zip(cells, found), key=lambda pair: pair[1].accuracy)[0]
+
+
+def _distribution(searcher: Searcher) -> dict[str, Any]:
+    strategy = searcher.strategy
+    if not isinstance(strategy, OnDistributions):
+        return {}
+    return {"distribution": strategy.distribution(searcher.arch, searcher.space).as_dict()}
 
 
 def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:

@@ -49,8 +49,8 @@ from fastnas.spaces import (
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
-RECALIBRATED = 4096
-"""Training images, at most, whose statistics a path is validated with."""
+SOME = 4096
+"""Images, at most, whose statistics a path is validated with, or that a cell is evaluated on."""
 
 
 class Searcher(ResumableRun):
@@ -70,7 +70,7 @@ class Searcher(ResumableRun):
         self.config = config
         self.strategy = config.strategy()
         self.device = seeded(config)
-        with self._backend():
+        with self.on_backend():
             request = Request(OPS["mixed_sum"], self.device.type, torch.float32)
             self.backend = choose(request)
         images = load_data(config, self.device)
@@ -88,7 +88,7 @@ class Searcher(ResumableRun):
         if config.channels_last:
             in_channels_last(self.network)
         self.arch = ArchParameters(
-            self.space, self.strategy.alpha_scale, self.strategy.topology
+            self.space, self.strategy.alpha_scale, self.strategy.topology, self.strategy.tied
         ).to(self.device)
         self._build_optimizers()
         self._build_batches(images)
@@ -114,7 +114,7 @@ class Searcher(ResumableRun):
         logs = Logs(out / "tensorboard", self.config.tensorboard, self.epoch)
         total = self.config.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
-        with self._backend(), StepBar(console, "search", total, done) as bar:
+        with self.on_backend(), StepBar(console, "search", total, done) as bar:
             self.run(out / CHECKPOINT, logs, bar)
         logs.close()
 
@@ -170,19 +170,19 @@ class Searcher(ResumableRun):
         logits."""
         weights, network = self.strategy.validation_weights(self.arch), self.network
         if any(isinstance(w, Paths) for w in weights.values()):
-            batches = (batch for _, batch in self._plain(self.recalibration_index))
+            batches = (batch for _, batch in self.plain(self.recalibration_index))
             network = recalibrated(network, weights, batches)
         network.eval()
         labels = self.pipeline.images.train_labels
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        for index, batch in self._plain(self.valid_index):
+        for index, batch in self.plain(self.valid_index):
             correct += (network(batch, weights).argmax(1) == labels[index]).sum()
         self.network.train()
         return int(correct) / len(self.valid_index)
 
     def _some(self, index: Tensor) -> Tensor:
         """Of all classes, in whole batches, which count the same."""
-        some = min(RECALIBRATED, len(index))
+        some = min(SOME, len(index))
         some -= some % self._plain_size if some >= self._plain_size else 0
         generator = torch.Generator().manual_seed(self.config.seed)
         return index[torch.randperm(len(index), generator=generator)[:some]]
@@ -191,7 +191,7 @@ class Searcher(ResumableRun):
     def _plain_size(self) -> int:
         return 4 * self.config.resolved("batch_size")
 
-    def _plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Indices and images, not augmented, in large batches."""
         images = self.pipeline.images
         for index in chosen.split(self._plain_size):
@@ -218,7 +218,8 @@ class Searcher(ResumableRun):
             + f"  skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{warning}"
         )
 
-    def _backend(self) -> Any:
+    def on_backend(self) -> Any:
+        """The context of the run's backend."""
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
     def resume(self, path: Path) -> None:
@@ -276,6 +277,7 @@ class Searcher(ResumableRun):
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
             self.recalibration_index = self._some(chosen[train]).to(self.device)
+            self.evaluation_index = self._some(chosen[valid]).to(self.device)
             augment = augmentation(config, images, config.cutout)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error

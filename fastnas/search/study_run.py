@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastnas.report.curves import draw_best_so_far
 from fastnas.search.config import ConfigError, StudyConfig
-from fastnas.search.evaluators import TableEvaluator
+from fastnas.search.evaluators import SupernetEvaluator, TableEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.progress import StepBar
@@ -45,8 +44,7 @@ def run_study(
     except ImportError as error:
         raise ConfigError("a black-box search needs Optuna: install fastnas[blackbox]") from error
     console = console or Console()
-    path = config.evaluator.partition(":")[2]
-    evaluator = TableEvaluator(path, config.table_column, config.table_report)
+    evaluator = _evaluator(config)
     out = claim_folder(config, resume)
     shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
     url = config.study or f"sqlite:///{out / DATABASE}"
@@ -55,29 +53,41 @@ def run_study(
         study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
     result = study.result()
     text, found = result.cells[result.best]
+    distribution = None
+    if isinstance(study.domain, Distributions):
+        distribution = study.domain.distribution(result.points[result.best]).as_dict()
     report = {
         "method": config.method,
-        "evaluator": f"table:{Path(path).name}",
+        "evaluator": config.evaluator,
         "seed": config.seed,
         "evaluations": len(result.cells),
         "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
         "evaluation_epochs": sum(cell.epochs for _, cell in result.cells),
         "genotype": text,
-        "distribution": _distribution(study.domain, result.points[result.best]),
-        config.table_column: found.accuracy,
-        config.table_report: evaluator.entry(parse(text))[config.table_report],
+        "distribution": distribution,
+        "accuracy": found.accuracy,
+        "reported": _reported(config, evaluator, text),
     }
     write_text(out / "genotype.txt", text + "\n")
     curve = [result.cells[i][1].accuracy for i in result.incumbents()]
-    draw_best_so_far(curve, config.table_column, out / "progress.png")
-    write_report(out, report, study_text(report, config.table_column, config.table_report))
+    draw_best_so_far(curve, out / "progress.png")
+    write_report(out, report, study_text(report))
     console.print(f"\nreport: {out / REPORT_MD}")
     return report
 
 
-def _distribution(domain: Any, point: tuple[int, ...]) -> dict[str, dict[str, float]] | None:
-    """Cell type to the share of each operation; None of a method that searches cells."""
-    if not isinstance(domain, Distributions):
+def _evaluator(config: StudyConfig) -> TableEvaluator | SupernetEvaluator:
+    kind, _, where = config.evaluator.partition(":")
+    if kind == "supernet":
+        return SupernetEvaluator.of_run(where)
+    return TableEvaluator(where, config.resolved("table_column"), config.resolved("table_report"))
+
+
+def _reported(
+    config: StudyConfig, evaluator: TableEvaluator | SupernetEvaluator, cell: str
+) -> dict[str, float] | None:
+    """The accuracy of the best cell that the search did not see."""
+    if not isinstance(evaluator, TableEvaluator):
         return None
-    found = domain.distribution(point)
-    return {cell: dict(zip(found.ops, shares)) for cell, shares in found.p.items()}
+    column = config.resolved("table_report")
+    return {column: evaluator.entry(parse(cell))[column]}

@@ -232,6 +232,23 @@ class OperationDistribution:
         p = {cell: tuple(map(float, rng.dirichlet(prior))) for cell in layout.cell_types}
         return cls(layout.ops, p)
 
+    @classmethod
+    def from_dict(cls, shares: Mapping[str, Mapping[str, float]]) -> OperationDistribution:
+        """Of cell type to operation to share, as `as_dict` gives them.
+
+        Raises:
+            ValueError: they are not, or are no distribution.
+        """
+        try:
+            (ops,) = {tuple(row) for row in shares.values()}
+            return cls(ops, {cell: tuple(row.values()) for cell, row in shares.items()})
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"{shares!r} is no distribution: {error}") from error
+
+    def as_dict(self) -> dict[str, dict[str, float]]:
+        """Cell type to operation to share."""
+        return {cell: dict(zip(self.ops, shares)) for cell, shares in self.p.items()}
+
     def counts(self, length: int) -> dict[str, Counts]:
         """Cell type to the counts of cells of that length (`snap`)."""
         return {cell_type: snap(shares, length) for cell_type, shares in self.p.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from fastnas.strategies.anasod import AnasodDARTS, AnasodGDAS
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.bayesian import AnasodBayesian, Bayesian
 from fastnas.strategies.black_box import (
@@ -22,7 +23,10 @@ from fastnas.strategies.single_path import SinglePathDARTS
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
-    for strategy in (DARTS, NoisyDARTS, FairDARTS, ROME, ROMEv1, GDAS, SinglePathDARTS)
+    for strategy in (
+        *(DARTS, NoisyDARTS, FairDARTS, ROME, ROMEv1, GDAS, SinglePathDARTS),
+        *(AnasodDARTS, AnasodGDAS),
+    )
 }
 
 

@@ -41,6 +41,8 @@ class Strategy(Method):
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
+    tied: ClassVar[bool] = False
+    """Whether the edges of a cell type share their logits of operations."""
     eager_networks: ClassVar[Mapping[Layout, type[reference.SearchNetwork]]] = (
         reference.SEARCH_NETWORKS
     )

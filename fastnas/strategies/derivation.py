@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnas.reference.sample_paths import largest, logits_per_node, node_pairs
-from fastnas.spaces import CELL_TYPES, CellType, Genotype, NB201Genotype, Space
+from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype, Space
 
 EdgeChoice = tuple[float, int, str]
 """(weight, predecessor, operation): the best operation of an edge."""
@@ -53,6 +53,37 @@ def derive_path(choices: Mapping[str, Tensor], space: Space) -> Genotype:
         cells[cell_type] = tuple(map(tuple, nodes))
     concat = tuple(range(2, space.nodes + 2))
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+
+def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
+    """Cell type to int64 [E], the inverse of `derive_path`: -1 where there is no edge.
+
+    Raises:
+        ValueError: a cell of another space, or with two operations on an edge.
+    """
+    found: dict[str, Tensor] = {}
+    for cell_type in space.cell_types:
+        if isinstance(genotype, NB201Genotype):
+            edges = tuple(
+                (op, node, source)
+                for node, into in enumerate(genotype.nodes, 1)
+                for op, source in into
+            )
+        else:
+            edges = genotype.edges(cell_type)
+        choice = torch.full((len(space.edges),), -1, dtype=torch.int64)
+        for op, node, source in edges:
+            if (source, node) not in space.edges:
+                raise ValueError(f"space {space.name} has no edge {(source, node)}")
+            e = space.edges.index((source, node))
+            names = space.candidates(cell_type)[e]
+            if op not in names:
+                raise ValueError(f"space {space.name} has no {op} on edge {(source, node)}")
+            if choice[e] >= 0:
+                raise ValueError(f"two operations are on edge {(source, node)}")
+            choice[e] = names.index(op)
+        found[cell_type] = choice
+    return found
 
 
 def derive_top_entries(

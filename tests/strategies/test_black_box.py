@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastnas.spaces import get_space
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.distribution import NB201Slots, slots_of
 from fastnas.strategies import BLACK_BOX, get_black_box
 from fastnas.strategies.black_box import Observation
 from fastnas.strategies.domains import Cells, Distributions

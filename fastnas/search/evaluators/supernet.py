@@ -1,0 +1,87 @@
+"""Accuracies of a trained supernet's paths: weight sharing, no training."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from fastnas import reference
+from fastnas.nn import Paths
+from fastnas.search.config import SearchConfig, make_config
+from fastnas.search.evaluators.base import Evaluation, EvaluationError
+from fastnas.search.folder import CONFIG
+from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.spaces import AnyGenotype
+from fastnas.spaces.distribution import SlotLayout, slots_of
+from fastnas.strategies.derivation import path_of
+
+AT_ONCE = 4
+"""Cells in one pass of the network, which shares its stem and the calls."""
+
+
+class SupernetEvaluator:
+    """Runs each cell as a path of the supernet, on images of the logits, with the batch norms'
+    statistics of the batch: the running ones are those of all that was trained.
+
+    Args:
+        searcher: of a search that was run.
+
+    Raises:
+        ValueError: its space offers other candidates on other edges.
+    """
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.layout: SlotLayout = slots_of(searcher.space)
+        self.network = copy.deepcopy(searcher.network).train()
+        self.network.set_noise_amplitude(0.0)
+        for module in self.network.modules():
+            if isinstance(module, reference.MixedOp):
+                module.skip_drop_path = 0.0
+
+    @classmethod
+    def of_run(cls, folder: Path | str) -> SupernetEvaluator:
+        """Of the folder of a search.
+
+        Raises:
+            EvaluationError: it holds none; others as `Searcher` and its checkpoints.
+        """
+        folder = Path(folder)
+        try:
+            config = make_config(SearchConfig, json.loads((folder / CONFIG).read_text()))
+        except (OSError, ValueError) as error:
+            raise EvaluationError(f"{folder} holds no search: {error}") from error
+        searcher = Searcher(config)
+        searcher.resume(folder / CHECKPOINT)
+        return cls(searcher)
+
+    @torch.no_grad()
+    def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
+        """Several cells in a pass; nothing is random but what `seeds` drew the cells with."""
+        found: list[Evaluation] = []
+        for first in range(0, len(cells), AT_ONCE):
+            found += self._together(cells[first : first + AT_ONCE])
+        return found
+
+    def _together(self, cells: Sequence[AnyGenotype]) -> list[Evaluation]:
+        start, searcher = perf_counter(), self.searcher
+        labels, device = searcher.pipeline.images.train_labels, searcher.device
+        paths = [path_of(cell, searcher.space) for cell in cells]
+        weights = {}
+        for cell_type in searcher.space.cell_types:
+            choice = torch.stack([path[cell_type] for path in paths]).to(device)
+            weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
+        correct = torch.zeros(len(cells), dtype=torch.int64, device=device)
+        with searcher.on_backend():
+            for index, batch in searcher.plain(searcher.evaluation_index):
+                logits = self.network(batch, weights)
+                correct += (logits.argmax(-1) == labels[index]).sum(-1)
+        images = len(searcher.evaluation_index)
+        accuracies = (correct / images).tolist()
+        seconds = (perf_counter() - start) / len(cells)
+        return [Evaluation(accuracy, seconds=seconds) for accuracy in accuracies]

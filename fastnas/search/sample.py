@@ -1,0 +1,39 @@
+"""Cells from the distribution of a search's report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fastnas.search.config import ConfigError
+from fastnas.spaces import dump
+from fastnas.spaces.distribution import DartsSlots, NB201Slots, OperationDistribution
+
+
+def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> list[str]:
+    """Genotypes as one line of JSON each (of NAS-Bench-201 as its string).
+
+    Args:
+        length: operations of a cell; None: as the space of the search has them.
+
+    Raises:
+        ConfigError: the report has no distribution, or there are no such cells.
+    """
+    try:
+        shares = json.loads(report.read_text())["distribution"]
+        distribution = OperationDistribution.from_dict(shares)
+        if set(distribution.p) == {"normal"}:
+            if length not in (None, 6):
+                raise ValueError(f"length is {length}; cells of NAS-Bench-201 have 6 slots")
+            cells: NB201Slots | DartsSlots = NB201Slots(distribution.ops)
+        else:
+            cells = DartsSlots(distribution.ops, 8 if length is None else length)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{report} gives no cells: {error}") from error
+    rng = np.random.default_rng(seed)
+    drawn = [distribution.sample(cells, rng) for _ in range(count)]
+    if isinstance(cells, NB201Slots):
+        return [dump(cell, "nb201") for cell in drawn]
+    return [" ".join(dump(cell, "json").split()) for cell in drawn]

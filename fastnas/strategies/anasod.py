@@ -1,0 +1,78 @@
+"""ANASOD by gradient: logits tied across the edges, so that they say a distribution.
+
+w_c = softmax(alpha_c), the same on every edge of the cells of type c. The paper (Wan et al., WACV
+2022) has a differentiable search; whether it is the mixture or samples could not be read, so both
+are here, and everything but the encoding is our reconstruction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastnas.nn import ArchParameters
+from fastnas.spaces import AnyGenotype, Space
+from fastnas.spaces.distribution import OperationDistribution, slots_of
+from fastnas.strategies.base import Strategy
+from fastnas.strategies.black_box import ANASOD
+from fastnas.strategies.darts import DARTS
+from fastnas.strategies.gdas import GDAS
+
+
+class OnDistributions(Strategy):
+    """Derives a distribution, and cells from it; `none`, where cells do not have it, apart.
+
+    Options:
+        final_cells: how many are drawn at the end, of which the supernet's best is kept.
+    """
+
+    source = ANASOD
+    tied = True
+    final_cells: int
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        if self.final_cells < 1:
+            raise ValueError(f"final_cells is {self.final_cells}; at least 1 is needed")
+
+    def space(self, space: Space) -> Space:
+        found = super().space(space)
+        slots_of(found)  # the same candidates on every edge
+        return found
+
+    def distribution(self, arch: ArchParameters, space: Space) -> OperationDistribution:
+        """p_c proportional to softmax(alpha_c) on the operations that cells have."""
+        ops = slots_of(space).ops
+        shares: dict[str, tuple[float, ...]] = {}
+        for cell_type in space.cell_types:
+            names = space.candidates(cell_type)[0]
+            w = torch.softmax(arch.alphas()[cell_type][0].detach().double(), -1)
+            kept = w[[names.index(op) for op in ops]]
+            shares[cell_type] = tuple((kept / kept.sum()).tolist())
+        return OperationDistribution(ops, shares)
+
+    def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
+        """The first cell of `cells`."""
+        return self.cells(arch, space, 1)[0]
+
+    def cells(self, arch: ArchParameters, space: Space, count: int) -> list[AnyGenotype]:
+        """Drawn from the distribution; always the same of one distribution."""
+        rng = np.random.default_rng(0)
+        drawn = self.distribution(arch, space)
+        return [drawn.sample(slots_of(space), rng) for _ in range(count)]
+
+
+class AnasodDARTS(OnDistributions, DARTS):
+    """The mixture of all operations, weighted alike on every edge."""
+
+    name = "anasod-darts"
+    options = {**DARTS.options, "final_cells": 8}
+
+
+class AnasodGDAS(OnDistributions, GDAS):
+    """One sampled operation on every edge, all drawn from the same distribution."""
+
+    name = "anasod-gdas"
+    options = {**GDAS.options, "final_cells": 8}
