@@ -1,0 +1,167 @@
+"""Regret on NAS-Bench-201: methods on distributions over operations beside their twins on cells.
+
+    python -m fastnas.benchmarks.search.distribution TABLE.csv OUT.csv [--plot OUT.png]
+
+A search sees 12-epoch validation accuracies and is judged by the 200-epoch test accuracy of the
+cell that it has then found best. A row is a whole search. Run again, it goes on with the rows that
+are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastnas.report.figures import save_figure
+from fastnas.search.evaluators.table import explained_variance, read_table
+from fastnas.spaces import to_nb201
+from fastnas.spaces.distribution import NB201Slots
+from fastnas.strategies import BLACK_BOX, get_black_box
+from fastnas.strategies.black_box import Observation
+
+BUDGETS = tuple(range(10, 201, 10))
+DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
+BATCH = {"bo": 10, "anasod-bo": 10}
+"""Points of one fit of the Gaussian process, which is most of the time."""
+REFERENCE = "random"
+
+Table = Mapping[str, Mapping[str, float]]
+Row = dict[str, Any]
+
+
+def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
+    """Test accuracy of the incumbent at each budget."""
+    box, rng = get_black_box(method), np.random.default_rng(seed)
+    domain, seen, judged = box.domain(NB201Slots()), *columns(data)
+    past: list[Observation] = []
+    best, found = (-1.0, 0.0), []
+    while len(past) < BUDGETS[-1]:
+        for one in box.propose(domain, past, rng, BATCH.get(method, 1)):
+            entry = table[to_nb201(domain.cell(one.point, rng))]  # type: ignore[arg-type]
+            past.append(Observation(one.point, entry[seen], one.origin))
+            if entry[seen] > best[0]:
+                best = entry[seen], entry[judged]
+            if len(past) in BUDGETS:
+                found.append(best[1])
+    return found
+
+
+def columns(data: str) -> tuple[str, str]:
+    """What a search sees, and what it is judged by."""
+    return f"{DATA[data]}_valid_12ep", f"{DATA[data]}_test_200ep"
+
+
+def read(path: Path) -> list[Row]:
+    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+
+
+def curves(rows: Iterable[Row], table: Table) -> dict[tuple[str, str], NDArray[np.float64]]:
+    """(data, method) to the regret of each search in points of accuracy, [seeds, budgets]."""
+    groups: dict[tuple[str, str], list[list[float]]] = {}
+    for row in rows:
+        accuracies = [float(row[str(budget)]) for budget in BUDGETS]
+        groups.setdefault((row["data"], row["method"]), []).append(accuracies)
+    found = {}
+    for (data, method), group in groups.items():
+        best = max(entry[columns(data)[1]] for entry in table.values())
+        found[data, method] = 100 * (best - np.asarray(group))
+    return found
+
+
+def summary(regrets: Mapping[tuple[str, str], NDArray[np.float64]]) -> str:
+    """Markdown: mean regret with its 95 % interval, and the evaluations for random's last."""
+    lines = [
+        f"| data | method | regret at {BUDGETS[4]} | at {BUDGETS[-1]} | seeds |"
+        f" evaluations for what {REFERENCE} reaches in {BUDGETS[-1]} |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for (data, method), regret in regrets.items():
+        goal = regrets.get((data, REFERENCE))
+        reached = "" if goal is None else _reached(regret.mean(0), goal.mean(0)[-1])
+        middle, last = (_interval(regret[:, i]) for i in (4, -1))
+        lines.append(f"| {data} | {method} | {middle} | {last} | {len(regret)} | {reached} |")
+    return "\n".join(lines)
+
+
+def _reached(mean: NDArray[np.float64], goal: float) -> str:
+    return next((str(b) for b, r in zip(BUDGETS, mean) if r <= goal), f"more than {BUDGETS[-1]}")
+
+
+def _interval(values: NDArray[np.float64]) -> str:
+    return f"{values.mean():.2f} +- {half_width(values):.2f}"
+
+
+def half_width(values: NDArray[np.float64]) -> float:
+    """Of the 95 % interval of the mean over seeds."""
+    return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> None:
+    """A panel for each data set: mean regret against evaluations, with 95 % bands."""
+    names = list(dict.fromkeys(data for data, _ in regrets))
+    figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
+    for panel, data in enumerate(names, 1):
+        axes = figure.add_subplot(1, len(names), panel)
+        for (other, method), regret in regrets.items():
+            if other != data:
+                continue
+            colour = f"C{list(BLACK_BOX).index(method)}"
+            mean = regret.mean(0)
+            width = np.array([half_width(regret[:, i]) for i in range(regret.shape[1])])
+            style = "-" if BLACK_BOX[method].on_distributions else "--"
+            axes.plot(BUDGETS, mean, style, color=colour, label=method)
+            axes.fill_between(BUDGETS, mean - width, mean + width, color=colour, alpha=0.15)
+        axes.set_title(data)
+        axes.set_xlabel("evaluations")
+        axes.set_ylabel("regret, points of test accuracy")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", type=Path, help="of NAS-Bench-201")
+    parser.add_argument("csv", type=Path, help="a row per search")
+    parser.add_argument("--plot", type=Path, default=None, help="FILE.png or FILE.svg")
+    parser.add_argument("--method", action="append", choices=BLACK_BOX, help="may be repeated")
+    parser.add_argument("--data", action="append", choices=DATA, help="may be repeated")
+    parser.add_argument("--seeds", type=int, default=200)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # matrices of at most 200 rows
+    table = read_table(given.table, *(column for data in DATA for column in columns(data)))
+    for data in DATA:
+        share = explained_variance(table, columns(data)[1])
+        print(f"{data}: the distribution explains {share:.3f} of the variance")
+    rows = read(given.csv)
+    done = {(row["data"], row["method"], int(row["seed"])) for row in rows}
+    wanted = itertools.product(given.data or DATA, given.method or BLACK_BOX, range(given.seeds))
+    with given.csv.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if not rows:
+            writer.writerow(["data", "method", "seed", *BUDGETS])
+        for data, method, seed in wanted:
+            if (data, method, seed) not in done:
+                accuracies = searched(method, table, data, seed)
+                writer.writerow([data, method, seed, *(f"{a:.6f}" for a in accuracies)])
+                file.flush()
+    regrets = curves(read(given.csv), table)
+    print(summary(regrets))
+    if given.plot is not None:
+        draw(regrets, given.plot)
+
+
+if __name__ == "__main__":
+    main()
