@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fastnas.backends import MEMORY
-from fastnas.spaces import AnyGenotype, NB201Genotype, get_space
+from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
 from fastnas.strategies import STRATEGIES, Strategy, get_strategy
 
 
@@ -104,7 +104,8 @@ class SearchConfig(RunConfig):
     def strategy(self) -> Strategy:
         """The method with its options; ConfigError where one is another method's or wrong."""
         given = {name: getattr(self, name) for name in METHOD_OPTIONS}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        own = {name: value for name, value in self._published.items() if name in METHOD_OPTIONS}
+        chosen = own | {name: value for name, value in given.items() if value is not None}
         try:
             return get_strategy(self.method, **chosen)
         except ValueError as error:
@@ -115,8 +116,18 @@ class SearchConfig(RunConfig):
         value = getattr(self, name)
         if value is not None:
             return value
-        of_space = SPACE_DEFAULTS[get_space(self.space).layout]
-        return STRATEGIES[self.method].defaults.get(name, (PUBLISHED | of_space)[name])
+        return self._published[name]
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """What holds where a setting is None."""
+        layout = SPACES[self.space].layout if self.space in SPACES else "darts"
+        found = PUBLISHED | SPACE_DEFAULTS[layout]
+        if self.method in STRATEGIES:
+            strategy = STRATEGIES[self.method]
+            found |= strategy.defaults
+            found |= strategy.defaults_nb201 if layout == "nb201" else {}
+        return found
 
     def validate(self) -> None:
         super().validate()
@@ -141,11 +152,11 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
-SPACE_DEFAULTS = {
+SPACE_DEFAULTS: dict[Layout, dict[str, Any]] = {
     "darts": {"layers": 8, "train_layers": 8},
     "nb201": {"layers": 5, "train_layers": 5},
 }
-PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
+PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
     dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
 )
