@@ -12,7 +12,7 @@ from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.backends.layout import state_format
 from fastnas.nn.dag import Dag
-from fastnas.nn.fused import NoiseDraw, run_cell
+from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp, reading_of
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
@@ -34,6 +34,26 @@ class Cell(Dag, reference.Cell):
     def parts(self) -> CellParts | str:
         return cast(CellParts | str, reading_of(self).read(self))
 
+    def noise_form(self) -> str:
+        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
+        noise = cast(MixedOp, self._ops[0]).noise
+        return "none" if noise is None else noise.form
+
+    def fused_parts(self, s1: Tensor) -> CellParts | str:
+        """`parts`, or why a call on these states computes candidate by candidate."""
+        parts = self.parts()
+        if isinstance(parts, str):
+            return parts
+        for op, edge in zip(self._ops, parts.edges):
+            reason = cast(MixedOp, op).refusal(edge)
+            if reason is not None:
+                return reason
+        return can_run(parts, s1, self.training) or parts
+
+    def why_not_fused(self, x: Tensor) -> str | None:
+        parts = self.fused_parts(x)
+        return parts if isinstance(parts, str) else None
+
     def forward(
         self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
     ) -> Tensor:
@@ -54,6 +74,13 @@ class Cell(Dag, reference.Cell):
             parts, s0, s1, w, training=self.training, noise=op.noise,
             draw=draw or self._draw(op, s1.device, paths), memory=self.memory,
         )  # fmt: skip
+
+    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
+        if op.noise is None or not self.training:
+            return None
+        rng = draw_rng(self.nodes * (paths or 1), device)
+        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
+        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
 
 
 class SearchNetwork(reference.SearchNetwork):

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fastnas import reference
-from fastnas.nn.fused import NoiseDraw, can_run
+from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp, Terms, select
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.recognise import CellParts
-from fastnas.ops import draw_rng
 
 
 class Dag(reference.Dag):
@@ -27,25 +26,9 @@ class Dag(reference.Dag):
         """The operations as the fused ops know them, or the first that they do not know."""
         raise NotImplementedError
 
-    def noise_form(self) -> str:
-        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
-        noise = cast(MixedOp, self._ops[0]).noise
-        return "none" if noise is None else noise.form
-
-    def fused_parts(self, x: Tensor) -> CellParts | str:
-        """`parts`, or why a call whose last input is x computes candidate by candidate."""
-        parts = self.parts()
-        if isinstance(parts, str):
-            return parts
-        for op, edge in zip(self._ops, parts.edges):
-            reason = cast(MixedOp, op).refusal(edge)
-            if reason is not None:
-                return reason
-        return can_run(parts, x, self.training) or parts
-
     def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call whose last input is x computes candidate by candidate, or None."""
-        parts = self.fused_parts(x)
+        """Why a call with x as its last input computes candidate by candidate, or None."""
+        parts = self.parts()
         return parts if isinstance(parts, str) else None
 
     def check_weights(self, w: CellWeights) -> None:
@@ -93,13 +76,6 @@ class Dag(reference.Dag):
                 y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
             states.append(y)
         return self.output(states)
-
-    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
-        if op.noise is None or not self.training:
-            return None
-        rng = draw_rng(self.nodes * (paths or 1), device)
-        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
-        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
 
     def _node(
         self,

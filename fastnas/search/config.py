@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from fastnas.backends import MEMORY
-from fastnas.spaces import AnyGenotype, NB201Genotype, get_space
+from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
 from fastnas.strategies import (
     BLACK_BOX,
     STRATEGIES,
@@ -123,15 +123,26 @@ class SearchConfig(RunConfig):
 
     def strategy(self) -> Strategy:
         """The method with its options; ConfigError where one is another method's or wrong."""
-        return _built(get_strategy, self, METHOD_OPTIONS)
+        own = {name: value for name, value in self._published.items() if name in METHOD_OPTIONS}
+        return _built(get_strategy, self, METHOD_OPTIONS, own)
 
     def resolved(self, name: str) -> Any:
         """A setting, or the method's published one where it is None."""
         value = getattr(self, name)
         if value is not None:
             return value
-        of_space = SPACE_DEFAULTS[get_space(self.space).layout]
-        return STRATEGIES[self.method].defaults.get(name, (PUBLISHED | of_space)[name])
+        return self._published[name]
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """What holds where a setting is None."""
+        layout = SPACES[self.space].layout if self.space in SPACES else "darts"
+        found = PUBLISHED | SPACE_DEFAULTS[layout]
+        if self.method in STRATEGIES:
+            strategy = STRATEGIES[self.method]
+            found |= strategy.defaults
+            found |= strategy.defaults_nb201 if layout == "nb201" else {}
+        return found
 
     def validate(self) -> None:
         super().validate()
@@ -156,11 +167,11 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
-SPACE_DEFAULTS = {
+SPACE_DEFAULTS: dict[Layout, dict[str, Any]] = {
     "darts": {"layers": 8, "train_layers": 8},
     "nb201": {"layers": 5, "train_layers": 5},
 }
-PUBLISHED = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
+PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
     dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
 )
@@ -279,11 +290,17 @@ STUDY_OPTIONS = tuple(
 Config = TypeVar("Config", bound=FolderConfig)
 
 
-def _built(get: Callable[..., Any], config: Any, names: Sequence[str]) -> Any:
+def _built(
+    get: Callable[..., Any],
+    config: Any,
+    names: Sequence[str],
+    published: Mapping[str, Any] | None = None,
+) -> Any:
+    """The config's method with the options given, else those published, else its defaults."""
     given = {name: getattr(config, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     try:
-        return get(config.method, **chosen)
+        return get(config.method, **{**(published or {}), **chosen})
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -33,6 +33,8 @@ class Strategy(Method):
 
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Where the method's published setting departs from the config's defaults."""
+    defaults_nb201: ClassVar[Mapping[str, Any]] = {}
+    """The same in NAS-Bench-201, options of the method included."""
     drops_none: ClassVar[bool] = False
     """Whether the method searches a DARTS space without its `none` operation."""
     drops_none_nb201: ClassVar[bool] = False

@@ -18,7 +18,8 @@ class GDAS(SinglePath):
 
     gdas_gradient names what reaches the logits: "executed", through the operation that ran (the
     code for the DARTS space), or "siblings", also what a node's gradient says to the operations
-    that did not (the code for NAS-Bench-201, whose sum_{o != k} h_o adds 0 to every edge).
+    that did not (the code for NAS-Bench-201, whose sum_{o != k} h_o adds 0 to every edge; a search
+    there does so where it is not told).
 
     The genotype keeps the two largest entries of softmax(alpha) into each node, `none` apart: both
     may be of one edge, as in that code. In NAS-Bench-201 it keeps the largest entry of every edge.
@@ -30,6 +31,7 @@ class GDAS(SinglePath):
     source = "Dong & Yang, CVPR 2019, arXiv 1910.04465"
     options = {**SinglePath.options, "gdas_gradient": "executed"}
     defaults = {"batch_size": 256, "weight_decay": 5e-4}
+    defaults_nb201 = {"batch_size": 64, "gdas_gradient": "siblings"}
 
     gdas_gradient: str
 

@@ -17,7 +17,8 @@ def build(method="noisy-darts", space="S2", capturable=True, device="cpu", **opt
     torch.manual_seed(3)
     strategy = get_strategy(method, **options)
     space = strategy.space(get_space(space))
-    network = nn.SearchNetwork(space, 2, 4, 3, noise=strategy.skip_noise()).to(device).train()
+    kind, layers = nn.SEARCH_NETWORKS[space.layout], 3 if space.layout == "darts" else 1
+    network = kind(space, 2, 4, layers, noise=strategy.skip_noise()).to(device).train()
     arch = nn.ArchParameters(space, 0.5, strategy.topology).to(device)
     return Bilevel(
         network,

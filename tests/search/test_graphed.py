@@ -13,7 +13,8 @@ from fastnas.search.graphed import GraphedBilevel, why_not_graphed
 
 
 @pytest.mark.parametrize(
-    ("method", "space"), [*((method, "S2") for method in METHODS), ("noisy-darts", "S4")]
+    ("method", "space"),
+    [*((method, "S2") for method in METHODS), ("noisy-darts", "S4"), ("noisy-darts", "nb201")],
 )
 def test_replayed_steps_are_the_eager_steps(method, space):
     """S2: fused cells. S4: cells of `mixed_sum`s, for a candidate that draws from torch itself."""
@@ -98,18 +99,24 @@ def test_only_the_weights_before_the_logits_move():
         ({"backend": "eager"}, "the backend is eager; cuda or triton is needed"),
         ({"method": "rome"}, None),
         ({"method": "rome", "backend": "triton"}, "the backend is triton; the kernels that read"),
+        (
+            {"method": "gdas", "space": "nb201"},
+            "a NAS-Bench-201 cell reads its sampled path on the",
+        ),
+        ({"method": "darts", "space": "nb201"}, None),
         ({"order": 2}, "order is 2; only the first-order step"),
         ({"skip_drop_path": 0.3}, "skip_drop_path draws noise on the host"),
         ({"capturable": False}, "the learning rate of SGD is a number"),
     ],
 )
 def test_why_not(change, reason):
-    names = ("method", "order", "skip_drop_path")
+    names = ("method", "space", "order", "skip_drop_path")
     options = {name: change[name] for name in names if name in change}
     step = build(capturable=change.get("capturable", True), **options)
     on_cuda = SimpleNamespace(device=torch.device(change.get("device", "cuda:0")))
     bilevel = SimpleNamespace(
         params=[on_cuda],
+        network=step.network,
         strategy=step.strategy,
         params_optimizer=step.params_optimizer,
         arch_optimizer=step.arch_optimizer,

@@ -48,7 +48,7 @@ def valid(text):
         {"method": "noisy-darts"},
         {"method": "noisy-darts", "order": 2},
         {"method": "fair-darts"},
-        {"method": "gdas"},
+        {"method": "gdas", "gdas_gradient": "executed"},
         {"method": "gdas", "gdas_gradient": "siblings", "samples": 2},
         {"method": "single-path-darts", "samples": 2, "paths_at_once": True},
     ],
@@ -118,6 +118,17 @@ def test_sizes_of_the_public_code_by_default():
     assert (settings.channels, settings.resolved("layers")) == (16, 5)
     assert (settings.train_channels, settings.resolved("train_layers")) == (16, 5)
     assert make_config(SearchConfig, {"space": "S0"}).resolved("layers") == 8
+
+
+def test_gdas_does_what_its_code_does_in_each_space():
+    found = {}
+    for space in ("S0", "nb201"):
+        settings = make_config(SearchConfig, {"space": space, "method": "gdas"})
+        found[space] = settings.resolved("batch_size"), settings.strategy().gdas_gradient
+    assert found == {"S0": (256, "executed"), "nb201": (64, "siblings")}
+    told = {"space": "nb201", "method": "gdas", "gdas_gradient": "executed", "batch_size": 32}
+    settings = make_config(SearchConfig, told)
+    assert (settings.resolved("batch_size"), settings.strategy().siblings) == (32, False)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from fastnas.reference.nb201 import (
     ResidualBlock,
     nb201_operation,
 )
-from fastnas.spaces import Genotype, from_nb201
+from fastnas.reference.nb201_search import NB201Cell
+from fastnas.spaces import NB201_OPS, Genotype, from_nb201, get_space
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 ARCH_11 = "|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|none~0|nor_conv_3x3~1|avg_pool_3x3~2|"
@@ -75,6 +76,21 @@ def test_a_cell_by_hand():
 def test_a_cell_of_nones_is_zero():
     cell = NB201EvalCell(from_nb201("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"), 2)
     assert not cell(torch.randn(1, 2, 4, 4)).any()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_hot_weights_make_the_search_cell_the_evaluation_cell(training):
+    genotype = from_nb201(ARCH_11.replace("none~0", "nor_conv_1x1~0"))
+    search = NB201Cell(get_space("nb201"), 3).double().train(training)
+    cell = NB201EvalCell(genotype, 3).double().train(training)
+    w = torch.zeros(6, 5, dtype=torch.float64)
+    for e, ((op, _, _), layer) in enumerate(zip(genotype.edges(), cell.layers)):
+        k = NB201_OPS.index(op)
+        w[e, k] = 1
+        missing, _ = layer.load_state_dict(search._ops[e]._ops[k].state_dict(), strict=False)
+        assert all(key in ("op.2.weight", "op.2.bias") for key in missing)  # 1 and 0
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(search(x, w), cell(x), rtol=1e-12, atol=1e-12)
 
 
 def test_stages_and_names():

@@ -148,6 +148,12 @@ def test_noise_is_on_the_skips_and_only_in_training():
     assert draw.rng.shape == (3 * 3, 2)
     assert torch.equal(ours(x, weights, draw), ours(x, weights, draw))
     assert not torch.allclose(ours(x, weights), ours(x, weights))
+    for stream in range(9):  # each is drawn by one node of one cell
+        rng = draw.rng.clone()
+        rng[stream] += 1
+        assert not torch.equal(
+            ours(x, weights, nn.NoiseDraw(draw.level, rng)), ours(x, weights, draw)
+        )
     without = {"normal": weights["normal"].clone()}
     without["normal"][:, NB201_OPS.index("skip_connect")] = 0
     torch.testing.assert_close(ours(x, without), quiet(x, without), rtol=1e-9, atol=1e-10)
@@ -159,6 +165,8 @@ def test_noise_is_on_the_skips_and_only_in_training():
 def test_batch_norms_of_cells_have_no_scale_those_around_them_do():
     _, ours = networks(2)
     assert not [key for key, _ in ours.named_parameters() if "_ops" in key and ".op.2." in key]
+    pool = NB201_OPS.index("avg_pool_3x3")
+    assert not ours.cells[0]._ops[0]._ops[pool].state_dict()
     names = {key for key, _ in ours.named_parameters()}
     assert {
         "stem.1.weight",
