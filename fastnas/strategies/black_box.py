@@ -17,7 +17,7 @@ from fastnas.spaces.distribution import SlotLayout
 from fastnas.strategies.domains import Cells, Distributions, Domain, Point
 from fastnas.strategies.method import Method
 
-ANASOD = "Wan et al., WACV 2022 (ANASOD); reconstructed"
+ANASOD = "Wan et al., WACV 2022, arXiv 2111.04670; reconstructed"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Random(BlackBox):
     """Independent points: uniform cells, or Dirichlet distributions (ANASOD-RS)."""
 
     name = "random"
-    source = "Li and Talwalkar, UAI 2019"
+    source = "Li and Talwalkar, UAI 2019, arXiv 1902.07638"
 
     def propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1

@@ -25,7 +25,7 @@ def arch_of(text, space, logit=3.0):
     return arch
 
 
-@pytest.mark.parametrize("method", SEARCHED)
+@pytest.mark.parametrize("method", [name for name in SEARCHED if "anasod" not in name])
 def test_the_strongest_operation_of_every_edge_none_included(method):
     strategy = get_strategy(method)
     space = strategy.space(SPACE)

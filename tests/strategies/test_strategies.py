@@ -5,7 +5,7 @@ import torch
 
 from fastnas.nn import ArchParameters
 from fastnas.spaces import get_space, uniform_space
-from fastnas.strategies import STRATEGIES, get_strategy
+from fastnas.strategies import BLACK_BOX, STRATEGIES, get_strategy
 from fastnas.strategies.derivation import derive_top_edges
 
 SPACE = get_space("S0")
@@ -129,5 +129,5 @@ def test_bad_options(name, options, message):
 
 
 def test_every_strategy_names_its_source():
-    for name, strategy in STRATEGIES.items():
-        assert strategy.name == name and "arXiv" in strategy.source
+    for name, method in (STRATEGIES | BLACK_BOX).items():
+        assert method.name == name and "arXiv" in method.source
