@@ -83,7 +83,8 @@ class ResumableRun:
 
     @property
     def epochs(self) -> int:
-        raise NotImplementedError
+        assert self.config.epochs is not None  # a TrainConfig is completed
+        return self.config.epochs
 
     @property
     def finished(self) -> bool:

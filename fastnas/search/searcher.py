@@ -99,10 +99,6 @@ class Searcher(ResumableRun):
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
     @property
-    def epochs(self) -> int:
-        return self.config.epochs
-
-    @property
     def steps_per_epoch(self) -> int:
         return self.train_batches.batches_per_epoch
 

@@ -76,10 +76,6 @@ class Trainer(ResumableRun):
         return EvalNetwork(genotype, *sizes, in_channels=channels, auxiliary=auxiliary)
 
     @property
-    def epochs(self) -> int:
-        return self.config.resolved("epochs")
-
-    @property
     def steps_per_epoch(self) -> int:
         return self.batches.batches_per_epoch
 
