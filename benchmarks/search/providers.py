@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -56,10 +56,14 @@ class CheckpointedNetwork(reference.SearchNetwork):
 
 
 class DrawlessNetwork(reference.SearchNetwork):
-    """The eager network for `Bilevel`, which hands the noise of a pass to it: here none."""
+    """The eager network for `Bilevel`, which hands the noise of a pass to it and asks what kernels
+    have sampled: here none."""
 
     def draw(self, device: torch.device | None = None) -> None:
         return None
+
+    def on_device(self, passes: Sequence[object]) -> list[tuple[list[Tensor], Tensor]]:
+        return []
 
     def forward(self, x: Tensor, weights: reference.Weights, draw: None = None) -> Tensor:
         return super().forward(x, weights)
