@@ -24,12 +24,15 @@ from typing import Any
 
 from rich.console import Console
 
+from fastnas.benchmarks.harness.readme import updated
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.files import write_text
 from fastnas.search.searcher import CHECKPOINT, Searcher
 
 SAMPLES = 7
+BLOCK = "ablation"
+"""Of the README."""
 METHODS = {"off": "single-path-darts", "on": "rome"}
 SETTINGS = ("data", "images", "image_size", "channels", "layers", "batch_size", "epochs", "seed")
 FOUND = (
@@ -119,7 +122,15 @@ def summary(rows: Sequence[Row]) -> str:
             spread = stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{mean(values):.3g} +- {spread:.2g}")
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    settings = (
+        f"{row['data']}: at most {int(row['images']):,} images"
+        + (f" of {row['image_size']} pixels a side" if row["image_size"] else "")
+        + f", {row['channels']} channels, {row['layers']} cells, batches of {row['batch_size']},"
+        f" {row['epochs']} epochs with 7 samples a step and 7 times as many with one"
+        for row in {row["data"]: row for row in rows if int(row["samples"]) == SAMPLES}.values()
+    )
+    commits = ", ".join(dict.fromkeys(str(row["commit"]) for row in rows))
+    return "\n".join([*lines, "", f"{'; '.join(settings)}. fastnas {commits}."])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -137,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=None, help="stop after so many new rows")
+    parser.add_argument("--readme", type=Path, default=None, help="puts the summary into its block")
     given = parser.parse_args(arguments)
     given.data = given.data or ["digits"]
     rows, new = read(given.csv), 0
@@ -162,6 +174,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(given.csv, rows)
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     print(summary(rows))
+    if given.readme is not None:
+        write_text(given.readme, updated(given.readme.read_text(), BLOCK, summary(rows)))
 
 
 def _text(value: object) -> str:
