@@ -25,9 +25,8 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         shares = json.loads(report.read_text())["distribution"]
         distribution = OperationDistribution.from_dict(shares)
         if set(distribution.p) == {"normal"}:
-            if length not in (None, 6):
-                raise ValueError(f"length is {length}; cells of NAS-Bench-201 have 6 slots")
-            cells: NB201Slots | DartsSlots = NB201Slots(distribution.ops)
+            slots = 6 if length is None else length
+            cells: NB201Slots | DartsSlots = NB201Slots(distribution.ops, length=slots)
         else:
             cells = DartsSlots(distribution.ops, 8 if length is None else length)
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from fastnas.report.curves import draw_best_so_far
 from fastnas.search.config import ConfigError, StudyConfig
-from fastnas.search.evaluators import SupernetEvaluator, TableEvaluator
+from fastnas.search.evaluators import TableEvaluator
+from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.progress import StepBar

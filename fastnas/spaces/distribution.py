@@ -42,7 +42,7 @@ class SlotLayout(Protocol):
 
     @property
     def length(self) -> int:
-        """SlotLayout of a cell."""
+        """Slots of a cell."""
 
     @property
     def wirings(self) -> tuple[int, ...]:
@@ -65,6 +65,10 @@ class NB201Slots:
     cell_types: tuple[str, ...] = ("normal",)
     length: int = 6
     wirings: tuple[int, ...] = (1, 1, 1)
+
+    def __post_init__(self) -> None:
+        if self.length != 6:
+            raise ValueError(f"length is {self.length}; cells of NAS-Bench-201 have 6 slots")
 
     def genotype(
         self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]] | None = None
@@ -145,11 +149,7 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
         )
     ops = offered.pop()
     if space.layout == "nb201":
-        if length not in (None, len(space.edges)):
-            raise ValueError(
-                f"length is {length}; cells of space {space.name} have {len(space.edges)} slots"
-            )
-        return NB201Slots(ops)
+        return NB201Slots(ops, length=space.kept_edges if length is None else length)
     darts_ops = tuple(op for op in ops if op != "none")
     return DartsSlots(darts_ops, space.kept_edges if length is None else length)
 

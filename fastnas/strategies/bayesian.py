@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fastnas.strategies.black_box import ANASOD, BlackBox, Observation
 from fastnas.strategies.domains import Domain, Point
 
-LEAST_ERROR = 1e-4
-"""Of a cell that makes no error: its logarithm is needed."""
 POOL, TOPS = 1000, 5
 """Random points, and best observed ones whose neighbours join them, where not all are listed."""
 
@@ -43,7 +39,13 @@ class Bayesian(BlackBox):
         super().__init__(**options)
         if self.initial < 2:
             raise ValueError(f"initial is {self.initial}; at least 2 is needed")
-        _botorch()
+        try:
+            from fastnas.strategies.gaussian_process import Process
+        except ImportError as error:
+            raise ValueError(
+                "Bayesian optimisation needs BoTorch: install fastnas[blackbox]"
+            ) from error
+        self._process = Process
 
     def propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
@@ -59,7 +61,7 @@ class Bayesian(BlackBox):
         pending += [one.point for one in found]
         values = [float(value) for _, value in known if value is not None]
         points = domain.features([point for point, _ in known])
-        process = Process(points, values, categorical=domain.is_categorical)
+        process = self._process(points, values, categorical=domain.is_categorical)
         if pending:
             process.believe(domain.features(pending))
         candidates = self._candidates(domain, known, rng)
@@ -87,92 +89,10 @@ class Bayesian(BlackBox):
         return list(dict.fromkeys([*near, *drawn]))
 
 
-class Process:
-    """A Gaussian process of -log(error) on observed features; float64, on the CPU.
-
-    Args:
-        features: [n, D].
-        accuracies: n of them, 0 to 1.
-        categorical: whether features are alike or not, and no more.
-    """
-
-    def __init__(
-        self, features: NDArray[np.float64], accuracies: Sequence[float], categorical: bool
-    ) -> None:
-        botorch = _botorch()
-        self._x = torch.as_tensor(features)
-        error = (1 - torch.tensor(accuracies, dtype=torch.float64)).clamp_min(LEAST_ERROR)
-        y = -error.log().unsqueeze(-1)
-        D = self._x.shape[1]
-        if categorical:
-            kernel = botorch.CategoricalKernel(ard_num_dims=D)
-        else:
-            kernel = botorch.distances.get_covar_module_with_dim_scaled_prior(
-                D, use_rbf_kernel=False
-            )
-        y = (y - y.mean()) / y.std().clamp_min(1e-9)
-        self._model = botorch.SingleTaskGP(self._x, y, covar_module=kernel, outcome_transform=None)
-        with warnings.catch_warnings():
-            # A fit that stops early has hyperparameters better than those that it began with.
-            warnings.simplefilter("ignore", botorch.OptimizationWarning)
-            botorch.fit(botorch.MarginalLikelihood(self._model.likelihood, self._model))
-
-    def believe(self, features: NDArray[np.float64]) -> None:
-        """Takes the posterior means at these points for observations."""
-        x = torch.as_tensor(features)
-        self._model = self._model.condition_on_observations(x, self._mean(x))
-
-    def improvement(self, features: NDArray[np.float64]) -> Tensor:
-        """Log expected improvement over the largest posterior mean at an observed point, [n]."""
-        best = self._mean(self._x).max()
-        acquisition = _botorch().LogExpectedImprovement(self._model, best_f=best)
-        with torch.no_grad():
-            return acquisition(torch.as_tensor(features).unsqueeze(1))
-
-    def _mean(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._model.posterior(x).mean
-
-
 def _argmax(values: Tensor, rng: np.random.Generator) -> int:
     """Of equal ones a random one."""
     best = torch.nonzero(values == values.max()).flatten()
     return int(best[rng.integers(len(best))])
-
-
-def _botorch() -> Any:
-    """The parts of BoTorch that are used; ValueError where it is not installed."""
-    global _parts
-    if _parts is None:
-        try:
-            _parts = _Parts()
-        except ImportError as error:
-            raise ValueError(
-                "Bayesian optimisation needs BoTorch: install fastnas[blackbox]"
-            ) from error
-    return _parts
-
-
-class _Parts:
-    def __init__(self) -> None:
-        from botorch.acquisition import LogExpectedImprovement
-        from botorch.exceptions import OptimizationWarning
-        from botorch.fit import fit_gpytorch_mll
-        from botorch.models import SingleTaskGP
-        from botorch.models.kernels import CategoricalKernel
-        from botorch.models.utils import gpytorch_modules
-        from gpytorch.mlls import ExactMarginalLogLikelihood
-
-        self.LogExpectedImprovement = LogExpectedImprovement
-        self.OptimizationWarning = OptimizationWarning
-        self.fit = fit_gpytorch_mll
-        self.SingleTaskGP = SingleTaskGP
-        self.CategoricalKernel = CategoricalKernel
-        self.distances = gpytorch_modules
-        self.MarginalLikelihood = ExactMarginalLogLikelihood
-
-
-_parts: _Parts | None = None
 
 
 class AnasodBayesian(Bayesian):

@@ -63,16 +63,8 @@ def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     for cell_type in space.cell_types:
-        if isinstance(genotype, NB201Genotype):
-            edges = tuple(
-                (op, node, source)
-                for node, into in enumerate(genotype.nodes, 1)
-                for op, source in into
-            )
-        else:
-            edges = genotype.edges(cell_type)
         choice = torch.full((len(space.edges),), -1, dtype=torch.int64)
-        for op, node, source in edges:
+        for op, node, source in genotype.edges(cell_type):
             if (source, node) not in space.edges:
                 raise ValueError(f"space {space.name} has no edge {(source, node)}")
             e = space.edges.index((source, node))

@@ -53,9 +53,6 @@ class Domain(Protocol):
     def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
         """The cell of a point, or one drawn from its distribution."""
 
-    def missing(self, point: Point) -> str | None:
-        """Why there is no such point, or None."""
-
 
 class Distributions:
     """Counts of the operations of each cell type, as they are snapped for a length.
@@ -114,14 +111,6 @@ class Distributions:
     def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
         return self.distribution(point).sample(self.layout, rng)
 
-    def missing(self, point: Point) -> str | None:
-        wrong = _out_of(self.sizes, point)
-        if wrong is None:
-            for cell, row in zip(self.layout.cell_types, self._rows(point)):
-                if sum(row) != self.layout.length:
-                    return f"counts of {cell} sum to {sum(row)}; {self.layout.length} is needed"
-        return wrong
-
     def _rows(self, point: Point) -> list[tuple[int, ...]]:
         K = len(self.layout.ops)
         return [point[i : i + K] for i in range(0, len(point), K)]
@@ -172,15 +161,3 @@ class Cells:
             slots[cell_type] = [layout.ops[next(values)] for _ in range(layout.length)]
             wiring[cell_type] = [next(values) if ways > 1 else 0 for ways in layout.wirings]
         return layout.genotype(slots, wiring)
-
-    def missing(self, point: Point) -> str | None:
-        return _out_of(self.sizes, point)
-
-
-def _out_of(sizes: dict[str, int], point: Point) -> str | None:
-    if len(point) != len(sizes):
-        return f"a point has {len(sizes)} coordinates, {len(point)} are given"
-    for (name, size), value in zip(sizes.items(), point):
-        if not 0 <= value < size:
-            return f"{name} is {value}; 0 to {size - 1} is allowed"
-    return None

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from fastnas.nn import Paths
 from fastnas.search.config import ConfigError, SearchConfig, StudyConfig, make_config
-from fastnas.search.evaluators import EvaluationError, SupernetEvaluator
+from fastnas.search.evaluators import EvaluationError
+from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.runs import run_search
 from fastnas.search.sample import sampled_cells
 from fastnas.search.searcher import Searcher
@@ -106,6 +107,12 @@ def test_cells_are_drawn_from_a_report(run, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             sampled_cells(tmp_path / f"{name}.json", None, 1, 0)
+
+
+def test_a_cell_of_another_space_is_refused(run):
+    cell = parse("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    with pytest.raises(EvaluationError, match=r"space S2 has no edge \(0, 1\)"):
+        SupernetEvaluator.of_run(run[0]).evaluate([cell], [0])
 
 
 def test_what_holds_no_search_is_refused(tmp_path):

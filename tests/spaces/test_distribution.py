@@ -132,7 +132,7 @@ def test_what_does_not_fit_is_refused():
         OperationDistribution.dirichlet(NB201, rng).sample(DARTS, rng)
     with pytest.raises(ValueError, match="space S1 offers other candidates on other edges"):
         slots_of(get_space("S1"))
-    with pytest.raises(ValueError, match="length is 8; cells of space nb201 have 6 slots"):
+    with pytest.raises(ValueError, match="length is 8; cells of NAS-Bench-201 have 6 slots"):
         slots_of(get_space("nb201"), 8)
     assert slots_of(get_space("nb201")) == NB201 and slots_of(get_space("S0"), 16).nodes == 8
     with pytest.raises(ValueError, match="length is 0"):

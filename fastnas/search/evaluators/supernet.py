@@ -71,7 +71,10 @@ class SupernetEvaluator:
     def _together(self, cells: Sequence[AnyGenotype]) -> list[Evaluation]:
         start, searcher = perf_counter(), self.searcher
         labels, device = searcher.pipeline.images.train_labels, searcher.device
-        paths = [path_of(cell, searcher.space) for cell in cells]
+        try:
+            paths = [path_of(cell, searcher.space) for cell in cells]
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
         weights = {}
         for cell_type in searcher.space.cell_types:
             choice = torch.stack([path[cell_type] for path in paths]).to(device)
