@@ -30,8 +30,10 @@ from fastnas.strategies.black_box import Observation
 
 BUDGETS = tuple(range(10, 201, 10))
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
-BATCH = {"bo": 10, "anasod-bo": 10}
-"""Points of one fit of the Gaussian process, which is most of the time."""
+FITTED = ("bo", "anasod-bo")
+FIT_AT = 10, 0.25
+"""A Gaussian process, whose fit is most of the time, proposes this many points of one fit, or this
+share of those observed where that is more."""
 REFERENCE = "random"
 
 Table = Mapping[str, Mapping[str, float]]
@@ -45,7 +47,8 @@ def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
     past: list[Observation] = []
     best, found = (-1.0, 0.0), []
     while len(past) < BUDGETS[-1]:
-        for one in box.propose(domain, past, rng, BATCH.get(method, 1)):
+        count = max(FIT_AT[0], int(FIT_AT[1] * len(past))) if method in FITTED else 1
+        for one in box.propose(domain, past, rng, min(count, BUDGETS[-1] - len(past))):
             entry = table[to_nb201(domain.cell(one.point, rng))]  # type: ignore[arg-type]
             past.append(Observation(one.point, entry[seen], one.origin))
             if entry[seen] > best[0]:

@@ -59,22 +59,26 @@ class Bayesian(BlackBox):
             return [*found, *(Observation(domain.random(rng)) for _ in range(count - len(found)))]
         pending = [one.point for one in past if one.value is None]
         pending += [one.point for one in found]
-        values = [float(value) for _, value in known if value is not None]
-        points = domain.features([point for point, _ in known])
-        process = self._process(points, values, categorical=domain.is_categorical)
-        if pending:
-            process.believe(domain.features(pending))
-        candidates = self._candidates(domain, known, rng)
-        taken = set() if domain.is_noisy else {one.point for one in past}
+        asked = list(dict.fromkeys([*self._candidates(domain, known, rng), *pending]))
+        index = {point: i for i, point in enumerate(asked)}
+        process = self._process(
+            domain.features([point for point, _ in known]),
+            [float(value) for _, value in known if value is not None],
+            domain.features(asked),
+            categorical=domain.is_categorical,
+        )
+        for point in pending:
+            process.believe(index[point])
+        taken = [] if domain.is_noisy else [index[one.point] for one in past if one.point in index]
         while len(found) < count:
-            left = [point for point in candidates if point not in taken] or candidates
-            features = domain.features(left)
-            best = left[_argmax(process.improvement(features), rng)]
-            found.append(Observation(best))
+            scores = process.log_improvement()
+            if len(taken) < len(asked):
+                scores[taken] = -torch.inf
+            best = _argmax(scores, rng)
+            found.append(Observation(asked[best]))
             if not domain.is_noisy:
-                taken.add(best)
-            if len(found) < count:
-                process.believe(domain.features([best]))
+                taken.append(best)
+            process.believe(best)
         return found
 
     def _candidates(

@@ -4,6 +4,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
+import torch
 
 from fastnas.spaces import get_space
 from fastnas.spaces.distribution import NB201Slots, slots_of
@@ -140,6 +141,42 @@ def test_bayesian_optimisation_learns_and_believes():
     waiting = [*past, *(Observation(p) for p in points)]
     (other,) = method.propose(domain, waiting, rng)
     assert other.point not in points
+
+
+@pytest.mark.parametrize("domain", [Distributions(NB201), Cells(NB201)], ids=ids)
+def test_the_posterior_is_botorchs(domain, monkeypatch):
+    """Means, covariances, beliefs and log expected improvement, down to e^-1000 of it."""
+    pytest.importorskip("botorch", reason="no BoTorch")
+    from botorch.acquisition import LogExpectedImprovement
+
+    from fastnas.strategies import gaussian_process
+
+    rng, models = np.random.default_rng(0), []
+
+    def fitted(*arguments, **settings):
+        models.append(model(*arguments, **settings))
+        return models[-1]
+
+    model = gaussian_process.SingleTaskGP
+    monkeypatch.setattr(gaussian_process, "SingleTaskGP", fitted)
+    past = searched("random", domain, 30, 3)
+    asked = list(dict.fromkeys(domain.random(rng) for _ in range(40)))
+    features = domain.features(asked)
+    process = gaussian_process.Process(
+        domain.features([one.point for one in past]),
+        [one.value for one in past],
+        features,
+        categorical=domain.is_categorical,
+    )
+    theirs, x = models[0], torch.as_tensor(features)
+    with torch.no_grad():
+        best = theirs.posterior(theirs.train_inputs[0]).mean.max()
+        for believed in (3, 17, 3, 0):
+            expected = LogExpectedImprovement(theirs, best_f=best)(x.unsqueeze(1))
+            torch.testing.assert_close(process.log_improvement(), expected, rtol=1e-6, atol=1e-6)
+            point = x[believed : believed + 1]
+            theirs = theirs.condition_on_observations(point, theirs.posterior(point).mean)
+            process.believe(believed)
 
 
 @pytest.mark.parametrize(
