@@ -257,6 +257,7 @@ class StudyConfig(FolderConfig):
     study: str | None = option(None, "URL of the study's database (default: a file in --out)")
     concentration: float | None = option(None, "anasod: of the Dirichlet prior (1)")
     initial: int | None = option(None, "bo: random points before the first fit (10)")
+    arch_rate: float | None = option(None, "reinforce: step of the logits (0.1; anasod: 0.05)")
     population: int | None = option(None, "evolution: cells alive (10)")
     sample: int | None = option(None, "evolution: of which the best has a child (3)")
 

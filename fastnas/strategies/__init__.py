@@ -18,6 +18,7 @@ from fastnas.strategies.darts import DARTS
 from fastnas.strategies.fair_darts import FairDARTS
 from fastnas.strategies.gdas import GDAS
 from fastnas.strategies.noisy_darts import NoisyDARTS
+from fastnas.strategies.reinforce import AnasodReinforce, Reinforce
 from fastnas.strategies.rome import ROME, ROMEv1
 from fastnas.strategies.single_path import SinglePathDARTS
 
@@ -32,7 +33,10 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 BLACK_BOX: dict[str, type[BlackBox]] = {
     method.name: method
-    for method in (AnasodRandom, AnasodLocal, AnasodBayesian, Random, Local, Bayesian, Evolution)
+    for method in (
+        *(AnasodRandom, AnasodLocal, AnasodBayesian, AnasodReinforce),
+        *(Random, Local, Bayesian, Reinforce, Evolution),
+    )
 }
 
 Kind = TypeVar("Kind", Strategy, BlackBox)

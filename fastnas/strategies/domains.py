@@ -38,6 +38,8 @@ class Domain(Protocol):
     """Whether features are codes, alike or not, rather than quantities."""
     sizes: dict[str, int]
     """Name of each coordinate to how many values it has, in the order of a point."""
+    choices: list[tuple[int, int]]
+    """(K, n) of each choice that a point makes: n draws among K."""
 
     def random(self, rng: np.random.Generator) -> Point: ...
 
@@ -46,6 +48,12 @@ class Domain(Protocol):
 
     def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """[n, D]."""
+
+    def tallies(self, point: Point) -> NDArray[np.int64]:
+        """How often each choice drew each of its K, [choices, largest K]."""
+
+    def from_tallies(self, tallies: Sequence[NDArray[np.int64]]) -> Point:
+        """The inverse, of a row [K] for each choice."""
 
     def everything(self) -> list[Point] | None:
         """All points, None where they are more than `MOST_LISTED`."""
@@ -70,6 +78,7 @@ class Distributions:
         self.sizes = {
             f"{cell}.{op}": layout.length + 1 for cell in layout.cell_types for op in layout.ops
         }
+        self.choices = [(len(layout.ops), layout.length)] * len(layout.cell_types)
 
     def random(self, rng: np.random.Generator) -> Point:
         drawn = OperationDistribution.dirichlet(self.layout, rng, self.concentration)
@@ -101,6 +110,12 @@ class Distributions:
         """p, of one cell type after the other."""
         return np.asarray(points, float).reshape(len(points), -1) / self.layout.length
 
+    def tallies(self, point: Point) -> NDArray[np.int64]:
+        return np.asarray(self._rows(point))
+
+    def from_tallies(self, tallies: Sequence[NDArray[np.int64]]) -> Point:
+        return tuple(int(count) for row in tallies for count in row)
+
     def everything(self) -> list[Point] | None:
         types, K = len(self.layout.cell_types), len(self.layout.ops)
         if lattice_size(K, self.layout.length) ** types > MOST_LISTED:
@@ -131,6 +146,7 @@ class Cells:
             for cell in layout.cell_types
             for name, size in (slots | nodes).items()
         }
+        self.choices = [(size, 1) for size in self.sizes.values()]
 
     def random(self, rng: np.random.Generator) -> Point:
         return tuple(int(rng.integers(size)) for size in self.sizes.values())
@@ -147,6 +163,12 @@ class Cells:
     def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
         """The points themselves."""
         return np.asarray(points, float).reshape(len(points), -1)
+
+    def tallies(self, point: Point) -> NDArray[np.int64]:
+        return np.eye(max(self.sizes.values()), dtype=np.int64)[list(point)]
+
+    def from_tallies(self, tallies: Sequence[NDArray[np.int64]]) -> Point:
+        return tuple(int(row.argmax()) for row in tallies)
 
     def everything(self) -> list[Point] | None:
         if prod(self.sizes.values()) > MOST_LISTED:

@@ -49,6 +49,11 @@ def test_points_and_their_neighbours(domain):
         for other in near[:: max(1, len(near) // 7)]:
             assert is_point(domain, other)
             assert point in domain.neighbours(other)
+        tallies = domain.tallies(point)
+        assert [(row[:K].sum(), row.sum()) for row, (K, _) in zip(tallies, domain.choices)] == [
+            (n, n) for _, n in domain.choices
+        ]
+        assert domain.from_tallies(tallies) == point
         assert domain.cell(point, rng) is not None
     assert domain.features([point, point]).shape == (2, len(domain.sizes))
 
@@ -79,7 +84,10 @@ def test_every_method_searches_every_layout(name, layout):
     assert [one.point for one in past] != [one.point for one in searched(name, domain, 12, 1, 2)]
 
 
-@pytest.mark.parametrize("name", ["local", "anasod-local", "evolution", "bo", "anasod-bo"])
+@pytest.mark.parametrize(
+    "name",
+    ["local", "anasod-local", "evolution", "bo", "anasod-bo", "reinforce", "anasod-reinforce"],
+)
 def test_it_is_better_than_random(name):
     def found(method, seed):
         domain = get_black_box(method).domain(NB201)
@@ -179,12 +187,41 @@ def test_the_posterior_is_botorchs(domain, monkeypatch):
             process.believe(believed)
 
 
+@pytest.mark.parametrize("domain", DOMAINS, ids=ids)
+def test_reinforce_moves_along_the_score(domain):
+    """Beside autograd's gradient of the log-probabilities of the draws, and a mean kept by hand."""
+    method = get_black_box("reinforce", arch_rate=0.2)
+    rng = np.random.default_rng(0)
+    past = [Observation(domain.random(rng), float(rng.random())) for _ in range(6)]
+    past.insert(2, Observation(domain.random(rng)))
+    ours = method.logits(domain, past)
+    theirs = [torch.zeros(K, dtype=torch.float64, requires_grad=True) for K, _ in domain.choices]
+    known = [one for one in past if one.value is not None]
+    average, variance = known[0].value, 0.0
+    for one in known:
+        tallies = [torch.tensor(row) for row in domain.tallies(one.point)]
+        log_p = sum((row[: len(a)] * a.log_softmax(0)).sum() for row, a in zip(tallies, theirs))
+        scores = torch.autograd.grad(log_p, theirs)
+        deviation = one.value - average
+        if variance:
+            theirs = [
+                (a.detach() + 0.2 * deviation / variance**0.5 * g).requires_grad_()
+                for a, g in zip(theirs, scores)
+            ]
+        variance = 0.9 * variance + 0.1 * deviation**2
+        average = 0.9 * average + 0.1 * one.value
+    for row, other in zip(ours, theirs):
+        assert row[: len(other)] == pytest.approx(other.detach().numpy())
+        assert (row[len(other) :] == -np.inf).all()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("random", {"initial": 3}, "initial given, which method random does not take"),
         ("bo", {"initial": 1}, "initial is 1; at least 2"),
         ("anasod-bo", {"concentration": 0.0}, "concentration is 0.0; above 0"),
+        ("reinforce", {"arch_rate": 0.0}, "arch_rate is 0.0; above 0"),
         ("evolution", {"population": 2}, "sample is 3; 1 to population, 2"),
         ("bohb", {}, "method is 'bohb'; allowed: anasod-random, anasod-local, anasod-bo"),
     ],
