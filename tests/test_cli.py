@@ -36,7 +36,7 @@ def fastnas(monkeypatch, capsys, tmp_path):
     ("arguments", "message"),
     [
         (["search", "--method", "enas"], "method is 'enas'; allowed: darts"),
-        (["search", "--method", "random"], "evaluator is ''; table:FILE or supernet"),
+        (["search", "--method", "random"], "evaluator is ''; table:FILE, supernet"),
         (["search", "--method", "random", "--epochs", "3"], "unknown setting 'epochs'. Allowed:"),
         (["search", "--method", "random", "--evaluator", "table:absent.csv"], "table absent.csv"),
         (["search", "--method", "random", "--evaluator", "table:unknown.yaml"], "no column 'arch"),

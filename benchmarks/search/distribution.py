@@ -1,6 +1,7 @@
 """Regret on NAS-Bench-201: methods on distributions over operations beside their twins on cells.
 
     python -m fastnas.benchmarks.search.distribution TABLE.csv OUT.csv [--plot OUT.png]
+        [--explained OUT.png]
 
 A search sees 12-epoch validation accuracies and is judged by the 200-epoch test accuracy of the
 cell that it has then found best. A row is a whole search. Run again, it goes on with the rows that
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastnas.report.figures import save_figure
-from fastnas.search.evaluators.table import explained_variance, read_table
+from fastnas.search.evaluators.table import by_distribution, explained_variance, read_table
 from fastnas.spaces import to_nb201
 from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import BLACK_BOX, get_black_box
@@ -132,6 +133,23 @@ def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> 
     save_figure(figure, path)
 
 
+def draw_explained(table: Table, path: Path) -> None:
+    """A panel for each data set: every cell above its distribution, those by their means."""
+    figure = Figure(figsize=(5 * len(DATA), 4), layout="constrained")
+    for panel, data in enumerate(DATA, 1):
+        axes, judged = figure.add_subplot(1, len(DATA), panel), columns(data)[1]
+        groups = sorted(by_distribution(table, judged), key=lambda group: group.mean())
+        ranks = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+        cells = 100 * np.concatenate(groups)
+        axes.plot(ranks, cells, ".", markersize=1.5, color="0.6", rasterized=True)
+        axes.plot([100 * group.mean() for group in groups], color="C3", label="mean")
+        axes.set_title(f"{data}: explains {explained_variance(table, judged):.3f} of the variance")
+        axes.set_xlabel("distributions over operations, by their mean")
+        axes.set_ylabel("test accuracy, per cent")
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -139,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, help="of NAS-Bench-201")
     parser.add_argument("csv", type=Path, help="a row per search")
     parser.add_argument("--plot", type=Path, default=None, help="FILE.png or FILE.svg")
+    parser.add_argument("--explained", type=Path, default=None, help="FILE.png or FILE.svg")
     parser.add_argument("--method", action="append", choices=BLACK_BOX, help="may be repeated")
     parser.add_argument("--data", action="append", choices=DATA, help="may be repeated")
     parser.add_argument("--seeds", type=int, default=200)
@@ -164,6 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(summary(regrets))
     if given.plot is not None:
         draw(regrets, given.plot)
+    if given.explained is not None:
+        draw_explained(table, given.explained)
 
 
 if __name__ == "__main__":

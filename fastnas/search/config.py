@@ -15,6 +15,7 @@ import yaml
 
 from fastnas.backends import MEMORY
 from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
+from fastnas.spaces.distribution import SlotLayout, slots_of
 from fastnas.strategies import (
     BLACK_BOX,
     STRATEGIES,
@@ -74,6 +75,8 @@ class SearchConfig(RunConfig):
         "noisy-darts", f"one of {', '.join(STRATEGIES)}; black-box {', '.join(BLACK_BOX)}"
     )
     space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
+    table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
+    table_report: str | None = option(None, "its column (c10_test_200ep)")
     backend: str = option("auto", "auto, cpu, cuda, triton or eager")
     channels: int = option(16, "channels of the first cells")
     layers: int | None = option(None, "cells of the search network (8); nb201: per stage (5)")
@@ -157,6 +160,12 @@ class SearchConfig(RunConfig):
             raise ConfigError(
                 f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
             )
+        if self.table is not None and space.layout != "nb201":
+            raise ConfigError(
+                f"table is {self.table!r}; it has no cells of space {space.name}, only of nb201"
+            )
+        if self.table is None and self.table_report is not None:
+            raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
         _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
         _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
         _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")
@@ -167,9 +176,10 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
+TABLE_REPORT = "c10_test_200ep"
 SPACE_DEFAULTS: dict[Layout, dict[str, Any]] = {
     "darts": {"layers": 8, "train_layers": 8},
-    "nb201": {"layers": 5, "train_layers": 5},
+    "nb201": {"layers": 5, "train_layers": 5, "table_report": TABLE_REPORT},
 }
 PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 METHOD_OPTIONS = tuple(
@@ -250,7 +260,12 @@ class StudyConfig(FolderConfig):
     """A black-box search. None stands for the method's default, or for "not this method's"."""
 
     method: str = option("anasod-bo", f"one of {', '.join(BLACK_BOX)}")
-    evaluator: str = option("", "table:FILE, of NAS-Bench-201, or supernet:FOLDER of a search")
+    evaluator: str = option(
+        "",
+        "table:FILE, of NAS-Bench-201; supernet:FOLDER of a search; train:FILE, settings of train",
+    )
+    length: int | None = option(None, "train: operations of a cell (as the space has them)")
+    space: str | None = option(None, "train: space of the cells (S0)")
     table_column: str | None = option(None, "what the search sees (c10_valid_12ep)")
     table_report: str | None = option(None, "what is reported of its best cell (c10_test_200ep)")
     budget: int = option(100, "evaluations, of all workers together")
@@ -270,20 +285,39 @@ class StudyConfig(FolderConfig):
         self.strategy()
         _at_least(self, 1, "budget")
         kind, _, where = self.evaluator.partition(":")
-        if kind not in ("table", "supernet") or not where:
+        if kind not in EVALUATORS or not where:
             raise ConfigError(
-                f"evaluator is {self.evaluator!r}; table:FILE or supernet:FOLDER is needed"
+                f"evaluator is {self.evaluator!r}; table:FILE, supernet:FOLDER or train:FILE is"
+                " needed"
             )
-        for name in TABLE_COLUMNS if kind != "table" else ():
-            if getattr(self, name) is not None:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, but {kind} has no columns")
+        for other, names in EVALUATORS.items():
+            for name in names:
+                if other != kind and getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"{name} is {getattr(self, name)!r}, which evaluator {kind} does not take"
+                    )
+        if kind == "train":
+            self.slots()
+
+    def slots(self) -> SlotLayout:
+        """Of the cells that are trained; ConfigError for a space that has no such."""
+        try:
+            return slots_of(get_space(self.space or "S0"), self.length)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def resolved(self, name: str) -> str:
         """A column of the table."""
         return getattr(self, name) or TABLE_COLUMNS[name]
 
 
-TABLE_COLUMNS = {"table_column": "c10_valid_12ep", "table_report": "c10_test_200ep"}
+EVALUATORS: dict[str, tuple[str, ...]] = {
+    "table": ("table_column", "table_report"),
+    "supernet": (),
+    "train": ("space", "length"),
+}
+"""What each takes."""
+TABLE_COLUMNS = {"table_column": "c10_valid_12ep", "table_report": TABLE_REPORT}
 STUDY_OPTIONS = tuple(
     dict.fromkeys(name for method in BLACK_BOX.values() for name in method.options)
 )

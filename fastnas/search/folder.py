@@ -19,6 +19,8 @@ FREE = {
     "compare_steps",
     "cuda_graph",
     "budget",
+    "table",
+    "table_report",
 }
 
 

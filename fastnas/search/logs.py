@@ -10,9 +10,9 @@ from pathlib import Path
 class Logs:
     """Scalars per epoch; a resumed run hides what was logged after its checkpoint."""
 
-    def __init__(self, folder: Path, enabled: bool, first_epoch: int = 0) -> None:
+    def __init__(self, folder: Path | None, enabled: bool, first_epoch: int = 0) -> None:
         self._writer = None
-        if enabled:
+        if folder is not None and enabled:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=first_epoch)

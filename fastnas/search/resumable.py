@@ -99,8 +99,12 @@ class ResumableRun:
         """`sums` over the steps of the epoch so far."""
         return {name: float(total) / self.step for name, total in self.sums.items()}
 
-    def run(self, checkpoint: Path, logs: Logs, bar: StepBar) -> None:
-        """Goes on to the last epoch."""
+    def run(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
+        """Goes on to the last epoch.
+
+        Args:
+            checkpoint: where the state is kept; None: it is not.
+        """
         while not self.finished:
             self.start_epoch()
             self._run_steps(checkpoint, bar)
@@ -112,7 +116,7 @@ class ResumableRun:
             bar.line(self.epoch_line())
             self.save(checkpoint)
 
-    def _run_steps(self, checkpoint: Path, bar: StepBar) -> None:
+    def _run_steps(self, checkpoint: Path | None, bar: StepBar) -> None:
         every = self.config.checkpoint_every
         started, steps = time.perf_counter(), 0
         while self.step < self.steps_per_epoch:
@@ -131,8 +135,10 @@ class ResumableRun:
                 self.save(checkpoint)
             started, steps = time.perf_counter(), 0
 
-    def save(self, path: Path) -> None:
-        """Everything that the rest of the run depends on."""
+    def save(self, path: Path | None) -> None:
+        """Everything that the rest of the run depends on; nothing where there is no path."""
+        if path is None:
+            return
         state = {
             "epoch": self.epoch,
             "step": self.step,

@@ -97,6 +97,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [
             f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
@@ -105,6 +106,19 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def table_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Column to what `TableEvaluator.score` says of a cell there, a paragraph each."""
+    return [
+        text
+        for column, score in scores.items()
+        for text in (
+            f"{column} in the table: **{score['accuracy']:.4f}**, rank {score['rank']}; its best"
+            f" cell has {score['best']:.4f}.",
+            "",
+        )
+    ]
 
 
 def study_text(report: Mapping[str, Any]) -> str:
@@ -127,9 +141,8 @@ def study_text(report: Mapping[str, Any]) -> str:
     if report["distribution"] is not None:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     lines.append(f"Accuracy that the search saw: {report['accuracy']:.4f}.")
-    for column, accuracy in (report["reported"] or {}).items():
-        lines.append(f"{column}: **{accuracy:.4f}**.")
-    lines.append("")
+    lines += ["", "![distributions tried](simplex.png)", ""]
+    lines += table_lines(report["reported"] or {})
     return "\n".join(lines)
 
 

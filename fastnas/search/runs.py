@@ -13,6 +13,7 @@ from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.search.compare import compare_with_eager
 from fastnas.search.config import ConfigError, RunConfig, SearchConfig, TrainConfig
+from fastnas.search.evaluators import TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
@@ -51,6 +52,7 @@ def run_search(
             overwritten.
     """
     console = console or Console()
+    table = _table(config)
     searcher = Searcher(config)
     out = claim_folder(config, resume)
     if resume and (out / SEARCH_CHECKPOINT).exists():
@@ -77,6 +79,7 @@ def run_search(
         },
         "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
         **_distribution(searcher),
+        "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
         "cuda_graph": searcher.is_graphed,
@@ -149,6 +152,13 @@ def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
     with stage(console, f"evaluating {len(cells)} cells of the distribution"):
         found = SupernetEvaluator(searcher).evaluate(cells, range(len(cells)))
     return max(zip(cells, found), key=lambda pair: pair[1].accuracy)[0]
+
+
+def _table(config: SearchConfig) -> TableEvaluator | None:
+    """Where the derived cell is looked up."""
+    if config.table is None:
+        return None
+    return TableEvaluator(config.table, config.resolved("table_report"))
 
 
 def _distribution(searcher: Searcher) -> dict[str, Any]:

@@ -8,14 +8,17 @@ from typing import Any
 from rich.console import Console
 
 from fastnas.report.curves import draw_best_so_far
+from fastnas.report.simplex import draw_simplex
 from fastnas.search.config import ConfigError, StudyConfig
-from fastnas.search.evaluators import TableEvaluator
+from fastnas.search.evaluators import Evaluator, TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
+from fastnas.search.evaluators.training import TrainingEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.progress import StepBar
 from fastnas.search.run_report import REPORT_MD, study_text, write_report
 from fastnas.spaces import parse
+from fastnas.spaces.distribution import OperationDistribution
 from fastnas.strategies.domains import Distributions
 
 DATABASE = "study.db"
@@ -29,7 +32,7 @@ def run_study(
     """Evaluates up to the budget, alone or with other workers on the study, and reports.
 
     Leaves in config.out: config.json, study.db (unless `study` names another database),
-    progress.png, genotype.txt, report.json, report.md.
+    progress.png, simplex.png, genotype.txt, report.json, report.md.
 
     Args:
         resume: go on with the run that config.out holds, if any.
@@ -48,6 +51,8 @@ def run_study(
     evaluator = _evaluator(config)
     out = claim_folder(config, resume)
     shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
+    if isinstance(evaluator, TrainingEvaluator):
+        shared["training"] = evaluator.settings
     url = config.study or f"sqlite:///{out / DATABASE}"
     study = Study(url, config.strategy(), evaluator, config.seed, shared)
     with StepBar(console, "evaluate", config.budget, 0) as bar:
@@ -70,25 +75,31 @@ def run_study(
         "reported": _reported(config, evaluator, text),
     }
     write_text(out / "genotype.txt", text + "\n")
-    curve = [result.cells[i][1].accuracy for i in result.incumbents()]
-    draw_best_so_far(curve, out / "progress.png")
+    accuracies = [evaluation.accuracy for _, evaluation in result.cells]
+    draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
+    layout = evaluator.layout
+    tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
+    shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
+    draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
     write_report(out, report, study_text(report))
     console.print(f"\nreport: {out / REPORT_MD}")
     return report
 
 
-def _evaluator(config: StudyConfig) -> TableEvaluator | SupernetEvaluator:
+def _evaluator(config: StudyConfig) -> Evaluator:
     kind, _, where = config.evaluator.partition(":")
     if kind == "supernet":
         return SupernetEvaluator.of_run(where)
+    if kind == "train":
+        return TrainingEvaluator.of_file(where, config.slots())
     return TableEvaluator(where, config.resolved("table_column"), config.resolved("table_report"))
 
 
 def _reported(
-    config: StudyConfig, evaluator: TableEvaluator | SupernetEvaluator, cell: str
-) -> dict[str, float] | None:
+    config: StudyConfig, evaluator: Evaluator, cell: str
+) -> dict[str, dict[str, float]] | None:
     """The accuracy of the best cell that the search did not see."""
     if not isinstance(evaluator, TableEvaluator):
         return None
     column = config.resolved("table_report")
-    return {column: evaluator.entry(parse(cell))[column]}
+    return {column: evaluator.score(parse(cell), column)}

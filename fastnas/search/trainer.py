@@ -14,6 +14,7 @@ from torch import Tensor
 from fastnas.nn import EvalNetwork, NB201EvalNetwork, count_parameters
 from fastnas.search.batches import Batches
 from fastnas.search.config import ConfigError, TrainConfig
+from fastnas.search.data import Images
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.resumable import ResumableRun
@@ -35,6 +36,9 @@ TEST_BATCH = 256
 class Trainer(ResumableRun):
     """The training of one genotype's evaluation network.
 
+    Args:
+        images: what it trains and tests on, None: the config's data.
+
     Raises:
         ConfigError, DataError: the config cannot be run on this machine.
     """
@@ -43,12 +47,14 @@ class Trainer(ResumableRun):
     summed = ("train_loss", "train_accuracy")
     config: TrainConfig
 
-    def __init__(self, config: TrainConfig, genotype: AnyGenotype) -> None:
+    def __init__(
+        self, config: TrainConfig, genotype: AnyGenotype, images: Images | None = None
+    ) -> None:
         super().__init__()
         config.validate()
         self.config = config = config.completed(genotype)
         self.device = seeded(config)
-        self.images = load_data(config, self.device)
+        self.images = load_data(config, self.device) if images is None else images
         try:
             self.network = self._build(genotype).to(self.device)
             chosen = chosen_images(self.images, config.images, config.seed)
@@ -84,13 +90,17 @@ class Trainer(ResumableRun):
         """Without the auxiliary head, as papers count them."""
         return count_parameters(self.network)
 
-    def train(self, out: Path, console: Console) -> float:
-        """Trains on to the last epoch; returns the test accuracy after it."""
-        logs = Logs(out / "tensorboard-train", self.config.tensorboard, self.epoch)
+    def train(self, out: Path | None, console: Console) -> float:
+        """Trains on to the last epoch; returns the test accuracy after it.
+
+        Args:
+            out: where checkpoints and logs are left; None: nothing is.
+        """
+        logs = Logs(out and out / "tensorboard-train", self.config.tensorboard, self.epoch)
         total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
         with StepBar(console, "train", total, done) as bar:
-            self.run(out / CHECKPOINT, logs, bar)
+            self.run(out and out / CHECKPOINT, logs, bar)
         logs.close()
         return float(self.history[-1]["test_accuracy"])
 

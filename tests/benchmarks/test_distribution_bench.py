@@ -49,11 +49,12 @@ def test_rows_go_on_where_they_stopped(table, tmp_path, capsys):
     common = [str(table), str(out), "--method", "random", "--method", "evolution"]
     distribution.main([*common, "--data", "cifar10", "--seeds", "1"])
     first = out.read_text()
-    distribution.main([*common, "--seeds", "2", "--plot", str(plot)])
+    pictures = ["--plot", str(plot), "--explained", str(tmp_path / "explained.png")]
+    distribution.main([*common, "--seeds", "2", *pictures])
     assert out.read_text().startswith(first)
     kept = distribution.read(out)
     assert len(kept) == 2 * 3 * 2 and len({(r["data"], r["method"], r["seed"]) for r in kept}) == 12
-    assert plot.stat().st_size > 1000
+    assert plot.stat().st_size > 1000 and (tmp_path / "explained.png").stat().st_size > 1000
     text = capsys.readouterr().out
     assert "| imagenet16-120 | evolution |" in text and "explains 0." in text
 

@@ -21,6 +21,7 @@ from fastnas.report.cell_drawing import draw_genotype, genotype_figure
 from fastnas.report.cell_layout import NODE_RADIUS, arrange, curve
 from fastnas.report.curves import draw_history, history_figure
 from fastnas.report.figures import save_figure
+from fastnas.report.simplex import JITTER, draw_simplex, simplex_figure
 from fastnas.spaces import CELL_TYPES, Genotype, NB201Genotype, from_nb201
 
 S3, S5, D3, SKIP, AVG, MAX = (
@@ -326,3 +327,23 @@ def test_pictures_leave_no_global_figures(tmp_path: Path) -> None:
     save_figure(genotype_figure(NB201), tmp_path / "c.png")
     save_figure(history_figure(HISTORY), tmp_path / "h.png")
     assert pyplot.get_fignums() == before
+
+
+def test_a_distribution_lies_between_its_operations():
+    """A pure one at its corner, an even one in the middle; the best ringed, and every op named."""
+    ops = ("none", "skip", "conv")
+    shares = {"normal": [(1, 0, 0), (0, 1, 0), (1 / 3,) * 3], "reduce": [(0, 0, 1)] * 3}
+    figure = simplex_figure(shares, ops, [0.1, 0.9, 0.5])
+    for axes, rows in zip(figure.axes, shares.values()):
+        corners = axes.patches[0].get_xy()[:3]
+        expected = np.asarray(rows) @ corners
+        (dots, best) = axes.collections[0].get_offsets(), axes.lines[0].get_xydata()
+        assert np.abs(dots - expected).max() < 5 * JITTER
+        assert best[0] == pytest.approx(dots[1])
+        assert axes.collections[0].get_array().tolist() == [0.1, 0.9, 0.5]
+        assert [text.get_text() for text in axes.texts] == list(ops)
+
+
+def test_a_simplex_is_written(tmp_path):
+    draw_simplex({"normal": [(0.5, 0.5)]}, ("a", "b"), [0.3], tmp_path / "simplex.png")
+    assert Image.open(tmp_path / "simplex.png").width > 300

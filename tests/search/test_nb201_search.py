@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from nb201_tables import REPORTED, SEEN, rows, write
 from rich.console import Console
 
 from fastnas import cli
 from fastnas.search.config import ConfigError, SearchConfig, make_config
+from fastnas.search.evaluators import EvaluationError
 from fastnas.search.runs import run_search
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import NB201Genotype, parse
@@ -168,3 +170,21 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     code, error = fastnas("search", *flags, "--method=rome", "--out=other")
     assert code == 2 and error.count("\n") == 1 and "keeps them all" in error
     assert not Path("other").exists()
+
+
+def test_a_table_scores_what_is_derived(tmp_path):
+    table = write(tmp_path / "table.csv")
+    report = search(tmp_path / "run", method="gdas", table=str(table))
+    (row,) = (row for row in rows() if row["arch_str"] == report["genotype"])
+    score = report["table"][REPORTED]
+    assert score["accuracy"] == pytest.approx(float(row[REPORTED]) / 100)
+    assert f"rank {score['rank']}; its best" in (tmp_path / "run/report.md").read_text()
+    for settings, message in (
+        ({"table": "t.csv", "space": "S0"}, "it has no cells of space S0, only of nb201"),
+        ({"table_report": SEEN}, f"table_report is '{SEEN}', but there is no table"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            config(method="gdas", **settings)
+    with pytest.raises(EvaluationError, match="No such file"):
+        search(tmp_path / "other", method="gdas", table=str(tmp_path / "none.csv"))
+    assert not (tmp_path / "other").exists()

@@ -153,12 +153,18 @@ def test_from_config_to_report(name, table, tmp_path):
         "progress.png",
         "report.json",
         "report.md",
+        "simplex.png",
     ]
     assert left == set(expected)
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
     assert report["evaluations"] == 6 and report["evaluation_epochs"] == 72
     entry = TableEvaluator(table, SEEN, REPORTED).entry(from_nb201(report["genotype"]))
-    assert entry == {SEEN: report["accuracy"], **report["reported"]}
+    score = report["reported"][REPORTED]
+    assert entry == {SEEN: report["accuracy"], REPORTED: score["accuracy"]}
+    accuracies = [float(row[REPORTED]) / 100 for row in rows()]
+    assert score["best"] == pytest.approx(max(accuracies))
+    assert score["rank"] == 1 + sum(a > score["accuracy"] + 1e-9 for a in accuracies)
+    assert f"rank {score['rank']}; its best" in (tmp_path / "a" / "report.md").read_text()
     if name == "anasod-random":
         slots = NB201Slots().slots(from_nb201(report["genotype"]))["normal"]
         found = {op: slots.count(op) / 6 for op in NB201Slots().ops}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
@@ -147,6 +148,13 @@ class TableEvaluator:
             raise EvaluationError("a table of NAS-Bench-201 knows no other cells")
         return self._table[to_nb201(cell)]
 
+    def score(self, cell: AnyGenotype, column: str) -> dict[str, float]:
+        """A cell's accuracy in a column, the best that is there, and the cell's rank from 1."""
+        accuracy = self.entry(cell)[column]
+        others = [row[column] for row in self._table.values()]
+        rank = 1 + sum(other > accuracy for other in others)
+        return {"accuracy": accuracy, "best": max(others), "rank": rank}
+
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
         """The entries; a table knows no seeds."""
         return [Evaluation(self.entry(cell)[self.column], epochs=self._epochs) for cell in cells]
@@ -157,12 +165,20 @@ def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) ->
 
     eta^2 = sum_p n_p (mean_p - mean)^2 / sum_i (y_i - mean)^2, p running over distributions.
     """
+    groups = by_distribution(table, column)
+    everything = np.concatenate(groups)
+    mean = everything.mean()
+    between = sum(len(group) * (group.mean() - mean) ** 2 for group in groups)
+    return float(between / ((everything - mean) ** 2).sum())
+
+
+def by_distribution(
+    table: Mapping[str, Mapping[str, float]], column: str
+) -> list[NDArray[np.float64]]:
+    """The accuracies of the cells of each distribution."""
     layout = NB201Slots()
     groups: dict[tuple[str, ...], list[float]] = {}
     for arch, row in table.items():
         slots = layout.slots(from_nb201(arch))["normal"]
         groups.setdefault(tuple(sorted(slots)), []).append(row[column])
-    everything = np.concatenate([np.asarray(group) for group in groups.values()])
-    mean = everything.mean()
-    between = sum(len(group) * (np.mean(group) - mean) ** 2 for group in groups.values())
-    return float(between / ((everything - mean) ** 2).sum())
+    return [np.asarray(group) for group in groups.values()]

@@ -1,0 +1,58 @@
+"""What a search has tried, as points of the simplex of distributions over operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import ArrayLike
+
+from fastnas.report.figures import save_figure
+
+JITTER = 0.02
+"""Of the radius: cells of one distribution would hide each other."""
+
+
+def draw_simplex(
+    shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float], path: Path
+) -> None:
+    """Save `simplex_figure`; the path's suffix .png or .svg chooses the format."""
+    save_figure(simplex_figure(shares, ops, accuracies), path)
+
+
+def simplex_figure(
+    shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float]
+) -> Figure:
+    """Each distribution is drawn at the mean of the operations' corners, weighted by its shares.
+
+    Args:
+        shares: cell type to those of n cells, [n, K].
+        ops: K, a corner each.
+        accuracies: n of them, the colours; the best is ringed.
+    """
+    K = len(ops)
+    angles = np.pi / 2 - 2 * np.pi * np.arange(K) / K
+    corners = np.stack([np.cos(angles), np.sin(angles)], 1)
+    rng, best = np.random.default_rng(0), int(np.argmax(accuracies))
+    jitter = rng.normal(0, JITTER, (len(accuracies), 2))
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
+    figure = Figure(figsize=(4.6 * len(shares) + 0.8, 4.6), layout=layout)
+    panels = []
+    for number, (cell_type, rows) in enumerate(shares.items(), 1):
+        axes = figure.add_subplot(1, len(shares), number)
+        axes.fill(*corners.T, facecolor="none", edgecolor="0.7", linewidth=1)
+        across, up = (np.asarray(rows) @ corners + jitter).T
+        dots = axes.scatter(across, up, c=accuracies, s=18, cmap="viridis", linewidths=0)
+        axes.plot(across[best], up[best], "o", color="#D55E00", markersize=10, fillstyle="none")
+        for op, (x, y) in zip(ops, 1.12 * corners):
+            side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
+            axes.text(x, y, op, ha=side, va="center", fontsize=8)
+        axes.set_title(f"{cell_type} cell", fontsize=11, fontweight="bold", pad=16)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        panels.append(axes)
+    figure.colorbar(dots, ax=panels, label="accuracy", shrink=0.8)
+    return figure

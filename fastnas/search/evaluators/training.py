@@ -1,0 +1,86 @@
+"""Accuracies of cells that are trained from scratch, for a few epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+
+from fastnas.search.batches import split_indices
+from fastnas.search.config import ConfigError, TrainConfig, make_config, read_settings
+from fastnas.search.evaluators.base import Evaluation, EvaluationError
+from fastnas.search.setting import chosen_images, load_data, pick_device
+from fastnas.search.trainer import Trainer
+from fastnas.spaces import AnyGenotype
+from fastnas.spaces.distribution import SlotLayout
+
+TRAIN_SHARE = 0.8
+"""Of the training images; the others evaluate. The test images are not looked at."""
+NOT_HERE = ("genotype", "out", "checkpoint_every", "tensorboard", "test_every")
+"""Settings of `fastnas train` without a meaning where only an accuracy is left."""
+OF_THE_MACHINE = ("data_dir", "device", "threads")
+
+
+class TrainingEvaluator:
+    """Trains each cell on 80 % of the training images; its accuracy is that on the rest.
+
+    Args:
+        config: of the trainings; the seed of an evaluation is added to its seed.
+        layout: of the cells.
+
+    Raises:
+        ConfigError, DataError: the config cannot be run on this machine.
+    """
+
+    def __init__(self, config: TrainConfig, layout: SlotLayout) -> None:
+        config.validate()
+        self.layout = layout
+        images = load_data(config, pick_device(config.device))
+        try:
+            chosen = chosen_images(images, config.images, config.seed)
+            labels = images.train_labels.cpu()[chosen]
+            train, held = (chosen[i] for i in split_indices(labels, TRAIN_SHARE, config.seed))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(str(error)) from error
+        self.images = replace(
+            images,
+            train=images.train[train],
+            train_labels=images.train_labels[train],
+            test=images.train[held],
+            test_labels=images.train_labels[held],
+        )
+        self.config = replace(config, images=None, tensorboard=False, test_every=0)
+        self.settings: dict[str, Any] = {
+            name: value for name, value in asdict(config).items() if name not in OF_THE_MACHINE
+        }
+
+    @classmethod
+    def of_file(cls, path: Path | str, layout: SlotLayout) -> TrainingEvaluator:
+        """By a file of settings of `fastnas train`.
+
+        Raises:
+            ConfigError: it is none, or sets what an evaluation does not have.
+        """
+        settings = read_settings(Path(path))
+        for name in NOT_HERE:
+            if name in settings:
+                raise ConfigError(f"config file {path}: {name} has no meaning for evaluations")
+        return cls(make_config(TrainConfig, settings), layout)
+
+    def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
+        """One training after the other."""
+        return [self._trained(cell, seed) for cell, seed in zip(cells, seeds, strict=True)]
+
+    def _trained(self, cell: AnyGenotype, seed: int) -> Evaluation:
+        start = perf_counter()
+        config = replace(self.config, seed=self.config.seed + seed)
+        try:
+            trainer = Trainer(config, cell, self.images)
+        except ConfigError as error:
+            raise EvaluationError(str(error)) from error
+        accuracy = trainer.train(None, Console(quiet=True))
+        return Evaluation(accuracy, perf_counter() - start, trainer.epochs)
