@@ -1,7 +1,7 @@
 """Regret on NAS-Bench-201: methods on distributions over operations beside their twins on cells.
 
     python -m fastnas.benchmarks.search.distribution TABLE.csv OUT.csv [--plot OUT.png]
-        [--explained OUT.png]
+        [--explained OUT.png] [--readme README.md]
 
 A search sees 12-epoch validation accuracies and is judged by the 200-epoch test accuracy of the
 cell that it has then found best. A row is a whole search. Run again, it goes on with the rows that
@@ -22,8 +22,10 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from fastnas.benchmarks.harness.readme import updated
 from fastnas.report.figures import save_figure
 from fastnas.search.evaluators.table import by_distribution, explained_variance, read_table
+from fastnas.search.files import write_text
 from fastnas.spaces import to_nb201
 from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import BLACK_BOX, get_black_box
@@ -35,7 +37,8 @@ FITTED = ("bo", "anasod-bo")
 FIT_AT = 10, 0.25
 """A Gaussian process, whose fit is most of the time, proposes this many points of one fit, or this
 share of those observed where that is more."""
-REFERENCE = "random"
+REFERENCE, PREFIX = "random", "anasod-"
+BLOCK = "distribution"
 
 Table = Mapping[str, Mapping[str, float]]
 Row = dict[str, Any]
@@ -82,26 +85,37 @@ def curves(rows: Iterable[Row], table: Table) -> dict[tuple[str, str], NDArray[n
 
 
 def summary(regrets: Mapping[tuple[str, str], NDArray[np.float64]]) -> str:
-    """Markdown: mean regret with its 95 % interval, and the evaluations for random's last."""
-    lines = [
-        f"| data | method | regret at {BUDGETS[4]} | at {BUDGETS[-1]} | seeds |"
-        f" evaluations for what {REFERENCE} reaches in {BUDGETS[-1]} |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for (data, method), regret in regrets.items():
-        goal = regrets.get((data, REFERENCE))
-        reached = "" if goal is None else _reached(regret.mean(0), goal.mean(0)[-1])
-        middle, last = (_interval(regret[:, i]) for i in (4, -1))
-        lines.append(f"| {data} | {method} | {middle} | {last} | {len(regret)} | {reached} |")
-    return "\n".join(lines)
+    """Markdown: mean regret at the end with its 95 % interval, evaluations for random's end."""
+    names = list(dict.fromkeys(data for data, _ in regrets))
+    heads = [text for data in names for text in (f"{data}, regret", "evaluations")]
+    lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for method in BLACK_BOX:
+        cells = []
+        for data in names:
+            regret, goal = regrets.get((data, method)), regrets.get((data, REFERENCE))
+            if regret is not None and goal is not None:
+                end = regret[:, -1]
+                cells += [f"{end.mean():.2f} +- {half_width(end):.2f}", _reached(regret, goal)]
+        if len(cells) == len(heads):
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    seeds = sorted({len(regret) for regret in regrets.values()})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Regret in points of 200-epoch test accuracy after {BUDGETS[-1]} evaluations by"
+            " 12-epoch validation accuracy, mean and 95 % interval; evaluations until the mean is"
+            f" what `{REFERENCE}` has after {BUDGETS[-1]}."
+            f" {' or '.join(map(str, seeds))} searches each.",
+        ]
+    )
 
 
-def _reached(mean: NDArray[np.float64], goal: float) -> str:
-    return next((str(b) for b, r in zip(BUDGETS, mean) if r <= goal), f"more than {BUDGETS[-1]}")
-
-
-def _interval(values: NDArray[np.float64]) -> str:
-    return f"{values.mean():.2f} +- {half_width(values):.2f}"
+def _reached(regret: NDArray[np.float64], goal: NDArray[np.float64]) -> str:
+    last = goal.mean(0)[-1]
+    return next(
+        (str(b) for b, r in zip(BUDGETS, regret.mean(0)) if r <= last), f"over {BUDGETS[-1]}"
+    )
 
 
 def half_width(values: NDArray[np.float64]) -> float:
@@ -110,15 +124,16 @@ def half_width(values: NDArray[np.float64]) -> float:
 
 
 def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> None:
-    """A panel for each data set: mean regret against evaluations, with 95 % bands."""
+    """A panel for each data set: mean regret against evaluations, with 95 % bands; twins alike."""
     names = list(dict.fromkeys(data for data, _ in regrets))
+    colours = list(dict.fromkeys(method.removeprefix(PREFIX) for method in BLACK_BOX))
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
     for panel, data in enumerate(names, 1):
         axes = figure.add_subplot(1, len(names), panel)
         for (other, method), regret in regrets.items():
             if other != data:
                 continue
-            colour = f"C{list(BLACK_BOX).index(method)}"
+            colour = f"C{colours.index(method.removeprefix(PREFIX))}"
             mean = regret.mean(0)
             width = np.array([half_width(regret[:, i]) for i in range(regret.shape[1])])
             style = "-" if BLACK_BOX[method].on_distributions else "--"
@@ -128,6 +143,8 @@ def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> 
         axes.set_xlabel("evaluations")
         axes.set_ylabel("regret, points of test accuracy")
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
@@ -157,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, help="of NAS-Bench-201")
     parser.add_argument("csv", type=Path, help="a row per search")
     parser.add_argument("--plot", type=Path, default=None, help="FILE.png or FILE.svg")
+    parser.add_argument("--readme", type=Path, default=None, help="puts the summary into its block")
     parser.add_argument("--explained", type=Path, default=None, help="FILE.png or FILE.svg")
     parser.add_argument("--method", action="append", choices=BLACK_BOX, help="may be repeated")
     parser.add_argument("--data", action="append", choices=DATA, help="may be repeated")
@@ -181,6 +199,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.flush()
     regrets = curves(read(given.csv), table)
     print(summary(regrets))
+    if given.readme is not None:
+        write_text(given.readme, updated(given.readme.read_text(), BLOCK, summary(regrets)))
     if given.plot is not None:
         draw(regrets, given.plot)
     if given.explained is not None:

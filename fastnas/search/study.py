@@ -31,6 +31,8 @@ NAME = "fastnas"
 GRACE_SECONDS = 30
 """Without a sign of life after which an evaluation is given to another worker."""
 POLL_SECONDS = 0.2
+ATTEMPTS = 4
+"""To open a study."""
 SETTINGS = "settings"
 
 
@@ -214,23 +216,30 @@ class _Proposals(BaseSampler):
 
 
 def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
-    try:
-        storage = optuna.storages.RDBStorage(
-            url,
-            engine_kwargs={"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {},
-            heartbeat_interval=max(1, grace_seconds // 4),
-            grace_period=grace_seconds,
-            heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
-        )
-        return optuna.create_study(
-            study_name=NAME,
-            storage=storage,
-            sampler=sampler,
-            direction="maximize",
-            load_if_exists=True,
-        )
-    except Exception as error:  # SQLAlchemy's and those of its drivers
-        raise StudyError(f"study {url}: {str(error).splitlines()[0]}") from error
+    """The study, made if need be; again where another worker was making it at the same moment."""
+    engine = {"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {}
+    for attempt in range(ATTEMPTS):
+        try:
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"connect_args": {"timeout": 100}}
+                if url.startswith("sqlite")
+                else {},
+                heartbeat_interval=max(1, grace_seconds // 4),
+                grace_period=grace_seconds,
+                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+            )
+            return optuna.create_study(
+                study_name=NAME,
+                storage=storage,
+                sampler=sampler,
+                direction="maximize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # SQLAlchemy's and those of its drivers
+            if attempt == ATTEMPTS - 1:
+                raise StudyError(f"study {url}: {str(error).splitlines()[0]}") from error
+            time.sleep(POLL_SECONDS)
 
 
 def text_of(cell: AnyGenotype) -> str:

@@ -56,7 +56,12 @@ def test_rows_go_on_where_they_stopped(table, tmp_path, capsys):
     assert len(kept) == 2 * 3 * 2 and len({(r["data"], r["method"], r["seed"]) for r in kept}) == 12
     assert plot.stat().st_size > 1000 and (tmp_path / "explained.png").stat().st_size > 1000
     text = capsys.readouterr().out
-    assert "| imagenet16-120 | evolution |" in text and "explains 0." in text
+    assert "| evolution |" in text and "explains 0." in text
+    block = "<!-- distribution:begin -->{}<!-- distribution:end -->"
+    readme = tmp_path / "README.md"
+    readme.write_text("before " + block.format(" old ") + " after")
+    distribution.main([*common, "--seeds", "2", "--readme", str(readme)])
+    assert "| evolution |" in readme.read_text() and " old " not in readme.read_text()
 
 
 def test_evaluations_for_what_random_reaches():
@@ -66,8 +71,9 @@ def test_evaluations_for_what_random_reaches():
         ("cifar10", "evolution"): np.stack([steps, steps]),
         ("cifar10", "local"): np.stack([steps + 2, steps + 2]),
     }
-    lines = {line.split(" | ")[1]: line for line in distribution.summary(regrets).splitlines()[2:]}
-    assert lines["random"].endswith("| 2 | 200 |")
-    assert lines["evolution"].endswith("| 2 | 150 |")
-    assert lines["local"].endswith("| 2 | more than 200 |")
-    assert "0.70 +- 0.20" in lines["random"]  # 1.96 sd / sqrt(2), sd = 0.2 / sqrt(2)
+    lines = {line.split(" | ")[0]: line for line in distribution.summary(regrets).splitlines()}
+    assert lines["| random"].endswith(" | 200 |")
+    assert lines["| evolution"].endswith(" | 150 |")
+    assert lines["| local"].endswith(" | over 200 |")
+    assert "0.70 +- 0.20" in lines["| random"]  # 1.96 sd / sqrt(2), sd = 0.2 / sqrt(2)
+    assert "0.10 +- 0.00" in lines["| evolution"]

@@ -196,6 +196,30 @@ opened(Path(sys.argv[1]), Slow(sys.argv[2], SEEN), grace_seconds=2).run(24)
 """
 
 
+OPENER = """
+import sys, time
+from pathlib import Path
+sys.path[:0] = sys.argv[4:]
+from fastnas.search.evaluators import TableEvaluator
+from test_study import opened
+from nb201_tables import SEEN
+
+evaluator = TableEvaluator(sys.argv[2], SEEN)
+(Path(sys.argv[1]) / f"ready{sys.argv[3]}").touch()
+while len(list(Path(sys.argv[1]).glob("ready*"))) < 3:
+    time.sleep(0.001)
+opened(Path(sys.argv[1]), evaluator)
+"""
+
+
+def test_workers_that_begin_at_once_share_a_study(table, tmp_path):
+    here = os.path.dirname(__file__)
+    command = [sys.executable, "-c", OPENER, str(tmp_path), str(table)]
+    paths = [here, os.path.dirname(here)]
+    workers = [subprocess.Popen([*command, str(i), *paths]) for i in range(3)]
+    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("kill", [False, True])
 def test_two_workers_lose_and_repeat_nothing(kill, table, evaluator, tmp_path):
     """Not when one is killed either: its evaluation, and no other, is done again."""
@@ -203,7 +227,6 @@ def test_two_workers_lose_and_repeat_nothing(kill, table, evaluator, tmp_path):
     here = os.path.dirname(__file__)
     command = [sys.executable, "-c", WORKER, str(tmp_path), str(table), str(log)]
     command += [here, os.path.dirname(here)]
-    opened(tmp_path, evaluator)  # two that make the database at once would meet
     workers = [subprocess.Popen(command) for _ in range(2)]
     if kill:
         while not log.exists() or len(log.read_text().splitlines()) < 8:
