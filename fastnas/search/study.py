@@ -222,9 +222,7 @@ def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
         try:
             storage = optuna.storages.RDBStorage(
                 url,
-                engine_kwargs={"connect_args": {"timeout": 100}}
-                if url.startswith("sqlite")
-                else {},
+                engine_kwargs=engine,
                 heartbeat_interval=max(1, grace_seconds // 4),
                 grace_period=grace_seconds,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
