@@ -4,25 +4,43 @@
 
 #include "../formulas/mixed_sum.h"
 #include "tile.h"
+#include "vector.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
 constexpr int kGroup = 4;
+template <class A> constexpr int kLine = 64 / int(sizeof(A));
 
-template <class A>
-void add_group(int size, const A* const* v, const A* w, bool first, int64_t count, A* acc) {
+// The address of term k of this tile, or of the next; 0, which a prefetch ignores, where there is none.
+template <class T, class Pointer>
+uintptr_t ahead(const MixedSumParams& p, const Pointer* terms, int k, int64_t begin, bool next_tile) {
+  if (next_tile) begin += kTile;
+  if (k >= p.terms || !terms[k] || begin >= p.n) return 0;
+  return reinterpret_cast<uintptr_t>(static_cast<const T*>(terms[k]) + begin);
+}
+template <class T, bool kWrite = false>
+void prefetch_line(uintptr_t tile, int64_t element) {
+  __builtin_prefetch(reinterpret_cast<const void*>(tile + element * sizeof(T)), kWrite);
+}
+
+// `next` is what the next group will read (or the next tile's first): asked for a line at a time while this one
+// is summed, because the hardware alone keeps too few of so many streams in flight.
+template <class T, class A>
+void add_group(int size, const A* const* v, const A* w, bool first, int64_t count, A* acc,
+               const uintptr_t* next) {
   const A *v0 = v[0], *v1 = v[size > 1], *v2 = v[size > 2 ? 2 : 0], *v3 = v[size > 3 ? 3 : 0];
   const A w0 = w[0], w1 = w[size > 1], w2 = w[size > 2 ? 2 : 0], w3 = w[size > 3 ? 3 : 0];
   // A missing term is left out, not given weight 0, which would turn its inf into NaN.
   const auto run = [&](auto value) {
-    if (first) {
+    const auto add = [&](int64_t i) { acc[i] = first ? value(i) : acc[i] + value(i); };
+    int64_t line = 0;
+    for (; line + kLine<A> <= count; line += kLine<A>) {
+      for (int j = 0; j < kGroup; ++j) prefetch_line<T>(next[j], line);
 #pragma omp simd
-      for (int64_t i = 0; i < count; ++i) acc[i] = value(i);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) acc[i] += value(i);
+      for (int i = 0; i < kLine<A>; ++i) add(line + i);
     }
+    for (; line < count; ++line) add(line);
   };
   if (size == 4) run([=](int64_t i) { return (w0 * v0[i] + w1 * v1[i]) + (w2 * v2[i] + w3 * v3[i]); });
   if (size == 3) run([=](int64_t i) { return (w0 * v0[i] + w1 * v1[i]) + w2 * v2[i]; });
@@ -40,7 +58,10 @@ void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
 
   for (int k = 0; k < p.terms; k += kGroup) {
     const int size = p.terms - k < kGroup ? p.terms - k : kGroup;
+    const bool last = k + kGroup >= p.terms;
     const A* v[kGroup] = {};
+    uintptr_t next[kGroup];
+    for (int j = 0; j < kGroup; ++j) next[j] = ahead<T>(p, p.x, last ? j : k + kGroup + j, begin, last);
     for (int j = 0; j < size; ++j) {
       v[j] = load_tile<T, A>(p.x[k + j], begin, count, scratch[j]);
       if (p.ordinal[k + j] < 0) continue;
@@ -48,7 +69,7 @@ void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
       apply_draw(is_multiplicative(p.form), v[j], d, count, scratch[j]);
       v[j] = scratch[j];
     }
-    add_group(size, v, w + k, k == 0, count, acc);
+    add_group<T>(size, v, w + k, k == 0, count, acc, next);
   }
   if constexpr (!std::is_same_v<T, A>)
     for (int64_t i = 0; i < count; ++i) y[i] = store<T>(sum[i]);
@@ -68,11 +89,24 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
 }
 
+// As in add_group, lines of what follows: of x to read, of dx to write.
 template <class T, class A>
-A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx) {
+A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx, uintptr_t next_x, uintptr_t next_dx) {
   A sum = 0;
+  int64_t line = 0;
+  if constexpr (std::is_same_v<T, A>) {
+    Vec<A> lanes{};
+    for (; line + kLanes<A> <= count; line += kLanes<A>) {
+      prefetch_line<T>(next_x, line);
+      prefetch_line<T, true>(next_dx, line);
+      const Vec<A> g = load_lanes<A, A>(dy + line, kLanes<A>);
+      lanes += g * load_lanes<A, A>(v + line, kLanes<A>);
+      store_lanes<A, A>(dx + line, w * g, kLanes<A>);
+    }
+    sum = sum_lanes<A>(lanes);
+  }
 #pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) {
+  for (int64_t i = line; i < count; ++i) {
     sum += dy[i] * v[i];
     dx[i] = store<T>(mixed_dx(w, dy[i]));
   }
@@ -104,7 +138,10 @@ void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw)
       into = scaled;
     }
     if (v && dx && into == dy) {
-      dw[k] += dot_and_store_scaled(w[k], dy, v, count, dx);
+      const bool last = k + 1 == p.terms;
+      const int next = last ? 0 : k + 1;
+      dw[k] += dot_and_store_scaled(w[k], dy, v, count, dx, ahead<T>(p, p.x, next, begin, last),
+                                    ahead<T>(p, p.dx, next, begin, last));
       continue;
     }
     if (v) dw[k] += dot(dy, v, count);
