@@ -73,7 +73,8 @@ class Process:
         weights = torch.cholesky_solve(residual, factor)
         self._mean = prior + (across.T @ weights).squeeze(-1)
         self._best = (prior + covariance @ weights).max()
-        self._variance = self._kernel(self._candidates, diag=True) - (self._rows**2).sum(0)
+        prior_variance = self._kernel(x[:1]).to_dense().squeeze()  # stationary: the same everywhere
+        self._variance = prior_variance - (self._rows**2).sum(0)
 
     @torch.no_grad()
     def believe(self, candidate: int) -> None:
