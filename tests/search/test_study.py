@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import ModuleType
 
 import pytest
 from nb201_tables import MEASURED, REPORTED, SEEN, rows, write
@@ -85,6 +86,38 @@ def test_what_is_no_table_is_refused(table, tmp_path):
         read_table(table, "c10")
     with pytest.raises(EvaluationError, match="No such file"):
         read_table(tmp_path / "none.csv", SEEN)
+
+
+def test_natss_own_files(tmp_path, monkeypatch):
+    """By nats_bench's interface as its documentation has it; its files are gigabytes."""
+    lines = list(rows())
+    names = {"cifar10-valid": ("valid-accuracy", SEEN), "cifar10": ("test-accuracy", REPORTED)}
+
+    class Api:
+        def __len__(self):
+            return len(lines)
+
+        def arch(self, index):
+            return lines[index]["arch_str"]
+
+        def get_more_info(self, index, dataset, iepoch=None, hp="12", is_random=True):
+            metric, column = names[dataset]
+            assert column.endswith(f"{hp}ep") and is_random is False
+            return {metric: float(lines[index][column])}
+
+    module = ModuleType("nats_bench")
+    module.create = lambda path, space, fast_mode, verbose: Api()
+    path = tmp_path / "NATS-tss-v1_0-3ffb9-simple"
+    monkeypatch.setitem(sys.modules, "nats_bench", module)
+    found = read_table(path, SEEN, REPORTED)
+    assert found[lines[7]["arch_str"]] == {
+        name: pytest.approx(float(lines[7][name]) / 100) for name in (SEEN, REPORTED)
+    }
+    with pytest.raises(EvaluationError, match="no column 'c10_valid_50ep'; there are c10_valid_12"):
+        read_table(path, "c10_valid_50ep")
+    monkeypatch.setitem(sys.modules, "nats_bench", None)
+    with pytest.raises(EvaluationError, match="needs the package nats_bench"):
+        read_table(path, SEEN)
 
 
 @pytest.mark.parametrize("name", ["anasod-local", "evolution", "random"])
