@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +14,7 @@ from fastnas.backends.request import Request
 from fastnas.reference import terms_read
 
 
-@dataclass(frozen=True)
-class MixedSumNoise:
+class MixedSumNoise(NamedTuple):
     """The noise of one call as kernels read it: all tensors on the device of the terms."""
 
     noisy: list[int]

@@ -23,10 +23,7 @@ def common_format(x: Sequence[Tensor]) -> torch.memory_format:
 def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_format]:
     """The tensors in their common format, copied where they are not, and the format."""
     layout = common_format(x)
-    return [
-        t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
-        for t in x
-    ], layout
+    return [t.contiguous(memory_format=layout) for t in x], layout
 
 
 def state_format(x: Tensor) -> torch.memory_format:

@@ -16,29 +16,27 @@ def check_terms(op: OpInfo, name: str, terms: Sequence[Tensor], w: Tensor) -> No
     """`terms`, the argument called `name`, are alike and of an allowed dtype, and w fits them."""
     if not terms:
         raise ValueError(f"{op.stem}: {name} is empty; at least one term is needed")
-    first = terms[0]
     for k, term in enumerate(terms):
         if not isinstance(term, Tensor):
             raise TypeError(
                 f"{op.stem}: {name}[{k}] is a {type(term).__name__}; a Tensor is needed"
             )
-        if term.shape != first.shape:
+    shape, dtype, device = terms[0].shape, terms[0].dtype, terms[0].device
+    for k, term in enumerate(terms):
+        if term.shape != shape:
             raise ValueError(
                 f"{op.stem}: {name}[{k}] has shape {list(term.shape)}, {name}[0] has"
-                f" {list(first.shape)}; all terms need one shape"
+                f" {list(shape)}; all terms need one shape"
             )
-        if term.dtype != first.dtype:
+        if term.dtype != dtype:
             raise TypeError(
-                f"{op.stem}: {name}[{k}] is {term.dtype}, {name}[0] is {first.dtype};"
-                " one dtype is needed"
+                f"{op.stem}: {name}[{k}] is {term.dtype}, {name}[0] is {dtype}; one dtype is needed"
             )
-        if term.device != first.device:
-            raise ValueError(
-                f"{op.stem}: {name}[{k}] is on {term.device}, {name}[0] on {first.device}"
-            )
-    if first.dtype not in op.dtypes["eager"]:
+        if term.device != device:
+            raise ValueError(f"{op.stem}: {name}[{k}] is on {term.device}, {name}[0] on {device}")
+    if dtype not in op.dtypes["eager"]:
         allowed = ", ".join(str(d).removeprefix("torch.") for d in op.dtypes["eager"])
-        raise TypeError(f"{op.stem}: {name}[0] is {first.dtype}; allowed: {allowed}")
+        raise TypeError(f"{op.stem}: {name}[0] is {dtype}; allowed: {allowed}")
     if not isinstance(w, Tensor):
         raise TypeError(f"{op.stem}: w is a {type(w).__name__}; a Tensor is needed")
     if w.dim() != 1 or w.shape[0] != len(terms):
@@ -48,8 +46,8 @@ def check_terms(op: OpInfo, name: str, terms: Sequence[Tensor], w: Tensor) -> No
         )
     if not w.is_floating_point():
         raise TypeError(f"{op.stem}: w is {w.dtype}; a floating point dtype is needed")
-    if w.device != first.device:
-        raise ValueError(f"{op.stem}: w is on {w.device}, the terms on {first.device}")
+    if w.device != device:
+        raise ValueError(f"{op.stem}: w is on {w.device}, the terms on {device}")
 
 
 def check_noise(
@@ -61,6 +59,8 @@ def check_noise(
     level: Tensor | None,
     rng: Tensor | None,
 ) -> None:
+    if noise is None and level is None and rng is None and not len(noisy):
+        return
     if len(noisy) and noise is None:
         raise ValueError(f"{op.stem}: noisy is {list(noisy)}, but noise is None")
     if any(not 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):

@@ -114,8 +114,10 @@ class _MixedSum(torch.autograd.Function):
         backend: str | None,
         *x: Tensor,
     ) -> Tensor:
-        fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_sum_fwd
-        y, std = fwd(list(x), w, noisy, form, level, rng, backend)
+        if backend is not None and is_plain_call():
+            y, std = BACKENDS[backend].mixed_sum_fwd(list(x), w, noisy, form, level, rng)
+        else:
+            y, std = torch.ops.fastnas.mixed_sum_fwd(list(x), w, noisy, form, level, rng, backend)
         ctx.settings = noisy, form, backend
         ctx.save_for_backward(w, level, rng, std, *(x if ctx.needs_input_grad[0] else ()))
         return y
@@ -126,20 +128,11 @@ class _MixedSum(torch.autograd.Function):
         noisy, form, backend = ctx.settings
         w, level, rng, std, *x = ctx.saved_tensors
         needs_dw, needs_dx = ctx.needs_input_grad[0], list(ctx.needs_input_grad[6:])
-        bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_sum_bwd
-        dx, dw = bwd(
-            dy,
-            x if needs_dw else [],
-            w,
-            noisy,
-            form,
-            level,
-            rng,
-            std,
-            needs_dx,
-            needs_dw,
-            backend,
-        )
+        taken = dy, x, w, noisy, form, level, rng, std, needs_dx, needs_dw
+        if backend is not None and is_plain_call():
+            dx, dw = BACKENDS[backend].mixed_sum_bwd(*taken)
+        else:
+            dx, dw = torch.ops.fastnas.mixed_sum_bwd(*taken, backend)
         wanted = iter(dx)
         all_dx = (next(wanted) if need else None for need in needs_dx)
         return dw if needs_dw else None, None, None, None, None, None, *all_dx
