@@ -26,10 +26,11 @@ from fastnas.benchmarks.harness.readme import updated
 from fastnas.report.figures import save_figure
 from fastnas.search.evaluators.table import by_distribution, explained_variance, read_table
 from fastnas.search.files import write_text
-from fastnas.spaces import to_nb201
+from fastnas.spaces import AnyGenotype, to_nb201
 from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import BLACK_BOX, get_black_box
 from fastnas.strategies.black_box import Observation
+from fastnas.strategies.domains import unseen_cell
 
 BUDGETS = tuple(range(10, 201, 10))
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
@@ -49,11 +50,14 @@ def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
     box, rng = get_black_box(method), np.random.default_rng(seed)
     domain, seen, judged = box.domain(NB201Slots()), *columns(data)
     past: list[Observation] = []
+    cells: set[AnyGenotype] = set()
     best, found = (-1.0, 0.0), []
     while len(past) < BUDGETS[-1]:
         count = max(FIT_AT[0], int(FIT_AT[1] * len(past))) if method in FITTED else 1
         for one in box.propose(domain, past, rng, min(count, BUDGETS[-1] - len(past))):
-            entry = table[to_nb201(domain.cell(one.point, rng))]  # type: ignore[arg-type]
+            cell = unseen_cell(domain, one.point, rng, cells)
+            cells.add(cell)
+            entry = table[to_nb201(cell)]  # type: ignore[arg-type]
             past.append(Observation(one.point, entry[seen], one.origin))
             if entry[seen] > best[0]:
                 best = entry[seen], entry[judged]
@@ -190,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = itertools.product(given.data or DATA, given.method or BLACK_BOX, range(given.seeds))
     with given.csv.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        if not rows:
+        if file.tell() == 0:
             writer.writerow(["data", "method", "seed", *BUDGETS])
         for data, method, seed in wanted:
             if (data, method, seed) not in done:

@@ -12,7 +12,7 @@ namespace {
 constexpr int kGroup = 4;
 template <class A> constexpr int kLine = 64 / int(sizeof(A));
 
-// The address of term k of this tile, or of the next; 0, which a prefetch ignores, where there is none.
+// The address of term k of this tile, or of the next; 0, near which a prefetch does nothing, where there is none.
 template <class T, class Pointer>
 uintptr_t ahead(const MixedSumParams& p, const Pointer* terms, int k, int64_t begin, bool next_tile) {
   if (next_tile) begin += kTile;
@@ -89,7 +89,7 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
 }
 
-// As in add_group, lines of what follows: of x to read, of dx to write.
+// As in add_group, lines of what follows: of x to read, of dx to write; in the narrow dtypes conversion is the cost.
 template <class T, class A>
 A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx, uintptr_t next_x, uintptr_t next_dx) {
   A sum = 0;

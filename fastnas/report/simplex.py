@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
@@ -40,18 +41,18 @@ def simplex_figure(
     jitter = rng.normal(0, JITTER, (len(accuracies), 2))
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     figure = Figure(figsize=(4.6 * len(shares) + 0.8, 4.6), layout=layout)
-    panels = []
+    panels, norm = [], Normalize(min(accuracies), max(accuracies))
     for number, (cell_type, rows) in enumerate(shares.items(), 1):
         axes = figure.add_subplot(1, len(shares), number)
         axes.fill(*corners.T, facecolor="none", edgecolor="0.7", linewidth=1)
         across, up = (np.asarray(rows) @ corners + jitter).T
-        dots = axes.scatter(across, up, c=accuracies, s=18, cmap="viridis", linewidths=0)
+        dots = axes.scatter(across, up, c=accuracies, s=18, cmap="viridis", norm=norm, linewidths=0)
         axes.plot(across[best], up[best], "o", color="#D55E00", markersize=10, fillstyle="none")
         for op, (x, y) in zip(ops, 1.12 * corners):
             side = "center" if abs(x) < 0.2 else "left" if x > 0 else "right"
             axes.text(x, y, op, ha=side, va="center", fontsize=8)
         axes.set_title(f"{cell_type} cell", fontsize=11, fontweight="bold", pad=16)
-        axes.set_aspect("equal")
+        axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
         axes.set_axis_off()
         panels.append(axes)
     figure.colorbar(dots, ax=panels, label="accuracy", shrink=0.8)

@@ -302,13 +302,14 @@ class StudyConfig(FolderConfig):
     def slots(self) -> SlotLayout:
         """Of the cells that are trained; ConfigError for a space that has no such."""
         try:
-            return slots_of(get_space(self.space or "S0"), self.length)
+            return slots_of(get_space("S0" if self.space is None else self.space), self.length)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     def resolved(self, name: str) -> str:
         """A column of the table."""
-        return getattr(self, name) or TABLE_COLUMNS[name]
+        value = getattr(self, name)
+        return TABLE_COLUMNS[name] if value is None else value
 
 
 EVALUATORS: dict[str, tuple[str, ...]] = {

@@ -21,18 +21,23 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
     Raises:
         ConfigError: the report has no distribution, or there are no such cells.
     """
+    if count < 1:
+        raise ConfigError(f"count is {count}; at least 1 is needed")
+    if seed < 0:
+        raise ConfigError(f"seed is {seed}; at least 0 is needed")
     try:
         shares = json.loads(report.read_text())["distribution"]
+        if shares is None:
+            raise ValueError("its search was not for a distribution")
         distribution = OperationDistribution.from_dict(shares)
         if set(distribution.p) == {"normal"}:
             slots = 6 if length is None else length
             cells: NB201Slots | DartsSlots = NB201Slots(distribution.ops, length=slots)
         else:
             cells = DartsSlots(distribution.ops, 8 if length is None else length)
+        rng = np.random.default_rng(seed)
+        drawn = [distribution.sample(cells, rng) for _ in range(count)]
+        kind = "nb201" if isinstance(cells, NB201Slots) else "json"
+        return [" ".join(dump(cell, kind).split()) for cell in drawn]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{report} gives no cells: {error}") from error
-    rng = np.random.default_rng(seed)
-    drawn = [distribution.sample(cells, rng) for _ in range(count)]
-    if isinstance(cells, NB201Slots):
-        return [dump(cell, "nb201") for cell in drawn]
-    return [" ".join(dump(cell, "json").split()) for cell in drawn]

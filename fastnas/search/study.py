@@ -7,6 +7,7 @@ number) alone, so a resumed study of one worker goes on as if it had not stopped
 from __future__ import annotations
 
 import json
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fastnas.search.config import ConfigError
 from fastnas.search.evaluators import Evaluation, Evaluator
-from fastnas.spaces import AnyGenotype, NB201Genotype, dump
+from fastnas.spaces import AnyGenotype, NB201Genotype, dump, parse
 from fastnas.strategies import BlackBox
 from fastnas.strategies.black_box import Observation
-from fastnas.strategies.domains import Domain, Point
+from fastnas.strategies.domains import Domain, Point, unseen_cell
 
 NAME = "fastnas"
 GRACE_SECONDS = 30
@@ -86,12 +87,13 @@ class Study:
         settings: Mapping[str, Any],
         grace_seconds: int = GRACE_SECONDS,
     ) -> None:
-        self.domain, self.evaluator, self.seed = method.domain(evaluator.layout), evaluator, seed
+        layout = evaluator.layout
+        self.domain, self.evaluator, self.seed = method.domain(layout), evaluator, seed
         self.grace = timedelta(seconds=grace_seconds)
         self._sampler = _Proposals(method, self.domain, seed)
         with _quiet():
             self._study = _opened(url, self._sampler, grace_seconds)
-        self._agree(settings)
+        self._agree({**settings, "operations": list(layout.ops), "length": layout.length})
 
     def run(self, budget: int, told: Callable[[int, float], object] | None = None) -> None:
         """Evaluates until the study, with all its workers, has `budget` evaluations.
@@ -140,15 +142,21 @@ class Study:
         if origin is not None:
             trial.set_user_attr("origin", origin)
         cell = self.cell(point, trial.number)
-        (evaluation,) = self.evaluator.evaluate([cell], [trial.number])
         trial.set_user_attr("cell", text_of(cell))
+        (evaluation,) = self.evaluator.evaluate([cell], [self._number_for(trial.number)])
         trial.set_user_attr("seconds", evaluation.seconds)
         trial.set_user_attr("epochs", evaluation.epochs)
         return evaluation.accuracy
 
     def cell(self, point: Point, number: int) -> AnyGenotype:
-        """The cell that the trial of that number evaluates."""
-        return self.domain.cell(point, np.random.default_rng([self.seed, number, 1]))
+        """The cell that the trial of that number evaluates, none that another does already."""
+        texts = (t.user_attrs.get("cell") for t in self._live() if t.number != number)
+        seen = {parse(text) for text in texts if text is not None}
+        return unseen_cell(self.domain, point, np.random.default_rng([self.seed, number, 1]), seen)
+
+    def _number_for(self, number: int) -> int:
+        """Of the study's seed and a trial: the seed of its evaluation, below 2^32."""
+        return int(np.random.SeedSequence([self.seed, number, 2]).generate_state(1)[0])
 
     def _live(self) -> list[FrozenTrial]:
         return self._trials(TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
@@ -166,11 +174,17 @@ class Study:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _agree(self, settings: Mapping[str, Any]) -> None:
-        given, found = json.dumps(dict(settings)), self._study.user_attrs.get(SETTINGS)
-        if found is None:
-            self._study.set_user_attr(SETTINGS, given)
-        elif found != given:
-            raise StudyError(f"the study is one of other settings: {found}, not {given}")
+        if SETTINGS not in self._study.user_attrs:
+            self._study.set_user_attr(SETTINGS, json.dumps(dict(settings)))
+        found = json.loads(self._study.user_attrs[SETTINGS])  # another may have been first
+        given = json.loads(json.dumps(dict(settings)))
+        differing = [
+            f"{name} {found.get(name)!r}, not {given.get(name)!r}"
+            for name in dict.fromkeys([*found, *given])
+            if found.get(name) != given.get(name)
+        ]
+        if differing:
+            raise StudyError(f"the study is one of other settings: {'; '.join(differing)}")
 
 
 class _Proposals(BaseSampler):
@@ -216,7 +230,9 @@ class _Proposals(BaseSampler):
 
 
 def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
-    """The study, made if need be; again where another worker was making it at the same moment."""
+    """The study, made if need be; tried again, as another worker may be making it just now."""
+    if url.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):
+        raise StudyError(f"study {url} is in memory, where nothing stays; a file is needed")
     engine = {"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {}
     for attempt in range(ATTEMPTS):
         try:
@@ -236,7 +252,9 @@ def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
             )
         except Exception as error:  # SQLAlchemy's and those of its drivers
             if attempt == ATTEMPTS - 1:
-                raise StudyError(f"study {url}: {str(error).splitlines()[0]}") from error
+                shown = re.sub(r"//([^:/@]+):[^@]*@", r"//\1:***@", url)
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise StudyError(f"study {shown}: {reason}") from error
             time.sleep(POLL_SECONDS)
 
 

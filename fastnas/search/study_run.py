@@ -22,8 +22,8 @@ from fastnas.spaces.distribution import OperationDistribution
 from fastnas.strategies.domains import Distributions
 
 DATABASE = "study.db"
-NOT_SHARED = ("out", "study", "budget", "evaluator")
-"""Settings in which the workers of a study may differ; a path is another on each machine."""
+NOT_SHARED = ("out", "study", "budget", "table_report", "space", "length")
+"""Settings in which the workers of a study may differ, or that its cells say."""
 
 
 def run_study(
@@ -32,7 +32,8 @@ def run_study(
     """Evaluates up to the budget, alone or with other workers on the study, and reports.
 
     Leaves in config.out: config.json, study.db (unless `study` names another database),
-    progress.png, simplex.png, genotype.txt, report.json, report.md.
+    progress.png (accuracy of the best so far), simplex.png (what was tried), genotype.txt,
+    report.json, report.md.
 
     Args:
         resume: go on with the run that config.out holds, if any.
@@ -41,7 +42,8 @@ def run_study(
         What report.json holds.
 
     Raises:
-        ConfigError, EvaluationError, RunFolderError, StudyError: what was evaluated stays.
+        BackendError, CheckpointError, ConfigError, DataError, EvaluationError, RunFolderError,
+            StudyError: what was evaluated stays.
     """
     try:
         from fastnas.search.study import Study
@@ -49,12 +51,15 @@ def run_study(
         raise ConfigError("a black-box search needs Optuna: install fastnas[blackbox]") from error
     console = console or Console()
     evaluator = _evaluator(config)
+    shared = _shared(config, evaluator)
+
+    def opened(url: str) -> Study:
+        return Study(url, config.strategy(), evaluator, config.seed, shared)
+
+    # A study that is refused must leave no folder behind that claims to hold its run.
+    given = None if config.study is None else opened(config.study)
     out = claim_folder(config, resume)
-    shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
-    if isinstance(evaluator, TrainingEvaluator):
-        shared["training"] = evaluator.settings
-    url = config.study or f"sqlite:///{out / DATABASE}"
-    study = Study(url, config.strategy(), evaluator, config.seed, shared)
+    study = given or opened(f"sqlite:///{out / DATABASE}")
     with StepBar(console, "evaluate", config.budget, 0) as bar:
         study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
     result = study.result()
@@ -65,6 +70,7 @@ def run_study(
     report = {
         "method": config.method,
         "evaluator": config.evaluator,
+        "training": shared.get("training"),
         "seed": config.seed,
         "evaluations": len(result.cells),
         "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
@@ -93,6 +99,17 @@ def _evaluator(config: StudyConfig) -> Evaluator:
     if kind == "train":
         return TrainingEvaluator.of_file(where, config.slots())
     return TableEvaluator(where, config.resolved("table_column"), config.resolved("table_report"))
+
+
+def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
+    """What all workers of a study must agree on. A path is another on each machine."""
+    shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
+    shared["evaluator"] = config.evaluator.partition(":")[0]
+    if isinstance(evaluator, TableEvaluator):
+        shared["table_column"] = evaluator.column
+    if isinstance(evaluator, TrainingEvaluator):
+        shared["training"] = evaluator.settings
+    return shared
 
 
 def _reported(

@@ -69,15 +69,15 @@ class Bayesian(BlackBox):
         )
         for point in pending:
             process.believe(index[point])
-        taken = [] if domain.is_noisy else [index[one.point] for one in past if one.point in index]
+        taken = set() if domain.is_noisy else {index[o.point] for o in past if o.point in index}
         while len(found) < count:
             scores = process.log_improvement()
             if len(taken) < len(asked):
-                scores[taken] = -torch.inf
+                scores[list(taken)] = -torch.inf
             best = _argmax(scores, rng)
             found.append(Observation(asked[best]))
             if not domain.is_noisy:
-                taken.append(best)
+                taken.add(best)
             process.believe(best)
         return found
 

@@ -47,8 +47,8 @@ class BlackBox(Method):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not self.concentration > 0:
-            raise ValueError(f"concentration is {self.concentration}; above 0 is needed")
+        if not 0 < self.concentration <= 1e6:
+            raise ValueError(f"concentration is {self.concentration}; above 0, to 1e6, is allowed")
 
     def domain(self, layout: SlotLayout) -> Domain:
         """What is searched."""

@@ -6,7 +6,7 @@ neighbours and features, and does not know which domain it is in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import product
 from math import prod
 from typing import Protocol
@@ -26,6 +26,10 @@ Point = tuple[int, ...]
 MOST_LISTED = 5_000
 """Points, up to which a domain is searched whole: the 210 distributions of NAS-Bench-201, not its
 15,625 cells, where the acquisition would take longer than the fit."""
+
+
+DRAWS = 20
+"""From a distribution, for a cell that was not evaluated; its budget would buy nothing new."""
 
 
 class Domain(Protocol):
@@ -60,6 +64,18 @@ class Domain(Protocol):
 
     def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
         """The cell of a point, or one drawn from its distribution."""
+
+
+def unseen_cell(
+    domain: Domain, point: Point, rng: np.random.Generator, seen: Container[AnyGenotype]
+) -> AnyGenotype:
+    """`domain.cell`, of a distribution one that is not among those seen if `DRAWS` have one."""
+    cell = domain.cell(point, rng)
+    for _ in range(DRAWS - 1 if domain.is_noisy else 0):
+        if cell not in seen:
+            break
+        cell = domain.cell(point, rng)
+    return cell
 
 
 class Distributions:

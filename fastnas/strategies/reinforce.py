@@ -13,6 +13,8 @@ from fastnas.strategies.domains import Domain
 
 DECAY = 0.9
 """Of the moving mean and variance of the accuracies."""
+LEAST_STD = 1e-3
+"""A step after many equal accuracies would end all exploration."""
 
 
 class Reinforce(BlackBox):
@@ -36,8 +38,8 @@ class Reinforce(BlackBox):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not self.arch_rate > 0:
-            raise ValueError(f"arch_rate is {self.arch_rate}; above 0 is needed")
+        if not 0 < self.arch_rate <= 10:
+            raise ValueError(f"arch_rate is {self.arch_rate}; above 0, to 10, is allowed")
 
     def propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
@@ -59,7 +61,7 @@ class Reinforce(BlackBox):
             deviation = value - mean
             if variance:
                 score = domain.tallies(point) - n * softmax(alpha)
-                alpha += self.arch_rate * deviation / variance**0.5 * score
+                alpha += self.arch_rate * deviation / max(variance**0.5, LEAST_STD) * score
             mean += (1 - DECAY) * deviation
             variance = DECAY * variance + (1 - DECAY) * deviation**2
         return alpha

@@ -345,5 +345,11 @@ def test_a_distribution_lies_between_its_operations():
 
 
 def test_a_simplex_is_written(tmp_path):
-    draw_simplex({"normal": [(0.5, 0.5)]}, ("a", "b"), [0.3], tmp_path / "simplex.png")
+    """Of two operations too, which lie above each other; equal accuracies in equal colours."""
+    shares = {"normal": [(0.5, 0.5)], "reduce": [(1, 0)]}
+    draw_simplex(shares, ("a", "b"), [0.3], tmp_path / "simplex.png")
     assert Image.open(tmp_path / "simplex.png").width > 300
+    panels = simplex_figure(shares, ("a", "b"), [0.3]).axes[:2]
+    assert all(axes.get_xlim() == (-1.2, 1.2) for axes in panels)
+    colours = [axes.collections[0].get_facecolor().tolist() for axes in panels]
+    assert colours[0] == colours[1]

@@ -99,20 +99,34 @@ def test_cells_are_drawn_from_a_report(run, tmp_path):
         assert len(texts) == 2 and texts[0] != sampled_cells(report, n, 1, 1)[0]
         assert all(len(parse(text).edges("normal")) == n and "\n" not in text for text in texts)
     (tmp_path / "none.json").write_text(json.dumps({"genotype": "?"}))
+    (tmp_path / "plain.json").write_text(json.dumps({"distribution": None}))
+    (tmp_path / "half.json").write_text(json.dumps({"distribution": {"reduce": {"skip": 1.0}}}))
     (tmp_path / "broken.json").write_text(json.dumps({"distribution": {"normal": {"a": 0.7}}}))
     for name, message in (
         ("none", "distribution"),
         ("broken", "sum to 0.7"),
+        ("plain", "its search was not for a distribution"),
+        ("half", "is none of cells"),
         ("absent", "No such"),
     ):
         with pytest.raises(ConfigError, match=message):
             sampled_cells(tmp_path / f"{name}.json", None, 1, 0)
+    for count, seed, message in ((0, 0, "count is 0"), (1, -1, "seed is -1")):
+        with pytest.raises(ConfigError, match=message):
+            sampled_cells(report, None, count, seed)
 
 
 def test_a_cell_of_another_space_is_refused(run):
     cell = parse("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
     with pytest.raises(EvaluationError, match=r"space S2 has no edge \(0, 1\)"):
         SupernetEvaluator.of_run(run[0]).evaluate([cell], [0])
+
+
+def test_a_supernet_of_other_candidates_on_other_edges_is_refused(tmp_path):
+    settings = {**SMALL, "space": "S1", "method": "darts", "out": str(tmp_path / "run")}
+    run_search(make_config(SearchConfig, settings), console=Console(quiet=True))
+    with pytest.raises(EvaluationError, match="space S1 offers other candidates on other edges"):
+        SupernetEvaluator.of_run(tmp_path / "run")
 
 
 def test_what_holds_no_search_is_refused(tmp_path):

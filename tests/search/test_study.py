@@ -115,6 +115,15 @@ def test_natss_own_files(tmp_path, monkeypatch):
     }
     with pytest.raises(EvaluationError, match="no column 'c10_valid_50ep'; there are c10_valid_12"):
         read_table(path, "c10_valid_50ep")
+    lines[5][SEEN] = "250"
+    with pytest.raises(EvaluationError, match=r"cell 5, c10_valid_12ep: accuracy is '250.0'"):
+        read_table(path, SEEN)
+    del lines[5:]
+    with pytest.raises(EvaluationError, match="5 of 15625 cells are there"):
+        read_table(path, SEEN)
+    monkeypatch.setattr(Api, "__len__", lambda self: int("no number"))
+    with pytest.raises(EvaluationError, match=r"NATS-tss-v1_0-3ffb9-simple: invalid literal"):
+        read_table(path, SEEN)
     monkeypatch.setitem(sys.modules, "nats_bench", None)
     with pytest.raises(EvaluationError, match="needs the package nats_bench"):
         read_table(path, SEEN)
@@ -137,9 +146,11 @@ def test_a_resumed_study_is_the_one_that_ran_through(name, evaluator, tmp_path):
 
 def test_another_study_is_refused(evaluator, tmp_path):
     opened(tmp_path, evaluator).run(3)
-    with pytest.raises(study.StudyError, match="the study is one of other settings"):
+    with pytest.raises(study.StudyError, match="one of other settings: seed 0, not 1$"):
         opened(tmp_path, evaluator, seed=1)
     assert len(opened(tmp_path, evaluator).result().cells) == 3
+    with pytest.raises(study.StudyError, match=r"sqlite:// is in memory"):
+        study.Study("sqlite://", get_black_box("random"), evaluator, 0, {})
     with pytest.raises(study.StudyError, match=r"study sqlite:////no/such"):
         study.Study("sqlite:////no/such/study.db", get_black_box("random"), evaluator, 0, {})
     with pytest.raises(study.StudyError, match="the study has no evaluation"):
@@ -206,7 +217,14 @@ def test_from_config_to_report(name, table, tmp_path):
         assert report["distribution"] is None
     with pytest.raises(RunFolderError, match="holds a run"):
         run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
-    more = make_config(StudyConfig, {**settings, "budget": 8})
+    again = {**settings, "out": str(tmp_path / "b"), "study": f"sqlite:///{tmp_path}/a/study.db"}
+    with pytest.raises(
+        study.StudyError, match="other settings: table_column 'c10_valid_12ep', not"
+    ):
+        other = {**again, "table_column": REPORTED}
+        run_study(make_config(StudyConfig, other), console=Console(quiet=True))
+    assert not (tmp_path / "b").exists()
+    more = make_config(StudyConfig, {**settings, "budget": 8, "table_report": SEEN})
     assert run_study(more, resume=True, console=Console(quiet=True))["evaluations"] == 8
 
 
@@ -241,16 +259,17 @@ evaluator = TableEvaluator(sys.argv[2], SEEN)
 (Path(sys.argv[1]) / f"ready{sys.argv[3]}").touch()
 while len(list(Path(sys.argv[1]).glob("ready*"))) < 3:
     time.sleep(0.001)
-opened(Path(sys.argv[1]), evaluator)
+opened(Path(sys.argv[1]), evaluator).run(6)
 """
 
 
-def test_workers_that_begin_at_once_share_a_study(table, tmp_path):
+def test_workers_that_begin_at_once_share_a_study(table, evaluator, tmp_path):
     here = os.path.dirname(__file__)
     command = [sys.executable, "-c", OPENER, str(tmp_path), str(table)]
     paths = [here, os.path.dirname(here)]
     workers = [subprocess.Popen([*command, str(i), *paths]) for i in range(3)]
     assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    assert len(opened(tmp_path, evaluator).result().cells) == 6
 
 
 @pytest.mark.parametrize("kill", [False, True])

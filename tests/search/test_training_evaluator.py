@@ -39,9 +39,7 @@ def test_an_evaluation_is_a_training(space, length):
     for cell, seed, evaluation in zip(cells, (3, 4), found):
         config = replace(evaluator.config, seed=seed)
         trainer = Trainer(config, cell, evaluator.images)
-        while not trainer.finished:
-            trainer.train(None, Console(quiet=True))
-        assert evaluation.accuracy == trainer.history[-1]["test_accuracy"]
+        assert evaluation.accuracy == trainer.train(None, Console(quiet=True))
         assert evaluation.epochs == 1 and evaluation.seconds > 0
 
 
@@ -71,7 +69,8 @@ def test_a_study_of_trainings(tmp_path):
     assert report["evaluations"] == 3 and report["evaluation_epochs"] == 3
     assert len(parse(report["genotype"]).edges("normal")) == 4 and report["reported"] is None
     file.write_text(file.read_text().replace("epochs: 1", "epochs: 2"))
-    with pytest.raises(StudyError, match=r'the study is one of other settings: .*"epochs": 1'):
+    assert report["training"]["epochs"] == 1
+    with pytest.raises(StudyError, match=r"other settings: training .*'epochs': 1.*'epochs': 2"):
         run_study(replace(config, budget=4), resume=True, console=Console(quiet=True))
 
 
@@ -81,7 +80,9 @@ def test_a_study_of_trainings(tmp_path):
         ("epochs: 1\ngenotype: x\n", ConfigError, "genotype has no meaning for evaluations"),
         ("epoch: 1\n", ConfigError, "unknown setting 'epoch'; did you mean epochs"),
         ("data: none.npz\n", DataError, "none.npz"),
-        ("images: 1\n", ConfigError, "fraction"),
+        ("images: 1\n", ConfigError, "1 images are too few"),
+        ("epochs: one\n", ConfigError, r"config file .*train.yaml: epochs is 'one'; int"),
+        ("images: 100\n", ConfigError, "batch_size is 96; expected at most 80"),
     ],
 )
 def test_bad_settings(text, error, message, tmp_path):
@@ -93,11 +94,12 @@ def test_bad_settings(text, error, message, tmp_path):
         TrainingEvaluator.of_file(tmp_path / "no.yaml", layout_of("S0"))
 
 
-def test_a_cell_that_cannot_be_trained():
-    settings = {**SMALL, "drop_path": 0.2}
-    evaluator = TrainingEvaluator(make_config(TrainConfig, settings), layout_of("nb201"))
+def test_cells_that_cannot_be_trained_so():
+    settings = make_config(TrainConfig, {**SMALL, "drop_path": 0.2})
+    with pytest.raises(ConfigError, match=r"drop_path is 0\.2"):
+        TrainingEvaluator(settings, layout_of("nb201"))
     with pytest.raises(EvaluationError, match=r"drop_path is 0\.2"):
-        evaluator.evaluate(cells_of(layout_of("nb201"), 1), [0])
+        TrainingEvaluator(settings, layout_of("S0")).evaluate(cells_of(layout_of("nb201"), 1), [0])
 
 
 @pytest.mark.parametrize(

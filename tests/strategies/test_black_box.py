@@ -10,7 +10,7 @@ from fastnas.spaces import get_space
 from fastnas.spaces.distribution import NB201Slots, slots_of
 from fastnas.strategies import BLACK_BOX, get_black_box
 from fastnas.strategies.black_box import Observation
-from fastnas.strategies.domains import Cells, Distributions
+from fastnas.strategies.domains import Cells, Distributions, unseen_cell
 
 pytest.importorskip("botorch", reason="no BoTorch")
 
@@ -187,6 +187,28 @@ def test_the_posterior_is_botorchs(domain, monkeypatch):
             process.believe(believed)
 
 
+def test_a_small_domain_is_searched_whole():
+    """16 cells, each once, and then again; of a distribution no cell twice while there are others."""
+    domain = Cells(slots_of(get_space("S2"), 1))
+    past = searched("bo", domain, 16 + 10, 0)  # the random start may repeat one
+    assert len({one.point for one in past}) == 16
+    spread, rng = Distributions(NB201), np.random.default_rng(0)
+    seen = set()
+    for _ in range(6):  # one operation in any of 6 slots
+        seen.add(unseen_cell(spread, (5, 1, 0, 0, 0), rng, seen))
+    assert len(seen) == 6
+    assert (
+        unseen_cell(spread, (6, 0, 0, 0, 0), rng, {spread.cell((6, 0, 0, 0, 0), rng)}) is not None
+    )
+
+
+def test_equal_accuracies_do_not_end_exploration():
+    domain, rng = Cells(NB201), np.random.default_rng(0)
+    past = [Observation(domain.random(rng), 0.9) for _ in range(300)]
+    past.append(Observation(past[0].point, 0.899))
+    assert np.abs(get_black_box("reinforce").logits(domain, past)).max() < 0.2
+
+
 @pytest.mark.parametrize("domain", DOMAINS, ids=ids)
 def test_reinforce_moves_along_the_score(domain):
     """Beside autograd's gradient of the log-probabilities of the draws, and a mean kept by hand."""
@@ -221,6 +243,8 @@ def test_reinforce_moves_along_the_score(domain):
         ("random", {"initial": 3}, "initial given, which method random does not take"),
         ("bo", {"initial": 1}, "initial is 1; at least 2"),
         ("anasod-bo", {"concentration": 0.0}, "concentration is 0.0; above 0"),
+        ("anasod-random", {"concentration": float("inf")}, "concentration is inf; above 0, to 1e6"),
+        ("reinforce", {"arch_rate": float("inf")}, "arch_rate is inf; above 0, to 10"),
         ("reinforce", {"arch_rate": 0.0}, "arch_rate is 0.0; above 0"),
         ("evolution", {"population": 2}, "sample is 3; 1 to population, 2"),
         ("bohb", {}, "method is 'bohb'; allowed: anasod-random, anasod-local, anasod-bo"),

@@ -1,4 +1,4 @@
-"""What says how good a cell is: a table, or a trained supernet (`evaluators.supernet`)."""
+"""What says how good a cell is: a table, and in modules of their own a supernet and a training."""
 
 from fastnas.search.evaluators.base import Evaluation, EvaluationError, Evaluator
 from fastnas.search.evaluators.table import TableEvaluator, read_table

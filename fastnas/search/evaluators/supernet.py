@@ -49,7 +49,8 @@ class SupernetEvaluator:
         """Of the folder of a search.
 
         Raises:
-            EvaluationError: it holds none; others as `Searcher` and its checkpoints.
+            EvaluationError: it holds none, or one whose space has other candidates on other edges;
+                others as `Searcher` and its checkpoints.
         """
         folder = Path(folder)
         try:
@@ -58,7 +59,10 @@ class SupernetEvaluator:
             raise EvaluationError(f"{folder} holds no search: {error}") from error
         searcher = Searcher(config)
         searcher.resume(folder / CHECKPOINT)
-        return cls(searcher)
+        try:
+            return cls(searcher)
+        except ValueError as error:
+            raise EvaluationError(f"{folder}: {error}") from error
 
     @torch.no_grad()
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:

@@ -59,6 +59,10 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
         table[arch] = {
             name: _accuracy(row[name], f"table {path}, line {number}, {name}") for name in columns
         }
+    return _whole(path, table)
+
+
+def _whole(path: Path, table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     if len(table) < CELLS:
         missing = next(arch for arch in _all_cells() if arch not in table)
         raise EvaluationError(
@@ -109,14 +113,18 @@ def _nats_bench(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float
         api: Any = create(str(path), "tss", fast_mode=path.is_dir(), verbose=False)
         table = {}
         for index in range(len(api)):
+            where = f"table {path}, cell {index}"
             found = {
-                name: api.get_more_info(index, data, hp=epochs, is_random=False)[metric] / 100
+                name: api.get_more_info(index, data, hp=epochs, is_random=False)[metric]
                 for name, (data, metric, epochs) in wanted.items()
             }
-            table[_canonical(api.arch(index), f"table {path}, cell {index}")] = found
-        return table
-    except (OSError, KeyError, AssertionError) as error:
+            table[_canonical(api.arch(index), where)] = {
+                name: _accuracy(str(per_cent), f"{where}, {name}")
+                for name, per_cent in found.items()
+            }
+    except (OSError, KeyError, ValueError, AssertionError) as error:
         raise EvaluationError(f"table {path}: {error}") from error
+    return _whole(path, table)
 
 
 def _nats_column(path: Path, name: str) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from fastnas.search.batches import split_indices
@@ -16,7 +17,7 @@ from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.setting import chosen_images, load_data, pick_device
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype
-from fastnas.spaces.distribution import SlotLayout
+from fastnas.spaces.distribution import OperationDistribution, SlotLayout
 
 TRAIN_SHARE = 0.8
 """Of the training images; the others evaluate. The test images are not looked at."""
@@ -29,7 +30,8 @@ class TrainingEvaluator:
     """Trains each cell on 80 % of the training images; its accuracy is that on the rest.
 
     Args:
-        config: of the trainings; the seed of an evaluation is added to its seed.
+        config: of the trainings; its seed chooses the images that evaluate, the evaluation's seed
+            all else.
         layout: of the cells.
 
     Raises:
@@ -40,12 +42,12 @@ class TrainingEvaluator:
         config.validate()
         self.layout = layout
         images = load_data(config, pick_device(config.device))
+        chosen = chosen_images(images, config.images, config.seed)
+        labels = images.train_labels.cpu()[chosen]
         try:
-            chosen = chosen_images(images, config.images, config.seed)
-            labels = images.train_labels.cpu()[chosen]
             train, held = (chosen[i] for i in split_indices(labels, TRAIN_SHARE, config.seed))
-        except (ValueError, TypeError) as error:
-            raise ConfigError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(f"{len(chosen)} images are too few: {error}") from error
         self.images = replace(
             images,
             train=images.train[train],
@@ -55,8 +57,13 @@ class TrainingEvaluator:
         )
         self.config = replace(config, images=None, tensorboard=False, test_every=0)
         self.settings: dict[str, Any] = {
-            name: value for name, value in asdict(config).items() if name not in OF_THE_MACHINE
+            name: value
+            for name, value in asdict(config).items()
+            if name not in (*OF_THE_MACHINE, *NOT_HERE)
         }
+        rng = np.random.default_rng(0)
+        some_cell = OperationDistribution.dirichlet(layout, rng).sample(layout, rng)
+        Trainer(self.config, some_cell, self.images)  # its errors are to be seen before a study
 
     @classmethod
     def of_file(cls, path: Path | str, layout: SlotLayout) -> TrainingEvaluator:
@@ -69,7 +76,10 @@ class TrainingEvaluator:
         for name in NOT_HERE:
             if name in settings:
                 raise ConfigError(f"config file {path}: {name} has no meaning for evaluations")
-        return cls(make_config(TrainConfig, settings), layout)
+        try:
+            return cls(make_config(TrainConfig, settings), layout)
+        except ConfigError as error:
+            raise ConfigError(f"config file {path}: {error}") from error
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
         """One training after the other."""
@@ -77,7 +87,7 @@ class TrainingEvaluator:
 
     def _trained(self, cell: AnyGenotype, seed: int) -> Evaluation:
         start = perf_counter()
-        config = replace(self.config, seed=self.config.seed + seed)
+        config = replace(self.config, seed=seed)
         try:
             trainer = Trainer(config, cell, self.images)
         except ConfigError as error:
