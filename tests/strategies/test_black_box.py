@@ -188,7 +188,7 @@ def test_the_posterior_is_botorchs(domain, monkeypatch):
 
 
 def test_a_small_domain_is_searched_whole():
-    """16 cells, each once, and then again; of a distribution no cell twice while there are others."""
+    """16 cells, each once, and then again; of a distribution no cell twice while there are more."""
     domain = Cells(slots_of(get_space("S2"), 1))
     past = searched("bo", domain, 16 + 10, 0)  # the random start may repeat one
     assert len({one.point for one in past}) == 16
