@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from fastnas.benchmarks.harness.readme import updated
@@ -149,8 +150,9 @@ def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> 
         axes.set_xlabel("evaluations")
         axes.set_ylabel("regret, points of test accuracy")
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
