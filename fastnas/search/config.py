@@ -15,7 +15,6 @@ import yaml
 
 from fastnas.backends import MEMORY
 from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
-from fastnas.spaces.distribution import SlotLayout, slots_of
 from fastnas.strategies import (
     BLACK_BOX,
     STRATEGIES,
@@ -296,15 +295,6 @@ class StudyConfig(FolderConfig):
                     raise ConfigError(
                         f"{name} is {getattr(self, name)!r}, which evaluator {kind} does not take"
                     )
-        if kind == "train":
-            self.slots()
-
-    def slots(self) -> SlotLayout:
-        """Of the cells that are trained; ConfigError for a space that has no such."""
-        try:
-            return slots_of(get_space("S0" if self.space is None else self.space), self.length)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
 
     def resolved(self, name: str) -> str:
         """A column of the table."""

@@ -17,8 +17,8 @@ from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.progress import StepBar
 from fastnas.search.run_report import REPORT_MD, study_text, write_report
-from fastnas.spaces import parse
-from fastnas.spaces.distribution import OperationDistribution
+from fastnas.spaces import get_space, parse
+from fastnas.spaces.distribution import OperationDistribution, SlotLayout, slots_of
 from fastnas.strategies.domains import Distributions
 
 DATABASE = "study.db"
@@ -97,8 +97,16 @@ def _evaluator(config: StudyConfig) -> Evaluator:
     if kind == "supernet":
         return SupernetEvaluator.of_run(where)
     if kind == "train":
-        return TrainingEvaluator.of_file(where, config.slots())
+        return TrainingEvaluator.of_file(where, _trained_slots(config))
     return TableEvaluator(where, config.resolved("table_column"), config.resolved("table_report"))
+
+
+def _trained_slots(config: StudyConfig) -> SlotLayout:
+    space = "S0" if config.space is None else config.space
+    try:
+        return slots_of(get_space(space), config.length)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:

@@ -105,10 +105,6 @@ def test_cells_that_cannot_be_trained_so():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"evaluator": "train:x", "space": "S1"}, "space S1 offers other candidates"),
-        ({"evaluator": "train:x", "space": "S9"}, "S9"),
-        ({"evaluator": "train:x", "length": 0}, "length is 0"),
-        ({"evaluator": "train:x", "space": "nb201", "length": 8}, "length is 8"),
         ({"evaluator": "train:x", "table_report": "a"}, "table_report is 'a', which evaluator tra"),
         ({"evaluator": "table:x", "length": 8}, "length is 8, which evaluator table does not"),
         ({"evaluator": "supernet:x", "space": "S0"}, "space is 'S0', which evaluator supernet"),
@@ -118,3 +114,22 @@ def test_cells_that_cannot_be_trained_so():
 def test_settings_of_other_evaluators(settings, message):
     with pytest.raises(ConfigError, match=message):
         make_config(StudyConfig, {"method": "random", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"space": "S1"}, "space S1 offers other candidates"),
+        ({"space": "S9"}, "S9"),
+        ({"length": 0}, "length is 0"),
+        ({"space": "nb201", "length": 8}, "length is 8"),
+    ],
+)
+def test_cells_that_there_are_not(settings, message, tmp_path):
+    pytest.importorskip("optuna", reason="no Optuna")
+    from fastnas.search.study_run import run_study
+
+    common = {"method": "random", "evaluator": "train:x", "out": str(tmp_path / "out")}
+    with pytest.raises(ConfigError, match=message):
+        run_study(make_config(StudyConfig, {**common, **settings}), console=Console(quiet=True))
+    assert not (tmp_path / "out").exists()
