@@ -143,7 +143,7 @@ class Study:
             trial.set_user_attr("origin", origin)
         cell = self.cell(point, trial.number)
         trial.set_user_attr("cell", text_of(cell))
-        (evaluation,) = self.evaluator.evaluate([cell], [self._number_for(trial.number)])
+        (evaluation,) = self.evaluator.evaluate([cell], [self._evaluation_seed(trial.number)])
         trial.set_user_attr("seconds", evaluation.seconds)
         trial.set_user_attr("epochs", evaluation.epochs)
         return evaluation.accuracy
@@ -154,8 +154,8 @@ class Study:
         seen = {parse(text) for text in texts if text is not None}
         return unseen_cell(self.domain, point, np.random.default_rng([self.seed, number, 1]), seen)
 
-    def _number_for(self, number: int) -> int:
-        """Of the study's seed and a trial: the seed of its evaluation, below 2^32."""
+    def _evaluation_seed(self, number: int) -> int:
+        """Below 2^32, of the study's seed and the trial's number."""
         return int(np.random.SeedSequence([self.seed, number, 2]).generate_state(1)[0])
 
     def _live(self) -> list[FrozenTrial]:

@@ -26,10 +26,8 @@ Point = tuple[int, ...]
 MOST_LISTED = 5_000
 """Points, up to which a domain is searched whole: the 210 distributions of NAS-Bench-201, not its
 15,625 cells, where the acquisition would take longer than the fit."""
-
-
 DRAWS = 20
-"""From a distribution, for a cell that was not evaluated; its budget would buy nothing new."""
+"""Of cells of a distribution, for one that was not evaluated: again, one would tell nothing new."""
 
 
 class Domain(Protocol):
