@@ -58,7 +58,7 @@ def _ops() -> Table:
         for device in devices:
             for dtype in op.dtypes["eager"]:
                 request = Request(op, device, dtype)
-                picked = choose(request, AUTO)
+                picked = choose(op, torch.device(device), dtype, explicit=AUTO)
                 others = [
                     name
                     for name, backend in BACKENDS.items()

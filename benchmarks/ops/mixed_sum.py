@@ -118,7 +118,8 @@ def fused_backends(device: str, dtype: torch.dtype, terms: int, op: str = OP) ->
         and backend.can_run(request) is None
         and not getattr(backend, "interpreted", False)
     ]
-    return sorted(able, key=lambda name: name != choose(request, AUTO))
+    first = choose(OPS[op], torch.device(device), dtype, terms, AUTO)
+    return sorted(able, key=lambda name: name != first)
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[MixedSumCase]:

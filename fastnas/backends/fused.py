@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.held import accumulation_dtype
-from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format
+from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format, in_format
 from fastnas.backends.request import Request
 from fastnas.reference import terms_read
 
@@ -84,7 +84,9 @@ class FusedBackend:
         x, layout = in_common_format(x)
         y = torch.empty_like(x[0], memory_format=layout)
         std = _float64(y, len(noisy) if form == "gaussian_additive" else 0)
-        partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
+        partial = std
+        if std.numel():
+            partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
         where = channels_and_pixels(y, layout)
         noise = MixedSumNoise(noisy, form, level, rng, std, *where)
         self.launch_mixed_sum_fwd(x, _accumulated(w, y), y, noise, partial)
@@ -104,16 +106,16 @@ class FusedBackend:
         needs_dw: bool,
     ) -> tuple[list[Tensor], Tensor]:
         layout = common_format([dy])
-        dy = dy.contiguous(memory_format=layout)
-        x = [t.contiguous(memory_format=layout) for t in x] if needs_dw else []
+        dy = in_format(dy, layout)
+        x = [in_format(t, layout) for t in x] if needs_dw else []
         wide_w = _accumulated(w, dy)
-        dw = wide_w.new_empty(w.numel() if needs_dw else 0)
+        dw = torch.empty_like(wide_w) if needs_dw else wide_w.new_empty(0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
         partial = _float64(dy, dw.numel() * self.block_count(dy.numel()))
         where = channels_and_pixels(dy, layout)
         noise = MixedSumNoise(noisy, form, level, rng, std, *where)
         self.launch_mixed_sum_bwd(dy, x, wide_w, dx, dw, noise, partial)
-        return [d for d in dx if d is not None], dw.to(w.dtype)
+        return [d for d in dx if d is not None], dw if dw.dtype == w.dtype else dw.to(w.dtype)
 
     def norm_parts(self, like: Tensor, norm: Norm) -> int:
         """Partial sums that a channel needs."""
@@ -228,7 +230,8 @@ def _norm(
 
 
 def _accumulated(w: Tensor, like: Tensor) -> Tensor:
-    return w.to(accumulation_dtype(like.dtype)).contiguous()
+    dtype = accumulation_dtype(like.dtype)
+    return w if w.dtype == dtype and w.is_contiguous() else w.to(dtype).contiguous()
 
 
 def _float64(like: Tensor, size: int) -> Tensor:

@@ -12,10 +12,10 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 def common_format(x: Sequence[Tensor]) -> torch.memory_format:
     """channels_last if every tensor is laid out so and not also contiguous, else contiguous."""
-    layout = _CHANNELS_LAST.get(x[0].dim())
-    if layout is None or all(t.is_contiguous() for t in x):
+    if all(map(Tensor.is_contiguous, x)):
         return torch.contiguous_format
-    if all(t.is_contiguous(memory_format=layout) for t in x):
+    layout = _CHANNELS_LAST.get(x[0].dim())
+    if layout is not None and all(t.is_contiguous(memory_format=layout) for t in x):
         return layout
     return torch.contiguous_format
 
@@ -23,7 +23,12 @@ def common_format(x: Sequence[Tensor]) -> torch.memory_format:
 def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_format]:
     """The tensors in their common format, copied where they are not, and the format."""
     layout = common_format(x)
-    return [t.contiguous(memory_format=layout) for t in x], layout
+    return [in_format(t, layout) for t in x], layout
+
+
+def in_format(t: Tensor, layout: torch.memory_format) -> Tensor:
+    """`t.contiguous`, asked for only where it copies: the question costs a third of the call."""
+    return t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
 
 
 def state_format(x: Tensor) -> torch.memory_format:

@@ -24,7 +24,7 @@ class OpInfo:
 
 
 class Request(NamedTuple):
-    """A tuple, because one is made and hashed on every call."""
+    """One op on tensors of one kind of device ("cpu", "cuda") and dtype."""
 
     op: OpInfo
     device: str

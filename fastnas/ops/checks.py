@@ -39,12 +39,12 @@ def check_terms(op: OpInfo, name: str, terms: Sequence[Tensor], w: Tensor) -> No
         raise TypeError(f"{op.stem}: {name}[0] is {dtype}; allowed: {allowed}")
     if not isinstance(w, Tensor):
         raise TypeError(f"{op.stem}: w is a {type(w).__name__}; a Tensor is needed")
-    if w.dim() != 1 or w.shape[0] != len(terms):
+    if w.shape != (len(terms),):
         raise ValueError(
             f"{op.stem}: w has shape {list(w.shape)} for {len(terms)} terms;"
             f" [{len(terms)}] is needed"
         )
-    if not w.is_floating_point():
+    if w.dtype != dtype and not w.is_floating_point():
         raise TypeError(f"{op.stem}: w is {w.dtype}; a floating point dtype is needed")
     if w.device != device:
         raise ValueError(f"{op.stem}: w is on {w.device}, the terms on {device}")

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, Held, accumulation_dtype
 from fastnas.backends.layout import state_format
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
-from fastnas.ops.dispatch import choose_backend, is_plain_call
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.edge_checks import check_call, check_choice, check_params, read_choice
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running

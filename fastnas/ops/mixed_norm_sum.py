@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastnas.backends import BACKENDS, Request, accumulation_dtype, choose
+from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import common_format
 from fastnas.ops.checks import check_noise, check_terms
-from fastnas.ops.dispatch import is_plain_call
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.ops.table import OPS
@@ -40,10 +39,6 @@ torch.library.define(
 )
 
 
-def _choose(like: Tensor, terms: int, backend: str | None) -> str:
-    return choose(Request(OP, like.device.type, like.dtype, terms), backend)
-
-
 def _fwd(
     z: list[Tensor],
     w: Tensor,
@@ -57,7 +52,7 @@ def _fwd(
     rng: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = BACKENDS[_choose(z[0], len(z), backend)].mixed_norm_sum_fwd
+    run = BACKENDS[choose_backend(OP.stem, z[0], backend, len(z))].mixed_norm_sum_fwd
     return run(z, w, normed, mean, var, eps, noisy, form, level, rng)
 
 
@@ -79,7 +74,7 @@ def _bwd(
     needs_dw: bool,
     backend: str | None,
 ) -> tuple[list[Tensor], Tensor]:
-    run = BACKENDS[_choose(dy, w.numel(), backend)].mixed_norm_sum_bwd
+    run = BACKENDS[choose_backend(OP.stem, dy, backend, w.numel())].mixed_norm_sum_bwd
     return run(dy, z, w, normed, mean, var, eps, training, noisy, form, level, rng, std,
                needs_dz, needs_dw)  # fmt: skip
 
@@ -248,7 +243,7 @@ def mixed_norm_sum(
         level = rng = None
     mean, var = (None, None) if training else _given(z[0], running or ())
     if not torch.compiler.is_compiling():
-        backend = _choose(z[0], len(z), backend)
+        backend = choose_backend(OP.stem, z[0], backend, len(z))
     y, mean, var = _MixedNormSum.apply(
         w, normed, mean, var, float(eps), list(noisy), form, level, rng, backend, *z
     )

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastnas.backends import BACKENDS, Request, choose
+from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
 from fastnas.ops.checks import check_noise, check_terms
-from fastnas.ops.dispatch import is_plain_call
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.table import OPS
 from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
@@ -34,10 +33,6 @@ torch.library.define(
 )
 
 
-def _choose(like: Tensor, terms: int, backend: str | None) -> str:
-    return choose(Request(OPS["mixed_sum"], like.device.type, like.dtype, terms), backend)
-
-
 def _fwd(
     x: list[Tensor],
     w: Tensor,
@@ -47,7 +42,7 @@ def _fwd(
     rng: Tensor | None,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    name = _choose(x[0], len(x), backend)
+    name = choose_backend("mixed_sum", x[0], backend, len(x))
     return BACKENDS[name].mixed_sum_fwd(x, w, noisy, form, level, rng)
 
 
@@ -64,7 +59,7 @@ def _bwd(
     needs_dw: bool,
     backend: str | None,
 ) -> tuple[list[Tensor], Tensor]:
-    name = _choose(dy, w.numel(), backend)
+    name = choose_backend("mixed_sum", dy, backend, w.numel())
     return BACKENDS[name].mixed_sum_bwd(dy, x, w, noisy, form, level, rng, std, needs_dx, needs_dw)
 
 
@@ -196,5 +191,5 @@ def mixed_sum(
     else:
         level = rng = None
     if not torch.compiler.is_compiling():
-        backend = _choose(x[0], len(x), backend)
+        backend = choose_backend("mixed_sum", x[0], backend, len(x))
     return _MixedSum.apply(w, list(noisy), form, level, rng, backend, *x)

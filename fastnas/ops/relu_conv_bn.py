@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import state_format
@@ -24,7 +23,7 @@ from fastnas.ops.checks import (
     check_statistics,
     check_tensor,
 )
-from fastnas.ops.dispatch import choose_backend, is_plain_call
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.running import Running, stack_running, update_running
 
 torch.library.define(

@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from fastnas.backends import BACKENDS, Request, choose
+from fastnas.backends import BACKENDS
 from fastnas.backends.sampling import PathDraw
 from fastnas.ops.checks import check_noise_tensors, check_tensor
-from fastnas.ops.dispatch import is_plain_call
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.table import OPS
 from fastnas.reference import TOPOLOGIES, logits_per_node
@@ -49,7 +48,7 @@ class PathSample(NamedTuple):
 def _choose(draw: PathDraw, backend: str | None) -> str:
     alpha = draw.alpha
     longest = max(alpha.shape[-1], *logits_per_node(draw.nodes, draw.topology))
-    return choose(Request(OP, alpha.device.type, alpha.dtype, longest), backend)
+    return choose_backend(OP.stem, alpha, backend, longest)
 
 
 def _kernels(name: str) -> Any:

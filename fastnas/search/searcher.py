@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastnas.backends import AUTO, Request, choose, use_backend
+from fastnas.backends import AUTO, choose, use_backend
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths
 from fastnas.ops import OPS
 from fastnas.search.batches import Batches, split_indices
@@ -71,8 +71,7 @@ class Searcher(ResumableRun):
         self.strategy = config.strategy()
         self.device = seeded(config)
         with self.on_backend():
-            request = Request(OPS["mixed_sum"], self.device.type, torch.float32)
-            self.backend = choose(request)
+            self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         images = load_data(config, self.device)
         self.space = self.strategy.space(get_space(config.space))
         self.network = SEARCH_NETWORKS[self.space.layout](

@@ -66,33 +66,44 @@ def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Spy]:
     return made
 
 
-def request(device: str = "cpu", dtype: torch.dtype = torch.float32, terms: int = 2) -> Request:
-    return Request(OP, device, dtype, terms)
+def chosen(
+    explicit: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    terms: int = 2,
+) -> str:
+    return choose(OP, torch.device(device), dtype, terms, explicit)
+
+
+def set_environment(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As a process started with FASTNAS_BACKEND=name finds it."""
+    monkeypatch.setenv("FASTNAS_BACKEND", name)
+    forget_choices()
 
 
 def test_argument_over_use_backend_over_environment_over_auto(
     spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose(request()) == "first"
-    monkeypatch.setenv("FASTNAS_BACKEND", "set")
-    assert choose(request()) == "set"
+    assert chosen() == "first"
+    set_environment(monkeypatch, "set")
+    assert chosen() == "set"
     with use_backend("wished"):
-        assert choose(request()) == "wished"
-        assert choose(request(), "argued") == "argued"
-    assert choose(request(), "argued") == "argued"
-    assert choose(request()) == "set"
-    monkeypatch.delenv("FASTNAS_BACKEND")
-    assert choose(request()) == "first"
+        assert chosen() == "wished"
+        assert chosen("argued") == "argued"
+    assert chosen("argued") == "argued"
+    assert chosen() == "set"
+    set_environment(monkeypatch, "")
+    assert chosen() == "first"
 
 
 def test_auto_lifts_an_outer_choice(spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTNAS_BACKEND", "set")
-    assert choose(request(), "auto") == "first"
+    set_environment(monkeypatch, "set")
+    assert chosen("auto") == "first"
     with use_backend("wished"):
         with use_backend("auto"):
-            assert choose(request()) == "first"
-        assert choose(request()) == "wished"
-        assert choose(request(), "auto") == "first"
+            assert chosen() == "first"
+        assert chosen() == "wished"
+        assert chosen("auto") == "first"
 
 
 def test_use_backend_ends_with_an_error_inside(spies: dict[str, Spy]) -> None:
@@ -102,7 +113,7 @@ def test_use_backend_ends_with_an_error_inside(spies: dict[str, Spy]) -> None:
 
     with pytest.raises(KeyError):
         fail_inside()
-    assert choose(request()) == "first"
+    assert chosen() == "first"
 
 
 @pytest.mark.parametrize("how", ["argument", "use_backend", "environment", "auto"])
@@ -117,9 +128,9 @@ def test_forward_and_backward_run_on_the_choice(
             y = fastnas.mixed_sum(X, w)
     else:
         if how == "environment":
-            monkeypatch.setenv("FASTNAS_BACKEND", "set")
+            set_environment(monkeypatch, "set")
         y = fastnas.mixed_sum(X, w, backend="argued" if how == "argument" else None)
-        monkeypatch.delenv("FASTNAS_BACKEND", raising=False)
+        set_environment(monkeypatch, "")
     y.sum().backward()
     for name, spy in spies.items():
         assert spy.calls == (["fwd", "bwd"] if name == names[how] else [])
@@ -130,11 +141,11 @@ def test_the_choice_is_made_once_for_each_class_of_request(spies: dict[str, Spy]
     fastnas.mixed_sum(X, W)
     asked = first.asked
     for _ in range(3):
-        choose(request())
+        chosen()
         fastnas.mixed_sum(X, W)
     assert first.asked == asked
-    choose(request(terms=3))
-    choose(request(dtype=torch.float64))
+    chosen(terms=3)
+    chosen(dtype=torch.float64)
     assert first.asked == asked + 2
 
 
@@ -144,7 +155,7 @@ def test_auto_falls_back_and_says_so_once(
     spies["first"].reason = "its kernels are on holiday"
     with caplog.at_level(logging.WARNING, logger="fastnas"):
         for terms in (2, 3, 4):
-            assert choose(request(terms=terms)) == "eager"
+            assert chosen(terms=terms) == "eager"
     assert [record.getMessage() for record in caplog.records] == [
         "fastnas: mixed_sum falls back from first: its kernels are on holiday"
     ]
@@ -162,7 +173,7 @@ def test_an_explicit_choice_that_can_not_run_raises(
         pytest.raises(BackendError, match=r"^use_backend='wished' cannot run mixed_sum: no$"),
     ):
         fastnas.mixed_sum(X, W)
-    monkeypatch.setenv("FASTNAS_BACKEND", "set")
+    set_environment(monkeypatch, "set")
     with pytest.raises(BackendError, match=r"^FASTNAS_BACKEND='set' cannot run mixed_sum: no$"):
         fastnas.mixed_sum(X, W)
     spies["set"].reason = None
@@ -175,15 +186,15 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
         fastnas.mixed_sum(X, W, backend="gpu")
     with pytest.raises(BackendError, match=f"^use_backend is 'gpu'; {allowed}"), use_backend("gpu"):
         pass
-    monkeypatch.setenv("FASTNAS_BACKEND", "gpu")
+    set_environment(monkeypatch, "gpu")
     with pytest.raises(BackendError, match=f"^FASTNAS_BACKEND is 'gpu'; {allowed}"):
         fastnas.mixed_sum(X, W)
     assert issubclass(BackendError, ValueError)
 
 
 def test_a_device_that_no_kernel_is_for_runs_eagerly() -> None:
-    assert choose(request(device="mps")) == "eager"
-    assert choose(request(device="meta")) == "eager"
+    assert chosen(device="mps") == "eager"
+    assert chosen(device="meta") == "eager"
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda", "triton"])
@@ -193,7 +204,7 @@ def test_tensors_on_another_device(name: str, monkeypatch: pytest.MonkeyPatch) -
     here, there = ("cuda", "cpu") if name == "cpu" else ("cpu", "cuda")
     message = f"the tensors are on {here}, {name} computes on {there}"
     with pytest.raises(BackendError, match=message):
-        choose(request(device=here), name)
+        chosen(name, device=here)
 
 
 @pytest.mark.parametrize("name", ["cuda", "triton"])
@@ -202,7 +213,7 @@ def test_fp64_off_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     message = f"mixed_sum has no float64 kernel on {name}, only float32, bfloat16, float16"
     with pytest.raises(BackendError, match=message):
-        choose(request("cuda", torch.float64), name)
+        chosen(name, "cuda", torch.float64)
 
 
 def test_fp64_on_interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +225,7 @@ def test_fp64_on_interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_auto_never_takes_interpreted_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert choose(request()) in ("cpu", "eager")
+    assert chosen() in ("cpu", "eager")
 
 
 def test_what_the_table_leaves_out_is_refused_with_its_reason() -> None:
@@ -250,7 +261,7 @@ def test_without_the_native_modules(
             fastnas.mixed_sum(X, W, backend=name)
     with caplog.at_level(logging.WARNING, logger="fastnas"):
         assert fastnas.mixed_sum(X, W).tolist() == [2, 2, 2]
-        assert choose(request()) == "eager"
+        assert chosen() == "eager"
     assert len(caplog.records) == 1
     assert "falls back from cpu: fastnas._C does not import" in caplog.text
 

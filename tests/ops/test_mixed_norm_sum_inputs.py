@@ -124,15 +124,16 @@ def test_the_binding_refuses_what_would_overrun_its_tables() -> None:
 
 
 def test_auto_on_cuda_falls_back_to_eager_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastnas.backends import BACKENDS, Request, choose
+    from fastnas.backends import BACKENDS, choose
     from fastnas.backends.chooser import forget_choices
 
     for name in ("cuda", "triton"):
         monkeypatch.setattr(type(BACKENDS[name]), "unavailable", lambda self: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     forget_choices()
-    assert choose(Request(OPS["mixed_norm_sum"], "cuda", torch.float32, 7), "auto") == "cuda"
-    assert choose(Request(OPS["mixed_norm_sum"], "cuda", torch.float64, 7), "auto") == "eager"
+    asked = OPS["mixed_norm_sum"], torch.device("cuda")
+    assert choose(*asked, torch.float32, 7, "auto") == "cuda"
+    assert choose(*asked, torch.float64, 7, "auto") == "eager"
     forget_choices()
 
 

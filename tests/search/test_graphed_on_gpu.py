@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 from step_cases import METHODS, SINGLE_PATH, build, search
 
-from fastnas.backends import Request, choose
+from fastnas.backends import choose
 from fastnas.ops import OPS
 from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.graphed import GraphedBilevel, why_not_graphed
@@ -38,7 +38,7 @@ def assert_close(ours, expected):
 def test_replayed_steps_are_the_eager_steps(method):
     expected = search(6, build(method, device="cuda"), "cuda")
     bilevel = build(method, device="cuda")
-    backend = choose(Request(OPS["mixed_sum"], "cuda", torch.float32))
+    backend = choose(OPS["mixed_sum"], torch.device("cuda"), torch.float32)
     assert why_not_graphed(bilevel, backend) is None
     graphed = GraphedBilevel(bilevel, recorder())
     assert_close(search(6, graphed, "cuda"), expected)
