@@ -42,7 +42,7 @@ struct MixedSumParams {
   void* y = nullptr;
   const void* dy = nullptr;
   void* dw = nullptr;               // [terms], accumulation dtype; null: not wanted
-  double* partial = nullptr;        // [blocks, terms] for dw, [noisy_terms, blocks, 3] for std
+  double* partial = nullptr;        // CUDA: [blocks, terms] for dw, [noisy_terms, blocks, 3] for std
   double* std = nullptr;            // [noisy_terms] of the unbiased standard deviations
   const double* level = nullptr;    // shift, scale
   const int64_t* rng = nullptr;     // Philox key, offset of noisy term 0

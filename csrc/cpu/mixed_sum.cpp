@@ -1,4 +1,4 @@
-// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, several terms read side by side.
+// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms read side by side.
 // Compiled once per instruction set; FASTNAS_ISA names the namespace.
 #include "mixed_sum.h"
 
@@ -9,34 +9,32 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// Terms side by side, and what lies ahead of each asked for: memory answers many open pages sooner than one after
-// another. 8 terms x 2 KiB fit L1 beside the tile; what is converted first takes 4 KiB a term there.
-template <class T, class A> constexpr int kReadTogether = std::is_same_v<T, A> ? 8 : 4;
-constexpr int kWrittenTogether = 2;
-constexpr int kBytesAhead = 2048, kLineBytes = 64;
-template <class A> constexpr int kStep = 2 * kLanes<A>;
-
-// The lines of a step, kBytesAhead from here. Beyond the end of an array a prefetch does nothing.
-template <bool kWrite = false, class A>
-void prefetch_step(const A* here) {
-  for (int byte = 0; byte < 2 * kVectorBytes; byte += kLineBytes)
-    __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead + byte, kWrite);
+// What lies 2 KiB ahead of each term is asked for a line at a time: the hardware alone keeps too few of so many streams
+// in flight. Beyond the end of an array a prefetch does nothing.
+constexpr int kLineBytes = 64, kBytesAhead = 2048, kVectors = kLineBytes / kVectorBytes;
+template <class A> constexpr int kLine = kVectors * kLanes<A>;
+template <bool kWrite = false, class T> void prefetch_ahead(const T* here) {
+  __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead, kWrite);
 }
+template <class A> Vec<A> load_vector(const A* from) { return load_lanes<A, A>(from, kLanes<A>); }
+template <class A> void store_vector(A* to, Vec<A> v) { store_lanes<A, A>(to, v, kLanes<A>); }
 
-// acc = (first ? 0 : acc) + sum of w v. A missing term is left out, not given weight 0: its inf would become NaN.
-template <class A>
-void add_terms(int terms, const A* const* v, const A* w, bool first, int64_t count, A* acc) {
+// Terms that are read side by side: 8 x 2 KiB fit L1 beside the tile; converted first, each has 4 KiB there.
+template <class T, class A> constexpr int kGroup = std::is_same_v<T, A> ? 8 : 4;
+
+// acc = (first ? 0 : acc) + sum of w v; x is what v was made of. A missing term is left out, not given weight 0, which
+// would turn its inf into NaN.
+template <class T, class A>
+void add_terms(int terms, const T* const* x, const A* const* v, const A* w, bool first, int64_t count, A* acc) {
   int64_t i = 0;
-  for (; i + kStep<A> <= count; i += kStep<A>) {
-    Vec<A> low{}, high{};
-    if (!first) low = load_lanes<A, A>(acc + i, kLanes<A>), high = load_lanes<A, A>(acc + i + kLanes<A>, kLanes<A>);
+  for (; i + kLine<A> <= count; i += kLine<A>) {
+    Vec<A> sum[kVectors] = {};
+    for (int j = 0; j < kVectors && !first; ++j) sum[j] = load_vector(acc + i + j * kLanes<A>);
     for (int k = 0; k < terms; ++k) {
-      prefetch_step(v[k] + i);
-      low += w[k] * load_lanes<A, A>(v[k] + i, kLanes<A>);
-      high += w[k] * load_lanes<A, A>(v[k] + i + kLanes<A>, kLanes<A>);
+      prefetch_ahead(x[k] + i);
+      for (int j = 0; j < kVectors; ++j) sum[j] += w[k] * load_vector(v[k] + i + j * kLanes<A>);
     }
-    store_lanes<A, A>(acc + i, low, kLanes<A>);
-    store_lanes<A, A>(acc + i + kLanes<A>, high, kLanes<A>);
+    for (int j = 0; j < kVectors; ++j) store_vector(acc + i + j * kLanes<A>, sum[j]);
   }
   for (; i < count; ++i) {
     A sum = first ? A(0) : acc[i];
@@ -47,24 +45,26 @@ void add_terms(int terms, const A* const* v, const A* w, bool first, int64_t cou
 
 template <class T, class A>
 void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
-  constexpr int kGroup = kReadTogether<T, A>;
-  alignas(64) A sum[kTile], scratch[kGroup][kTile], d[kTile];
+  constexpr int group = kGroup<T, A>;
+  alignas(64) A sum[kTile], scratch[group][kTile], d[kTile];
   const A* w = static_cast<const A*>(p.w);
   T* y = static_cast<T*>(p.y) + begin;
   A* acc = sum;
   if constexpr (std::is_same_v<T, A>) acc = y;
 
-  for (int k = 0; k < p.terms; k += kGroup) {
-    const int size = p.terms - k < kGroup ? p.terms - k : kGroup;
-    const A* v[kGroup];
+  for (int k = 0; k < p.terms; k += group) {
+    const int size = p.terms - k < group ? p.terms - k : group;
+    const T* x[group];
+    const A* v[group];
     for (int j = 0; j < size; ++j) {
+      x[j] = static_cast<const T*>(p.x[k + j]) + begin;
       v[j] = load_tile<T, A>(p.x[k + j], begin, count, scratch[j]);
       if (p.ordinal[k + j] < 0) continue;
       draw_tile(p, p.ordinal[k + j], begin, count, d);
       apply_draw(is_multiplicative(p.form), v[j], d, count, scratch[j]);
       v[j] = scratch[j];
     }
-    add_terms(size, v, w + k, k == 0, count, acc);
+    add_terms(size, x, v, w + k, k == 0, count, acc);
   }
   if constexpr (!std::is_same_v<T, A>)
     for (int64_t i = 0; i < count; ++i) y[i] = store<T>(sum[i]);
@@ -84,44 +84,29 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
 }
 
-// dw and dx of the terms k[0 .. kTerms), which carry no noise.
-template <int kTerms, class T, class A>
-void dot_and_store_scaled(const MixedSumParams& p, const int* k, int64_t begin, int64_t count, const A* dy, double* dw) {
-  const T* x[kTerms];
-  T* dx[kTerms];
-  A w[kTerms];
-  Vec<A> low[kTerms] = {}, high[kTerms] = {};
-  for (int j = 0; j < kTerms; ++j) {
-    x[j] = static_cast<const T*>(p.x[k[j]]) + begin;
-    dx[j] = static_cast<T*>(p.dx[k[j]]) + begin;
-    w[j] = static_cast<const A*>(p.w)[k[j]];
-  }
-  int64_t done = 0;
+template <class T, class A>
+A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx) {
+  A sum = 0;
+  int64_t i = 0;
   if constexpr (std::is_same_v<T, A>) {
-    for (; done + kStep<A> <= count; done += kStep<A>) {
-      const Vec<A> g = load_lanes<A, A>(dy + done, kLanes<A>), h = load_lanes<A, A>(dy + done + kLanes<A>, kLanes<A>);
-      for (int j = 0; j < kTerms; ++j) {
-        prefetch_step(x[j] + done);
-        prefetch_step<true>(dx[j] + done);
-        low[j] += g * load_lanes<A, A>(x[j] + done, kLanes<A>);
-        high[j] += h * load_lanes<A, A>(x[j] + done + kLanes<A>, kLanes<A>);
-        store_lanes<A, A>(dx[j] + done, w[j] * g, kLanes<A>);
-        store_lanes<A, A>(dx[j] + done + kLanes<A>, w[j] * h, kLanes<A>);
+    Vec<A> lanes{};
+    for (; i + kLine<A> <= count; i += kLine<A>) {
+      prefetch_ahead(v + i);
+      prefetch_ahead<true>(dx + i);
+      for (int j = 0; j < kLine<A>; j += kLanes<A>) {
+        const Vec<A> g = load_vector(dy + i + j);
+        lanes += g * load_vector(v + i + j);
+        store_vector(dx + i + j, w * g);
       }
     }
+    sum = sum_lanes<A>(lanes);
   }
-  for (int j = 0; j < kTerms; ++j) {
-    const T* from = x[j];
-    T* to = dx[j];
-    const A scale = w[j];
-    A sum = sum_lanes<A>(low[j] + high[j]);
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = done; i < count; ++i) {
-      sum += dy[i] * load(from[i]);
-      to[i] = store<T>(mixed_dx(scale, dy[i]));
-    }
-    dw[k[j]] += sum;
+  for (int64_t j = i; j < count; ++j) {
+    sum += dy[j] * v[j];
+    dx[j] = store<T>(mixed_dx(w, dy[j]));
   }
+  return sum;
 }
 
 template <class T, class A>
@@ -131,34 +116,30 @@ void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw)
   const A* dy = load_tile<T, A>(p.dy, begin, count, dy_scratch);
   const bool multiplicative = is_multiplicative(p.form);
 
-  int waiting[kWrittenTogether], count_waiting = 0;
   for (int k = 0; k < p.terms; ++k) {
     T* dx = p.dx[k] ? static_cast<T*>(p.dx[k]) + begin : nullptr;
     const bool noisy = p.ordinal[k] >= 0;
-    if (dx && p.dw && !noisy) {
-      waiting[count_waiting++] = k;
-      if (count_waiting < kWrittenTogether) continue;
-      dot_and_store_scaled<kWrittenTogether, T>(p, waiting, begin, count, dy, dw);
-      count_waiting = 0;
-      continue;
-    }
+    const A* v = nullptr;
     if (noisy && (p.dw || (dx && multiplicative))) draw_tile(p, p.ordinal[k], begin, count, d);
     if (p.dw) {
-      const A* v = load_tile<T, A>(p.x[k], begin, count, x_scratch);
+      v = load_tile<T, A>(p.x[k], begin, count, x_scratch);
       if (noisy) {
         apply_draw(multiplicative, v, d, count, v_scratch);
         v = v_scratch;
       }
-      dw[k] += dot(dy, v, count);
     }
     const A* into = dy;
     if (dx && noisy && multiplicative) {
       apply_draw(true, dy, d, count, scaled);
       into = scaled;
     }
+    if (v && dx && into == dy) {
+      dw[k] += dot_and_store_scaled(w[k], dy, v, count, dx);
+      continue;
+    }
+    if (v) dw[k] += dot(dy, v, count);
     if (dx) store_scaled(w[k], into, count, dx);
   }
-  for (int j = 0; j < count_waiting; ++j) dot_and_store_scaled<1, T>(p, waiting + j, begin, count, dy, dw);
 }
 
 template <class T>
@@ -172,15 +153,14 @@ template <class T>
 void bwd(const MixedSumParams& p) {
   using A = typename Accumulate<T>::type;
   const int64_t blocks = block_count(p.n);
-  if (p.dw)
-    for (int64_t i = 0; i < blocks * p.terms; ++i) p.partial[i] = 0;
+  Partials partials(blocks * p.terms);
   for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
-    bwd_tile<T, A>(p, begin, count, p.partial + block * p.terms);
+    bwd_tile<T, A>(p, begin, count, partials.at(block * p.terms));
   });
   if (!p.dw) return;
   for (int k = 0; k < p.terms; ++k) {
     double sum = 0;
-    for (int64_t b = 0; b < blocks; ++b) sum += p.partial[b * p.terms + k];
+    for (int64_t b = 0; b < blocks; ++b) sum += *partials.at(b * p.terms + k);
     static_cast<A*>(p.dw)[k] = A(sum);
   }
 }

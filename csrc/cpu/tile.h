@@ -1,6 +1,9 @@
 // Tiles that stay in L1, their skip noise and its standard deviations: shared by mixed_sum and mixed_norm_sum.
 #pragma once
 
+#include <cstdlib>
+#include <new>
+
 #include "../formulas/mixed_sum.h"
 #include "noise.h"
 
@@ -72,11 +75,27 @@ void for_each_tile(const MixedSumParams& p, F f) {
   }
 }
 
+// Sums of the blocks, zero at first. Not a std::vector: its functions are shared between instruction sets.
+class Partials {
+ public:
+  explicit Partials(int64_t count) : sums_(static_cast<double*>(calloc(size_t(count), sizeof(double)))) {
+    if (!sums_ && count) throw std::bad_alloc();
+  }
+  ~Partials() { free(sums_); }
+  Partials(const Partials&) = delete;
+  Partials& operator=(const Partials&) = delete;
+  double* at(int64_t i) { return sums_ + i; }
+
+ private:
+  double* sums_;
+};
+
 template <class T, class A>
 void standard_deviations(const MixedSumParams& p) {
+  Partials partials(3 * block_count(p.n));
+  double* partial = partials.at(0);
   for (int k = 0; k < p.terms; ++k) {
     if (p.ordinal[k] < 0) continue;
-    double* partial = p.partial + 3 * block_count(p.n) * p.ordinal[k];
     for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
       double* part = partial + 3 * block;
       const Moments so_far = begin == block * kBlock ? Moments{} : Moments{part[0], part[1], part[2]};

@@ -19,6 +19,9 @@ class CpuBackend(NativeBackend):
     def __init__(self) -> None:
         super().__init__(*load_native("_C"))
 
+    def block_count(self, n: int) -> int:
+        return 0
+
     def launch_argument(self, like: Tensor) -> int:
         return torch.get_num_threads()
 

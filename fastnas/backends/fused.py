@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -50,7 +51,7 @@ class FusedBackend:
         return request.refusal(self.name, self.device)
 
     def block_count(self, n: int) -> int:
-        """Partial sums that n elements need."""
+        """Partial sums that n elements need room for; none where the kernels bring their own."""
         raise NotImplementedError
 
     def launch_mixed_sum_fwd(
@@ -84,9 +85,7 @@ class FusedBackend:
         x, layout = in_common_format(x)
         y = torch.empty_like(x[0], memory_format=layout)
         std = _float64(y, len(noisy) if form == "gaussian_additive" else 0)
-        partial = std
-        if std.numel():
-            partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
+        partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
         where = channels_and_pixels(y, layout)
         noise = MixedSumNoise(noisy, form, level, rng, std, *where)
         self.launch_mixed_sum_fwd(x, _accumulated(w, y), y, noise, partial)
@@ -106,8 +105,7 @@ class FusedBackend:
         needs_dw: bool,
     ) -> tuple[list[Tensor], Tensor]:
         layout = common_format([dy])
-        dy = in_format(dy, layout)
-        x = [in_format(t, layout) for t in x] if needs_dw else []
+        dy, *x = in_format([dy, *(x if needs_dw else [])], layout)
         wide_w = _accumulated(w, dy)
         dw = torch.empty_like(wide_w) if needs_dw else wide_w.new_empty(0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
@@ -235,4 +233,13 @@ def _accumulated(w: Tensor, like: Tensor) -> Tensor:
 
 
 def _float64(like: Tensor, size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.float64, device=like.device)
+    return (
+        torch.empty(size, dtype=torch.float64, device=like.device) if size else _none(like.device)
+    )
+
+
+@cache
+def _none(device: torch.device) -> Tensor:
+    """No float64 at all: made once, because most calls have no noise."""
+    with torch.inference_mode(False):  # else it could never be saved for backward
+        return torch.empty(0, dtype=torch.float64, device=device)

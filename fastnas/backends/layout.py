@@ -23,12 +23,14 @@ def common_format(x: Sequence[Tensor]) -> torch.memory_format:
 def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_format]:
     """The tensors in their common format, copied where they are not, and the format."""
     layout = common_format(x)
-    return [in_format(t, layout) for t in x], layout
+    return in_format(x, layout), layout
 
 
-def in_format(t: Tensor, layout: torch.memory_format) -> Tensor:
-    """`t.contiguous`, asked for only where it copies: the question costs a third of the call."""
-    return t if t.is_contiguous(memory_format=layout) else t.contiguous(memory_format=layout)
+def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
+    """The tensors in this format, copied where they are not."""
+    if all(t.is_contiguous(memory_format=layout) for t in x):
+        return list(x)
+    return [t.contiguous(memory_format=layout) for t in x]
 
 
 def state_format(x: Tensor) -> torch.memory_format:
