@@ -1,4 +1,4 @@
-"""Timing that treats all providers alike: one process, one loop, both orders in turn."""
+"""Timing that treats all providers alike: one process, one loop, all orders alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Roof:
 def measure(
     providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str, drain: bool = False
 ) -> dict[str, Timing]:
-    """Time the providers in turn, A B C, then C B A, and so on, so that drift hits all alike.
+    """Time the providers in turn, A B C, A C B, C A B, C B A, ..., so that drift hits all alike.
 
     On a GPU by CUDA events around each call, with the L2 cache overwritten before it; on a CPU by
     the wall clock, with the caches as the provider before left them.
@@ -66,13 +66,20 @@ def measure(
     names = list(providers)
     with _no_garbage_collection():
         for turn in range(-warmup, repeats):
-            for name in names if turn % 2 == 0 else reversed(names):
+            for name in _order(names, turn):
                 elapsed = clock(providers[name])
                 if turn >= 0:
                     times[name].append(elapsed)
     if device == "cuda":
         torch.cuda.synchronize()
     return {name: Timing.of([read() for read in taken]) for name, taken in times.items()}
+
+
+def _order(names: list[str], turn: int) -> list[str]:
+    """Forwards and backwards, from another one each time: none follows itself, its caches warm."""
+    start = turn % len(names)
+    rotated = names[start:] + names[:start]
+    return rotated if turn % 2 == 0 else rotated[::-1]
 
 
 def _cpu_clock(call: Call) -> Callable[[], float]:

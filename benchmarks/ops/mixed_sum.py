@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnas import mixed_sum, reference
 from fastnas.backends import AUTO, BACKENDS, Request, choose
+from fastnas.backends.fused import MixedSumNoise
 from fastnas.benchmarks.harness.verify import EAGER, SEED, Exact, Problem, WrongError, eps_of
 from fastnas.ops import OPS, draw_rng
 from fastnas.reference import SkipNoise
@@ -104,6 +106,8 @@ class MixedSumCase:
             forwards[f"fastnas-{backend}"] = partial(
                 mixed_sum, noise=self.noise, noisy=self.noisy, backend=backend
             )
+        if "fastnas-cpu" in forwards and self == MixedSumCase(self.shape, K=self.K):
+            forwards["kernels-cpu"] = _kernels_alone
         return {name: partial(forward, x, w) for name, forward in forwards.items()}
 
 
@@ -168,6 +172,35 @@ def _addcmul(x: list[Tensor], w: Tensor, noise: SkipNoise | None) -> Tensor:
     for x_k, w_k in zip(rest, w_rest):
         y = torch.addcmul(y, x_k, w_k)
     return y
+
+
+def _kernels_alone(x: list[Tensor], w: Tensor) -> Tensor:
+    return _KernelsAlone.apply(w, *x)
+
+
+class _KernelsAlone(torch.autograd.Function):
+    """Our kernels on the CPU and nothing else of ours: what is around them is PyTorch's autograd.
+
+    No provider can be faster that keeps separate gradients: the distance to it is what our Python
+    costs, its distance to the kernels' bandwidth is what autograd costs.
+    """
+
+    cpu: Any = BACKENDS["cpu"]
+    nothing = MixedSumNoise([], "none", None, None, torch.empty(0), 0, 0), torch.empty(0)
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, *x: Tensor) -> Tensor:
+        y = torch.empty_like(x[0])
+        _KernelsAlone.cpu.launch_mixed_sum_fwd(x, w, y, *_KernelsAlone.nothing)
+        ctx.save_for_backward(w, *x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        w, *x = ctx.saved_tensors
+        dx, dw = [torch.empty_like(t) for t in x], torch.empty_like(w)
+        _KernelsAlone.cpu.launch_mixed_sum_bwd(dy, x, w, dx, dw, *_KernelsAlone.nothing)
+        return dw, *dx
 
 
 def _compiled_max(eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
