@@ -16,55 +16,56 @@ template <class A> constexpr int kLine = kVectors * kLanes<A>;
 template <bool kWrite = false, class T> void prefetch_ahead(const T* here) {
   __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead, kWrite);
 }
-template <class A> Vec<A> load_vector(const A* from) { return load_lanes<A, A>(from, kLanes<A>); }
-template <class A> void store_vector(A* to, Vec<A> v) { store_lanes<A, A>(to, v, kLanes<A>); }
-
-// Terms that are read side by side: 8 x 2 KiB fit L1 beside the tile; converted first, each has 4 KiB there.
-template <class T, class A> constexpr int kGroup = std::is_same_v<T, A> ? 8 : 4;
-
-// acc = (first ? 0 : acc) + sum of w v; x is what v was made of. A missing term is left out, not given weight 0, which
-// would turn its inf into NaN.
+// acc = (first ? 0 : acc) + sum of w x over up to kGroup terms, side by side: 8 x 2 KiB fit L1 beside the tile.
+constexpr int kGroup = 8;
 template <class T, class A>
-void add_terms(int terms, const T* const* x, const A* const* v, const A* w, bool first, int64_t count, A* acc) {
+void add_terms(int terms, const T* const* x, const A* w, bool first, int64_t count, A* acc) {
   int64_t i = 0;
   for (; i + kLine<A> <= count; i += kLine<A>) {
     Vec<A> sum[kVectors] = {};
-    for (int j = 0; j < kVectors && !first; ++j) sum[j] = load_vector(acc + i + j * kLanes<A>);
+    for (int j = 0; j < kVectors && !first; ++j) sum[j] = load_vector<A, A>(acc + i + j * kLanes<A>);
     for (int k = 0; k < terms; ++k) {
       prefetch_ahead(x[k] + i);
-      for (int j = 0; j < kVectors; ++j) sum[j] += w[k] * load_vector(v[k] + i + j * kLanes<A>);
+      for (int j = 0; j < kVectors; ++j) sum[j] += w[k] * load_vector<T, A>(x[k] + i + j * kLanes<A>);
     }
-    for (int j = 0; j < kVectors; ++j) store_vector(acc + i + j * kLanes<A>, sum[j]);
+    for (int j = 0; j < kVectors; ++j) store_vector<A, A>(acc + i + j * kLanes<A>, sum[j]);
   }
   for (; i < count; ++i) {
     A sum = first ? A(0) : acc[i];
-    for (int k = 0; k < terms; ++k) sum += w[k] * v[k][i];
+    for (int k = 0; k < terms; ++k) sum += w[k] * load(x[k][i]);
     acc[i] = sum;
   }
 }
 
 template <class T, class A>
 void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
-  constexpr int group = kGroup<T, A>;
-  alignas(64) A sum[kTile], scratch[group][kTile], d[kTile];
+  alignas(64) A sum[kTile], scratch[kTile], v[kTile], d[kTile];
   const A* w = static_cast<const A*>(p.w);
   T* y = static_cast<T*>(p.y) + begin;
   A* acc = sum;
   if constexpr (std::is_same_v<T, A>) acc = y;
 
-  for (int k = 0; k < p.terms; k += group) {
-    const int size = p.terms - k < group ? p.terms - k : group;
-    const T* x[group];
-    const A* v[group];
-    for (int j = 0; j < size; ++j) {
-      x[j] = static_cast<const T*>(p.x[k + j]) + begin;
-      v[j] = load_tile<T, A>(p.x[k + j], begin, count, scratch[j]);
-      if (p.ordinal[k + j] < 0) continue;
-      draw_tile(p, p.ordinal[k + j], begin, count, d);
-      apply_draw(is_multiplicative(p.form), v[j], d, count, scratch[j]);
-      v[j] = scratch[j];
-    }
-    add_terms(size, x, v, w + k, k == 0, count, acc);
+  const T* clean[kGroup];
+  A clean_w[kGroup];
+  int waiting = 0;
+  bool first = true;
+  const auto add_waiting = [&] {
+    add_terms(waiting, clean, clean_w, first, count, acc);
+    waiting = 0, first = false;
+  };
+  for (int k = 0; k < p.terms; ++k) {
+    if (p.ordinal[k] >= 0) continue;
+    clean[waiting] = static_cast<const T*>(p.x[k]) + begin;
+    clean_w[waiting++] = w[k];
+    if (waiting == kGroup) add_waiting();
+  }
+  if (waiting || first) add_waiting();
+  for (int k = 0; k < p.terms; ++k) {
+    if (p.ordinal[k] < 0) continue;
+    draw_tile(p, p.ordinal[k], begin, count, d);
+    apply_draw(is_multiplicative(p.form), load_tile<T, A>(p.x[k], begin, count, scratch), d, count, v);
+    const A* const noisy = v;
+    add_terms(1, &noisy, w + k, false, count, acc);
   }
   if constexpr (!std::is_same_v<T, A>)
     for (int64_t i = 0; i < count; ++i) y[i] = store<T>(sum[i]);
@@ -85,26 +86,22 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
 }
 
 template <class T, class A>
-A dot_and_store_scaled(A w, const A* dy, const A* v, int64_t count, T* dx) {
-  A sum = 0;
+A dot_and_store_scaled(A w, const A* dy, const T* x, int64_t count, T* dx) {
+  Vec<A> lanes{};
   int64_t i = 0;
-  if constexpr (std::is_same_v<T, A>) {
-    Vec<A> lanes{};
-    for (; i + kLine<A> <= count; i += kLine<A>) {
-      prefetch_ahead(v + i);
-      prefetch_ahead<true>(dx + i);
-      for (int j = 0; j < kLine<A>; j += kLanes<A>) {
-        const Vec<A> g = load_vector(dy + i + j);
-        lanes += g * load_vector(v + i + j);
-        store_vector(dx + i + j, w * g);
-      }
+  for (; i + kLine<A> <= count; i += kLine<A>) {
+    prefetch_ahead(x + i);
+    prefetch_ahead<true>(dx + i);
+    for (int j = 0; j < kLine<A>; j += kLanes<A>) {
+      const Vec<A> g = load_vector<A, A>(dy + i + j);
+      lanes += g * load_vector<T, A>(x + i + j);
+      store_vector<T, A>(dx + i + j, w * g);
     }
-    sum = sum_lanes<A>(lanes);
   }
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = i; j < count; ++j) {
-    sum += dy[j] * v[j];
-    dx[j] = store<T>(mixed_dx(w, dy[j]));
+  A sum = sum_lanes<A>(lanes);
+  for (; i < count; ++i) {
+    sum += dy[i] * load(x[i]);
+    dx[i] = store<T>(mixed_dx(w, dy[i]));
   }
   return sum;
 }
@@ -119,26 +116,26 @@ void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw)
   for (int k = 0; k < p.terms; ++k) {
     T* dx = p.dx[k] ? static_cast<T*>(p.dx[k]) + begin : nullptr;
     const bool noisy = p.ordinal[k] >= 0;
-    const A* v = nullptr;
+    if (p.dw && dx && !noisy) {
+      dw[k] += dot_and_store_scaled(w[k], dy, static_cast<const T*>(p.x[k]) + begin, count, dx);
+      continue;
+    }
     if (noisy && (p.dw || (dx && multiplicative))) draw_tile(p, p.ordinal[k], begin, count, d);
     if (p.dw) {
-      v = load_tile<T, A>(p.x[k], begin, count, x_scratch);
+      const A* v = load_tile<T, A>(p.x[k], begin, count, x_scratch);
       if (noisy) {
         apply_draw(multiplicative, v, d, count, v_scratch);
         v = v_scratch;
       }
+      dw[k] += dot(dy, v, count);
     }
+    if (!dx) continue;
     const A* into = dy;
-    if (dx && noisy && multiplicative) {
+    if (noisy && multiplicative) {
       apply_draw(true, dy, d, count, scaled);
       into = scaled;
     }
-    if (v && dx && into == dy) {
-      dw[k] += dot_and_store_scaled(w[k], dy, v, count, dx);
-      continue;
-    }
-    if (v) dw[k] += dot(dy, v, count);
-    if (dx) store_scaled(w[k], into, count, dx);
+    store_scaled(w[k], into, count, dx);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -50,32 +51,44 @@ template <class A> A sum_lanes(Vec<A> v) {
 template <class V> V relu(V x) { return x < 0 ? V{} : x; }
 template <class V> V where_relu_passes(V x, V dy) { return x <= 0 ? V{} : dy; }
 
-// `count` <= lanes values of a stored dtype; the lanes beyond are 0.
-template <class T, class A> Vec<A> load_lanes(const T* from, int count) {
-  Vec<A> v{};
+// A vector of a stored dtype. 16-bit ones are converted as vectors: left to itself, g++ 12 goes lane by lane.
+typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+template <class T, class A> Vec<A> load_vector(const T* from) {
   if constexpr (sizeof(T) == sizeof(A)) {
-    if (count == kLanes<A>) {
-      memcpy(&v, from, sizeof v);
-      return v;
-    }
+    Vec<A> v;
+    memcpy(&v, from, sizeof v);
+    return v;
+  } else {
+    Halves halves;
+    memcpy(&halves, from, sizeof halves);
+    const Bits bits = __builtin_convertvector(halves, Bits);
+    if constexpr (std::is_same_v<T, bf16_t>) return bit_cast<Vec<A>>(bits << 16);
+    return value_of_f16<Vec<A>>(bits);
   }
-  if (count == kLanes<A>)
-    for (int l = 0; l < kLanes<A>; ++l) v[l] = load(from[l]);
-  else
-    for (int l = 0; l < count; ++l) v[l] = load(from[l]);
+}
+template <class T, class A> void store_vector(T* to, Vec<A> v) {
+  if constexpr (sizeof(T) == sizeof(A)) {
+    memcpy(to, &v, sizeof v);
+  } else {
+    Bits bits = bit_cast<Bits>(v);
+    if constexpr (std::is_same_v<T, bf16_t>) bits = bf16_of(bits);
+    else bits = f16_of<Vec<A>>(bits);
+    const Halves halves = __builtin_convertvector(bits, Halves);
+    memcpy(to, &halves, sizeof halves);
+  }
+}
+
+// `count` <= lanes values; the lanes beyond are 0.
+template <class T, class A> Vec<A> load_lanes(const T* from, int count) {
+  if (count == kLanes<A>) return load_vector<T, A>(from);
+  Vec<A> v{};
+  for (int l = 0; l < count; ++l) v[l] = load(from[l]);
   return v;
 }
 template <class T, class A> void store_lanes(T* to, Vec<A> v, int count) {
-  if constexpr (sizeof(T) == sizeof(A)) {
-    if (count == kLanes<A>) {
-      memcpy(to, &v, sizeof v);
-      return;
-    }
-  }
-  if (count == kLanes<A>)
-    for (int l = 0; l < kLanes<A>; ++l) to[l] = store<T>(v[l]);
-  else
-    for (int l = 0; l < count; ++l) to[l] = store<T>(v[l]);
+  if (count == kLanes<A>) return store_vector<T, A>(to, v);
+  for (int l = 0; l < count; ++l) to[l] = store<T>(v[l]);
 }
 
 // Rows x columns of one image; a padded plane has a halo of zeros that every kernel may read.

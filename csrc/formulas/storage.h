@@ -26,44 +26,43 @@ FASTNAS_HD To bit_cast(From from) {
   return to;
 }
 
+// On bits: U is uint32_t, or a vector of them, and F float, or a vector alike.
+template <class F, class U> FASTNAS_HD F value_of_f16(U half) {
+  const U magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
+  const U normal = magnitude + (112u << 23), special = magnitude | 0x7f800000u;
+  // A subnormal half is its mantissa times 2^-24, which fp32 holds exactly; 2^23 + n - 2^23 is n as a float.
+  const F mantissa = bit_cast<F>((half & 0x7fffu) | 0x4b000000u) - 0x1p23f;
+  const U tiny = bit_cast<U>(mantissa * 0x1p-24f);
+  const U bits = magnitude < (1u << 23) ? tiny : magnitude >= (31u << 23) ? special : normal;
+  return bit_cast<F>(sign | bits);
+}
+template <class U> FASTNAS_HD U bf16_of(U bits) {
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, nan = U{} + 0x7fc0u;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+}
+template <class F, class U> FASTNAS_HD U f16_of(U value) {
+  const U sign = value & 0x80000000u, a = value ^ sign;
+  const U normal = (a - (112u << 23) + 0xfffu + ((a >> 13) & 1u)) >> 13;
+  // Adding 1/2 moves a value below 2^-14 so that its last kept bit weighs 2^-24, rounded by the FPU.
+  const U tiny = bit_cast<U>(bit_cast<F>(a) + 0.5f) - 0x3f000000u;
+  const U inf = U{} + 0x7c00u, nan = U{} + 0x7e00u;
+  const U special = a > 0x7f800000u ? nan : inf;
+  const U bits = a < (113u << 23) ? tiny : a >= (143u << 23) ? special : normal;
+  return (sign >> 16) | bits;
+}
+
 FASTNAS_HD float load(float v) { return v; }
 FASTNAS_HD double load(double v) { return v; }
 FASTNAS_HD float load(bf16_t v) { return bit_cast<float>(uint32_t(v.bits) << 16); }
-
-FASTNAS_HD float load(f16_t v) {
-  const uint32_t magnitude = uint32_t(v.bits & 0x7fffu) << 13;
-  const uint32_t sign = uint32_t(v.bits & 0x8000u) << 16;
-  const uint32_t normal = magnitude + (112u << 23);
-  const uint32_t special = magnitude | 0x7f800000u;
-  // A subnormal half is its mantissa times 2^-24, which fp32 holds exactly.
-  const uint32_t tiny = bit_cast<uint32_t>(float(int32_t(v.bits & 0x7fffu)) * 0x1p-24f);
-  const uint32_t bits = magnitude < (1u << 23) ? tiny : magnitude >= (31u << 23) ? special : normal;
-  return bit_cast<float>(sign | bits);
-}
+FASTNAS_HD float load(f16_t v) { return value_of_f16<float>(uint32_t(v.bits)); }
 
 template <class T> FASTNAS_HD T store(float v);
 template <class T> FASTNAS_HD T store(double v);
 
 template <> FASTNAS_HD float store<float>(float v) { return v; }
 template <> FASTNAS_HD double store<double>(double v) { return v; }
-
-template <> FASTNAS_HD bf16_t store<bf16_t>(float v) {
-  const uint32_t bits = bit_cast<uint32_t>(v);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  return {uint16_t(is_nan ? 0x7fc0u : rounded)};
-}
-
-template <> FASTNAS_HD f16_t store<f16_t>(float v) {
-  const uint32_t sign = bit_cast<uint32_t>(v) & 0x80000000u;
-  const uint32_t a = bit_cast<uint32_t>(v) ^ sign;
-  const uint32_t normal = (a - (112u << 23) + 0xfffu + ((a >> 13) & 1u)) >> 13;
-  // Adding 1/2 moves a value below 2^-14 so that its last kept bit weighs 2^-24, rounded by the FPU.
-  const uint32_t tiny = bit_cast<uint32_t>(bit_cast<float>(a) + 0.5f) - bit_cast<uint32_t>(0.5f);
-  const uint32_t special = a > 0x7f800000u ? 0x7e00u : 0x7c00u;
-  const uint32_t bits = a < (113u << 23) ? tiny : a >= (143u << 23) ? special : normal;
-  return {uint16_t((sign >> 16) | bits)};
-}
+template <> FASTNAS_HD bf16_t store<bf16_t>(float v) { return {uint16_t(bf16_of(bit_cast<uint32_t>(v)))}; }
+template <> FASTNAS_HD f16_t store<f16_t>(float v) { return {uint16_t(f16_of<float>(bit_cast<uint32_t>(v)))}; }
 
 // The dtype in which sums over a stored dtype are accumulated.
 template <class T> struct Accumulate { using type = float; };

@@ -1,6 +1,7 @@
 """The harness: rows, orders, verification before timing, saved bytes, what the README says."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_providers_run_in_all_orders_alike():
     timings = measure(providers, repeats=6, warmup=1, device="cpu")
     rounds = ["".join(calls[i : i + 3]) for i in range(3, 21, 3)]
     assert rounds == ["abc", "acb", "cab", "cba", "bca", "bac"]
-    assert all(before != after for before, after in zip(calls, calls[1:]))
+    assert all(before != after for before, after in pairwise(calls))
     assert set(timings) == set("abc")
 
 

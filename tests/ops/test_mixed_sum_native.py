@@ -11,6 +11,7 @@ from cases import FORMS, Inputs, bits, check, make, noise_of, run, uniform_manti
 from host_cuda import HostCudaBackend
 from targets import Target
 
+import fastnas
 from fastnas.reference.skip_noise import philox_words
 
 OP = "mixed_sum"
@@ -54,6 +55,21 @@ def test_every_vector_width(isa: str, dtype: torch.dtype) -> None:
         check(make((3, 5, 7, 11), 3, dtype, noise=noise_of(form), noisy=[1]), "cpu")
         check(make((3, 5, 7, 11), 3, dtype, noise=noise_of(form), noisy=[1],
                    layouts=["channels_last"], dy_layout="channels_last"), "cpu")  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1.0, 0.3337, -2.75, 1e-3, 7e4])
+def test_every_16_bit_value_is_converted_as_torch_does(
+    isa: str, dtype: torch.dtype, scale: float
+) -> None:
+    """Subnormals, infinities and NaN too; scaled, so that rounding has all its cases."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).requires_grad_()
+    w = torch.tensor([scale], requires_grad=True)
+    right = (x.detach().float() * w.detach()).to(dtype)
+    y = fastnas.mixed_sum([x], w, backend="cpu")
+    dx, _ = torch.autograd.grad(y, [x, w], x.detach())
+    for found in (y.detach(), dx):
+        assert ((found == right) | found.isnan() & right.isnan()).all()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
