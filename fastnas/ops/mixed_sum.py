@@ -171,7 +171,7 @@ def mixed_sum(
         rng: int64 [2] Philox key and offset on the device; term noisy[j] uses offset + j.
             By default drawn from torch's generator.
         backend: "eager", "cpu", "cuda", "triton" or "auto"; None asks `use_backend`, then the
-            environment variable FASTNAS_BACKEND, then auto.
+            environment variable FASTNAS_BACKEND (read once), then auto.
 
     Returns:
         Tensor shaped and typed as the terms.
