@@ -68,7 +68,7 @@ void bind_mixed_sum(pybind11::module_& m, Place place, Run fwd, Run bwd) {
            py::arg("form"), py::arg("noisy"), py::arg("level"), py::arg("rng"), py::arg("std"),
            py::arg("channels"), py::arg("pixels"));
   m.attr("max_terms") = kMaxTerms;
-  m.def("block_count", &block_count, "Partial sums that n elements need.");
+  m.def("block_count", &block_count, "Partial sums that n elements need room for; the CPU kernels bring theirs.");
   m.def("mixed_sum_fwd",
         [=](int64_t n, int dtype, const std::vector<Address>& x, Address w, Address partial,
             const NoiseArguments& noise, Address y, Launch launch) {

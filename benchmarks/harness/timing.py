@@ -1,8 +1,9 @@
-"""Timing that treats all providers alike: one process, one loop, all orders alike."""
+"""Timing that treats all providers alike: one process, one loop, random orders."""
 
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +47,9 @@ class Roof:
 def measure(
     providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str, drain: bool = False
 ) -> dict[str, Timing]:
-    """Time the providers in turn, A B C, A C B, C A B, C B A, ..., so that drift hits all alike.
+    """Time the providers in turn, each round in another order, so that drift hits all alike.
+
+    Orders are random, the same in every run, and none follows itself, its caches still warm.
 
     On a GPU by CUDA events around each call, with the L2 cache overwritten before it; on a CPU by
     the wall clock, with the caches as the provider before left them.
@@ -63,10 +66,9 @@ def measure(
         raise ValueError(f"repeats is {repeats}; at least 1 is needed")
     clock = _cuda_clock(drain) if device == "cuda" else _cpu_clock
     times: dict[str, list[Callable[[], float]]] = {name: [] for name in providers}
-    names = list(providers)
     with _no_garbage_collection():
-        for turn in range(-warmup, repeats):
-            for name in _order(names, turn):
+        for turn, order in zip(range(-warmup, repeats), _orders(list(providers))):
+            for name in order:
                 elapsed = clock(providers[name])
                 if turn >= 0:
                     times[name].append(elapsed)
@@ -75,11 +77,14 @@ def measure(
     return {name: Timing.of([read() for read in taken]) for name, taken in times.items()}
 
 
-def _order(names: list[str], turn: int) -> list[str]:
-    """Forwards and backwards, from another one each time: none follows itself, its caches warm."""
-    start = turn % len(names)
-    rotated = names[start:] + names[:start]
-    return rotated if turn % 2 == 0 else rotated[::-1]
+def _orders(names: list[str]) -> Iterator[list[str]]:
+    generator, before = random.Random(0), names[:0]
+    while True:
+        order = generator.sample(names, len(names))
+        if order[:1] == before:
+            order.reverse()
+        before = order[-1:]
+        yield order
 
 
 def _cpu_clock(call: Call) -> Callable[[], float]:

@@ -181,8 +181,7 @@ def _kernels_alone(x: list[Tensor], w: Tensor) -> Tensor:
 class _KernelsAlone(torch.autograd.Function):
     """Our kernels on the CPU and nothing else of ours: what is around them is PyTorch's autograd.
 
-    No provider can be faster that keeps separate gradients: the distance to it is what our Python
-    costs, its distance to the kernels' bandwidth is what autograd costs.
+    What `fastnas-cpu` takes more than this is the price of our checks, choices and layouts.
     """
 
     cpu: Any = BACKENDS["cpu"]

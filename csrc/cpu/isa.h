@@ -1,4 +1,5 @@
-// The instruction set that the CPU kernels run on: the best this machine has, or the one that use_isa() named.
+// The instruction set that the CPU kernels run on: the best this machine has, or the one that use_isa() named. Sums that
+// wait for memory stay below AVX-512 (bind_cpu.cpp).
 #pragma once
 
 namespace fastnas {

@@ -10,12 +10,13 @@ namespace fastnas::FASTNAS_ISA {
 namespace {
 
 // What lies 2 KiB ahead of each term is asked for a line at a time: the hardware alone keeps too few of so many streams
-// in flight. Beyond the end of an array a prefetch does nothing.
+// in flight. Beyond the end of an array it fetches what nobody needs, and never faults.
 constexpr int kLineBytes = 64, kBytesAhead = 2048, kVectors = kLineBytes / kVectorBytes;
 template <class A> constexpr int kLine = kVectors * kLanes<A>;
 template <bool kWrite = false, class T> void prefetch_ahead(const T* here) {
   __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead, kWrite);
 }
+
 // acc = (first ? 0 : acc) + sum of w x over up to kGroup terms, side by side: 8 x 2 KiB fit L1 beside the tile.
 constexpr int kGroup = 8;
 template <class T, class A>
@@ -150,9 +151,9 @@ template <class T>
 void bwd(const MixedSumParams& p) {
   using A = typename Accumulate<T>::type;
   const int64_t blocks = block_count(p.n);
-  Partials partials(blocks * p.terms);
+  Partials partials(p.dw ? blocks * p.terms : 0);
   for_each_tile(p, [&](int64_t begin, int64_t count, int64_t block) {
-    bwd_tile<T, A>(p, begin, count, partials.at(block * p.terms));
+    bwd_tile<T, A>(p, begin, count, p.dw ? partials.at(block * p.terms) : nullptr);
   });
   if (!p.dw) return;
   for (int k = 0; k < p.terms; ++k) {

@@ -10,7 +10,7 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-constexpr int64_t kTile = 1024;  // 4 KiB of fp32: dy, four terms and the sum fit a 32 KiB L1
+constexpr int64_t kTile = 1024;  // 4 KiB of fp32: a sum, a noisy term and its draws, and what is asked for ahead, fit a 32 KiB L1
 static_assert(kBlock % kTile == 0 && kTile % 4 == 0 && kTile <= kDrawTile);
 
 // A tile in the accumulation dtype: where it lies if it is that already, else converted.

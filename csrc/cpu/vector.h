@@ -60,6 +60,7 @@ template <class T, class A> Vec<A> load_vector(const T* from) {
     memcpy(&v, from, sizeof v);
     return v;
   } else {
+    static_assert(sizeof(T) == 2 && std::is_same_v<A, float>);
     Halves halves;
     memcpy(&halves, from, sizeof halves);
     const Bits bits = __builtin_convertvector(halves, Bits);
@@ -71,6 +72,7 @@ template <class T, class A> void store_vector(T* to, Vec<A> v) {
   if constexpr (sizeof(T) == sizeof(A)) {
     memcpy(to, &v, sizeof v);
   } else {
+    static_assert(sizeof(T) == 2 && std::is_same_v<A, float>);
     Bits bits = bit_cast<Bits>(v);
     if constexpr (std::is_same_v<T, bf16_t>) bits = bf16_of(bits);
     else bits = f16_of<Vec<A>>(bits);

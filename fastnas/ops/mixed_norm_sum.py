@@ -17,7 +17,7 @@ from torch import Tensor
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import common_format
 from fastnas.ops.checks import check_noise, check_terms
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.ops.table import OPS
@@ -53,7 +53,8 @@ def _fwd(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     run = BACKENDS[choose_backend(OP.stem, z[0], backend, len(z))].mixed_norm_sum_fwd
-    return run(z, w, normed, mean, var, eps, noisy, form, level, rng)
+    y, mean, var, std = run(z, w, normed, mean, var, eps, noisy, form, level, rng)
+    return y, mean, var, own_output(std)
 
 
 def _bwd(

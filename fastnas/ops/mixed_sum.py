@@ -16,7 +16,7 @@ from torch import Tensor
 from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
 from fastnas.ops.checks import check_noise, check_terms
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
 from fastnas.ops.table import OPS
 from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
@@ -43,7 +43,8 @@ def _fwd(
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     name = choose_backend("mixed_sum", x[0], backend, len(x))
-    return BACKENDS[name].mixed_sum_fwd(x, w, noisy, form, level, rng)
+    y, std = BACKENDS[name].mixed_sum_fwd(x, w, noisy, form, level, rng)
+    return y, own_output(std)
 
 
 def _bwd(

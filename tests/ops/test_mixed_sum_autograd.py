@@ -221,3 +221,13 @@ def test_gradients_accumulate(backend: Target) -> None:
     for leaf, one in zip((inputs.w, *inputs.x), (once.dw, *once.dx)):
         assert one is not None
         torch.testing.assert_close(leaf.grad, 2 * one)
+
+
+@pytest.mark.backends("cpu")
+def test_an_empty_output_of_the_op_belongs_to_its_caller(backend: Target) -> None:
+    """It gets a history where w has one; one tensor for all calls would keep that alive."""
+    x, w = [torch.ones(3)], torch.ones(1, requires_grad=True)
+    fwd = torch.ops.fastnas.mixed_sum_fwd
+    (_, first), (_, second) = (fwd(x, w, [], "none", None, None, backend.name) for _ in range(2))
+    assert first.numel() == second.numel() == 0
+    assert first is not second
