@@ -233,13 +233,13 @@ def _accumulated(w: Tensor, like: Tensor) -> Tensor:
 
 
 def _float64(like: Tensor, size: int) -> Tensor:
-    return (
-        torch.empty(size, dtype=torch.float64, device=like.device) if size else _none(like.device)
-    )
+    if size == 0:
+        return _empty_float64(like.device)
+    return torch.empty(size, dtype=torch.float64, device=like.device)
 
 
 @cache
-def _none(device: torch.device) -> Tensor:
-    """No float64 at all: made once, because most calls have no noise."""
+def _empty_float64(device: torch.device) -> Tensor:
+    """Made once: most calls have no noise."""
     with torch.inference_mode(False):  # else it could never be saved for backward
         return torch.empty(0, dtype=torch.float64, device=device)

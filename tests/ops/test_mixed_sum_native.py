@@ -51,6 +51,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_every_vector_width(isa: str, dtype: torch.dtype) -> None:
     for terms in (1, 2, 3, 4, 5, 7):
         check(make((4097,), terms, dtype), "cpu")
+    check(make((4097,), 19, dtype, noise=RELATIVE, noisy=[1]), "cpu")  # more than go side by side
     for form in FORMS:
         check(make((3, 5, 7, 11), 3, dtype, noise=noise_of(form), noisy=[1]), "cpu")
         check(make((3, 5, 7, 11), 3, dtype, noise=noise_of(form), noisy=[1],
