@@ -1,22 +1,16 @@
 """What the tests of mixed_sum share: inputs, and the checks that a backend must pass.
 
-The rule (DESIGN.md, section 3). With e the fp64 reference on the same inputs upcast and g what
-eager torch gives in the dtype at hand, an output o passes where, for each element,
-
-    |o - e| <= 2 |g - e| + R,    R = eps(dtype of o) |e| + A S + smallest subnormal(dtype of o)
-
-R is the rounding term: one rounding of the stored result, and A = 4 eps(float32) for sums that are
-accumulated in float32. S is the same sum with every number replaced by its magnitude, a draw by
-|shift| + spread (1 + |eps|), since eps carries an absolute error where it is small. For float64
-A = 1e-10 and eager's error counts for nothing.
+The rule is that of rule.py, element by element. In S a draw counts |shift| + spread (1 + |eps|),
+since eps carries an absolute error where it is small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from rule import elementwise
 from torch import Tensor
 
 import fastnas
@@ -177,53 +171,34 @@ def magnitudes(inputs: Inputs) -> Outcome:
     return Outcome(y, torch.stack([(dy * v_k).sum() for v_k in v]), list(dx))
 
 
-def rounding(exact: Tensor, scale: Tensor, dtype: torch.dtype, accumulated: torch.dtype) -> Tensor:
-    """R of the rule at the top."""
-    stored = torch.finfo(dtype)
-    sums = 1e-10 if accumulated == torch.float64 else 4 * torch.finfo(torch.float32).eps
-    return stored.eps * exact.abs() + sums * scale + stored.smallest_normal * stored.eps
-
-
 def compare(got: Outcome, inputs: Inputs) -> None:
-    """Fails unless every part of `got` obeys the rule at the top."""
-    dtype = inputs.x[0].dtype
-    exact = by_eager(inputs, torch.float64).named()
-    eager, scales = by_eager(inputs).named(), magnitudes(inputs).named()
-    for name, found in got.named().items():
-        if found is None:
-            continue
-        want, scale, like = exact[name], scales[name], eager[name]
-        assert want is not None
-        assert scale is not None
-        assert like is not None
-        assert found.shape == want.shape, f"{name} has shape {list(found.shape)}"
-        assert found.dtype == like.dtype, f"{name} is {found.dtype}"
-        error = (found.cpu().double() - want).abs()
-        bound = rounding(want, scale, found.dtype, dtype)
-        if dtype != torch.float64:
-            bound = bound + 2 * (like.double() - want).abs()
-        wrong = ~(error <= bound)
-        if wrong.any():
-            i = int(torch.nan_to_num(error - bound, nan=torch.inf).argmax())
-            raise AssertionError(
-                f"{name}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, flat"
-                f" index {i}, is {found.flatten()[i].item()} instead of {want.flatten()[i].item()},"
-                f" an error of {error.flatten()[i].item():.3g} where"
-                f" {bound.flatten()[i].item():.3g} is allowed"
-            )
+    """Fails unless every part of `got` obeys the rule."""
+    exact, eager = by_eager(inputs, torch.float64), by_eager(inputs)
+    elementwise(got.named(), exact.named(), eager.named(), magnitudes(inputs).named(),
+                inputs.x[0].dtype)  # fmt: skip
 
 
-def check(inputs: Inputs, backend: str, needs: Sequence[bool] | None = None) -> Outcome:
+def examine(got: Outcome, inputs: Inputs) -> None:
     """The rule, the layout of the result, and that no output shares memory with an input."""
-    got = run(inputs, backend, needs)
     compare(got, inputs)
     like = torch.empty_like(inputs.x[0], memory_format=common_format(inputs.x))
     assert got.y.stride() == like.stride(), f"y has strides {got.y.stride()}"
-    if got.y.numel():
-        inside = {t.untyped_storage().data_ptr() for t in (inputs.w, inputs.dy, *inputs.x)}
-        out = [t.untyped_storage().data_ptr() for t in got.named().values() if t is not None]
-        assert inside.isdisjoint(out), "an output shares memory with an input"
-        assert len(set(out)) == len(out), "two outputs share memory"
+    found = [t for t in got.named().values() if t is not None]
+    own_memory(found, (inputs.w, inputs.dy, *inputs.x))
+
+
+def own_memory(results: Iterable[Tensor], inputs: Iterable[Tensor]) -> None:
+    """Fails where an output shares memory with an input or another output."""
+    inside = {t.untyped_storage().data_ptr() for t in inputs}
+    out = [t.untyped_storage().data_ptr() for t in results if t.untyped_storage().nbytes()]
+    assert inside.isdisjoint(out), "an output shares memory with an input"
+    assert len(set(out)) == len(out), "two outputs share memory"
+
+
+def check(inputs: Inputs, backend: str, needs: Sequence[bool] | None = None) -> Outcome:
+    """A call, examined."""
+    got = run(inputs, backend, needs)
+    examine(got, inputs)
     return got
 
 

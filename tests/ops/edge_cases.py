@@ -1,26 +1,15 @@
-"""What the tests of mixed_edges and relu_conv_bn share: tables, inputs, and the rule.
-
-With e the fp64 reference on the same inputs upcast and g what eager torch gives in the dtype at
-hand, the results o of a kind (y, dx, dw, dparams, running mean or variance) pass together where
-
-    |o - e| <= 2 |g - e| + (eps(dtype of o) + 16 eps(float32)) |e|
-
-in the L2 norm over all of them: a relu or a max-pool whose argument rounds to the other side makes
-single elements of a gradient jump, in eager as well. For float64 each result passes alone where no
-element is off by more than 1e-10 of the largest of its kind: the gradient of a pointwise kernel is
-orthogonal to its rows, for batch norm takes their length out, so alone it may be only rounding.
-"""
+"""Tables and inputs that the tests of mixed_edges share; the rule is that of rule.py, by norms."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from cases import bits, laid_out
+from cases import bits, laid_out, own_memory
+from rule import Results, agree
 from targets import Target
 from torch import Tensor
 
@@ -32,7 +21,6 @@ from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
 EPS, MOMENTUM = 1e-5, 0.3
 MEMORY = ("fast", "lean", "minimal")
 
-Results = dict[str, Tensor]
 Pair = tuple[Tensor, Tensor]
 
 KERNELS = {
@@ -73,7 +61,7 @@ def cell(stride: int, nodes: int = 4, names: Sequence[str] = TERMS) -> EdgeTable
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inputs:
-    """A call of mixed_edges and the gradient that comes back."""
+    """A call of mixed_edges and the gradient that comes back; given statistics mean eval."""
 
     table: EdgeTable
     x: list[Tensor]
@@ -83,6 +71,12 @@ class Inputs:
     noise: SkipNoise | None = None
     level: Tensor | None = None
     rng: Tensor | None = None
+    statistics: Tensor | None = None
+    """[norms, 2, C] mean and variance."""
+
+    @property
+    def training(self) -> bool:
+        return self.statistics is None
 
     @property
     def leaves(self) -> Results:
@@ -91,6 +85,8 @@ class Inputs:
         return {"w": self.w, **x, **params}
 
     def initial_running(self) -> list[Pair]:
+        if self.statistics is not None:
+            return [(mean.clone(), var.clone()) for mean, var in self.statistics]
         wide = torch.promote_types(self.x[0].dtype, torch.float32)
         start = self.x[0].new_empty(self.x[0].shape[1], dtype=wide)
         return [
@@ -107,8 +103,9 @@ class Inputs:
     def cpu(self) -> Inputs:
         level = None if self.level is None else self.level.cpu()
         rng = None if self.rng is None else self.rng.cpu()
+        statistics = None if self.statistics is None else self.statistics.cpu()
         moved = self.rebuilt([t.cpu() for t in (self.w, *self.x, *self.params)])
-        return replace(moved, dy=self.dy.cpu(), level=level, rng=rng)
+        return replace(moved, dy=self.dy.cpu(), level=level, rng=rng, statistics=statistics)
 
 
 def make(
@@ -165,11 +162,10 @@ def call(
     backend: str | None,
     memory: str = "lean",
     running: list[Pair] | None = None,
-    training: bool = True,
 ) -> Tensor:
     return fastnas.mixed_edges(
         inputs.x, inputs.w, inputs.params, inputs.table, running=running, momentum=MOMENTUM,
-        training=training, eps=EPS, noise=inputs.noise, level=inputs.level, rng=inputs.rng,
+        training=inputs.training, eps=EPS, noise=inputs.noise, level=inputs.level, rng=inputs.rng,
         memory=memory, backend=backend,
     )  # fmt: skip
 
@@ -209,11 +205,11 @@ def run(
     needs: Collection[str] | None = None,
     memory: str = "lean",
 ) -> Results:
-    """y, gradients and running statistics."""
+    """y, gradients (in training, where there are some) and running statistics."""
     running = inputs.initial_running()
     results = with_gradients(
         lambda leaves: call(inputs.rebuilt(leaves), backend, memory, running),
-        inputs.leaves, inputs.dy, needs,
+        inputs.leaves, inputs.dy, needs if inputs.training else (),
     )  # fmt: skip
     return results | named(running)
 
@@ -237,52 +233,21 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
         leaves = {name: t.to(dtype) for name, t in leaves.items()}
     wide = torch.promote_types(leaves["x[0]"].dtype, torch.float32)
     stats = torch.zeros(inputs.table.norms, 2, inputs.x[0].shape[1], dtype=wide)
+    if inputs.statistics is not None:
+        stats = inputs.statistics.to(wide)
 
     def f(leaves: Sequence[Tensor]) -> Tensor:
         given = inputs.rebuilt(leaves)
-        form = inputs.noise.form if inputs.noise is not None else "none"
-        return reference.mixed_edges(given.x, given.w, given.params, inputs.table, stats, eps=EPS,
-                                     form=form, level=inputs.level, rng=inputs.rng)  # fmt: skip
+        form = inputs.noise.form if inputs.noise is not None and inputs.training else "none"
+        return reference.mixed_edges(given.x, given.w, given.params, inputs.table, stats,
+                                     training=inputs.training, eps=EPS, form=form,
+                                     level=inputs.level, rng=inputs.rng)  # fmt: skip
 
-    results = with_gradients(f, leaves, inputs.dy)
+    results = with_gradients(f, leaves, inputs.dy, None if inputs.training else ())
     y = results["y"]
+    if not inputs.training:
+        return results | named(inputs.initial_running())
     return results | updated(inputs.initial_running(), stats, y.numel() // y.shape[1])
-
-
-def kind_of(name: str) -> str:
-    """dparams[3] is one of the dparams, running[3].var of the running variances."""
-    head, _, tail = name.partition("[")
-    return head + tail.partition("]")[2]
-
-
-def agree(got: Results, exact: Results, eager: Results, dtype: torch.dtype) -> None:
-    """Fails unless every result obeys the rule at the top; `dtype` is that of the inputs."""
-    double = dtype == torch.float64
-    got = {name: t.cpu() for name, t in got.items()}
-    kinds: defaultdict[str, list[str]] = defaultdict(list)
-    for name, found in got.items():
-        assert found.shape == exact[name].shape, f"{name} has shape {list(found.shape)}"
-        assert found.dtype == eager[name].dtype, f"{name} is {found.dtype}"
-        kinds[kind_of(name)].append(name)
-
-    def norm(tensors: Iterable[Tensor]) -> float:
-        values = torch.cat([t.double().flatten() for t in tensors])
-        return float(values.abs().max() if double else values.norm()) if len(values) else 0.0
-
-    for kind, names in kinds.items():
-        scale = norm(t for name, t in exact.items() if kind_of(name) == kind)
-        for group in [[name] for name in names] if double else [names]:
-            stored = torch.finfo(got[group[0]].dtype)
-            if double:
-                bound = max(1e-10, 0 if stored.bits == 64 else stored.eps) * scale
-            else:
-                # Of torch's bf16 weight gradients some elements are memory that it never wrote.
-                off = (eager[name].double() - exact[name] for name in group)
-                eagers = norm(torch.nan_to_num(t, posinf=0.0, neginf=0.0) for t in off)
-                bound = 2 * eagers + (stored.eps + 16 * torch.finfo(torch.float32).eps) * scale
-            error = norm(got[name].double() - exact[name] for name in group)
-            which = ", ".join(group)
-            assert error <= bound, f"{which}: off by {error:.3g} where {bound:.3g} is allowed"
 
 
 def compare(got: Results, inputs: Inputs) -> None:
@@ -295,19 +260,21 @@ def same_bits(got: Results, want: Results) -> None:
         assert torch.equal(bits(t), bits(want[name])), name
 
 
+def examine(got: Results, inputs: Inputs) -> None:
+    """The rule, the layout of the result, and that no output shares memory with an input."""
+    compare(got, inputs)
+    layout = state_format(got["y"])
+    assert got["y"].is_contiguous(memory_format=layout)
+    own_memory(got.values(), (inputs.dy, *inputs.leaves.values()))
+
+
 def check(
     inputs: Inputs,
     backend: str,
     needs: Collection[str] | None = None,
     memory: str = "lean",
 ) -> Results:
-    """The rule, the layout of the result, and that no output shares memory with an input."""
+    """A call, examined."""
     got = run(inputs, backend, needs, memory)
-    compare(got, inputs)
-    layout = state_format(got["y"])
-    assert got["y"].is_contiguous(memory_format=layout)
-    inside = {t.untyped_storage().data_ptr() for t in (inputs.dy, *inputs.leaves.values())}
-    out = [t.untyped_storage().data_ptr() for t in got.values()]
-    assert inside.isdisjoint(out), "an output shares memory with an input"
-    assert len(set(out)) == len(out), "two outputs share memory"
+    examine(got, inputs)
     return got

@@ -1,4 +1,4 @@
-"""What the tests of mixed_norm_sum share; the rule is that of cases.py.
+"""What the tests of mixed_norm_sum share; the rule is that of rule.py, element by element.
 
 S of the rounding term: the mean is a sum accumulated in float32, so that v_k = (z_k - mu) r is off
 by eps mean(|z_k|) r even where it is small. A normed v_k counts |v_k| + mean(|z_k|) r.
@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cases import Outcome, laid_out, rounding
+from cases import Outcome, laid_out, own_memory
+from rule import elementwise
 from torch import Tensor
 
 import fastnas
@@ -184,40 +185,22 @@ def magnitudes(inputs: Inputs) -> Outcome:
 
 def compare(got: Outcome, inputs: Inputs) -> None:
     """Fails unless every part of `got` obeys the rule."""
-    dtype = inputs.z[0].dtype
-    exact = by_eager(inputs, torch.float64).named()
-    eager, scales = by_eager(inputs).named(), magnitudes(inputs).named()
-    for name, found in got.named().items():
-        if found is None:
-            continue
-        want, like, scale = exact[name], eager[name], scales[name]
-        assert want is not None and like is not None and scale is not None
-        assert found.shape == want.shape, f"{name} has shape {list(found.shape)}"
-        assert found.dtype == like.dtype, f"{name} is {found.dtype}"
-        error = (found.cpu().double() - want).abs()
-        bound = rounding(want, scale, found.dtype, dtype)
-        if dtype != torch.float64:
-            bound = bound + 2 * (like.double() - want).abs()
-        wrong = ~(error <= bound)
-        if wrong.any():
-            i = int(torch.nan_to_num(error - bound, nan=torch.inf).argmax())
-            raise AssertionError(
-                f"{name}: {int(wrong.sum())} of {wrong.numel()} elements are off; the worst, flat"
-                f" index {i}, is {found.flatten()[i].item()} instead of {want.flatten()[i].item()},"
-                f" an error of {error.flatten()[i].item():.3g} where"
-                f" {bound.flatten()[i].item():.3g} is allowed"
-            )
+    exact, eager = by_eager(inputs, torch.float64), by_eager(inputs)
+    elementwise(got.named(), exact.named(), eager.named(), magnitudes(inputs).named(),
+                inputs.z[0].dtype)  # fmt: skip
 
 
-def check(inputs: Inputs, backend: str, needs: Sequence[bool] | None = None) -> Outcome:
+def examine(got: Outcome, inputs: Inputs) -> None:
     """The rule, the layout of the results, and that no output shares memory with an input."""
-    got = run(inputs, backend, needs)
     compare(got, inputs)
     like = torch.empty_like(inputs.z[0], memory_format=common_format(inputs.z))
     assert got.y.stride() == like.stride(), f"y has strides {got.y.stride()}"
-    if got.y.numel():
-        inside = {t.untyped_storage().data_ptr() for t in (inputs.w, inputs.dy, *inputs.z)}
-        out = [t.untyped_storage().data_ptr() for t in got.named().values() if t is not None]
-        assert inside.isdisjoint(out), "an output shares memory with an input"
-        assert len(set(out)) == len(out), "two outputs share memory"
+    found = [t for t in got.named().values() if t is not None]
+    own_memory(found, (inputs.w, inputs.dy, *inputs.z))
+
+
+def check(inputs: Inputs, backend: str, needs: Sequence[bool] | None = None) -> Outcome:
+    """A call, examined."""
+    got = run(inputs, backend, needs)
+    examine(got, inputs)
     return got

@@ -287,31 +287,16 @@ def test_outside_of_training(backend: Target, dtype: torch.dtype, stride: int) -
                   target=backend)  # fmt: skip
     generator = torch.Generator().manual_seed(5)
     stats = torch.rand(inputs.table.norms, 2, 4, generator=generator, dtype=torch.float64)
-    stats = (stats + 0.1).to(torch.promote_types(dtype, torch.float32))
-    running = [(mean.to(backend.device, copy=True), var.to(backend.device, copy=True))
-               for mean, var in stats]  # fmt: skip
-    with torch.no_grad():
-        y = call(replace(inputs, level=None, rng=None), backend.name, "fast", running, False)
-
-    def want(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        given = inputs.cpu()
-        x, params = ([t.to(dtype) for t in ts] for ts in (given.x, given.params))
-        y = reference.mixed_edges(x, given.w.to(dtype), params, inputs.table,
-                                  stats.to(dtype) if dtype == torch.float64 else stats,
-                                  training=False, eps=EPS)  # fmt: skip
-        return {"y": y}
-
-    agree({"y": y}, want(torch.float64), want(dtype), dtype)
-    assert torch.equal(torch.stack([t.cpu() for pair in running for t in pair]),
-                       stats.flatten(0, 1))  # fmt: skip
+    stats = (stats + 0.1).to(backend.device, torch.promote_types(dtype, torch.float32))
+    check(replace(inputs, statistics=stats, level=None, rng=None), backend.name, memory="fast")
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (0, 4, 3, 3)], ids=str)
 def test_few_values_outside_of_training(backend: Target, shape: tuple[int, ...]) -> None:
     N, C, *size = shape
     inputs = make(cell(1, 2), (size[0], size[1]), C, N, target=backend)
-    with torch.no_grad():
-        y = call(inputs, backend.name, "fast", inputs.initial_running(), False)
+    running = torch.stack([torch.stack(pair) for pair in inputs.initial_running()])
+    y = run(replace(inputs, statistics=running), backend.name)["y"]
     assert y.shape == (N, 2 * C, *size)
     assert y.isfinite().all()
 

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import noise_of
-from edge_cases import (
-    EPS,
-    FEW,
-    MEMORY,
-    MOMENTUM,
-    Inputs,
-    Pair,
-    Results,
-    agree,
-    cell,
-    edge,
-    make,
-    named,
-    with_gradients,
-)
+from choice_cases import check, run
+from edge_cases import EPS, FEW, MEMORY, MOMENTUM, Inputs, cell, edge, make, named
 from targets import Target
 from torch import Tensor
 
 import fastnas
-from fastnas import reference
 from fastnas.reference import EdgeTable
 
 OP = "mixed_edges"
@@ -68,64 +54,6 @@ def given(choice: Tensor, stride: int = 1, seed: int = 0, **options: Any) -> Inp
     inputs = make(table(stride), (6, 5), C=4, N=2 * paths, seed=seed, **options)
     w = torch.rand(choice.shape, generator=torch.Generator().manual_seed(seed)) + 0.5
     return replace(inputs, w=w.to(inputs.w))
-
-
-def run(inputs: Inputs, choice: Tensor, backend: str | None, memory: str = "lean") -> Results:
-    running = inputs.initial_running()
-
-    def f(leaves: Sequence[Tensor]) -> Tensor:
-        own = inputs.rebuilt(leaves)
-        return fastnas.mixed_edges(
-            own.x, own.w, own.params, own.table, choice=choice.to(own.w.device), running=running,
-            momentum=MOMENTUM, eps=EPS, noise=own.noise, level=own.level, rng=own.rng,
-            memory=memory, backend=backend,
-        )  # fmt: skip
-
-    return with_gradients(f, inputs.leaves, inputs.dy) | named(running)
-
-
-def by_dense(inputs: Inputs, choice: Tensor, dtype: torch.dtype) -> Results:
-    """Path by path the reference with all candidates, the weights of the others 0."""
-    inputs = inputs.cpu()
-    rows = choice.reshape(-1, choice.shape[-1])
-    tab, running = inputs.table, inputs.initial_running()
-    wide = torch.promote_types(dtype, torch.float32)
-    norms = [(e, t.weight) for e, edge in enumerate(tab.edges) for t in edge.terms
-             for _ in range(t.norms)]  # fmt: skip
-    mean_var: list[Pair] = [(mean.to(wide), var.to(wide)) for mean, var in running]
-
-    def f(leaves: Sequence[Tensor]) -> Tensor:
-        own, out = inputs.rebuilt(leaves), []
-        weights = own.w.reshape(len(rows), -1)
-        for p, row in enumerate(rows):
-            there = row >= 0
-            w = torch.zeros(len(row), tab.candidates, dtype=dtype)
-            at = torch.arange(len(row))[there], row[there]
-            w = w.index_put(at, weights[p][there])
-            stats = torch.zeros(tab.norms, 2, inputs.x[0].shape[1], dtype=wide)
-            form = own.noise.form if own.noise is not None else "none"
-            x = [t.chunk(len(rows))[p] for t in own.x]
-            y = reference.mixed_edges(x, w, own.params, tab, stats, eps=EPS, form=form,
-                                      level=own.level, rng=own.rng)  # fmt: skip
-            out.append(y)
-            n = y.numel() // y.shape[1]
-            for i, (e, k) in enumerate(norms):
-                if row[e] == k:
-                    now, var = stats[i, 0], stats[i, 1] * n / (n - 1)
-                    mean_var[i] = (torch.lerp(mean_var[i][0], now, MOMENTUM),
-                                   torch.lerp(mean_var[i][1], var, MOMENTUM))  # fmt: skip
-        return torch.cat(out)
-
-    leaves = {name: t.to(dtype) for name, t in inputs.leaves.items()}
-    results = with_gradients(f, leaves, inputs.dy)
-    return results | named(mean_var)
-
-
-def check(inputs: Inputs, choice: Tensor, backend: str, memory: str = "lean") -> None:
-    dtype = inputs.x[0].dtype
-    eager = by_dense(inputs, choice, dtype)
-    agree(run(inputs, choice, backend, memory), by_dense(inputs, choice, torch.float64), eager,
-          dtype)  # fmt: skip
 
 
 @pytest.mark.parametrize("paths", [None, 1, 3])

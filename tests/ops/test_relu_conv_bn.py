@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from cases import bits, laid_out
-from edge_cases import (
-    EPS,
-    MOMENTUM,
-    Pair,
-    Results,
-    agree,
-    named,
-    same_bits,
-    updated,
-    with_gradients,
-)
+from conv_cases import by_eager, check, make, run
+from edge_cases import EPS, MOMENTUM, Pair, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule import agree
 from targets import Target
 from torch import Tensor
 
@@ -41,81 +32,6 @@ FUSED = pytest.mark.backends("cpu", "cuda-host", "cuda")
 
 STRIDES = pytest.mark.parametrize("stride", [1, 2])
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "misaligned")
-
-
-@dataclass(frozen=True, repr=False)
-class Inputs:
-    x: Tensor
-    params: list[Tensor]
-    dy: Tensor
-
-    @property
-    def leaves(self) -> Results:
-        return {"x": self.x, **{f"params[{i}]": p for i, p in enumerate(self.params)}}
-
-    def initial_running(self) -> list[Pair]:
-        wide, C = torch.promote_types(self.x.dtype, torch.float32), self.dy.shape[1]
-        return [(torch.full((C,), 0.5, dtype=wide), torch.full((C,), 2.0, dtype=wide))]
-
-
-def make(
-    stride: int,
-    size: tuple[int, int] = (5, 7),
-    channels: tuple[int, int] = (3, 6),
-    N: int = 4,
-    dtype: torch.dtype = torch.float64,
-    *,
-    offset: float = 0.0,
-    layout: str = "channels_last",
-    dy_layout: str = "channels_last",
-    seed: int = 0,
-) -> Inputs:
-    """Stride 2 has two kernels, each for half of the output channels."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, about: float = 0.0) -> Tensor:
-        values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        return (about + values).to(dtype)
-
-    into, out = channels
-    params = [normal(out // stride, into, 1, 1) for _ in range(stride)]
-    rows, cols = (-(-s // stride) for s in size)
-    x = laid_out(normal(N, into, *size, about=offset), layout)
-    return Inputs(x, params, laid_out(normal(N, out, rows, cols), dy_layout))
-
-
-def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
-    """On the device of the backend; the results are on the CPU."""
-    device = getattr(BACKENDS[backend], "device", "cpu")
-    mean, variance = (t.to(device) for t in inputs.initial_running()[0])
-
-    def f(leaves: Sequence[Tensor]) -> Tensor:
-        x, *params = leaves
-        return relu_conv_bn(x, params, running=(mean, variance), momentum=MOMENTUM, eps=EPS,
-                            backend=backend)  # fmt: skip
-
-    leaves = {name: t.to(device) for name, t in inputs.leaves.items()}
-    results = with_gradients(f, leaves, inputs.dy.to(device), needs) | named([(mean, variance)])
-    assert results["y"].is_contiguous(memory_format=state_format(leaves["x"]))
-    return {name: t.cpu() for name, t in results.items()}
-
-
-def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
-    leaves = {name: t.to(dtype or t.dtype) for name, t in inputs.leaves.items()}
-    wide = torch.promote_types(leaves["x"].dtype, torch.float32)
-    stats = torch.zeros(2, inputs.dy.shape[1], dtype=wide)
-    results = with_gradients(
-        lambda leaves: reference.relu_conv_bn(leaves[0], leaves[1:], stats, eps=EPS),
-        leaves, inputs.dy,
-    )  # fmt: skip
-    samples = inputs.dy.numel() // inputs.dy.shape[1]
-    return results | updated(inputs.initial_running(), stats[None], samples)
-
-
-def check(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
-    got = run(inputs, backend, needs)
-    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x.dtype)
-    return got
 
 
 @FUSED
