@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # region then costs a scheduler quantum (3.4 ms in place of 0.04 ms, measured).
 export GOMP_SPINCOUNT ?= 10000
 
-NATIVE := $(shell find csrc kernels -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+NATIVE := $(shell find csrc kernels -type f) CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
 .PHONY: install search test bench gpu lint clean
 
@@ -19,7 +19,7 @@ $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,triton,blackbox]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,search,triton,blackbox]'
 	touch $@
 
 # The main job: a NoisyDARTS search on real images; its report is runs/quickstart/report.md.

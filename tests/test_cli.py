@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastnas import cli
+from fastnas.__main__ import main
 from fastnas.search.checkpoint import save_checkpoint
 
 GENOTYPE = (
@@ -25,7 +26,7 @@ def fastnas(monkeypatch, capsys, tmp_path):
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["fastnas", *map(str, arguments)])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         output = capsys.readouterr()
         return caught.value.code, output.out, output.err
 

@@ -24,11 +24,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"reference", "kernels", *NATIVE},
     "ops": {"backends", "reference"},
     "nn": {"ops", "backends", "spaces", "reference"},
-    "strategies": {"nn", "ops", "spaces", "reference"},
-    "report": {"spaces", "reference"},
+    "strategies": {"nn", "ops", "spaces", "reference", "extras"},
+    "report": {"spaces", "reference", "extras"},
     "allocator": set(),
+    "extras": set(),
     "info": {"ops", "backends", *NATIVE},
-    "search": {"strategies", "nn", "ops", "spaces", "reference", "report", "backends"},
+    "search": {"strategies", "nn", "ops", "spaces", "reference", "report", "backends", "extras"},
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}
 

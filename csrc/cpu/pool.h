@@ -7,7 +7,7 @@
 namespace fastnas::FASTNAS_ISA {
 
 // As torch: NaN wins.
-template <class V> V larger(V best, V v) { return (v > best) | (v != v) ? v : best; }
+template <class V> V larger(V best, V v) { return ((v > best) | (v != v)) ? v : best; }
 
 // to[r][w] = combine of the up to three columns around w stride, over all rows.
 template <class A, class F> void pool_columns(const A* x, const Grid& from, int stride, int cols, A* to, F combine) {
@@ -77,7 +77,7 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
       Vec<A> value = get(best + first * pitch + w * L), place = splat<A>(A(first));
       for (int r = first + 1; r <= last; ++r) {
         const Vec<A> v = get(best + r * pitch + w * L);
-        place = (v > value) | (v != v) ? splat<A>(A(r)) : place;
+        place = ((v > value) | (v != v)) ? splat<A>(A(r)) : place;
         value = larger(value, v);
       }
       const Vec<A> g = get(dy + h * pitch + w * L);
@@ -95,7 +95,7 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
       Vec<A> value = get(row + first * L), place = splat<A>(A(first));
       for (int k = first + 1; k <= last; ++k) {
         const Vec<A> v = get(row + k * L);
-        place = (v > value) | (v != v) ? splat<A>(A(k)) : place;
+        place = ((v > value) | (v != v)) ? splat<A>(A(k)) : place;
         value = larger(value, v);
       }
       const Vec<A> g = get(d + r * pitch + w * L);

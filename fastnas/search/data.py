@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from fastnas.extras import require
 from fastnas.search.archive import divide, read_archive
 from fastnas.search.images import DataError, Images
 from fastnas.search.vision import read_folder, read_known
@@ -42,8 +43,8 @@ def load_images(
     Raises:
         TypeError: if image_size is not an integer.
         ValueError: if it is not positive.
-        DataError: if the data set is unknown, missing or broken, or needs torchvision and it is
-            not installed.
+        DataError: if the data set is unknown, missing or broken.
+        MissingPackage: if it needs scikit-learn or torchvision and that is not installed.
     """
     name = str(name_or_path)
     if image_size is not None:
@@ -55,11 +56,11 @@ def load_images(
         if image_size is None:
             raise DataError(f"{name}: image_size is not given; an image folder needs one")
         root = Path(name[len(FOLDER) :]).expanduser()
-        return read_folder(_torchvision_datasets(name), root, image_size)
+        return read_folder(_torchvision_datasets(), root, image_size)
     if name == "digits":
         images = _digits()
     elif name in KNOWN:
-        images = read_known(_torchvision_datasets(name), name, data_dir)
+        images = read_known(_torchvision_datasets(), name, data_dir)
     elif name.lower().endswith(".npz"):
         images = read_archive(Path(name).expanduser())
     else:
@@ -71,6 +72,7 @@ def load_images(
 
 
 def _digits() -> Images:
+    require("sklearn")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -79,11 +81,6 @@ def _digits() -> Images:
     return divide("digits", torch.from_numpy(pixels)[:, None], labels)
 
 
-def _torchvision_datasets(name: str) -> ModuleType:
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except ImportError as error:
-        raise DataError(
-            f"{name}: needs torchvision, which cannot be imported ({error}); "
-            "install it with: pip install fastnas[vision]"
-        ) from error
+def _torchvision_datasets() -> ModuleType:
+    require("torchvision.datasets")
+    return importlib.import_module("torchvision.datasets")

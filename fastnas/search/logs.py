@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastnas.extras import require
+
 
 class Logs:
     """Scalars per epoch; a resumed run hides what was logged after its checkpoint."""
@@ -13,6 +15,7 @@ class Logs:
     def __init__(self, folder: Path | None, enabled: bool, first_epoch: int = 0) -> None:
         self._writer = None
         if folder is not None and enabled:
+            require("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=first_epoch)

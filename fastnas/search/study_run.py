@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fastnas.extras import require
 from fastnas.report.curves import draw_best_so_far
 from fastnas.report.simplex import draw_simplex
 from fastnas.search.config import ConfigError, StudyConfig
@@ -45,10 +46,9 @@ def run_study(
         BackendError, CheckpointError, ConfigError, DataError, EvaluationError, RunFolderError,
             StudyError: what was evaluated stays.
     """
-    try:
-        from fastnas.search.study import Study
-    except ImportError as error:
-        raise ConfigError("a black-box search needs Optuna: install fastnas[blackbox]") from error
+    require("optuna")
+    from fastnas.search.study import Study
+
     console = console or Console()
     evaluator = _evaluator(config)
     shared = _shared(config, evaluator)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastnas.extras import require
 from fastnas.strategies.black_box import ANASOD, BlackBox, Observation
 from fastnas.strategies.domains import Domain, Point
 
@@ -39,12 +40,9 @@ class Bayesian(BlackBox):
         super().__init__(**options)
         if self.initial < 2:
             raise ValueError(f"initial is {self.initial}; at least 2 is needed")
-        try:
-            from fastnas.strategies.gaussian_process import Process
-        except ImportError as error:
-            raise ValueError(
-                "Bayesian optimisation needs BoTorch: install fastnas[blackbox]"
-            ) from error
+        require("botorch")
+        from fastnas.strategies.gaussian_process import Process
+
         self._process = Process
 
     def propose(

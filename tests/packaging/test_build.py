@@ -1,9 +1,10 @@
-"""What a build leaves: wheels by build isolation, native modules that know no torch."""
+"""What a build leaves: wheels by build isolation, a source distribution, modules without torch."""
 
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -15,19 +16,45 @@ ROOT = Path(__file__).resolve().parents[2]
 NATIVE = sorted(Path(fastnas.__file__).parent.glob("_*.so"))
 
 
-def wheel(out, wish):
+# What a run uses of the native module: the mixed sum of three ones and three twos.
+MIXED_SUM = (
+    "import torch, fastnas, fastnas.kernels, fastnas.benchmarks;"
+    "x = [torch.ones(3)] * 2;"
+    "print(fastnas.__file__, fastnas._C.__file__);"
+    "print(fastnas.mixed_sum(x, torch.tensor([1.0, 2.0]), backend='cpu').tolist())"
+)
+
+
+def run(command, **options):
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def checkout(out):
+    """A copy of the checkout, without what was built in it."""
+    names = (".git", ".venv", "build", "runs", "*.so", "*.egg-info", ".*_cache", "__pycache__")
+    return Path(shutil.copytree(ROOT, out / "source", ignore=shutil.ignore_patterns(*names)))
+
+
+def wheel(out, wish, *options, **environment):
     """A wheel built as pip builds it for a user: an isolated environment without torch.
 
     Unoptimised, a third of the work: the installed modules are the optimised ones.
     """
-    copy = out / "source"
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", "runs", "*.so", "*.egg-info")
-    shutil.copytree(ROOT, copy, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", out, copy]
-    environment = os.environ | {"FASTNAS_BUILD": wish, "CMAKE_BUILD_TYPE": "None"}
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", *options]
+    environment = os.environ | {"FASTNAS_BUILD": wish, "CMAKE_BUILD_TYPE": "None"} | environment
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run([*command, "-w", out, checkout(out)], env=environment)
     return done, next(iter(out.glob("*.whl")), None)
+
+
+def assert_it_runs_from(site, tmp_path):
+    """A fresh process finds fastnas and its native module in `site`, and mixes three numbers."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = run([sys.executable, "-c", MIXED_SUM], env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    where, result = done.stdout.splitlines()
+    assert all(path.startswith(str(site)) for path in where.split()), where
+    assert result == "[3.0, 3.0, 3.0]"
 
 
 @pytest.mark.slow
@@ -41,37 +68,111 @@ def test_wheel_with_the_cpu_module(tmp_path):
     assert not any(n.startswith(("tests/", "kernels/", "benchmarks/", "csrc/")) for n in names)
     site = tmp_path / "site"
     zipfile.ZipFile(path).extractall(site)
-    check = (
-        "import torch, fastnas, fastnas.kernels, fastnas.benchmarks;"
-        f"assert fastnas.__file__.startswith({str(site)!r}), fastnas.__file__;"
-        "x = [torch.ones(3)] * 2;"
-        "print(fastnas.mixed_sum(x, torch.tensor([1.0, 2.0]), backend='cpu').tolist())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", check],
-        env=os.environ | {"PYTHONPATH": str(site)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "[3.0, 3.0, 3.0]", done.stderr
+    assert_it_runs_from(site, tmp_path)
 
 
 @pytest.mark.slow
 def test_wheel_without_native_modules(tmp_path):
     done, path = wheel(tmp_path, "python")
     assert path is not None, done.stderr
+    assert_pure(path)
+
+
+def assert_pure(path):
     assert not any(n.endswith(".so") for n in zipfile.ZipFile(path).namelist())
     assert "py3-none-any" in path.name
+
+
+def test_a_wheel_that_auto_could_not_build_a_module_for_is_pure(tmp_path):
+    """Without build isolation, so that nothing is fetched: this environment has what it takes."""
+    done, path = wheel(tmp_path, "auto", "--no-build-isolation", "-v", CXX="/no/such/compiler")
+    assert path is not None, done.stderr
+    assert "built no native module (pure Python)" in done.stdout + done.stderr
+    assert "could not build _C" in done.stdout + done.stderr
+    assert_pure(path)
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The source distribution, unpacked."""
+    out = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, checkout(out)]
+    done = run(command, env=os.environ | {"FASTNAS_BUILD": "python"})
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
+        archive.extractall(out, filter="data")
+    return next(out.glob("fastnas-*/"))
+
+
+def test_the_source_distribution_has_every_file_of_the_repository(sdist):
+    listed = run(["git", "ls-files"], cwd=ROOT)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout, so no list of its files")
+    missing = [name for name in listed.stdout.splitlines() if not (sdist / name).exists()]
+    assert not missing
+    assert not list(sdist.rglob("*.so"))
+
+
+def install(source, site, **environment):
+    """pip's whole output; nothing is fetched: this environment has what a build takes."""
+    command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--target", site, source]
+    wish = {"FASTNAS_BUILD": "cpu", "CMAKE_BUILD_TYPE": "None"}
+    done = run(command, env=os.environ | wish | environment)
+    assert done.returncode == 0, done.stderr
+    assert len(list((site / "fastnas").glob("_C.*.so"))) == 1
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_what_the_source_distribution_installs_has_the_cpu_module(sdist, tmp_path):
+    site = tmp_path / "site"
+    install(sdist, site)
+    assert (site / "fastnas" / "py.typed").exists()
+    assert_it_runs_from(site, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("clang++"), reason="clang++ is not installed")
+def test_clang_builds_it_without_a_warning_and_threads_change_no_bit(tmp_path):
+    """Its OpenMP runtime is not torch's: what a thread takes for its number must be its own."""
+    source, site = checkout(tmp_path), tmp_path / "site"
+    assert "[-W" not in install(source, site, CXX="clang++")  # as in "warning: ... [-Wunused]"
+    assert_it_runs_from(site, tmp_path)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-k",
+        "cpu and threads_do_not",
+        "ops",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "2"}
+    done = run(command, cwd=source / "tests", env=environment)
+    assert done.returncode == 0, done.stdout
+
+
+def test_tools_beside_the_interpreter_come_before_those_on_the_path(tmp_path, monkeypatch):
+    """Both are found with nothing on PATH, and then are not what PATH has."""
+    for name in ("cmake", "ninja"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 7\n")
+        (tmp_path / name).chmod(0o755)
+    ask = "import sys; sys.argv = ['setup.py', '--version']; from setup import find_tool as f;"
+    ask += "print(f('cmake'), f('ninja'))"
+    for path in (str(tmp_path), ""):
+        done = run([sys.executable, "-c", ask], cwd=ROOT, env=os.environ | {"PATH": path})
+        assert done.returncode == 0, done.stderr
+        for tool in done.stdout.splitlines()[-1].split():
+            assert not tool.startswith(str(tmp_path)), tool
 
 
 def test_an_unknown_wish_is_refused():
     environment = os.environ | {"FASTNAS_BUILD": "rust"}
     command = [sys.executable, "setup.py", "--version"]
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run(command, env=environment, cwd=ROOT)
     assert done.returncode != 0
     assert "FASTNAS_BUILD is 'rust'; allowed: auto, python, cpu, cuda" in done.stderr
 
@@ -82,9 +183,7 @@ def test_cuda_wished_without_nvcc_fails(tmp_path):
         pytest.skip("nvcc is at /usr/local/cuda/bin, where setup.py looks")
     environment = os.environ | {"FASTNAS_BUILD": "cuda", "PATH": str(tmp_path)}
     command = [sys.executable, "setup.py", "build_ext"]
-    done = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = run(command, env=environment, cwd=ROOT)
     assert done.returncode != 0 and "no nvcc" in done.stderr
 
 

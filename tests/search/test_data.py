@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from fastnas.extras import MissingPackage
 from fastnas.search.data import DataError, Images, load_images
 
 RNG = np.random.default_rng(0)
@@ -246,7 +247,7 @@ def test_unknown_names_and_sizes() -> None:
 def test_without_torchvision_the_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    with pytest.raises(DataError, match=r"pip install fastnas\[vision\]"):
+    with pytest.raises(MissingPackage, match=r"pip install 'fastnas\[vision\]'"):
         load_images(name, image_size=8)
 
 

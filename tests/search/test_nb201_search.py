@@ -8,7 +8,7 @@ import torch
 from nb201_tables import REPORTED, SEEN, rows, write
 from rich.console import Console
 
-from fastnas import cli
+from fastnas.__main__ import main
 from fastnas.search.config import ConfigError, SearchConfig, make_config
 from fastnas.search.evaluators import EvaluationError
 from fastnas.search.runs import run_search
@@ -152,7 +152,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
     def fastnas(*arguments):
         monkeypatch.setattr("sys.argv", ["fastnas", *arguments])
         with pytest.raises(SystemExit) as caught:
-            cli.main()
+            main()
         return caught.value.code, capsys.readouterr().err
 
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]

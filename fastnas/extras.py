@@ -1,0 +1,44 @@
+"""The libraries that only parts of fastnas need, and the extras of the package that bring them."""
+
+from __future__ import annotations
+
+import importlib
+
+# Top-level module: (the package that has it, the extra that brings it).
+BRINGS = {
+    "typer": ("typer", "search"),
+    "rich": ("rich", "search"),
+    "yaml": ("pyyaml", "search"),
+    "matplotlib": ("matplotlib", "search"),
+    "networkx": ("networkx", "search"),
+    "tensorboard": ("tensorboard", "search"),
+    "sklearn": ("scikit-learn", "search"),
+    "filelock": ("filelock", "search"),
+    "torchvision": ("torchvision", "vision"),
+    "optuna": ("optuna", "blackbox"),
+    "botorch": ("botorch", "blackbox"),
+}
+
+
+class MissingPackage(ImportError):
+    """A library of an extra cannot be imported; one line names it and what installs it."""
+
+
+def require(*modules: str) -> None:
+    """Imports modules of extras, before anything runs that needs them.
+
+    Args:
+        modules: names of modules whose top-level module is in `BRINGS`.
+
+    Raises:
+        MissingPackage: one of them cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            package, extra = BRINGS[module.partition(".")[0]]
+            raise MissingPackage(
+                f"{package} cannot be imported ({error}); "
+                f"install it with: pip install 'fastnas[{extra}]'"
+            ) from error
