@@ -18,18 +18,29 @@ NATIVE = {"_C", "_cuda"}
 
 # What the modules of each part may import of fastnas, besides their own part and the version.
 MAY_IMPORT: dict[str, set[str]] = {
-    "spaces": set(),
+    "spaces": {"checks"},
     "kernels": set(),
-    "reference": {"spaces"},
-    "backends": {"reference", "kernels", *NATIVE},
-    "ops": {"backends", "reference"},
-    "nn": {"ops", "backends", "spaces", "reference"},
-    "strategies": {"nn", "ops", "spaces", "reference", "extras"},
-    "report": {"spaces", "reference", "extras"},
+    "reference": {"spaces", "checks"},
+    "backends": {"reference", "kernels", "checks", *NATIVE},
+    "ops": {"backends", "reference", "checks"},
+    "nn": {"ops", "backends", "spaces", "reference", "checks"},
+    "strategies": {"nn", "ops", "spaces", "reference", "extras", "checks"},
+    "report": {"spaces", "reference", "extras", "checks"},
     "allocator": set(),
     "extras": set(),
+    "checks": set(),
     "info": {"ops", "backends", *NATIVE},
-    "search": {"strategies", "nn", "ops", "spaces", "reference", "report", "backends", "extras"},
+    "search": {
+        "strategies",
+        "nn",
+        "ops",
+        "spaces",
+        "reference",
+        "report",
+        "backends",
+        "extras",
+        "checks",
+    },
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}
 
