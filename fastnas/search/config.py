@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
-import yaml
-
-from fastnas.backends import MEMORY
+from fastnas.backends import AUTO, BACKENDS, MEMORY
+from fastnas.bounds import Bounds, whole
+from fastnas.search.fields import (
+    ConfigError,
+    FolderConfig,
+    config_text,
+    make_config,
+    option,
+    read_settings,
+)
 from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
+from fastnas.spaces.distribution import LENGTH
 from fastnas.strategies import (
     BLACK_BOX,
     STRATEGIES,
@@ -24,26 +27,29 @@ from fastnas.strategies import (
     get_strategy,
 )
 
+__all__ = [
+    "ConfigError",
+    "FolderConfig",
+    "RunConfig",
+    "SearchConfig",
+    "StudyConfig",
+    "TrainConfig",
+    "config_text",
+    "make_config",
+    "read_settings",
+]
 
-class ConfigError(ValueError):
-    """A setting is wrong; one line says which, what was given and what is allowed."""
-
-
-def option(default: Any, text: str) -> Any:
-    """A field with its help text."""
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class FolderConfig:
-    """What all runs share."""
-
-    out: str = option("runs/run", "folder of the run; everything it writes goes there")
-    seed: int = option(0, "seed of everything random")
-
-    def validate(self) -> None:
-        """ConfigError for values that no run can have."""
-        _at_least(self, 0, "seed")
+COUNT = whole(0, 10**9)
+SOME = whole(1, 10**9)
+EPOCHS = whole(1, 10**6)
+BATCH = whole(1, 2**20)
+CHANNELS = whole(1, 4096)
+LAYERS = whole(1, 256)
+PIXELS = whole(0, 4096)
+RATE = Bounds(0, 100, above=True)
+RATE_OR_ZERO = Bounds(0, 100)
+MOMENTUM = Bounds(0, 1)
+CLIP = Bounds(0, 1e9, above=True)
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,19 @@ class RunConfig(FolderConfig):
 
     data: str = option("digits", "digits, cifar10, cifar100, svhn, imagefolder:DIR, or FILE.npz")
     data_dir: str = option("data", "where torchvision keeps its data sets")
-    image_size: int | None = option(None, "bring every image to this many pixels a side")
-    crop: int | None = option(None, "random shift in pixels (default: 1 for digits, else 4)")
+    image_size: int | None = option(
+        None, "bring every image to this many pixels a side", whole(1, 4096)
+    )
+    crop: int | None = option(
+        None, "random shift in pixels (default: 1 for digits, else 4)", PIXELS
+    )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
-    threads: int | None = option(None, "CPU threads (default: as torch has them)")
+    threads: int | None = option(None, "CPU threads (default: as torch has them)", whole(1, 1024))
     tensorboard: bool = option(True, "write TensorBoard logs")
-    checkpoint_every: int = option(0, "also checkpoint every N steps (0: at the end of epochs)")
-
-    def validate(self) -> None:
-        super().validate()
-        _at_least(self, 1, "threads", "image_size")
-        _at_least(self, 0, "crop", "checkpoint_every")
+    checkpoint_every: int = option(
+        0, "also checkpoint every N steps (0: at the end of epochs)", COUNT
+    )
 
 
 @dataclass(frozen=True)
@@ -76,26 +83,40 @@ class SearchConfig(RunConfig):
     space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
     table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
     table_report: str | None = option(None, "its column (c10_test_200ep)")
-    backend: str = option("auto", "auto, cpu, cuda, triton or eager")
-    channels: int = option(16, "channels of the first cells")
-    layers: int | None = option(None, "cells of the search network (8); nb201: per stage (5)")
-    memory: str = option("lean", "what fused cells hold for backward: fast, lean or minimal")
+    backend: str = option(AUTO, "who runs the ops", choices=(AUTO, *BACKENDS))
+    channels: int = option(16, "channels of the first cells", CHANNELS)
+    layers: int | None = option(
+        None, "cells of the search network (8); nb201: per stage (5)", LAYERS
+    )
+    memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
     channels_last: bool = option(False, "images and activations channels last")
     cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
-    epochs: int = option(50, "epochs of the search")
-    batch_size: int | None = option(None, "images per batch (default: the method's, DARTS 64)")
-    images: int | None = option(None, "search on this many training images (default: all)")
-    train_fraction: float = option(0.5, "share of them for the weights, the rest for the logits")
-    lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)")
-    lr_min: float = option(0.001, "learning rate at the end of its cosine")
-    momentum: float = option(0.9, "of SGD")
-    weight_decay: float | None = option(None, "of SGD (default: the method's, DARTS 3e-4)")
-    grad_clip: float = option(5.0, "largest norm of the weight gradient")
-    arch_lr: float | None = option(None, "Adam learning rate of the logits (default: the method's)")
-    arch_weight_decay: float = option(1e-3, "of Adam")
-    arch_start_epoch: int = option(0, "epochs before the logits start to move")
-    cutout: int = option(0, "side of the square cut out of training images")
-    validate_every: int = option(1, "epochs between validations of the supernet (0: only the last)")
+    epochs: int = option(50, "epochs of the search", EPOCHS)
+    batch_size: int | None = option(
+        None, "images per batch (default: the method's, DARTS 64)", BATCH
+    )
+    images: int | None = option(None, "search on this many training images (default: all)", SOME)
+    train_fraction: float = option(
+        0.5,
+        "share of them for the weights, the rest for the logits",
+        Bounds(0, 1, above=True, below=True),
+    )
+    lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)", RATE)
+    lr_min: float = option(0.001, "learning rate at the end of its cosine", RATE_OR_ZERO)
+    momentum: float = option(0.9, "of SGD", MOMENTUM)
+    weight_decay: float | None = option(
+        None, "of SGD (default: the method's, DARTS 3e-4)", RATE_OR_ZERO
+    )
+    grad_clip: float = option(5.0, "largest norm of the weight gradient", CLIP)
+    arch_lr: float | None = option(
+        None, "Adam learning rate of the logits (default: the method's)", RATE
+    )
+    arch_weight_decay: float = option(1e-3, "of Adam", RATE_OR_ZERO)
+    arch_start_epoch: int = option(0, "epochs before the logits start to move", COUNT)
+    cutout: int = option(0, "side of the square cut out of training images", PIXELS)
+    validate_every: int = option(
+        1, "epochs between validations of the supernet (0: only the last)", COUNT
+    )
     order: int | None = option(None, "1: first order, 2: unrolled")
     noise_kind: str | None = option(None, "noisy-darts: gaussian or uniform")
     noise_mixture: str | None = option(None, "noisy-darts: additive or multiplicative")
@@ -116,12 +137,16 @@ class SearchConfig(RunConfig):
     paths_at_once: bool | None = option(None, "single paths: all samples in one forward pass")
     gdas_gradient: str | None = option(None, "gdas: executed or siblings")
     final_cells: int | None = option(None, "anasod: cells drawn, the best kept (8)")
-    train_epochs: int = option(20, "epochs of the derived network's short training (0: none)")
-    train_channels: int = option(16, "channels of the derived network")
-    train_layers: int | None = option(None, "cells of the derived network, as --layers")
-    train_batch_size: int = option(96, "images per batch of the derived network")
-    train_lr: float = option(0.025, "learning rate of the derived network")
-    compare_steps: int = option(5, "steps timed beside the eager step at the end (0: none)")
+    train_epochs: int = option(
+        20, "epochs of the derived network's short training (0: none)", whole(0, 10**6)
+    )
+    train_channels: int = option(16, "channels of the derived network", CHANNELS)
+    train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
+    train_batch_size: int = option(96, "images per batch of the derived network", BATCH)
+    train_lr: float = option(0.025, "learning rate of the derived network", RATE)
+    compare_steps: int = option(
+        5, "steps timed beside the eager step at the end (0: none)", whole(0, 10**4)
+    )
 
     def strategy(self) -> Strategy:
         """The method with its options; ConfigError where one is another method's or wrong."""
@@ -153,8 +178,6 @@ class SearchConfig(RunConfig):
             space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if self.memory not in MEMORY:
-            raise ConfigError(f"memory is {self.memory!r}; allowed: {', '.join(MEMORY)}")
         if space.layout == "nb201" and self.memory != "lean":
             raise ConfigError(
                 f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
@@ -165,14 +188,6 @@ class SearchConfig(RunConfig):
             )
         if self.table is None and self.table_report is not None:
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
-        _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
-        _at_least(self, 1, "train_channels", "train_layers", "train_batch_size")
-        _at_least(self, 0, "arch_start_epoch", "train_epochs", "compare_steps", "cutout")
-        _at_least(self, 0, "validate_every", "lr_min", "momentum", "weight_decay")
-        _at_least(self, 0, "arch_weight_decay")
-        _above_zero(self, "lr", "arch_lr", "grad_clip", "train_lr")
-        if not 0 < self.train_fraction < 1:
-            raise ConfigError(f"train_fraction is {self.train_fraction}; between 0 and 1 is needed")
 
 
 TABLE_REPORT = "c10_test_200ep"
@@ -194,29 +209,23 @@ class TrainConfig(RunConfig):
     """
 
     genotype: str = option("", "a genotype file, or its text, in any of the formats")
-    channels: int | None = option(None, "channels of the first cells (36; nb201: 16)")
-    layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)")
-    epochs: int | None = option(None, "epochs (600; nb201: 200)")
-    batch_size: int | None = option(None, "images per batch (96; nb201: 256)")
-    images: int | None = option(None, "train on this many images (default: all)")
-    lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)")
-    momentum: float = option(0.9, "of SGD")
+    channels: int | None = option(None, "channels of the first cells (36; nb201: 16)", CHANNELS)
+    layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)", LAYERS)
+    epochs: int | None = option(None, "epochs (600; nb201: 200)", EPOCHS)
+    batch_size: int | None = option(None, "images per batch (96; nb201: 256)", BATCH)
+    images: int | None = option(None, "train on this many images (default: all)", SOME)
+    lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)", RATE)
+    momentum: float = option(0.9, "of SGD", MOMENTUM)
     nesterov: bool | None = option(None, "Nesterov's momentum (no; nb201: yes)")
-    weight_decay: float | None = option(None, "of SGD (3e-4; nb201: 5e-4)")
-    grad_clip: float = option(5.0, "largest norm of the gradient")
-    cutout: int | None = option(None, "side of the square cut out of images (16; nb201: 0)")
-    drop_path: float | None = option(None, "drop-path at the last epoch, linear from 0 (0.2)")
+    weight_decay: float | None = option(None, "of SGD (3e-4; nb201: 5e-4)", RATE_OR_ZERO)
+    grad_clip: float = option(5.0, "largest norm of the gradient", CLIP)
+    cutout: int | None = option(None, "side of the square cut out of images (16; nb201: 0)", PIXELS)
+    drop_path: float | None = option(
+        None, "drop-path at the last epoch, linear from 0 (0.2)", Bounds(0, 1, below=True)
+    )
     auxiliary: bool | None = option(None, "train with the auxiliary classifier (yes)")
-    auxiliary_weight: float | None = option(None, "of its loss (0.4)")
-    test_every: int = option(1, "epochs between tests (0: only the last)")
-
-    def validate(self) -> None:
-        super().validate()
-        _at_least(self, 1, "channels", "layers", "epochs", "batch_size", "images")
-        _at_least(self, 0, "momentum", "weight_decay", "cutout", "auxiliary_weight", "test_every")
-        _above_zero(self, "lr", "grad_clip")
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path is {self.drop_path}; 0 <= p < 1 is allowed")
+    auxiliary_weight: float | None = option(None, "of its loss (0.4)", Bounds(0, 1000))
+    test_every: int = option(1, "epochs between tests (0: only the last)", COUNT)
 
     def completed(self, genotype: AnyGenotype) -> TrainConfig:
         """With a value for every setting; ConfigError for one that such a network does not have."""
@@ -263,11 +272,11 @@ class StudyConfig(FolderConfig):
         "",
         "table:FILE, of NAS-Bench-201; supernet:FOLDER of a search; train:FILE, settings of train",
     )
-    length: int | None = option(None, "train: operations of a cell (as the space has them)")
+    length: int | None = option(None, "train: operations of a cell (as the space has them)", LENGTH)
     space: str | None = option(None, "train: space of the cells (S0)")
     table_column: str | None = option(None, "what the search sees (c10_valid_12ep)")
     table_report: str | None = option(None, "what is reported of its best cell (c10_test_200ep)")
-    budget: int = option(100, "evaluations, of all workers together")
+    budget: int = option(100, "evaluations, of all workers together", SOME)
     study: str | None = option(None, "URL of the study's database (default: a file in --out)")
     concentration: float | None = option(None, "anasod: of the Dirichlet prior (1)")
     initial: int | None = option(None, "bo: random points before the first fit (10)")
@@ -282,7 +291,6 @@ class StudyConfig(FolderConfig):
     def validate(self) -> None:
         super().validate()
         self.strategy()
-        _at_least(self, 1, "budget")
         kind, _, where = self.evaluator.partition(":")
         if kind not in EVALUATORS or not where:
             raise ConfigError(
@@ -313,8 +321,6 @@ STUDY_OPTIONS = tuple(
     dict.fromkeys(name for method in BLACK_BOX.values() for name in method.options)
 )
 
-Config = TypeVar("Config", bound=FolderConfig)
-
 
 def _built(
     get: Callable[..., Any],
@@ -329,62 +335,3 @@ def _built(
         return get(config.method, **{**(published or {}), **chosen})
     except ValueError as error:
         raise ConfigError(str(error)) from error
-
-
-def _at_least(config: FolderConfig, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name} is {value}; at least {least} is needed")
-
-
-def _above_zero(config: FolderConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ConfigError(f"{name} is {value}; above 0 is needed")
-
-
-def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
-    """A checked config from plain settings; ConfigError names what is unknown or wrong."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind)}
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            raise ConfigError(f"unknown setting {name!r}{hint} Allowed: {', '.join(sorted(known))}")
-    values = {name: _typed(name, value, hints[name]) for name, value in settings.items()}
-    config = kind(**values)
-    config.validate()
-    return config
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if isinstance(value, int) and not isinstance(value, bool) and int not in allowed:
-        value = float(value) if float in allowed else value
-    if type(value) not in allowed:
-        names = " or ".join("null" if t is type(None) else t.__name__ for t in allowed)
-        raise ConfigError(f"{name} is {value!r}; {names} is needed")
-    return value
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML or JSON file (JSON is YAML)."""
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = " ".join(str(error).split())
-        raise ConfigError(f"config file {path} is neither YAML nor JSON: {where}") from error
-    if not isinstance(settings, dict):
-        raise ConfigError(
-            f"config file {path} holds {type(settings).__name__}; settings are needed"
-        )
-    return settings
-
-
-def config_text(config: FolderConfig) -> str:
-    return json.dumps(asdict(config), indent=2) + "\n"

@@ -18,12 +18,15 @@ from typing import Protocol
 
 import numpy as np
 
+from fastnas.bounds import shown, whole
 from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES, Space
 
 Counts = tuple[int, ...]
 """How many slots each operation has."""
 
+LENGTH = whole(1, 128)
+"""Slots of a cell; a cell of DARTS has 8, and 2 in each of its nodes."""
 SUM_TOLERANCE = 1e-6
 ROUNDING = 1e-9
 """By which a share that is a whole number of slots may miss it."""
@@ -67,6 +70,7 @@ class NB201Slots:
     wirings: tuple[int, ...] = (1, 1, 1)
 
     def __post_init__(self) -> None:
+        LENGTH.check("length", self.length)
         if self.length != 6:
             raise ValueError(f"length is {self.length}; cells of NAS-Bench-201 have 6 slots")
 
@@ -98,8 +102,7 @@ class DartsSlots:
     cell_types: tuple[str, ...] = CELL_TYPES
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise ValueError(f"length is {self.length}; at least 1 is needed")
+        LENGTH.check("length", self.length)
 
     @property
     def nodes(self) -> int:
@@ -243,7 +246,7 @@ class OperationDistribution:
             (ops,) = {tuple(row) for row in shares.values()}
             return cls(ops, {cell: tuple(row.values()) for cell, row in shares.items()})
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"{shares!r} is no distribution: {error}") from error
+            raise ValueError(f"{shown(shares)} is no distribution: {error}") from error
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Cell type to operation to share."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastnas.bounds import whole
 from fastnas.nn import ArchParameters
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.spaces.distribution import OperationDistribution, slots_of
@@ -30,12 +31,11 @@ class OnDistributions(Strategy):
 
     source = ANASOD
     tied = True
+    bounds = {"final_cells": whole(1, 10**5)}
     final_cells: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.final_cells < 1:
-            raise ValueError(f"final_cells is {self.final_cells}; at least 1 is needed")
 
     def space(self, space: Space) -> Space:
         found = super().space(space)

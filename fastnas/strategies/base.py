@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas import reference
+from fastnas.bounds import whole
 from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.reference import SkipNoise
@@ -19,6 +20,8 @@ from fastnas.strategies.hypergradient import Problem, first_order, unrolled
 from fastnas.strategies.method import Method
 
 Batch = tuple[Tensor, Tensor]
+ORDERS = whole(1, 2)
+"""1: first order, 2: unrolled."""
 
 
 class Strategy(Method):
@@ -154,8 +157,3 @@ class Strategy(Method):
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-
-
-def check_order(order: int) -> None:
-    if order not in (1, 2):
-        raise ValueError(f"order is {order}; 1 (first order) and 2 (unrolled) are allowed")

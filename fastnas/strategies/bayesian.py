@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastnas.bounds import whole
 from fastnas.extras import require
 from fastnas.strategies.black_box import ANASOD, BlackBox, Observation
 from fastnas.strategies.domains import Domain, Point
@@ -33,13 +34,12 @@ class Bayesian(BlackBox):
     name = "bo"
     source = "log expected improvement: Ament et al., NeurIPS 2023, arXiv 2310.20708"
     options = {"initial": 10}
+    bounds = {"initial": whole(2, 10**5)}
 
     initial: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.initial < 2:
-            raise ValueError(f"initial is {self.initial}; at least 2 is needed")
         require("botorch")
         from fastnas.strategies.gaussian_process import Process
 

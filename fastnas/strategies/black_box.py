@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastnas.bounds import Bounds, whole
 from fastnas.spaces.distribution import SlotLayout
 from fastnas.strategies.domains import Cells, Distributions, Domain, Point
 from fastnas.strategies.method import Method
@@ -43,12 +44,8 @@ class BlackBox(Method):
 
     on_distributions: ClassVar[bool] = False
 
+    bounds = {"concentration": Bounds(0, 1e6, above=True)}
     concentration: float = 1.0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if not 0 < self.concentration <= 1e6:
-            raise ValueError(f"concentration is {self.concentration}; above 0, to 1e6, is allowed")
 
     def domain(self, layout: SlotLayout) -> Domain:
         """What is searched."""
@@ -146,13 +143,14 @@ class Evolution(BlackBox):
     name = "evolution"
     source = "Real et al., AAAI 2019, arXiv 1802.01548"
     options = {"population": 10, "sample": 3}
+    bounds = {"population": whole(1, 10**6), "sample": whole(1, 10**6)}
 
     population: int
     sample: int
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if not 1 <= self.sample <= self.population:
+        if self.sample > self.population:
             raise ValueError(
                 f"sample is {self.sample}; 1 to population, {self.population}, is allowed"
             )

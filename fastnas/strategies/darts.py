@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastnas.strategies.base import Strategy, check_order
+from fastnas.strategies.base import ORDERS, Strategy
 
 
 class DARTS(Strategy):
@@ -13,9 +11,6 @@ class DARTS(Strategy):
     name = "darts"
     source = "Liu et al., ICLR 2019, arXiv 1806.09055"
     options = {"order": 1}
+    bounds = {"order": ORDERS}
 
     order: int
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        check_order(self.order)

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.bounds import Bounds
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, NB201Genotype, Space
-from fastnas.strategies.base import Strategy, check_order
+from fastnas.strategies.base import ORDERS, Strategy
 from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
 
 LOSSES = ("l2", "l1")
@@ -37,6 +38,11 @@ class FairDARTS(Strategy):
     alpha_scale = 0.0
     alpha_betas = (0.9, 0.999)
     options = {"order": 1, "zero_one_weight": 10.0, "zero_one_loss": "l2", "threshold": 0.85}
+    bounds = {
+        "order": ORDERS,
+        "zero_one_weight": Bounds(0, 1e6),
+        "threshold": Bounds(0, 1),
+    }
     defaults = {"arch_lr": 3e-3, "lr": 0.005, "batch_size": 128}
 
     order: int
@@ -46,12 +52,9 @@ class FairDARTS(Strategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        check_order(self.order)
         if self.zero_one_loss not in LOSSES:
             allowed = ", ".join(LOSSES)
             raise ValueError(f"zero_one_loss is {self.zero_one_loss!r}; allowed: {allowed}")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold is {self.threshold}; 0 to 1 is allowed")
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         return {cell: torch.sigmoid(alpha) for cell, alpha in arch.alphas().items()}

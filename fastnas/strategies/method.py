@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from fastnas.bounds import Bounds
+
 
 class Method:
     """A search method with its options as attributes.
 
     Raises:
-        ValueError: an option that it does not take.
+        ValueError: an option that it does not take, or a number out of its bounds.
     """
 
     name: ClassVar[str]
@@ -18,6 +20,15 @@ class Method:
     """Paper and arXiv number."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Options of the method and their defaults: fields of its config that others reject."""
+
+    bounds: ClassVar[Mapping[str, Bounds]] = {}
+    """Bounds of the options that are numbers, each declared by the class that reads the option."""
+
+    @classmethod
+    def all_bounds(cls) -> dict[str, Bounds]:
+        """Option to its bounds, those of the classes that it descends from included."""
+        declared = [vars(kind).get("bounds", {}) for kind in reversed(cls.__mro__)]
+        return {name: bounds for own in declared for name, bounds in own.items()}
 
     def __init__(self, **options: Any) -> None:
         unknown = sorted(set(options) - set(self.options))
@@ -27,5 +38,9 @@ class Method:
                 f"{', '.join(unknown)} given, which method {self.name} does not take; its options:"
                 f" {allowed}"
             )
+        bounds = self.all_bounds()
         for option, default in self.options.items():
-            setattr(self, option, options.get(option, default))
+            value = options.get(option, default)
+            if option in bounds and (value is not None or default is not None):
+                bounds[option].check(option, value)
+            setattr(self, option, value)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastnas.bounds import Bounds
 from fastnas.reference import SkipNoise, cosine_decay
-from fastnas.strategies.base import Strategy, check_order
+from fastnas.strategies.base import ORDERS, Strategy
 
 DECAYS = ("none", "cosine")
 
@@ -36,6 +37,13 @@ class NoisyDARTS(Strategy):
         "skip_drop_path": 0.0,
     }
 
+    bounds = {
+        "order": ORDERS,
+        "noise_mean": Bounds(-1e6, 1e6),
+        "noise_factor": Bounds(0, 1e6),
+        "skip_drop_path": Bounds(0, 1, below=True),
+    }
+
     order: int
     noise_kind: str
     noise_mixture: str
@@ -46,12 +54,9 @@ class NoisyDARTS(Strategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        check_order(self.order)
         if self.noise_decay not in DECAYS:
             allowed = ", ".join(DECAYS)
             raise ValueError(f"noise_decay is {self.noise_decay!r}; allowed: {allowed}")
-        if not 0 <= self.skip_drop_path < 1:
-            raise ValueError(f"skip_drop_path is {self.skip_drop_path}; 0 <= p < 1 is allowed")
         self.skip_noise()
 
     def skip_noise(self) -> SkipNoise:

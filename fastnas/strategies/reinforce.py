@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnas.bounds import Bounds
 from fastnas.strategies.black_box import ANASOD, BlackBox, Observation
 from fastnas.strategies.domains import Domain
 
@@ -33,13 +34,9 @@ class Reinforce(BlackBox):
     name = "reinforce"
     source = "Williams, 1992; on cells as Dong & Yang, ICLR 2020, arXiv 2001.00326"
     options = {"arch_rate": 0.1}
+    bounds = {"arch_rate": Bounds(0, 10, above=True)}
 
     arch_rate: float
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        if not 0 < self.arch_rate <= 10:
-            raise ValueError(f"arch_rate is {self.arch_rate}; above 0, to 10, is allowed")
 
     def propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1

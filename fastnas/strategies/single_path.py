@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastnas import reference
+from fastnas.bounds import Bounds, whole
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths, to_device
@@ -24,6 +25,7 @@ SCHEDULES = ("linear", "exponential", "constant")
 ACCUMULATIONS = ("mean", "sum")
 CLIPS = ("together", "each")
 TAU_END = 0.1
+TEMPERATURES = Bounds(1e-6, 1e6)
 
 
 class SinglePath(Strategy):
@@ -54,6 +56,7 @@ class SinglePath(Strategy):
         "clip_samples": "together",
         "paths_at_once": False,
     }
+    bounds = {"samples": whole(1, 1024), "tau_start": TEMPERATURES, "tau_end": TEMPERATURES}
     siblings = False
 
     samples: int
@@ -71,12 +74,6 @@ class SinglePath(Strategy):
         check_choice("arch_accumulation", self.arch_accumulation, ACCUMULATIONS)
         check_choice("params_accumulation", self.params_accumulation, ACCUMULATIONS)
         check_choice("clip_samples", self.clip_samples, CLIPS)
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; at least 1 is needed")
-        for name in ("tau_start", "tau_end"):
-            tau = getattr(self, name)
-            if tau is not None and not 0 < tau < float("inf"):
-                raise ValueError(f"{name} is {tau}; a finite number above 0 is needed")
         if self.tau_schedule == "constant" and self.tau_end is not None:
             raise ValueError(f"tau_end is {self.tau_end}, but tau_schedule is constant")
         if self.clip_samples == "each" and self.paths_at_once and self.samples > 1:

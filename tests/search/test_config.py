@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastnas.search.config import (
     make_config,
     read_settings,
 )
+from fastnas.search.fields import bounds_of, hints_of
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 
 SOURCES = "\n".join(
@@ -34,6 +36,38 @@ def test_every_field_is_used(kind):
         assert used or field.name in (*METHOD_OPTIONS, *STUDY_OPTIONS), (
             f"{field.name} is read nowhere"
         )
+
+
+@pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
+def test_every_number_is_bounded_on_both_sides(kind):
+    for field in fields(kind):
+        numeric = {int, float} & {*hints_of(kind)[field.name]}
+        bounds = bounds_of(field)
+        assert (bounds is not None) == bool(numeric), field.name
+        if bounds is None:
+            continue
+        assert bounds.whole == (int in numeric), field.name
+        for end, outside in ((bounds.low, -1), (bounds.high, 1)):
+            beyond = end + outside * (1 if bounds.whole else max(1e-3, 1e-3 * abs(end)))
+            for wrong in (beyond, outside * 10**30, math.copysign(math.inf, outside), math.nan):
+                with pytest.raises(ConfigError, match=f"{field.name} is "):
+                    kind(**{field.name: wrong}).validate()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (SearchConfig, {"arch_lr": 1e-5, "lr": 1e-300, "seed": 2**63 - 1, "out": "r\u00e9\udc80"}),
+        (StudyConfig, {"method": "random", "evaluator": "table:x.csv"}),
+        (TrainConfig, {"weight_decay": 1e-7, "genotype": "|a~0|"}),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+def test_what_a_run_writes_it_reads_again(tmp_path, kind, settings, suffix):
+    config = make_config(kind, settings)
+    path = tmp_path / f"config.{suffix}"
+    path.write_text(config_text(config))
+    assert make_config(kind, read_settings(path)) == config
 
 
 @pytest.mark.parametrize("name", METHOD_OPTIONS)
@@ -65,13 +99,25 @@ def test_an_option_of_one_black_box_method_is_rejected_by_the_others(name):
     ("settings", "message"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean epochs?"),
-        ({"epochs": "3"}, "epochs is '3'; int is needed"),
-        ({"epochs": 1.5}, "epochs is 1.5; int is needed"),
-        ({"epochs": True}, "epochs is True; int is needed"),
-        ({"epochs": 0}, "epochs is 0; at least 1"),
-        ({"lr": -1}, "lr is -1.0; above 0"),
-        ({"lr": float("nan")}, "lr is nan; above 0"),
-        ({"seed": None}, "seed is None; int is needed"),
+        ({"epochs": "3"}, "epochs is '3'; a whole number is needed, 1 to 1000000"),
+        ({"epochs": 1.5}, "epochs is 1.5; a whole number is needed, 1 to 1000000"),
+        ({"epochs": True}, "epochs is True; a whole number is needed, 1 to 1000000"),
+        ({"epochs": 0}, "epochs is 0; a whole number is needed, 1 to 1000000"),
+        ({"lr": -1}, "lr is -1.0; a number is needed, above 0 to 100"),
+        ({"lr": float("nan")}, "lr is nan; a number is needed, above 0 to 100"),
+        ({"lr": float("inf")}, "lr is inf; a number is needed, above 0 to 100"),
+        ({"lr": 10**400}, "lr is a whole number of 1329 bits; a number is needed, above 0 to 100"),
+        ({"seed": None}, "seed is None; a whole number is needed, 0 to 2^63-1"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; a whole number is needed, 0 to 2^63-1"),
+        ({"seed": 10**5000}, "seed is a whole number of 16610 bits; a whole number is needed"),
+        ({"momentum": 1.5}, "momentum is 1.5; a number is needed, 0 to 1"),
+        ({"flip": "yes"}, "flip is 'yes'; true or false is needed"),
+        ({"out": 5}, "out is 5; text is needed"),
+        ({"out": "a\0b"}, "out is 'a\\x00b'; a NUL is in no name"),
+        ({"backend": "gpu"}, "backend is 'gpu'; allowed: auto, eager, cpu, cuda, triton"),
+        ({"memory": "most"}, "memory is 'most'; allowed: fast, lean, minimal"),
+        ({"noise_factor": float("nan")}, "noise_factor is nan; a number is needed, 0 to 1000000"),
+        ({"out": [["x"] * 9] * 9}, "out is [[...], [...], [...], [...], [...], [...], ...]; text"),
         ({"method": "enas"}, "method is 'enas'; allowed: darts, noisy-darts, fair-darts"),
         ({"space": "S9"}, "no search space 'S9'"),
         ({"train_fraction": 1.0}, "train_fraction is 1.0"),
@@ -102,7 +148,7 @@ def test_a_file_builds_the_same_config(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1\n- 2\n", "holds list"), ("a: [", "neither YAML nor JSON")]
+    ("text", "message"), [("- 1\n- 2\n", "holds a list"), ("a: [", "cannot be read as YAML")]
 )
 def test_bad_files(tmp_path, text, message):
     path = tmp_path / "settings.yaml"

@@ -93,5 +93,5 @@ def test_cells_of_any_length_train(length):
 def test_what_is_refused():
     with pytest.raises(ValueError, match="space S1 offers other candidates on other edges"):
         get_strategy("anasod-darts").space(get_space("S1"))
-    with pytest.raises(ValueError, match="final_cells is 0; at least 1"):
+    with pytest.raises(ValueError, match="final_cells is 0; a whole number is needed, 1 to 100000"):
         get_strategy("anasod-gdas", final_cells=0)

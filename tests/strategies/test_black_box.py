@@ -241,11 +241,23 @@ def test_reinforce_moves_along_the_score(domain):
     ("name", "options", "message"),
     [
         ("random", {"initial": 3}, "initial given, which method random does not take"),
-        ("bo", {"initial": 1}, "initial is 1; at least 2"),
-        ("anasod-bo", {"concentration": 0.0}, "concentration is 0.0; above 0"),
-        ("anasod-random", {"concentration": float("inf")}, "concentration is inf; above 0, to 1e6"),
-        ("reinforce", {"arch_rate": float("inf")}, "arch_rate is inf; above 0, to 10"),
-        ("reinforce", {"arch_rate": 0.0}, "arch_rate is 0.0; above 0"),
+        ("bo", {"initial": 1}, "initial is 1; a whole number is needed, 2 to 100000"),
+        (
+            "anasod-bo",
+            {"concentration": 0.0},
+            "concentration is 0.0; a number is needed, above 0 to 1000000",
+        ),
+        (
+            "anasod-random",
+            {"concentration": float("inf")},
+            "concentration is inf; a number is needed, above 0",
+        ),
+        (
+            "reinforce",
+            {"arch_rate": float("inf")},
+            "arch_rate is inf; a number is needed, above 0 to 10",
+        ),
+        ("reinforce", {"arch_rate": 0.0}, "arch_rate is 0.0; a number is needed, above 0 to 10"),
         ("evolution", {"population": 2}, "sample is 3; 1 to population, 2"),
         ("bohb", {}, "method is 'bohb'; allowed: anasod-random, anasod-local, anasod-bo"),
     ],

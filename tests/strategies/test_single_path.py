@@ -33,10 +33,10 @@ def test_temperature_schedules():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 0}, "samples is 0; at least 1"),
+        ({"samples": 0}, "samples is 0; a whole number is needed, 1 to 1024"),
         ({"tau_schedule": "cosine"}, "tau_schedule is 'cosine'; allowed: linear, exponential"),
-        ({"tau_start": 0.0}, "tau_start is 0.0; a finite number above 0"),
-        ({"tau_end": math.inf}, "tau_end is inf; a finite number above 0"),
+        ({"tau_start": 0.0}, "tau_start is 0.0; a number is needed, 1e-06 to 1000000"),
+        ({"tau_end": math.inf}, "tau_end is inf; a number is needed, 1e-06 to 1000000"),
         ({"tau_schedule": "constant", "tau_end": 1.0}, "tau_end is 1.0, but tau_schedule is const"),
         ({"arch_accumulation": "max"}, "arch_accumulation is 'max'; allowed: mean, sum"),
         ({"params_accumulation": "max"}, "params_accumulation is 'max'; allowed: mean, sum"),

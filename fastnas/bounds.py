@@ -1,0 +1,75 @@
+"""The numbers that a setting may have: finite, with a bound on both sides."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from dataclasses import dataclass
+
+LONGEST_NUMBER = 256
+"""Bits of an integer that is shown; Python refuses to write out one of over 4,300 digits."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 1
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """Return the `repr` of a value, cut to a length that fits into an error message.
+
+    By its aliases a YAML file of a few hundred bytes can hold a list whose `repr` is gigabytes.
+    """
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        return f"a whole number of {value.bit_length()} bits"
+    return _SHORT.repr(value)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The finite interval that a number must lie in.
+
+    Attributes:
+        low, high: its ends.
+        whole: whether the number must be an integer.
+        above, below: whether the low end, or the high end, is itself left out.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+    above: bool = False
+    below: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"bounds are {self.low} and {self.high}; finite ends are needed")
+
+    def __str__(self) -> str:
+        before, until = "above " if self.above else "", "below " if self.below else ""
+        return f"{before}{_written(self.low)} to {until}{_written(self.high)}"
+
+    def __contains__(self, value: float) -> bool:
+        """Whether the number lies within; NaN and infinities never do."""
+        is_high_enough = value > self.low if self.above else value >= self.low
+        return is_high_enough and (value < self.high if self.below else value <= self.high)
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value that is no such number.
+
+        Raises:
+            ValueError: naming the setting, what was given and what is allowed.
+        """
+        is_number = type(value) is int or (type(value) is float and not self.whole)
+        if not is_number or value not in self:  # type: ignore[operator]
+            what = "a whole number" if self.whole else "a number"
+            raise ValueError(f"{name} is {shown(value)}; {what} is needed, {self}")
+
+
+def whole(low: int, high: int) -> Bounds:
+    """Bounds of an integer, both ends included."""
+    return Bounds(low, high, whole=True)
+
+
+def _written(end: float) -> str:
+    if isinstance(end, int) and end > 1 << 32 and end & (end + 1) == 0:
+        return f"2^{end.bit_length()}-1"
+    return str(int(end)) if float(end).is_integer() and abs(end) <= 1e9 else f"{end:g}"
