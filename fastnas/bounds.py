@@ -3,24 +3,9 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from dataclasses import dataclass
 
-LONGEST_NUMBER = 256
-"""Bits of an integer that is shown; Python refuses to write out one of over 4,300 digits."""
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 1
-_SHORT.maxstring = _SHORT.maxother = 80
-
-
-def shown(value: object) -> str:
-    """Return the `repr` of a value, cut to a length that fits into an error message.
-
-    By its aliases a YAML file of a few hundred bytes can hold a list whose `repr` is gigabytes.
-    """
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-        return f"a whole number of {value.bit_length()} bits"
-    return _SHORT.repr(value)
+from fastnas.checks import short
 
 
 @dataclass(frozen=True)
@@ -61,7 +46,7 @@ class Bounds:
         is_number = type(value) is int or (type(value) is float and not self.whole)
         if not is_number or value not in self:  # type: ignore[operator]
             what = "a whole number" if self.whole else "a number"
-            raise ValueError(f"{name} is {shown(value)}; {what} is needed, {self}")
+            raise ValueError(f"{name} is {short(value)}; {what} is needed, {self}")
 
 
 def whole(low: int, high: int) -> Bounds:

@@ -7,15 +7,27 @@ no number, and a float no whole number; the scalars of NumPy are.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable
 from numbers import Integral, Real
 
 LONGEST = 60
+LONGEST_NUMBER = 128
+"""Bits of an integer that is written out."""
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = 4 * LONGEST
 
 
 def short(value: object) -> str:
-    """The repr of a value, cut to what fits into a line."""
-    text = repr(value)
+    """The repr of a value, cut to what fits into a line.
+
+    By its aliases a YAML file of a few hundred bytes holds a list whose repr is gigabytes, and
+    Python refuses to write out an integer of more than 4,300 digits.
+    """
+    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
+        return f"a whole number of {value.bit_length()} bits"
+    text = _SHORT.repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 

@@ -63,9 +63,12 @@ def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = N
 
 
 def _read_arrays(path: Path) -> dict[str, Array]:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; expected a .npz file with images and labels")
-    if not zipfile.is_zipfile(path):
+    try:
+        with path.open("rb") as stream:
+            is_archive = zipfile.is_zipfile(stream)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    if not is_archive:
         raise DataError(f"{path}: not a .npz file (not a zip archive); write it with numpy.savez")
     arrays = {}
     try:

@@ -9,9 +9,11 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from fastnas.checks import short
 from fastnas.extras import require
 from fastnas.search.archive import divide, read_archive
 from fastnas.search.images import DataError, Images
+from fastnas.search.text_file import file_path
 from fastnas.search.vision import read_folder, read_known
 
 __all__ = ["DataError", "Images", "load_images"]
@@ -55,17 +57,17 @@ def load_images(
     if name.startswith(FOLDER):
         if image_size is None:
             raise DataError(f"{name}: image_size is not given; an image folder needs one")
-        root = Path(name[len(FOLDER) :]).expanduser()
+        root = file_path(name[len(FOLDER) :])
         return read_folder(_torchvision_datasets(), root, image_size)
     if name == "digits":
         images = _digits()
     elif name in KNOWN:
         images = read_known(_torchvision_datasets(), name, data_dir)
     elif name.lower().endswith(".npz"):
-        images = read_archive(Path(name).expanduser())
+        images = read_archive(file_path(name))
     else:
         raise DataError(
-            f"unknown data set {name!r}; expected digits, {', '.join(KNOWN)}, "
+            f"unknown data set {short(name)}; expected digits, {', '.join(KNOWN)}, "
             "imagefolder:PATH or a path ending in .npz"
         )
     return images if image_size is None else images.resized(image_size)

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastnas.bounds import Bounds, shown, whole
+from fastnas.bounds import Bounds, whole
+from fastnas.checks import short
 from fastnas.search.settings_file import read_settings_text
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 from fastnas.strategies.method import Method
@@ -79,11 +80,11 @@ def _check(f: Field[Any], types: Sequence[type], value: Any) -> None:
             raise ConfigError(str(error)) from error
     elif type(value) not in types:
         needed = "true or false" if bool in types else "text"
-        raise ConfigError(f"{f.name} is {shown(value)}; {needed} is needed")
+        raise ConfigError(f"{f.name} is {short(value)}; {needed} is needed")
     elif choices is not None and value not in choices:
-        raise ConfigError(f"{f.name} is {shown(value)}; allowed: {', '.join(choices)}")
+        raise ConfigError(f"{f.name} is {short(value)}; allowed: {', '.join(choices)}")
     elif isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{f.name} is {shown(value)}; a NUL is in no name or text")
+        raise ConfigError(f"{f.name} is {short(value)}; a NUL is in no name or text")
 
 
 Config = TypeVar("Config", bound=FolderConfig)
@@ -98,7 +99,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
             close = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise ConfigError(
-                f"unknown setting {shown(name)}{hint} Allowed: {', '.join(sorted(known))}"
+                f"unknown setting {short(name)}{hint} Allowed: {', '.join(sorted(known))}"
             )
         # Larger integers are out of all bounds, and would not fit into a float.
         is_whole = type(value) is int and abs(value) < 1 << 53

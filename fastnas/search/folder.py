@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fastnas.search.config import FolderConfig, config_text, make_config
 from fastnas.search.files import is_partial, write_text
+from fastnas.search.text_file import file_path
 
 CONFIG = "config.json"
 # May differ between a run and its continuation: they change no result.
@@ -35,7 +36,7 @@ def claim_folder(config: FolderConfig, resume: bool) -> Path:
         RunFolderError: it holds a run and `resume` is off, or one with other settings, or is no
             folder, or cannot be written. Nothing in it has been touched then.
     """
-    out = Path(config.out)
+    out = file_path(config.out)
     path = out / CONFIG
     if path.exists():
         if not resume:

@@ -12,11 +12,12 @@ from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.search.compare import compare_with_eager
-from fastnas.search.config import ConfigError, RunConfig, SearchConfig, TrainConfig
+from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
 from fastnas.search.evaluators import TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
+from fastnas.search.genotype_file import read_genotype
 from fastnas.search.progress import stage
 from fastnas.search.run_report import (
     REPORT_MD,
@@ -29,7 +30,7 @@ from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
 from fastnas.search.searcher import Searcher, to_text
 from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import AnyGenotype, parse, to_json
+from fastnas.spaces import AnyGenotype, to_json
 from fastnas.strategies.anasod import OnDistributions
 
 
@@ -123,24 +124,6 @@ def run_train(
     write_report(out, report, train_text(report, genotype))
     console.print(f"\nreport: {out / REPORT_MD}")
     return report
-
-
-def read_genotype(text_or_file: str) -> AnyGenotype:
-    """A genotype from a file, or from text in any of the formats."""
-    if not text_or_file:
-        raise ConfigError("genotype is empty; a genotype file or a genotype's text is needed")
-    text, name = text_or_file, "genotype"
-    path = Path(text_or_file)
-    if "(" not in text and "{" not in text and "|" not in text:
-        name = f"genotype file {path}"
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name} cannot be read: {error}") from error
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
 
 
 def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:

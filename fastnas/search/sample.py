@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
+from fastnas.bounds import whole
 from fastnas.search.config import ConfigError
-from fastnas.spaces import dump
+from fastnas.search.fields import SEEDS
+from fastnas.search.text_file import read_text
+from fastnas.spaces import dump, strict_json
 from fastnas.spaces.distribution import DartsSlots, NB201Slots, OperationDistribution
+
+COUNTS = whole(1, 10**5)
 
 
 def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> list[str]:
@@ -21,12 +25,10 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
     Raises:
         ConfigError: the report has no distribution, or there are no such cells.
     """
-    if count < 1:
-        raise ConfigError(f"count is {count}; at least 1 is needed")
-    if seed < 0:
-        raise ConfigError(f"seed is {seed}; at least 0 is needed")
     try:
-        shares = json.loads(report.read_text())["distribution"]
+        COUNTS.check("count", count)
+        SEEDS.check("seed", seed)
+        shares = strict_json.loads(read_text(report))["distribution"]
         if shares is None:
             raise ValueError("its search was not for a distribution")
         distribution = OperationDistribution.from_dict(shares)
@@ -39,5 +41,5 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         drawn = [distribution.sample(cells, rng) for _ in range(count)]
         kind = "nb201" if isinstance(cells, NB201Slots) else "json"
         return [" ".join(dump(cell, kind).split()) for cell in drawn]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{report} gives no cells: {error}") from error

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import short
 from fastnas.ops import to_device
 from fastnas.search.augment import Augment
 from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, RunConfig
 from fastnas.search.data import Images, load_images
+from fastnas.search.text_file import file_path
 
+DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 # Mirroring an image changes what it shows, or is not done in the published settings.
 NOT_MIRRORED = {"digits", "svhn"}
 
@@ -25,12 +28,10 @@ def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA where there is one; ConfigError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device is {name!r}; cpu, cuda, cuda:N and auto are allowed")
+    # torch.device takes cpu:7 too, and computes on the one CPU there is.
+    if not DEVICES.fullmatch(name):
+        raise ConfigError(f"device is {short(name)}; cpu, cuda, cuda:N and auto are allowed")
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device is {name!r}; there are {torch.cuda.device_count()} CUDA devices")
     return device
@@ -47,7 +48,9 @@ def seeded(config: RunConfig) -> torch.device:
 
 
 def load_data(config: RunConfig, device: torch.device) -> Images:
-    images = load_images(config.data, data_dir=Path(config.data_dir), image_size=config.image_size)
+    images = load_images(
+        config.data, data_dir=file_path(config.data_dir), image_size=config.image_size
+    )
     return images.to(device)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fastnas.search.config import ConfigError
 from fastnas.search.evaluators import Evaluation, Evaluator
+from fastnas.search.text_file import file_path
 from fastnas.spaces import AnyGenotype, NB201Genotype, dump, parse
 from fastnas.strategies import BlackBox
 from fastnas.strategies.black_box import Observation
@@ -35,6 +39,8 @@ POLL_SECONDS = 0.2
 ATTEMPTS = 4
 """To open a study."""
 SETTINGS = "settings"
+SQLITE = "sqlite:///"
+LOCK_SECONDS = 100
 
 
 class StudyError(ConfigError):
@@ -67,7 +73,8 @@ class Study:
     """One worker's view of a study.
 
     Args:
-        url: of a database, as SQLAlchemy writes it, such as sqlite:///study.db.
+        database: the path of an SQLite file, or the URL of a database as SQLAlchemy writes it,
+            such as sqlite:///study.db.
         method: proposes.
         evaluator: evaluates the cells of its layout.
         seed: of proposals and of the cells that are drawn.
@@ -80,7 +87,7 @@ class Study:
 
     def __init__(
         self,
-        url: str,
+        database: str | Path,
         method: BlackBox,
         evaluator: Evaluator,
         seed: int,
@@ -92,7 +99,7 @@ class Study:
         self.grace = timedelta(seconds=grace_seconds)
         self._sampler = _Proposals(method, self.domain, seed)
         with _quiet():
-            self._study = _opened(url, self._sampler, grace_seconds)
+            self._study = _opened(database, self._sampler, grace_seconds)
         self._agree({**settings, "operations": list(layout.ops), "length": layout.length})
 
     def run(self, budget: int, told: Callable[[int, float], object] | None = None) -> None:
@@ -229,11 +236,9 @@ class _Proposals(BaseSampler):
         )
 
 
-def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
+def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> Any:
     """The study, made if need be; tried again, as another worker may be making it just now."""
-    if url.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):
-        raise StudyError(f"study {url} is in memory, where nothing stays; a file is needed")
-    engine = {"connect_args": {"timeout": 100}} if url.startswith("sqlite") else {}
+    url, engine = _engine(database)
     for attempt in range(ATTEMPTS):
         try:
             storage = optuna.storages.RDBStorage(
@@ -252,10 +257,28 @@ def _opened(url: str, sampler: Any, grace_seconds: int) -> Any:
             )
         except Exception as error:  # SQLAlchemy's and those of its drivers
             if attempt == ATTEMPTS - 1:
-                shown = re.sub(r"//([^:/@]+):[^@]*@", r"//\1:***@", url)
+                shown = re.sub(r"//([^:/@]+):[^@]*@", r"//\1:***@", str(database))
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise StudyError(f"study {shown}: {reason}") from error
             time.sleep(POLL_SECONDS)
+
+
+def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
+    """The URL that Optuna opens, and arguments of SQLAlchemy's engine.
+
+    The name of a file is handed to the driver as it is: in a URL `?`, `#`, `%` and `{` would be
+    read. Optuna fills in templates, so braces of a given URL are doubled.
+    """
+    if isinstance(database, Path):
+        connect = partial(sqlite3.connect, database, timeout=LOCK_SECONDS, check_same_thread=False)
+        return SQLITE + "study.db", {"creator": connect}
+    if database.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):
+        raise StudyError(f"study {database} is in memory, where nothing stays; a file is needed")
+    if database.startswith(SQLITE + "~"):
+        database = SQLITE + str(file_path(database.removeprefix(SQLITE)))
+    url = database.replace("{", "{{").replace("}", "}}")
+    is_sqlite = database.startswith("sqlite")
+    return url, {"connect_args": {"timeout": LOCK_SECONDS}} if is_sqlite else {}
 
 
 def text_of(cell: AnyGenotype) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -53,13 +54,13 @@ def run_study(
     evaluator = _evaluator(config)
     shared = _shared(config, evaluator)
 
-    def opened(url: str) -> Study:
-        return Study(url, config.strategy(), evaluator, config.seed, shared)
+    def opened(database: str | Path) -> Study:
+        return Study(database, config.strategy(), evaluator, config.seed, shared)
 
     # A study that is refused must leave no folder behind that claims to hold its run.
     given = None if config.study is None else opened(config.study)
     out = claim_folder(config, resume)
-    study = given or opened(f"sqlite:///{out / DATABASE}")
+    study = given or opened(out / DATABASE)
     with StepBar(console, "evaluate", config.budget, 0) as bar:
         study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
     result = study.result()

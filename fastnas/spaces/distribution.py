@@ -18,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from fastnas.bounds import shown, whole
+from fastnas.bounds import whole
+from fastnas.checks import short
 from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES, Space
 
@@ -246,7 +247,7 @@ class OperationDistribution:
             (ops,) = {tuple(row) for row in shares.values()}
             return cls(ops, {cell: tuple(row.values()) for cell, row in shares.items()})
         except (AttributeError, TypeError) as error:
-            raise ValueError(f"{shown(shares)} is no distribution: {error}") from error
+            raise ValueError(f"{short(shares)} is no distribution: {error}") from error
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Cell type to operation to share."""

@@ -8,8 +8,10 @@ Sources: quark0/darts ``cnn/genotypes.py`` (two edges per node), khanrc/pt.darts
 number of edges per node, none included), NAS-Bench-201 (Dong and Yang, 2020).
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 from fastnas.spaces.space import (
     CELL_TYPES,
@@ -191,12 +193,23 @@ def _checked_concat(value: object, where: str) -> tuple[int, ...]:
 
 
 def _checked_index(value: object, where: str, first: int) -> int:
-    if type(value) is not int or not first <= value <= _LAST_NODE:
+    number = _index(value)
+    if number is None or not first <= number <= _LAST_NODE:
         raise ValueError(
             f"{where}: expected the number of a node from {first} to {_LAST_NODE}, "
             f"got {_short(value)}"
         )
-    return value
+    return number
+
+
+def _index(value: object) -> int | None:
+    """The whole number that Python, NumPy or torch holds there; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:  # an array
+        return None
 
 
 def _checked_edge(value: object, node: int, where: str) -> Edge:
@@ -206,12 +219,13 @@ def _checked_edge(value: object, node: int, where: str) -> Edge:
     op, source = edge
     if not isinstance(op, str) or not op.isidentifier():
         raise ValueError(f"{where}: expected the name of an operation, got {_short(op)}")
-    if type(source) is not int or not 0 <= source < node:
+    number = _index(source)
+    if number is None or not 0 <= number < node:
         raise ValueError(
             f"{where}: {op} into node {node} must come from one of the nodes 0 to {node - 1}, "
             f"got {_short(source)}"
         )
-    return op, source
+    return str(op), number
 
 
 def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[Node, ...]:

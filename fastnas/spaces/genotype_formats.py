@@ -13,15 +13,21 @@ json        an object with the keys normal, normal_concat, reduce, reduce_concat
 import ast
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from fastnas.spaces import strict_json
 from fastnas.spaces.genotype import AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES
 
 _FIELDS = tuple(field.name for field in fields(Genotype))
 _LONGEST = 1 << 16
+# What comes before the call on its line must not itself look like a value or a call.
+_CALL = re.compile(r"""[^\n(){}|'"]*?\b(Genotype\w*[ ]*\(.*)""", re.DOTALL)
+_WRAPPERS = re.compile(r"u?int\d*|intp|str_|array|list|tuple")
+"""Names of calls that stand around a value in a `repr`, such as those of NumPy 2."""
 
 
 def parse(text: str) -> AnyGenotype:
@@ -63,32 +69,23 @@ def from_darts(text: str) -> Genotype:
     """Read named tuple text: a call ``Genotype(...)`` with its four fields by name.
 
     The cells may be flat pairs (DARTS), lists per node (pt.darts) or triples (FairDARTS), a
-    concat may be a list, a tuple or ``range(...)``, and ``NAME =`` may come first.
+    concat may be a list, a tuple or ``range(...)``, and numbers and names may be written as NumPy
+    2 does, ``np.int64(0)``. On the line before it there may stand ``NAME =``, or the date and
+    the words of a log.
 
     Raises:
         TypeError: ``text`` is not a str.
         ValueError: anything else than that.
     """
     _check_text(text)
-    text = text.strip()
-    try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not a genotype, and not even an expression: {error}") from error
-    match body:
-        case [ast.Expr(value=ast.Call() as call)]:
-            pass
-        case [ast.Assign(targets=[ast.Name()], value=ast.Call() as call)]:
-            pass
-        case _:
-            raise ValueError(
-                "not a genotype: expected one `Genotype(...)`, with `NAME =` before it or not, "
-                f"got {_quote(text)}"
-            )
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else call.func
-    name = name.id if isinstance(name, ast.Name) else name
-    if not isinstance(name, str) or not name.startswith("Genotype"):
-        raise ValueError(f"not a genotype: expected a call of Genotype, got {_quote(text)}")
+    found = _CALL.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(
+            "not a genotype: expected one `Genotype(...)`, with `NAME =` or a log's line before it "
+            f"or not, got {_quote(text)}"
+        )
+    text = found[1]
+    call = _parsed_call(text)
     if call.args:
         raise _wrong(call.args[0], text, f"the fields must be given by name: {', '.join(_FIELDS)}")
     given: dict[str, object] = {}
@@ -97,6 +94,19 @@ def from_darts(text: str) -> Genotype:
             raise _wrong(keyword.value, text, "`**` cannot be read")
         given[keyword.arg] = _literal(keyword.value, text)
     return _genotype(given)
+
+
+def _parsed_call(text: str) -> ast.Call:
+    """The one call that a text is, unevaluated."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a backslash or `1is`, on lines of their own
+            tree = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"not a genotype, and not even an expression: {error}") from error
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
+        raise ValueError(f"not a genotype: expected one `Genotype(...)`, got {_quote(text)}")
+    return tree
 
 
 def from_nb201(text: str) -> NB201Genotype:
@@ -133,8 +143,8 @@ def from_json(text: str) -> AnyGenotype:
     """
     _check_text(text)
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = strict_json.loads(text)
+    except ValueError as error:
         raise ValueError(f"not a genotype, and not even JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"not a genotype: expected a JSON object, got {_quote(text)}")
@@ -258,6 +268,12 @@ def _literal(node: ast.expr, text: str) -> object:
             return value
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_literal(item, text) for item in items]
+        case ast.Call(
+            func=ast.Name(id=name) | ast.Attribute(value=ast.Name(), attr=name),
+            args=[wrapped],
+            keywords=[],
+        ) if _WRAPPERS.fullmatch(name):
+            return _literal(wrapped, text)
         case ast.Call(func=ast.Name(id="range"), args=bounds, keywords=[]):
             numbers = [_literal(bound, text) for bound in bounds]
             try:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from fastnas.bounds import shown
+from fastnas.checks import short
 from fastnas.search.settings_file import number, read_settings_text
 
 CORE = """\
@@ -112,4 +112,4 @@ def test_aliases_of_aliases_are_shown_in_a_line(tmp_path):
     lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
     lines += [f"{c}: &{c} [{','.join(['*' + b] * 9)}]" for b, c in zip("abcdefgh", "bcdefghi")]
     found = read_settings_text(written(tmp_path, "\n".join(lines), "yaml"))
-    assert len(shown(found)) < 100 and len(shown(found["i"])) < 100
+    assert len(short(found)) < 100 and len(short(found["i"])) < 100

@@ -2,6 +2,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,6 +127,34 @@ def test_spellings_that_are_read(text):
     assert parse(text) == Genotype((node,), (2,), (node,), (2,))
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        "03/17 10:02:11 PM genotype = ",
+        "2026-03-17 10:02:11,123 [INFO] search: epoch 3/50: ",
+        "INFO:root:genotypes.",
+        "\ufeff",
+    ],
+)
+@pytest.mark.parametrize("integer", ["{}", "np.int64({})", "numpy.uint8({})", "intp({})"])
+@pytest.mark.parametrize("concat", ["range(2, 3)", "list(range(2, 3))", "array([2])", "(2,)"])
+def test_what_people_paste_out_of_logs(before, integer, concat):
+    zero, one = integer.format(0), integer.format(1)
+    cell = f"[(np.str_('sep_conv_3x3'), {zero}), ['skip_connect', {one}]]"
+    assert parse(before + darts(cell, concat)) == parse(
+        darts("[('sep_conv_3x3', 0), ('skip_connect', 1)]")
+    )
+
+
+def test_constructor_takes_the_integers_of_numpy():
+    cell = [("a", np.int64(0)), (np.str_("b"), np.uint8(1))]
+    genotype = Genotype(cell, [np.int64(2)], cell, range(2, 3))
+    assert genotype == parse(darts())
+    assert {type(source) for _, _, source in genotype.edges("normal")} == {int}
+    with pytest.raises(ValueError, match="b into node 2 must come from"):
+        Genotype([("a", 0), ("b", np.True_)], [2], cell, [2])
+
+
 def test_constructor_takes_what_darts_files_hold():
     flat = Genotype(list(PAIR), range(2, 3), [list(edge) for edge in PAIR], [2])
     assert flat == SMALL
@@ -172,13 +201,20 @@ def darts(normal="[('a', 0), ('b', 1)]", concat="[2]"):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"expected one `Genotype\(...\)`, with `NAME =` before it or not, got ''"),
+        ("", r"expected one `Genotype\(...\)`, with `NAME =` or .* before it or not, got ''"),
         ("sep_conv_3x3", r"expected one `Genotype\(...\)`.* got 'sep_conv_3x3'"),
         ("Genotype(", "not even an expression"),
-        ("a\0b", "not even an expression"),
-        ("(" * 5000, "not even an expression"),
-        (darts() + "\n" + darts(), r"expected one `Genotype\(...\)`"),
-        ("exit()", r"expected a call of Genotype, got 'exit\(\)'"),
+        ("a\0b", "expected one `Genotype"),
+        ("Genotype(\0)", "not even an expression"),
+        ("(" * 5000, "expected one `Genotype"),
+        ("Genotype(" + "(" * 5000, "not even an expression"),
+        (darts() + "\n" + darts(), "not even an expression"),
+        (darts() + ".normal", r"expected one `Genotype\(...\)`"),
+        ("exit()", r"expected one `Genotype\(...\)`.* got 'exit\(\)'"),
+        ("exit() or " + darts(), r"expected one `Genotype\(...\)`"),
+        (darts("np.int64(0, 1)"), r"column 17: expected a list.* got 'np.int64\(0, 1\)'"),
+        (darts("os.system(0)"), r"column 17: expected a list.* got 'os.system\(0\)'"),
+        (darts("a.b.int64(0)"), r"column 17: expected a list.* got 'a.b.int64\(0\)'"),
         ("Genotype(1, 2)", r"line 1, column 10: the fields must be given by name"),
         ("Genotype(**{'normal': []})", "`\\*\\*` cannot be read"),
         ("Genotype(normal=[])", "has the fields normal, normal_concat, .* got normal$"),

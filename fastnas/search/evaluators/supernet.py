@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
@@ -12,10 +11,11 @@ import torch
 
 from fastnas import reference
 from fastnas.nn import Paths
-from fastnas.search.config import SearchConfig, make_config
+from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.folder import CONFIG
 from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.text_file import file_path
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import SlotLayout, slots_of
 from fastnas.strategies.derivation import path_of
@@ -52,10 +52,10 @@ class SupernetEvaluator:
             EvaluationError: it holds none, or one whose space has other candidates on other edges;
                 others as `Searcher` and its checkpoints.
         """
-        folder = Path(folder)
+        folder = file_path(folder)
         try:
-            config = make_config(SearchConfig, json.loads((folder / CONFIG).read_text()))
-        except (OSError, ValueError) as error:
+            config = make_config(SearchConfig, read_settings(folder / CONFIG))
+        except ConfigError as error:
             raise EvaluationError(f"{folder} holds no search: {error}") from error
         searcher = Searcher(config)
         searcher.resume(folder / CHECKPOINT)

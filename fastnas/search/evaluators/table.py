@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -12,11 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastnas.checks import short
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
+from fastnas.search.settings_file import number
+from fastnas.search.text_file import TextFileError, file_path, read_text
 from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.distribution import NB201Slots
 
 CELLS = 5**6
+LARGEST = 1 << 28
+"""Bytes of a table; that of all cells with ten columns has 2 MB."""
+LONGEST_NUMBER = 64
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),
     "c10_test": ("cifar10", "test-accuracy"),
@@ -40,24 +47,25 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
         EvaluationError: no such file or column, a cell is missing, given twice or malformed, or an
             accuracy is none.
     """
-    path = Path(path)
+    path = file_path(path)
     if "NATS-tss" in path.name:
         return _nats_bench(path, columns)
     try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            names = reader.fieldnames or ()
-            _need_columns(path, ("arch_str", *columns), names)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path, LARGEST), newline=""))
+        names = reader.fieldnames or ()
+        _need_columns(path, ("arch_str", *columns), names)
+        rows = list(reader)
+    except TextFileError as error:
+        raise EvaluationError(f"table {error}") from error
+    except csv.Error as error:
         raise EvaluationError(f"table {path}: {error}") from error
     table: dict[str, dict[str, float]] = {}
-    for number, row in enumerate(rows, 2):
-        arch = _canonical(row["arch_str"], f"table {path}, line {number}")
+    for line, row in enumerate(rows, 2):
+        arch = _canonical(row["arch_str"], f"table {path}, line {line}")
         if arch in table:
-            raise EvaluationError(f"table {path}, line {number}: {arch} is there twice")
+            raise EvaluationError(f"table {path}, line {line}: {arch} is there twice")
         table[arch] = {
-            name: _accuracy(row[name], f"table {path}, line {number}, {name}") for name in columns
+            name: _accuracy(row[name], f"table {path}, line {line}, {name}") for name in columns
         }
     return _whole(path, table)
 
@@ -75,7 +83,9 @@ def _need_columns(path: Path, needed: Sequence[str], there: Sequence[str]) -> No
     for name in needed:
         if name not in there:
             others = ", ".join(column for column in there if column.endswith("ep"))
-            raise EvaluationError(f"table {path}: no column {name!r}; there are {others or 'none'}")
+            raise EvaluationError(
+                f"table {path}: no column {short(name)}; there are {others[:1000] or 'none'}"
+            )
 
 
 def _canonical(text: str | None, where: str) -> str:
@@ -86,12 +96,9 @@ def _canonical(text: str | None, where: str) -> str:
 
 
 def _accuracy(text: str | None, where: str) -> float:
-    try:
-        per_cent = float(text or "")
-    except ValueError:
-        per_cent = float("nan")
-    if not 0 <= per_cent <= 100:
-        raise EvaluationError(f"{where}: accuracy is {text!r}; 0 to 100 is needed")
+    per_cent = number((text or "")[:LONGEST_NUMBER].strip())
+    if isinstance(per_cent, str) or not 0 <= per_cent <= 100:
+        raise EvaluationError(f"{where}: accuracy is {short(text)}; 0 to 100 is needed")
     return per_cent / 100
 
 

@@ -15,6 +15,7 @@ from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, TrainConfig, make_config, read_settings
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.setting import chosen_images, load_data, pick_device
+from fastnas.search.text_file import file_path
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import OperationDistribution, SlotLayout
@@ -72,7 +73,7 @@ class TrainingEvaluator:
         Raises:
             ConfigError: it is none, or sets what an evaluation does not have.
         """
-        settings = read_settings(Path(path))
+        settings = read_settings(file_path(path))
         for name in NOT_HERE:
             if name in settings:
                 raise ConfigError(f"config file {path}: {name} has no meaning for evaluations")

@@ -1,0 +1,50 @@
+"""A genotype by what a user gives for one: the name of a file, or its text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fastnas.search.config import ConfigError
+from fastnas.search.text_file import TextFileError, file_path, read_text
+from fastnas.spaces import AnyGenotype, parse
+
+LARGEST = 1 << 18
+"""Bytes of a genotype's file."""
+STARTS = ("{", "|")
+CALL = "Genotype"
+
+
+def read_genotype(text_or_file: str) -> AnyGenotype:
+    """Read a genotype from a file of that name, where there is one, or else from the text itself.
+
+    Raises:
+        ConfigError: there is no such file, and the text is none; or the file holds none.
+    """
+    if not text_or_file:
+        raise ConfigError("genotype is empty; a genotype file or a genotype's text is needed")
+    path = file_path(text_or_file)
+    if not _is_there(path) and _looks_like_text(text_or_file):
+        return _parsed("genotype", text_or_file)
+    try:
+        text = read_text(path, LARGEST)
+    except TextFileError as error:
+        raise ConfigError(f"genotype file {error}") from error
+    return _parsed(f"genotype file {path}", text)
+
+
+def _is_there(path: Path) -> bool:
+    # A genotype's text is too long for a file's name, which pathlib raises in place of an answer.
+    return os.path.lexists(path)
+
+
+def _looks_like_text(text: str) -> bool:
+    """Whether an error should be about the text: names of files may have brackets and bars."""
+    return text.lstrip().startswith(STARTS) or f"{CALL}(" in text
+
+
+def _parsed(what: str, text: str) -> AnyGenotype:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
