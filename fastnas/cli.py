@@ -26,6 +26,7 @@ from fastnas.search.config import (
     read_settings,
 )
 from fastnas.search.data import DataError
+from fastnas.search.diverged import DivergedError
 from fastnas.search.evaluators import EvaluationError
 from fastnas.search.folder import RunFolderError
 from fastnas.strategies import BLACK_BOX, STRATEGIES
@@ -217,7 +218,8 @@ def _names(text: str) -> list[str]:
 
 
 def main() -> None:
-    """The command line: a wrong input is one line on stderr and exit code 2."""
+    """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged
+    one line and exit code 1."""
     keep_freed_memory()
     try:
         code = app(standalone_mode=False)
@@ -225,6 +227,8 @@ def main() -> None:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except USER_ERRORS as error:
         _fail(str(error))
+    except DivergedError as error:
+        _fail(str(error), 1)
     except (KeyboardInterrupt, typer.Abort):
         print("fastnas: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
@@ -232,6 +236,6 @@ def main() -> None:
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str) -> typing.NoReturn:
+def _fail(message: str, code: int = 2) -> typing.NoReturn:
     print(f"fastnas: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from fastnas.search.checkpoint import (
     save_checkpoint,
 )
 from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 
@@ -49,6 +51,10 @@ class ResumableRun:
         self.seconds = 0.0
         self.sums: dict[str, float | Tensor] = dict.fromkeys(self.summed, 0.0)
         self.history: list[dict[str, Any]] = []
+        self._unread: list[tuple[int, str, Tensor]] = []
+        """Step, name and value of the figures added since `sums` was read last."""
+        self._saved: str | None = None
+        """Which checkpoint holds the run, and of which moment it is."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -81,6 +87,10 @@ class ResumableRun:
         """What stays on the screen of an epoch done."""
         raise NotImplementedError
 
+    def advice(self) -> str:
+        """What a user may change when the run has diverged."""
+        raise NotImplementedError
+
     @property
     def epochs(self) -> int:
         assert self.config.epochs is not None  # a TrainConfig is completed
@@ -93,11 +103,51 @@ class ResumableRun:
     def add(self, **figures: Tensor) -> None:
         """Adds figures of a step [] to `sums`, without waiting for the device."""
         for name, value in figures.items():
-            self.sums[name] = self.sums[name] + value.detach().double()
+            # A copy: the next replay of a CUDA graph overwrites the loss itself.
+            mine = value.detach().to(torch.float64, copy=True)
+            self.sums[name] = self.sums[name] + mine
+            self._unread.append((self.step, name, mine))
 
     def means(self) -> dict[str, float]:
-        """`sums` over the steps of the epoch so far."""
-        return {name: float(total) / self.step for name, total in self.sums.items()}
+        """`sums` over the steps of the epoch so far.
+
+        Raises:
+            DivergedError: a figure of a step was not finite, which its sum tells for good.
+        """
+        means = {name: float(total) / self.step for name, total in self.sums.items()}
+        for name, mean in means.items():
+            if not math.isfinite(mean):
+                first = next((u for u in self._unread if not u[2].isfinite()), None)
+                step, name, value = first or (self.step - 1, name, mean)
+                raise self.diverged(f"{name} is {float(value)}", step)
+        self._unread.clear()
+        return means
+
+    def check_finite(self) -> None:
+        """Makes sure that the run can go on from here, and be derived from.
+
+        Raises:
+            DivergedError: a loss so far, or a parameter, a statistic or a moment of an optimizer
+                is not finite. The loss may be finite still: it was computed before the step.
+        """
+        if self.step:
+            self.means()
+        name = first_not_finite(self.parts())
+        if name is not None:
+            raise self.diverged(f"{name} is not finite", self.step - 1)
+
+    def diverged(self, what: str, step: int) -> DivergedError:
+        """The error that ends the run.
+
+        Args:
+            what: is not finite.
+            step: of the epoch under way, from 0, in or after which it was seen.
+        """
+        kept = "nothing was saved" if self._saved is None else f"{self._saved} is kept"
+        return DivergedError(
+            f"{self.kind} diverged: {what} in epoch {self.epoch + 1}, step {step + 1} of"
+            f" {self.steps_per_epoch}; {self.advice()}; {kept}"
+        )
 
     def run(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
         """Goes on to the last epoch.
@@ -108,6 +158,7 @@ class ResumableRun:
         while not self.finished:
             self.start_epoch()
             self._run_steps(checkpoint, bar)
+            self.check_finite()
             self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
             self.sums = dict.fromkeys(self.summed, 0.0)
             self.epoch += 1
@@ -136,9 +187,14 @@ class ResumableRun:
             started, steps = time.perf_counter(), 0
 
     def save(self, path: Path | None) -> None:
-        """Everything that the rest of the run depends on; nothing where there is no path."""
+        """Everything that the rest of the run depends on; nothing where there is no path.
+
+        Raises:
+            DivergedError: the state is not finite; the checkpoint before it stays.
+        """
         if path is None:
             return
+        self.check_finite()
         state = {
             "epoch": self.epoch,
             "step": self.step,
@@ -150,6 +206,10 @@ class ResumableRun:
             **{name: part.state_dict() for name, part in self.parts().items()},
         }
         save_checkpoint(path, self.kind, state)
+        self._saved_as(path)
+
+    def _saved_as(self, path: Path) -> None:
+        self._saved = f"{path}, after {self.epoch} epochs and {self.step} steps,"
 
     def resume(self, path: Path) -> None:
         """Goes back to the state that a checkpoint holds, bit for bit."""
@@ -162,6 +222,7 @@ class ResumableRun:
             self.epoch, self.step = state["epoch"], state["step"]
             self.seconds, self.sums = state["seconds"], dict(state["sums"])
             self.history = list(state["history"])
+            self._saved_as(path)
             restore_random_state(state["random"])
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             text = " ".join(str(error).split())

@@ -28,6 +28,7 @@ from fastnas.search.recalibrate import recalibrated
 from fastnas.search.recorder import CudaRecorder
 from fastnas.search.resumable import ResumableRun
 from fastnas.search.setting import (
+    Answers,
     Pipeline,
     accuracy,
     augmentation,
@@ -162,18 +163,24 @@ class Searcher(ResumableRun):
     @torch.no_grad()
     def validate(self) -> float:
         """Accuracy of the supernet, or of its likeliest path, in eval mode, on the images of the
-        logits."""
+        logits.
+
+        Raises:
+            DivergedError: one of the network's logits is not finite.
+        """
         weights, network = self.strategy.validation_weights(self.arch), self.network
         if any(isinstance(w, Paths) for w in weights.values()):
             batches = (batch for _, batch in self.plain(self.recalibration_index))
             network = recalibrated(network, weights, batches)
         network.eval()
         labels = self.pipeline.images.train_labels
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        answers = Answers(self.device)
         for index, batch in self.plain(self.valid_index):
-            correct += (network(batch, weights).argmax(1) == labels[index]).sum()
+            answers.add(network(batch, weights), labels[index])
         self.network.train()
-        return int(correct) / len(self.valid_index)
+        if not answers.finite:
+            raise self.diverged("a logit of the validation is not finite", self.step - 1)
+        return int(answers.right) / len(self.valid_index)
 
     def _some(self, index: Tensor) -> Tensor:
         """Of all classes, in whole batches, which count the same."""
@@ -198,6 +205,10 @@ class Searcher(ResumableRun):
             f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}  skips {skips}"
             f"  {2 * self.train_batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
+
+    def advice(self) -> str:
+        lr, arch_lr = self.config.resolved("lr"), self.config.resolved("arch_lr")
+        return f"a lower lr than {lr} or arch_lr than {arch_lr} may help"
 
     def epoch_line(self) -> str:
         figures = self.history[-1]

@@ -107,3 +107,21 @@ def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of right answers, float64 [] on their device."""
     return (logits.argmax(-1) == labels).double().mean()
+
+
+class Answers:
+    """The right answers over the batches of a test, counted without waiting for the device.
+
+    Attributes:
+        right: int64 [], of several paths int64 [paths].
+        finite: bool [], whether every logit was finite.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Logits [N, classes] or [paths, N, classes], and labels [N]."""
+        self.right = self.right + (logits.argmax(-1) == labels).sum(-1)
+        self.finite = self.finite & logits.isfinite().all()

@@ -19,6 +19,7 @@ from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.resumable import ResumableRun
 from fastnas.search.setting import (
+    Answers,
     Pipeline,
     accuracy,
     augmentation,
@@ -146,23 +147,32 @@ class Trainer(ResumableRun):
 
     @torch.no_grad()
     def test(self) -> float:
-        """Accuracy on the held-back test images."""
+        """Accuracy on the held-back test images.
+
+        Raises:
+            DivergedError: a logit is not finite.
+        """
         self.network.eval()
         images = self.images
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        answers = Answers(self.device)
         for batch, labels in zip(
             images.test.split(TEST_BATCH), images.test_labels.split(TEST_BATCH)
         ):
             logits, _ = self._logits(images.normalise(batch))
-            correct += (logits.argmax(1) == labels).sum()
+            answers.add(logits, labels)
         self.network.train()
-        return int(correct) / len(images.test)
+        if not answers.finite:
+            raise self.diverged("a logit of the test is not finite", self.step - 1)
+        return int(answers.right) / len(images.test)
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         return (
             f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}"
             f"  {self.batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
+
+    def advice(self) -> str:
+        return f"a lower lr than {self.config.resolved('lr')} may help"
 
     def epoch_line(self) -> str:
         figures = self.history[-1]

@@ -16,7 +16,7 @@ from fastnas.bounds import whole
 from fastnas.nn import ArchParameters
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.spaces.distribution import OperationDistribution, slots_of
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, check_logits
 from fastnas.strategies.black_box import ANASOD
 from fastnas.strategies.darts import DARTS
 from fastnas.strategies.gdas import GDAS
@@ -43,7 +43,12 @@ class OnDistributions(Strategy):
         return found
 
     def distribution(self, arch: ArchParameters, space: Space) -> OperationDistribution:
-        """p_c proportional to softmax(alpha_c) on the operations that cells have."""
+        """p_c proportional to softmax(alpha_c) on the operations that cells have.
+
+        Raises:
+            ValueError: a logit is not finite.
+        """
+        check_logits(arch)
         ops = slots_of(space).ops
         shares: dict[str, tuple[float, ...]] = {}
         for cell_type in space.cell_types:

@@ -15,7 +15,7 @@ from fastnas.nn.paths import Weights
 from fastnas.reference import SkipNoise
 from fastnas.spaces import AnyGenotype, Genotype, Layout, NB201Genotype, Space
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
-from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
+from fastnas.strategies.derivation import check_finite, derive_every_edge, derive_top_edges
 from fastnas.strategies.hypergradient import Problem, first_order, unrolled
 from fastnas.strategies.method import Method
 
@@ -139,7 +139,12 @@ class Strategy(Method):
         reference.search_step(network, arch.alphas(), params, alphas, train, valid)
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
-        """The architecture that the logits stand for."""
+        """The architecture that the logits stand for.
+
+        Raises:
+            ValueError: a logit is not finite.
+        """
+        check_logits(arch)
         with torch.no_grad():
             if space.layout == "nb201":
                 return self.derive_nb201(arch, space)
@@ -152,6 +157,12 @@ class Strategy(Method):
     def derive_nb201(self, arch: ArchParameters, space: Space) -> NB201Genotype:
         """In NAS-Bench-201: the strongest operation of every edge, `none` included."""
         return derive_every_edge(self.mixing_weights(arch)["normal"], space)
+
+
+def check_logits(arch: ArchParameters) -> None:
+    """Raises ValueError where a genotype cannot be derived: a logit is not finite."""
+    for name, logits in arch.named_parameters():
+        check_finite(f"the logits {name}", logits)
 
 
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -14,10 +14,27 @@ EdgeChoice = tuple[float, int, str]
 """(weight, predecessor, operation): the best operation of an edge."""
 
 
+def check_finite(what: str, values: Tensor) -> None:
+    """Refuses what no genotype can be derived from: a comparison with NaN has no meaning.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    if not values.isfinite().all():
+        raise ValueError(f"{what} are not finite; no genotype can be derived from them")
+
+
+def _rows(w: Tensor) -> list[list[float]]:
+    """The weights of each edge, [E, K], as numbers."""
+    check_finite("mixing weights", w)
+    rows: list[list[float]] = w.detach().cpu().tolist()
+    return rows
+
+
 def best_operations(w: Tensor, space: Space, cell_type: CellType) -> list[list[EdgeChoice]]:
     """Per intermediate node, its incoming edges with their strongest operation other than `none`,
     strongest edge first; ties go to the lower index."""
-    rows, candidates = w.detach().cpu().tolist(), space.candidates(cell_type)
+    rows, candidates = _rows(w), space.candidates(cell_type)
     nodes: list[list[EdgeChoice]] = [[] for _ in range(space.nodes)]
     for (source, target), row, names in zip(space.edges, rows, candidates):
         real = [(weight, name) for weight, name in zip(row, names) if name != "none"]
@@ -30,6 +47,7 @@ def best_operations(w: Tensor, space: Space, cell_type: CellType) -> list[list[E
 
 def kept_edges(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
     """Which edges beta keeps, bool [E]: each node's best two ("top2") or best pair ("pairs")."""
+    check_finite("logits of edges", beta)
     kept = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
         best = largest(row, 2) if topology == "top2" else node_pairs(n)[:, largest(row)[0]]
@@ -88,7 +106,7 @@ def derive_top_entries(
     cells = {}
     for cell_type in CELL_TYPES:
         nodes: list[list[EdgeChoice]] = [[] for _ in range(space.nodes)]
-        rows = weights[cell_type].detach().cpu().tolist()
+        rows = _rows(weights[cell_type])
         for (source, target), row, names in zip(space.edges, rows, space.candidates(cell_type)):
             entries = zip(row, names)
             nodes[target - 2] += [(w, source, name) for w, name in entries if name != "none"]
@@ -141,7 +159,7 @@ def derive_every_edge(w: Tensor, space: Space, threshold: float = 0.0) -> NB201G
         space: of layout nb201.
         threshold: an edge none of whose weights reaches it is `none`.
     """
-    rows = zip(space.edges, w.detach().cpu().tolist(), space.candidates("normal"))
+    rows = zip(space.edges, _rows(w), space.candidates("normal"))
     nodes: list[list[tuple[str, int]]] = [[] for _ in range(space.nodes)]
     for (source, target), row, names in rows:
         weight, name = max(zip(row, names), key=lambda pair: pair[0])

@@ -12,9 +12,11 @@ import torch
 from fastnas import reference
 from fastnas.nn import Paths
 from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
+from fastnas.search.diverged import DivergedError
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.folder import CONFIG
 from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.setting import Answers
 from fastnas.search.text_file import file_path
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import SlotLayout, slots_of
@@ -83,12 +85,16 @@ class SupernetEvaluator:
         for cell_type in searcher.space.cell_types:
             choice = torch.stack([path[cell_type] for path in paths]).to(device)
             weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
-        correct = torch.zeros(len(cells), dtype=torch.int64, device=device)
+        answers = Answers(device)
         with searcher.on_backend():
             for index, batch in searcher.plain(searcher.evaluation_index):
-                logits = self.network(batch, weights)
-                correct += (logits.argmax(-1) == labels[index]).sum(-1)
+                answers.add(self.network(batch, weights), labels[index])
+        if not answers.finite:
+            raise DivergedError(
+                "a logit of the supernet's paths is not finite; searching with a lower lr than"
+                f" {searcher.config.resolved('lr')} may help"
+            )
         images = len(searcher.evaluation_index)
-        accuracies = (correct / images).tolist()
+        accuracies = (answers.right / images).tolist()
         seconds = (perf_counter() - start) / len(cells)
         return [Evaluation(accuracy, seconds=seconds) for accuracy in accuracies]
