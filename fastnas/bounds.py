@@ -54,6 +54,10 @@ def whole(low: int, high: int) -> Bounds:
     return Bounds(low, high, whole=True)
 
 
+THREADS = whole(1, 1024)
+"""Of a process; far more end it inside the OpenMP library."""
+
+
 def _written(end: float) -> str:
     if isinstance(end, int) and end > 1 << 32 and end & (end + 1) == 0:
         return f"2^{end.bit_length()}-1"

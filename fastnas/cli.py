@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from fastnas._version import __version__
 from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError
+from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
+from fastnas.bounds import THREADS, Bounds
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
     ConfigError,
@@ -28,7 +31,13 @@ from fastnas.search.config import (
 from fastnas.search.data import DataError
 from fastnas.search.diverged import DivergedError
 from fastnas.search.evaluators import EvaluationError
+from fastnas.search.fields import SEEDS, bounds_of, hints_of
 from fastnas.search.folder import RunFolderError
+from fastnas.search.progress import plain_console
+from fastnas.search.sample import COUNTS, sampled_cells
+from fastnas.search.settings_file import number
+from fastnas.search.text_file import file_path
+from fastnas.spaces.distribution import LENGTH
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 
 USER_ERRORS = (
@@ -40,6 +49,9 @@ USER_ERRORS = (
     RunFolderError,
 )
 
+TABLES_WIDTH = 1000
+LONGEST_LINE = 3000
+
 # Typer brings its own copy of click since 0.27; before, it used the package.
 ClickException: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
@@ -47,11 +59,37 @@ ClickException: type[Exception] = next(
 
 app = typer.Typer(
     name="fastnas",
-    help="Differentiable architecture search, fused.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    """Differentiable architecture search, fused."""
+    if version:
+        typer.echo(f"fastnas {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), nl=False)
+
+
+def _number(text: Any) -> Any:
+    """The number that a file of settings would have there; its text where that is none."""
+    try:
+        return number(text) if isinstance(text, str) else text
+    except ValueError:  # thousands of digits
+        return text
+
+
+def _numeric(*names: str, help: str, bounds: Bounds) -> Any:
+    """An option that is a number; whoever reads it holds it to its bounds."""
+    metavar = "INTEGER" if bounds.whole else "NUMBER"
+    return typer.Option(*names, help=help, parser=_number, metavar=metavar, show_default=False)
 
 
 def _config_command(
@@ -66,36 +104,44 @@ def _config_command(
         choose: says of the given settings which of the kinds they are.
     """
 
-    def command(config: Path | None, resume: bool, **flags: Any) -> None:
-        settings = read_settings(config) if config else {}
+    def command(config: str | None, resume: bool, **flags: Any) -> None:
+        settings = {} if config is None else read_settings(file_path(config))
         settings |= {name: value for name, value in flags.items() if value is not None}
-        run(make_config(choose(settings), settings), resume=resume, console=Console())
+        run(make_config(choose(settings), settings), resume=resume, console=plain_console())
 
-    settings: dict[str, tuple[Any, Field[Any]]] = {}
+    settings: dict[str, tuple[tuple[type, ...], Field[Any]]] = {}
     for kind in kinds:
-        hints = typing.get_type_hints(kind)
+        hints = hints_of(kind)
         for f in fields(kind):
             settings.setdefault(f.name, (hints[f.name], f))
-    parameters = []
-    for hint, f in settings.values():
-        base = next(t for t in (typing.get_args(hint) or (hint,)))
-        name = f.name.replace("_", "-")
-        default = "" if f.default is None or f.default == "" else f" (default: {f.default})"
-        help_text = f"{f.metadata['help']}{default}"
-        if f.name == "genotype":
-            flag: Any = typer.Argument(help=help_text, show_default=False)
-        else:
-            spelling = f"--{name}/--no-{name}" if base is bool else f"--{name}"
-            flag = typer.Option(spelling, help=help_text, show_default=False)
-        parameters.append(_parameter(f.name, base | None, None, flag))
+    parameters = [_flag(f, types[0]) for types, f in settings.values()]
     parameters += [
-        _parameter("config", Path | None, None, typer.Option(help="YAML or JSON file of settings")),
+        _parameter("config", str | None, None, typer.Option(help="YAML or JSON file of settings")),
         _parameter("resume", bool, False, typer.Option(help="go on with the run in --out, if any")),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = text
     return command
+
+
+def _flag(f: Field[Any], kind: type) -> inspect.Parameter:
+    """The flag of a field; None where it is not given."""
+    bounds, choices = bounds_of(f), f.metadata["choices"]
+    allowed = [str(bounds)] if bounds else [", ".join(choices)] if choices else []
+    default = [] if f.default is None or f.default == "" else [f"default: {f.default}"]
+    notes = "; ".join([*allowed, *default])
+    help_text = f"{f.metadata['help']} ({notes})" if notes else f.metadata["help"]
+    name = f.name.replace("_", "-")
+    if f.name == "genotype":
+        flag: Any = typer.Argument(help=help_text, show_default=False)
+    elif kind is bool:
+        flag = typer.Option(f"--{name}/--no-{name}", help=help_text, show_default=False)
+    elif bounds is not None:
+        flag = _numeric(f"--{name}", help=help_text, bounds=bounds)
+    else:
+        flag = typer.Option(f"--{name}", help=help_text, show_default=False)
+    return _parameter(f.name, kind | None, None, flag)
 
 
 def _parameter(name: str, kind: Any, default: Any, flag: Any) -> inspect.Parameter:
@@ -144,41 +190,46 @@ def info() -> None:
     """What is here, what is not and why, and what auto would pick."""
     from fastnas.info import print_info
 
-    print_info(Console())
+    # As wide as the tables are: a path that is cut, or broken over lines, cannot be copied.
+    print_info(plain_console(width=TABLES_WIDTH))
 
 
 @app.command()
 def sample(
-    report: Annotated[Path, typer.Argument(help="report.json of an anasod search")],
-    length: Annotated[int | None, typer.Option(help="operations of a cell")] = None,
-    count: Annotated[int, typer.Option(help="cells")] = 1,
-    seed: Annotated[int, typer.Option(help="of what is drawn")] = 0,
+    report: Annotated[str, typer.Argument(help="report.json of an anasod search")],
+    length: Annotated[
+        int | None, _numeric(help=f"operations of a cell ({LENGTH})", bounds=LENGTH)
+    ] = None,
+    count: Annotated[int, _numeric(help=f"cells ({COUNTS}; default: 1)", bounds=COUNTS)] = 1,
+    seed: Annotated[
+        int, _numeric(help=f"of what is drawn ({SEEDS}; default: 0)", bounds=SEEDS)
+    ] = 0,
 ) -> None:
     """Draw cells of any length from the distribution that a search has found, as JSON lines."""
-    from fastnas.search.sample import sampled_cells
-
-    for text in sampled_cells(report, length, count, seed):
+    for text in sampled_cells(file_path(report), length, count, seed):
         typer.echo(text)
 
 
 @app.command()
 def draw(
     genotype: Annotated[str, typer.Argument(help="genotype file, or its text")],
-    picture: Annotated[Path, typer.Argument(help="FILE.png or FILE.svg")],
+    picture: Annotated[str, typer.Argument(help="FILE.png or FILE.svg")],
     title: Annotated[str, typer.Option(help="above the cells")] = "",
     force: Annotated[bool, typer.Option(help="replace an existing picture")] = False,
 ) -> None:
     """Draw the cells of a genotype."""
     from fastnas.report.cell_drawing import draw_genotype
-    from fastnas.search.runs import read_genotype
+    from fastnas.search.genotype_file import read_genotype
 
-    parsed = read_genotype(genotype)
-    if picture.exists() and not force:
-        raise ConfigError(f"{picture} exists; --force replaces it")
+    parsed, path = read_genotype(genotype), file_path(picture)
+    if os.path.lexists(path) and not force:
+        raise ConfigError(f"{path} exists; --force replaces it")
     try:
-        draw_genotype(parsed, picture, title=title)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{picture}: {error}") from error
+        draw_genotype(parsed, path, title=title)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @app.command()
@@ -191,11 +242,18 @@ def bench(
     full: Annotated[bool, typer.Option(help="also torch.compile max-autotune")] = False,
     skip: Annotated[str, typer.Option(help="providers left out, as in compile,checkpoint")] = "",
     only: Annotated[str, typer.Option(help="search: these providers, and eager")] = "",
-    batch: Annotated[int | None, typer.Option(help="search: images per batch")] = None,
+    batch: Annotated[
+        int | None, _numeric(help=f"search: images per batch ({BATCHES})", bounds=BATCHES)
+    ] = None,
     dtype: Annotated[str, typer.Option(help="search: float32 or bfloat16")] = "float32",
-    compile_seconds: Annotated[float | None, typer.Option(help="search: for torch.compile")] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file of the results")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads")] = None,
+    compile_seconds: Annotated[
+        float | None,
+        _numeric(help=f"search: for torch.compile ({COMPILE_SECONDS})", bounds=COMPILE_SECONDS),
+    ] = None,
+    out: Annotated[str | None, typer.Option(help="CSV file of the results, or a folder")] = None,
+    threads: Annotated[
+        int | None, _numeric(help=f"CPU threads ({THREADS})", bounds=THREADS)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
 ) -> None:
     """Measure time and memory beside eager; verified before it is timed."""
@@ -205,9 +263,11 @@ def bench(
         rows = run_suite(
             suite, op=op, quick=quick, full=full, skip=_names(skip), only=_names(only),
             batch=batch, dtype=dtype, compile_seconds=compile_seconds,
-            out=out, threads=threads, device=device,
+            out=None if out is None else file_path(out), threads=threads, device=device,
         )  # fmt: skip
-    except (ValueError, FileExistsError) as error:
+    except OSError as error:
+        raise ConfigError(f"{error.filename or out}: {error.strerror or error}") from error
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     if any(row.is_red for row in rows):
         raise typer.Exit(1)
@@ -221,6 +281,9 @@ def main() -> None:
     """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged
     one line and exit code 1."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except ClickException as error:
@@ -237,5 +300,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int = 2) -> typing.NoReturn:
-    print(f"fastnas: error: {' '.join(message.split())}", file=sys.stderr)
+    """Ends with a line: without what would move a terminal's cursor, and of a bounded length."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    print(f"fastnas: error: {line}", file=sys.stderr)
     sys.exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import sys
 from pathlib import Path
@@ -12,15 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fastnas._version import __version__
-from fastnas.backends import AUTO, BACKENDS, Request, choose
+from fastnas.backends import AUTO, BACKENDS, VARIABLE, Request, check_environment, choose
 from fastnas.backends.native import load_native
 from fastnas.ops import OPS
 
 
 def print_info(console: Console) -> None:
-    console.print(_versions())
-    console.print(_backends())
-    console.print(_ops())
+    """Print the tables.
+
+    Raises:
+        BackendError: the environment asks for a backend that does not exist; after the tables.
+    """
+    for table in (_versions(), _backends(), _ops()):
+        console.print(table)
+    check_environment()
 
 
 def _versions() -> Table:
@@ -31,6 +37,7 @@ def _versions() -> Table:
     table.add_row("triton", _version_of("triton"))
     table.add_row("torchvision", _version_of("torchvision"))
     table.add_row("threads", str(torch.get_num_threads()))
+    table.add_row(VARIABLE, os.environ.get(VARIABLE) or f"not set, as {AUTO}")
     table.add_row("OpenMP in this process", "\n".join(_openmp_libraries()) or "none")
     native, reason = load_native("_C")
     sets = f"{native.isa()} (of {', '.join(native.supported_isas())})" if native else reason

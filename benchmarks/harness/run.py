@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch._functorch import config as functorch_config
 
+from fastnas.backends import BACKENDS, MEMORY
 from fastnas.benchmarks.harness.cudnn import cudnn_as_measured
 from fastnas.benchmarks.harness.memory import peak_bytes, saved_bytes
 from fastnas.benchmarks.harness.roofline import measure_roof, roofline_rows
@@ -33,14 +34,33 @@ from fastnas.benchmarks.harness.table import print_rows
 from fastnas.benchmarks.harness.timing import Roof, Timing, measure
 from fastnas.benchmarks.harness.verify import EAGER, YES, Case, Problem, not_run, verify
 from fastnas.benchmarks.search.memory import memory_rows
-from fastnas.benchmarks.search.providers import StepSettings
+from fastnas.benchmarks.search.providers import PROVIDERS, StepSettings
 from fastnas.benchmarks.search.single_path import single_path_rows
 from fastnas.benchmarks.search.step import search_rows
+from fastnas.bounds import THREADS
+from fastnas.checks import short
 from fastnas.ops import OPS
 
 OP_PASSES = ("fwd", "bwd", "fwd+bwd")
 SUITES = ("ops", "search", "paths", "memory", "roofline", "all")
 DEVICES = ("cpu", "cuda", "auto")
+OP_PROVIDERS = (
+    *("eager-stack", "eager-addcmul", "eager-channels-last", "eager-edges"),
+    *("compile", "compile-max", "kernels-cpu"),
+    *(
+        f"fastnas-{name}{suffix}"
+        for name in BACKENDS
+        for suffix in ("", *(f"-{memory}" for memory in MEMORY if memory != "lean"))
+    ),
+)
+SKIPPABLE: dict[str, tuple[str, ...]] = {
+    "ops": OP_PROVIDERS,
+    "search": tuple(name for name in PROVIDERS if name != EAGER),
+    "paths": (),
+    "memory": (),
+    "roofline": (),
+}
+"""Suite to the providers that `skip` may leave out."""
 REPEATS = {"cpu": 30, "cuda": 100}
 QUICK_REPEATS = 7
 WARMUP = 3
@@ -90,8 +110,7 @@ def run_suite(
         FileExistsError: before anything runs, if the result would overwrite another.
     """
     device = _check(suite, op, quick, full, threads, device)
-    if EAGER in skip:
-        raise ValueError(f"skip has {EAGER!r}, which everything is compared with")
+    _check_skip(skip, suite)
     settings = StepSettings(quick, full, skip, only, batch, dtype, compile_seconds)
     asked = only or dtype != StepSettings.dtype or (batch, compile_seconds) != (None, None)
     if asked and suite not in ("search", "all"):
@@ -154,13 +173,30 @@ def _check(
         raise ValueError(f"op is {op!r}; allowed: {', '.join(OPS)}")
     if quick and full:
         raise ValueError("quick and full exclude each other")
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads is {threads}; at least 1 is needed")
+    if threads is not None:
+        THREADS.check("threads", threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is 'cuda', but torch finds no CUDA device")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return device
+
+
+def _check_skip(skip: Collection[str], suite: str) -> None:
+    """ValueError for a provider that no case of the suite has, as a misspelt one."""
+    if EAGER in skip:
+        raise ValueError(f"skip has {EAGER!r}, which everything is compared with")
+    allowed = list(dict.fromkeys(name for part in _parts(suite) for name in SKIPPABLE[part]))
+    for name in skip:
+        if name not in allowed:
+            raise ValueError(
+                f"skip has {short(name)}; allowed in {suite!r}: {', '.join(allowed) or 'none'}"
+            )
+
+
+def _parts(suite: str) -> list[str]:
+    """The suites that run."""
+    return [part for part in SUITES if part != "all"] if suite == "all" else [suite]
 
 
 @contextmanager

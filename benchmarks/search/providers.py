@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from fastnas import accelerate, nn, reference
+from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
 from fastnas.benchmarks.harness.verify import EAGER
+from fastnas.checks import short
 
 BEST = "eager-best"
 GRAPH = "-graph"
@@ -201,13 +203,13 @@ class StepSettings:
     def __post_init__(self) -> None:
         unknown = [name for name in self.only if name not in PROVIDERS]
         if unknown:
-            raise ValueError(f"only has {unknown[0]!r}; allowed: {', '.join(PROVIDERS)}")
+            raise ValueError(f"only has {short(unknown[0])}; allowed: {', '.join(PROVIDERS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
-        if self.batch is not None and self.batch < 2:
-            raise ValueError(f"batch is {self.batch}; at least 2 is needed")
-        if self.compile_seconds is not None and not self.compile_seconds > 0:
-            raise ValueError(f"compile_seconds is {self.compile_seconds}; above 0 is needed")
+        if self.batch is not None:
+            BATCHES.check("batch", self.batch)
+        if self.compile_seconds is not None:
+            COMPILE_SECONDS.check("compile_seconds", self.compile_seconds)
 
     @property
     def size_name(self) -> str:

@@ -17,6 +17,7 @@ from fastnas.backends.cuda import CudaBackend
 from fastnas.backends.eager import EagerBackend
 from fastnas.backends.request import OpInfo, Request
 from fastnas.backends.triton import TritonBackend
+from fastnas.checks import short
 
 logger = logging.getLogger("fastnas")
 
@@ -97,6 +98,7 @@ BACKENDS: MutableMapping[str, Backend] = {
 # What auto tries, by the device of the tensors. Interpreted Triton is only ever an explicit choice.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 AUTO = "auto"
+VARIABLE = "FASTNAS_BACKEND"
 
 _wish: list[str] = []
 _chosen: dict[tuple[OpInfo, torch.device, torch.dtype, int, str], str] = {}
@@ -110,7 +112,12 @@ class BackendError(ValueError):
 def _check_name(name: str, source: str) -> None:
     if name != AUTO and name not in BACKENDS:
         allowed = ", ".join([*BACKENDS, AUTO])
-        raise BackendError(f"{source} is '{name}'; allowed: {allowed}")
+        raise BackendError(f"{source} is {short(name)}; allowed: {allowed}")
+
+
+def check_environment() -> None:
+    """Raise BackendError where the environment names a backend that does not exist."""
+    _check_name(_environment(), VARIABLE)
 
 
 @contextmanager
@@ -129,7 +136,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 @cache
 def _environment() -> str:
-    return os.environ.get("FASTNAS_BACKEND") or AUTO
+    return os.environ.get(VARIABLE) or AUTO
 
 
 def choose(
@@ -152,7 +159,7 @@ def choose(
     elif _wish:
         wish, source = _wish[-1], "use_backend"
     else:
-        wish, source = _environment(), "FASTNAS_BACKEND"
+        wish, source = _environment(), VARIABLE
     key = op, device, dtype, terms, wish
     name = _chosen.get(key)
     if name is None:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from fastnas.report.cell_layout import NODE_RADIUS, Array, Layout, arrange
-from fastnas.report.figures import picture_path, save_figure
+from fastnas.report.figures import picture_path, save_figure, write_title
 from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype
 
 FONT_SIZE = 9.0
@@ -77,7 +77,7 @@ def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     total = headline + sum(heights) + HEADING * len(cells) + legend
     figure = Figure(figsize=(width, total))
     if title:
-        figure.suptitle(title, y=1 - 0.5 * headline / total, va="center", fontsize=13)
+        write_title(figure, title, y=1 - 0.5 * headline / total, va="center", fontsize=13)
     top = total - headline
     for cell, layout, box, height in zip(cells, layouts, boxes, heights):
         top -= HEADING + height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,6 +24,16 @@ def picture_path(path: Path | str) -> Path:
             f"path {str(path)!r} has suffix {path.suffix!r}; expected {' or '.join(SUFFIXES)}"
         )
     return path
+
+
+def write_title(figure: Figure, title: str, **style: Any) -> None:
+    """Write a text of the user's above a figure as it is: `$` begins no formula.
+
+    What no font or SVG can have, such as a byte of a name that is no UTF-8, is written as an
+    escape.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in title)
+    figure.suptitle(shown, parse_math=False, **style)
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:

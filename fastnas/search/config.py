@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastnas.backends import AUTO, BACKENDS, MEMORY
-from fastnas.bounds import Bounds, whole
+from fastnas.bounds import THREADS, Bounds, whole
 from fastnas.search.fields import (
     ConfigError,
     FolderConfig,
@@ -67,7 +67,7 @@ class RunConfig(FolderConfig):
     )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
-    threads: int | None = option(None, "CPU threads (default: as torch has them)", whole(1, 1024))
+    threads: int | None = option(None, "CPU threads (default: as torch has them)", THREADS)
     tensorboard: bool = option(True, "write TensorBoard logs")
     checkpoint_every: int = option(
         0, "also checkpoint every N steps (0: at the end of epochs)", COUNT

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 
 def memory_text(device: torch.device) -> str:
@@ -31,6 +32,18 @@ def memory_text(device: torch.device) -> str:
     return f"{peak / 2**30:.2f} GiB"
 
 
+def plain_console(width: int | None = None, quiet: bool = False) -> Console:
+    """Return a console that prints names as they are: brackets are no markup, lines not broken.
+
+    Args:
+        width: of tables in columns; None: the terminal's.
+        quiet: whether nothing is printed at all.
+    """
+    return Console(
+        width=width, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
+
+
 class StepBar:
     """A bar over the steps of a run with its latest figures, and a line an epoch."""
 
@@ -40,7 +53,7 @@ class StepBar:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -65,11 +78,11 @@ class StepBar:
         self._progress.update(self._task, advance=steps, figures=figures)
 
     def line(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text)
 
 
 @contextmanager
 def stage(console: Console, text: str) -> Iterator[None]:
     """Announces something that takes seconds and has no steps to count."""
-    with console.status(text):
+    with console.status(Text(text)):
         yield

@@ -18,7 +18,7 @@ from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
 from fastnas.search.genotype_file import read_genotype
-from fastnas.search.progress import stage
+from fastnas.search.progress import plain_console, stage
 from fastnas.search.run_report import (
     REPORT_MD,
     environment,
@@ -52,7 +52,7 @@ def run_search(
         ConfigError, DataError, BackendError, CheckpointError, RunFolderError: with nothing
             overwritten.
     """
-    console = console or Console()
+    console = console or plain_console()
     table = _table(config)
     searcher = Searcher(config)
     out = claim_folder(config, resume)
@@ -101,7 +101,7 @@ def run_train(
     Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
     logs, report.json, report.md.
     """
-    console = console or Console()
+    console = console or plain_console()
     genotype = read_genotype(config.genotype)
     trainer = Trainer(config, genotype)
     out = claim_folder(config, resume)

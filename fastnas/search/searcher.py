@@ -216,7 +216,7 @@ class Searcher(ResumableRun):
         cells = self.space.cell_types
         skips = [str(figures[f"skips_{cell}"]) for cell in cells]
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
-        warning = "  [yellow]collapsing to skip connections[/]" if figures["collapsed"] else ""
+        warning = "  collapsing to skip connections" if figures["collapsed"] else ""
         return (
             f"epoch {self.epoch:3d}/{self.config.epochs}  loss {figures['train_loss']:.3f}"
             f"  train {figures['train_accuracy']:.3f}"

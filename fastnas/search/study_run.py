@@ -17,7 +17,7 @@ from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.evaluators.training import TrainingEvaluator
 from fastnas.search.files import write_text
 from fastnas.search.folder import claim_folder
-from fastnas.search.progress import StepBar
+from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_report import REPORT_MD, study_text, write_report
 from fastnas.spaces import get_space, parse
 from fastnas.spaces.distribution import OperationDistribution, SlotLayout, slots_of
@@ -50,7 +50,7 @@ def run_study(
     require("optuna")
     from fastnas.search.study import Study
 
-    console = console or Console()
+    console = console or plain_console()
     evaluator = _evaluator(config)
     shared = _shared(config, evaluator)
 

@@ -10,7 +10,7 @@ import torch
 from fastnas.benchmarks.harness import readme
 from fastnas.benchmarks.harness.plot import plot_csv
 from fastnas.benchmarks.harness.roofline import measure_roof
-from fastnas.benchmarks.harness.run import op_cases, op_rows, result_path, run_suite
+from fastnas.benchmarks.harness.run import OP_PROVIDERS, op_cases, op_rows, result_path, run_suite
 from fastnas.benchmarks.harness.schema import (
     COLUMNS,
     SINCE_ROOFLINE,
@@ -20,10 +20,11 @@ from fastnas.benchmarks.harness.schema import (
     write_csv,
 )
 from fastnas.benchmarks.harness.timing import Roof, Timing, measure
-from fastnas.benchmarks.harness.verify import verify
+from fastnas.benchmarks.harness.verify import EAGER, verify
 from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase
 from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
 from fastnas.benchmarks.search import memory
+from fastnas.ops import OPS
 from fastnas.search.measure import saved_bytes, storage_bytes
 from fastnas.spaces import get_space
 
@@ -223,12 +224,23 @@ def test_plot(tmp_path):
         ({"suite": "ops", "op": "mixed"}, "op is 'mixed'; allowed: mixed_sum"),
         ({"suite": "search", "op": "mixed_sum"}, "only 'ops' has ops"),
         ({"suite": "ops", "threads": 0}, "threads is 0"),
+        ({"suite": "ops", "threads": 10**8}, "threads is 100000000; a whole number is needed"),
         ({"suite": "ops", "device": "tpu"}, "device is 'tpu'"),
+        ({"suite": "ops", "skip": ["jax"]}, "skip has 'jax'; allowed in 'ops': eager-stack"),
+        ({"suite": "all", "skip": ["jax"]}, "skip has 'jax'; allowed in 'all': eager-stack"),
+        ({"suite": "memory", "skip": ["compile"]}, "allowed in 'memory': none"),
+        ({"suite": "search", "skip": ["eager"]}, "which everything is compared with"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         run_suite(**arguments)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_provider_of_an_op_can_be_skipped(op):
+    problem = op_cases("cpu", op, quick=True, full=False)[0].problem("cpu", True)
+    assert {*problem.forwards} <= {EAGER, *OP_PROVIDERS}
 
 
 def test_result_path(tmp_path):

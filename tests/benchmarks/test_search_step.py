@@ -82,8 +82,8 @@ def test_a_graph_is_reported_beside_its_stream():
     [
         ({"only": ["jax"]}, "only has 'jax'; allowed: eager, "),
         ({"dtype": "int8"}, "dtype is 'int8'; allowed: float32, bfloat16"),
-        ({"batch": 1}, "batch is 1; at least 2"),
-        ({"compile_seconds": 0}, "compile_seconds is 0; above 0"),
+        ({"batch": 1}, "batch is 1; a whole number is needed, 2 to 65536"),
+        ({"compile_seconds": 0}, "compile_seconds is 0; a number is needed, above 0"),
         ({"only": ["eager-graph"]}, "'eager-graph', which needs a CUDA device"),
         ({"suite": "ops", "batch": 64}, "of the search suite, not 'ops'"),
         ({"suite": "ops", "dtype": "bfloat16"}, "of the search suite, not 'ops'"),

@@ -9,11 +9,11 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, TrainConfig, make_config, read_settings
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
+from fastnas.search.progress import plain_console
 from fastnas.search.setting import chosen_images, load_data, pick_device
 from fastnas.search.text_file import file_path
 from fastnas.search.trainer import Trainer
@@ -93,5 +93,5 @@ class TrainingEvaluator:
             trainer = Trainer(config, cell, self.images)
         except ConfigError as error:
             raise EvaluationError(str(error)) from error
-        accuracy = trainer.train(None, Console(quiet=True))
+        accuracy = trainer.train(None, plain_console(quiet=True))
         return Evaluation(accuracy, perf_counter() - start, trainer.epochs)
