@@ -47,9 +47,9 @@ def check_int(name: str, value: object, low: int | None = None, high: int | None
     """`value` is a whole number, at least `low` and at most `high` where they are given."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} is {short(value)}; a whole number is needed")
-    if low is not None and value < low:
+    if low is not None and int(value) < low:
         raise ValueError(f"{name} is {short(value)}; at least {low} is needed")
-    if high is not None and value > high:
+    if high is not None and int(value) > high:
         raise ValueError(f"{name} is {short(value)}; at most {high} is allowed")
 
 

@@ -285,7 +285,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="fastnas", standalone_mode=False)
     except ClickException as error:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except USER_ERRORS as error:

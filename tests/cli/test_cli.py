@@ -1,36 +1,24 @@
 """The command line: wrong input is one line on stderr, exit code 2, and nothing is written."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from fastnas import cli
-from fastnas.__main__ import main
+from fastnas import __version__, cli
+from fastnas.backends.chooser import forget_choices
 from fastnas.search.checkpoint import save_checkpoint
+from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig
+from fastnas.search.fields import bounds_of
 
 GENOTYPE = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
     " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
 )
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
-
-
-@pytest.fixture
-def fastnas(monkeypatch, capsys, tmp_path):
-    """Runs the command in an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr("sys.argv", ["fastnas", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return caught.value.code, output.out, output.err
-
-    return run
 
 
 @pytest.mark.parametrize(
@@ -44,7 +32,20 @@ def fastnas(monkeypatch, capsys, tmp_path):
         (["search", "--method", "local", "--initial", "3"], "method local does not take"),
         (["search", "--space", "S9"], "no search space 'S9'; there are S0, S1, S2, S3, S4"),
         (["search", "--epochs", "0"], "epochs is 0; a whole number is needed, 1 to"),
-        (["search", "--epochs", "many"], "should be a valid integer"),
+        (
+            ["search", "--epochs", "many"],
+            "epochs is 'many'; a whole number is needed, 1 to 1000000",
+        ),
+        (["search", "--epochs", "1_0"], "epochs is '1_0'; a whole number is needed"),
+        (["search", "--epochs", "9" * 5000], "a whole number is needed, 1 to 1000000"),
+        (["search", "--lr", "inf"], "lr is 'inf'; a number is needed, above 0 to 100"),
+        (["search", "--lr", ".nan"], "lr is nan; a number is needed, above 0 to 100"),
+        (["search", "--momentum", ".inf"], "momentum is inf; a number is needed, 0 to 1"),
+        (["search", "--seed", str(2**64)], "seed is 18446744073709551616; a whole number is"),
+        (["search", "--threads", "100000000"], "threads is 100000000; a whole number is needed"),
+        (["search", "--device", "cpu:7"], "device is 'cpu:7'; cpu, cuda, cuda:N and auto"),
+        (["search", "--device", "cuda:99"], "device is 'cuda:99'; there are 0 CUDA devices"),
+        (["search", "--device", "meta"], "device is 'meta'; cpu, cuda, cuda:N and auto"),
         (["search", "--noise-facto", "1"], "No such option"),
         (["search", "--method", "darts", "--noise-factor", "1"], "method darts does not take"),
         (
@@ -73,7 +74,21 @@ def fastnas(monkeypatch, capsys, tmp_path):
         (["train", NB201, "--drop-path", "0.1"], "drop_path is 0.1; the network of a NAS-Bench"),
         (["train", NB201, "--auxiliary-weight", "0.4"], "auxiliary_weight is 0.4; the network"),
         (["train", NB201.replace("none~2", "none~3")], "genotype: node 3"),
+        (["train", "full"], "genotype file full cannot be read: Is a directory"),
         (["draw", GENOTYPE, "cell.gif"], "cell.gif"),
+        (["draw", GENOTYPE, "no/cell.png"], "no/cell.png cannot be written: No such file"),
+        (["draw", GENOTYPE, "x" * 300 + ".png"], "cannot be written: File name too long"),
+        (["draw", "a (1)|{}.txt", "cell.png"], "genotype file a (1)|{}.txt cannot be read"),
+        (["search", "--config", "full"], "config file full cannot be read: Is a directory"),
+        (["search", "--data", "full.npz"], "full.npz: cannot be read: Is a directory"),
+        (["search", "--method", "random", "--evaluator", "table:full"], "full cannot be read: Is"),
+        (["sample", "absent.json"], "absent.json cannot be read: No such file"),
+        (["sample", "absent.json", "--count", "0"], "count is 0; a whole number is needed"),
+        (["sample", "absent.json", "--seed", "-1"], "seed is -1; a whole number is needed"),
+        (["bench", "--skip", "jax"], "skip has 'jax'; allowed in 'ops': eager-stack"),
+        (["bench", "search", "--only", "jax"], "only has 'jax'; allowed: eager, "),
+        (["bench", "--op", "jax"], "op is 'jax'; allowed: mixed_sum, "),
+        (["bench", "--threads", "1e9"], "threads is 1000000000.0; a whole number is needed"),
         (["draw", GENOTYPE, "full/kept.png"], "exists; --force replaces it"),
         (["draw", "Genotype(normal=", "cell.png"], "genotype"),
         (["bench", "everything"], "everything"),
@@ -85,6 +100,7 @@ def test_wrong_input(fastnas, tmp_path, arguments, message):
     (tmp_path / "text.npz").write_text("not a zip")
     np.savez(tmp_path / "tables.npz", prices=np.ones(3))
     (tmp_path / "full").mkdir()
+    (tmp_path / "full.npz").mkdir()
     (tmp_path / "full/kept.png").write_text("kept")
     before = sorted(tmp_path.rglob("*"))
     code, _, error = fastnas(*arguments)
@@ -159,7 +175,50 @@ def test_info(fastnas):
         assert word in out
 
 
-def test_help_lists_the_settings():
-    result = CliRunner().invoke(cli.app, ["search", "--help"], env={"COLUMNS": "200"})
-    assert result.exit_code == 0
-    assert "--noise-factor" in result.output and "--resume" in result.output
+def test_info_cuts_no_path(fastnas, monkeypatch):
+    path = "/" + "a" * 200 + "/libgomp.so.1"
+    monkeypatch.setattr("fastnas.info._openmp_libraries", lambda: [path])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert path in fastnas("info")[1]
+
+
+def test_info_names_the_variable_that_is_wrong(fastnas, monkeypatch):
+    monkeypatch.setenv("FASTNAS_BACKEND", "gpu")
+    forget_choices()
+    code, out, error = fastnas("info")
+    forget_choices()
+    assert code == 2 and "mixed_sum" in out
+    assert error == (
+        "fastnas: error: FASTNAS_BACKEND is 'gpu'; allowed: eager, cpu, cuda, triton, auto\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["search", "-h"], ["bench", "-h"]])
+def test_help(fastnas, arguments):
+    code, out, error = fastnas(*arguments)
+    assert code == 0 and "Usage: fastnas" in out and not error
+
+
+def test_version(fastnas):
+    assert fastnas("--version")[:2] == (0, f"fastnas {__version__}\n")
+
+
+@pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
+def test_help_shows_settings_and_their_bounds(kind):
+    command = "train" if kind is TrainConfig else "search"
+    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"})
+    assert result.exit_code == 0 and "--resume" in result.output
+    for field in fields(kind):
+        if field.name == "genotype":
+            continue
+        (line,) = (
+            line for line in result.output.splitlines()
+            if f"│ --{field.name.replace('_', '-')} " in line
+        )  # fmt: skip
+        assert bounds_of(field) is None or str(bounds_of(field)) in line
+
+
+def test_an_error_is_one_line_of_bounded_length_that_moves_no_cursor(fastnas):
+    code, _, error = fastnas("search", "--data", "\x1b[31m\r" + "x" * 100_000)
+    assert code == 2 and error.count("\n") == 1 and len(error) < 4000
+    assert error[:-1].isprintable()
