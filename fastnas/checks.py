@@ -1,7 +1,7 @@
 """Checks of arguments that all parts share: what was given, by its name, and what is allowed.
 
-Each returns nothing and raises TypeError for another type, ValueError for another value. A bool is
-no number, and a float no whole number; the scalars of NumPy are.
+A check raises TypeError for another type and ValueError for another value. A bool is no number and
+a float no whole number; the scalars of NumPy are. Settings have bounds: `fastnas.bounds`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def check_number(name: str, value: object) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {short(value)}; a number is needed")
     if not math.isfinite(value):
-        raise ValueError(f"{name} is {value}; a finite number is needed")
+        raise ValueError(f"{name} is {short(value)}; a finite number is needed")
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -70,8 +70,8 @@ def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
 
 def check_texts(name: str, value: object) -> None:
     """`value` is a list or tuple of texts, none of them empty and none twice; one at least."""
-    check_type(name, value, list, tuple)
-    assert isinstance(value, list | tuple)
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} is {short(value)}; a list or tuple of names is needed")
     for i, item in enumerate(value):
         if not isinstance(item, str) or not item:
             raise TypeError(f"{name}[{i}] is {short(item)}; a name is needed")

@@ -15,20 +15,20 @@ from fastnas.ops import OPS
 ROOT = Path(__file__).parents[1]
 CODE = ("fastnas", "kernels", "benchmarks", "csrc", "tests")
 NATIVE = {"_C", "_cuda"}
+CHECKS = {"bounds", "checks"}  # of arguments; every part may import them
 
 # What the modules of each part may import of fastnas, besides their own part and the version.
 MAY_IMPORT: dict[str, set[str]] = {
-    "spaces": {"checks"},
+    "spaces": set(),
     "kernels": set(),
-    "reference": {"spaces", "checks"},
-    "backends": {"reference", "kernels", "checks", *NATIVE},
-    "ops": {"backends", "reference", "checks"},
-    "nn": {"ops", "backends", "spaces", "reference", "checks"},
-    "strategies": {"nn", "ops", "spaces", "reference", "extras", "checks"},
-    "report": {"spaces", "reference", "extras", "checks"},
+    "reference": {"spaces"},
+    "backends": {"reference", "kernels", *NATIVE},
+    "ops": {"backends", "reference"},
+    "nn": {"ops", "backends", "spaces", "reference"},
+    "strategies": {"nn", "ops", "spaces", "reference", "extras"},
+    "report": {"spaces", "reference", "extras"},
     "allocator": set(),
     "extras": set(),
-    "checks": set(),
     "info": {"ops", "backends", *NATIVE},
     "search": {
         "strategies",
@@ -39,7 +39,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "backends",
         "extras",
-        "checks",
     },
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}
@@ -79,7 +78,7 @@ def imported_parts(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_imports_run_one_way(part: str) -> None:
-    allowed = MAY_IMPORT[part] | {part, "_version", "__version__", "bounds"}
+    allowed = MAY_IMPORT[part] | {part, "_version", "__version__", *CHECKS}
     for path in sources(".py"):
         if part_of(path) == part:
             wrong = imported_parts(path) - allowed
@@ -87,7 +86,7 @@ def test_imports_run_one_way(part: str) -> None:
 
 
 def test_every_part_has_its_rule() -> None:
-    known = {*MAY_IMPORT, "bounds", "__init__", "__main__", "_version"}
+    known = {*MAY_IMPORT, *CHECKS, "__init__", "__main__", "_version"}
     found = {part_of(path) for path in (ROOT / "fastnas").rglob("*.py")}
     assert found <= known
 

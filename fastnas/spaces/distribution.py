@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import ceil, comb
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from fastnas.bounds import whole
-from fastnas.checks import short
+from fastnas.checks import check_int, check_number, check_texts, check_type, short
 from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES, Space
 
@@ -33,6 +33,7 @@ ROUNDING = 1e-9
 """By which a share that is a whole number of slots may miss it."""
 
 
+@runtime_checkable
 class SlotLayout(Protocol):
     """How cells are made of operations in slots."""
 
@@ -71,6 +72,7 @@ class NB201Slots:
     wirings: tuple[int, ...] = (1, 1, 1)
 
     def __post_init__(self) -> None:
+        check_texts("ops", self.ops)
         LENGTH.check("length", self.length)
         if self.length != 6:
             raise ValueError(f"length is {self.length}; cells of NAS-Bench-201 have 6 slots")
@@ -78,12 +80,14 @@ class NB201Slots:
     def genotype(
         self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]] | None = None
     ) -> NB201Genotype:
+        _check_slots(self, slots)
         ops = iter(slots["normal"])
         return NB201Genotype(
             tuple(tuple((next(ops), source) for source in range(node)) for node in (1, 2, 3))
         )
 
     def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        check_type("genotype", genotype, Genotype, NB201Genotype)
         if not isinstance(genotype, NB201Genotype):
             raise ValueError("the genotype is not one of NAS-Bench-201")
         return {"normal": [op for node in genotype.nodes for op, _ in node]}
@@ -103,6 +107,7 @@ class DartsSlots:
     cell_types: tuple[str, ...] = CELL_TYPES
 
     def __post_init__(self) -> None:
+        check_texts("ops", self.ops)
         LENGTH.check("length", self.length)
 
     @property
@@ -119,6 +124,8 @@ class DartsSlots:
     def genotype(
         self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
     ) -> Genotype:
+        _check_slots(self, slots)
+        _check_wiring(self, wiring)
         cells = {}
         for cell_type in self.cell_types:
             cell: list[tuple[Edge, ...]] = []
@@ -131,9 +138,37 @@ class DartsSlots:
         return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
     def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        check_type("genotype", genotype, Genotype, NB201Genotype)
         if not isinstance(genotype, Genotype):
             raise ValueError("the genotype is one of NAS-Bench-201, not of the DARTS cells")
         return {cell: [op for op, _, _ in genotype.edges(cell)] for cell in CELL_TYPES}
+
+
+def check_layout(layout: object) -> None:
+    """TypeError unless `layout` says how cells are made of slots, as what `slots_of` gives does."""
+    check_type("layout", layout, SlotLayout)
+
+
+def _check_slots(layout: SlotLayout, slots: Mapping[str, Sequence[str]]) -> None:
+    check_type("slots", slots, Mapping)
+    for cell_type in layout.cell_types:
+        given = slots.get(cell_type)
+        where = f"slots of the {cell_type} cell are {short(given)}"
+        if not isinstance(given, list | tuple) or len(given) != layout.length:
+            raise ValueError(f"{where}; a list of {layout.length} operations is needed")
+        if any(op not in layout.ops for op in given):
+            raise ValueError(f"{where}; the operations are {', '.join(layout.ops)}")
+
+
+def _check_wiring(layout: SlotLayout, wiring: Mapping[str, Sequence[int]]) -> None:
+    check_type("wiring", wiring, Mapping)
+    for cell_type in layout.cell_types:
+        given, ways = wiring.get(cell_type), layout.wirings
+        where = f"wiring of the {cell_type} cell"
+        if not isinstance(given, list | tuple) or len(given) != len(ways):
+            raise ValueError(f"{where} is {short(given)}; a list of {len(ways)} numbers is needed")
+        for node, (way, count) in enumerate(zip(given, ways)):
+            check_int(f"{where}, node {node},", way, 0, count - 1)
 
 
 def slots_of(space: Space, length: int | None = None) -> SlotLayout:
@@ -145,6 +180,9 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
     Raises:
         ValueError: the space offers other candidates on other edges, or has one length.
     """
+    check_type("space", space, Space)
+    if length is not None:
+        LENGTH.check("length", length)
     offered = set(space.normal + space.reduce)
     if len(offered) > 1:
         raise ValueError(
@@ -174,14 +212,18 @@ class OperationDistribution:
     p: Mapping[str, tuple[float, ...]]
 
     def __post_init__(self) -> None:
-        if not self.ops or len(set(self.ops)) < len(self.ops):
-            raise ValueError(f"operations are {self.ops}; one or more are needed, none twice")
+        check_texts("ops", self.ops)
+        check_type("p", self.p, Mapping)
         if not self.p:
-            raise ValueError("there is no cell type; one or more are needed")
+            raise ValueError("p is empty; shares of one or more cell types are needed")
         checked = {}
         for cell_type, given in self.p.items():
-            shares = tuple(float(share) for share in given)
             where = f"distribution of the {cell_type} cell"
+            if not isinstance(given, list | tuple):
+                raise TypeError(f"{where} is {short(given)}; a list or tuple of shares is needed")
+            for op, share in zip(self.ops, given):
+                check_number(f"{where}: {op}", share)
+            shares = tuple(float(share) for share in given)
             if len(shares) != len(self.ops):
                 raise ValueError(
                     f"{where}: {len(shares)} shares are given for {len(self.ops)} operations:"
@@ -202,6 +244,7 @@ class OperationDistribution:
         Raises:
             ValueError: an operation is not of the layout.
         """
+        check_layout(layout)
         p = {}
         for cell_type, slots in layout.slots(genotype).items():
             unknown = sorted(set(slots) - set(layout.ops))
@@ -215,6 +258,25 @@ class OperationDistribution:
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, Counts], layout: SlotLayout) -> OperationDistribution:
+        """The distribution of cells with these counts, each >= 0 and some above 0.
+
+        Raises:
+            TypeError, ValueError: they are not, or there are more or fewer than operations.
+        """
+        check_layout(layout)
+        check_type("counts", counts, Mapping)
+        for cell, row in counts.items():
+            if not isinstance(row, list | tuple) or len(row) != len(layout.ops):
+                raise ValueError(f"counts of the {cell} cell are {short(row)}; a number for each"
+                                 f" of {', '.join(layout.ops)} is needed")  # fmt: skip
+            for c in row:
+                check_int(f"counts of the {cell} cell: one", c, 0)
+            if not sum(row):
+                raise ValueError(
+                    f"counts of the {cell} cell are {short(row)}; one above 0 is needed"
+                )
+        if not counts:
+            raise ValueError("counts is empty; those of one or more cell types are needed")
         p = {cell: tuple(c / sum(row) for c in row) for cell, row in counts.items()}
         return cls(layout.ops, p)
 
@@ -230,9 +292,17 @@ class OperationDistribution:
         Raises:
             ValueError: a concentration is not above 0, or there are not as many as operations.
         """
-        prior = np.broadcast_to(np.asarray(concentration, float), (len(layout.ops),))
-        if not (prior > 0).all():
-            raise ValueError(f"concentration is {concentration}; above 0 is needed")
+        check_layout(layout)
+        check_type("rng", rng, np.random.Generator)
+        given = concentration if isinstance(concentration, list | tuple) else [concentration]
+        for one in given:
+            check_number("concentration", one)
+        if len(given) not in (1, len(layout.ops)) or min(given) <= 0:
+            raise ValueError(
+                f"concentration is {short(concentration)}; one above 0, or one for each of the"
+                f" {len(layout.ops)} operations, is needed"
+            )
+        prior = np.broadcast_to(np.asarray(given, float), (len(layout.ops),))
         p = {cell: tuple(map(float, rng.dirichlet(prior))) for cell in layout.cell_types}
         return cls(layout.ops, p)
 
@@ -246,8 +316,8 @@ class OperationDistribution:
         try:
             (ops,) = {tuple(row) for row in shares.values()}
             return cls(ops, {cell: tuple(row.values()) for cell, row in shares.items()})
-        except (AttributeError, TypeError) as error:
-            raise ValueError(f"{short(shares)} is no distribution: {error}") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"shares are {short(shares)}, no distribution: {error}") from error
 
     def as_dict(self) -> dict[str, dict[str, float]]:
         """Cell type to operation to share."""
@@ -263,6 +333,8 @@ class OperationDistribution:
         Raises:
             ValueError: the layout is one of other operations or cell types.
         """
+        check_layout(layout)
+        check_type("rng", rng, np.random.Generator)
         if layout.ops != self.ops or set(layout.cell_types) != set(self.p):
             raise ValueError(
                 f"a distribution over {', '.join(self.ops)} ({', '.join(self.p)}) is none of cells"
@@ -281,8 +353,13 @@ def snap(p: Sequence[float], length: int) -> Counts:
 
     The counts are non-negative and sum to `length`.
     """
-    if length < 1:
-        raise ValueError(f"length is {length}; at least 1 is needed")
+    check_int("length", length, 1)
+    if not isinstance(p, list | tuple | np.ndarray) or not len(p):
+        raise TypeError(f"p is {short(p)}; a list, a tuple or an array of shares is needed")
+    for share in p:
+        check_number("p: a share", share)
+    if min(p) < 0 or not max(p):
+        raise ValueError(f"p is {short(p)}; shares >= 0 are needed, one of them above 0")
     shares = np.asarray(p, float)
     slots = length * shares / shares.sum()
     counts = np.floor(slots + ROUNDING).astype(int)
@@ -294,14 +371,22 @@ def snap(p: Sequence[float], length: int) -> Counts:
 
 def lattice_size(operations: int, length: int) -> int:
     """How many distributions cells of that length have: C(length + K - 1, K - 1)."""
+    check_int("operations", operations, 1)
+    check_int("length", length, 0)
     return comb(length + operations - 1, operations - 1)
 
 
 def lattice(operations: int, length: int) -> Iterator[Counts]:
     """All counts of `length` slots over K operations, in lexicographic order, largest first."""
+    check_int("operations", operations, 1)
+    check_int("length", length, 0)
+    return _lattice(operations, length)
+
+
+def _lattice(operations: int, length: int) -> Iterator[Counts]:
     if operations == 1:
         yield (length,)
         return
     for first in range(length, -1, -1):
-        for rest in lattice(operations - 1, length - first):
+        for rest in _lattice(operations - 1, length - first):
             yield (first, *rest)

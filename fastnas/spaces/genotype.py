@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import SupportsIndex
 
+from fastnas.checks import check_type
 from fastnas.spaces.space import (
     CELL_TYPES,
     NB201_OPS,
@@ -142,7 +143,7 @@ class NB201Genotype:
     def edges(self, cell: CellType = "normal") -> tuple[tuple[str, int, int], ...]:
         """The edges as (operation, node, predecessor), node-major; there is only a normal cell."""
         if cell != "normal":
-            raise ValueError(f"a NAS-Bench-201 cell is a normal cell, got {cell!r}")
+            raise ValueError(f"cell is {cell!r}; a NAS-Bench-201 cell is a 'normal' cell")
         return tuple(
             (op, node, source) for node, edges in enumerate(self.nodes, 1) for op, source in edges
         )
@@ -162,11 +163,13 @@ AnyGenotype = Genotype | NB201Genotype
 
 def skip_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell are ``skip_connect``, the usual sign of a collapsed search."""
+    check_type("genotype", genotype, Genotype, NB201Genotype)
     return sum(op == "skip_connect" for op, _, _ in genotype.edges(cell))
 
 
 def parameter_free_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell hold an operation of :data:`fastnas.spaces.PARAMETER_FREE`."""
+    check_type("genotype", genotype, Genotype, NB201Genotype)
     return sum(op in PARAMETER_FREE for op, _, _ in genotype.edges(cell))
 
 

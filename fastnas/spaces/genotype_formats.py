@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
+from fastnas.checks import check_choice
 from fastnas.spaces import strict_json
 from fastnas.spaces.genotype import AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES
@@ -60,8 +61,7 @@ def dump(genotype: AnyGenotype, format: str) -> str:
         TypeError: the format is for the other kind of genotype.
         ValueError: no such format, or one that cannot express this genotype.
     """
-    if format not in FORMATS:
-        raise ValueError(f"no genotype format {format!r}; there are {', '.join(FORMATS)}")
+    check_choice("format", format, FORMATS)
     return FORMATS[format](genotype)
 
 
@@ -250,7 +250,9 @@ def _check_text(text: object) -> None:
 
 def _check_kind(genotype: object, kind: type) -> None:
     if not isinstance(genotype, kind):
-        raise TypeError(f"this format is for a {kind.__name__}, got {type(genotype).__name__}")
+        raise TypeError(
+            f"genotype is a {type(genotype).__name__}; this format is for a {kind.__name__}"
+        )
 
 
 def _genotype(given: dict[str, object]) -> Genotype:

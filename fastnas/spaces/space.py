@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
+from fastnas.checks import check_int, check_type
+
 CellType = Literal["normal", "reduce"]
 CELL_TYPES: tuple[CellType, ...] = ("normal", "reduce")
 
@@ -93,7 +95,7 @@ class Space:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise ValueError(f"a space needs a name, got {self.name!r}")
+            raise ValueError(f"name is {self.name!r}; a space needs a name")
         if self.layout not in LAYOUTS:
             raise ValueError(
                 f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}"
@@ -180,14 +182,16 @@ class Space:
         """The space with an operation dropped on every edge that offers it.
 
         Raises:
+            TypeError: ``op`` is not a str.
             ValueError: an edge would be left with no candidate, edges would be left with
                 different numbers of candidates, or ``op`` is no known operation.
         """
+        check_type("op", op, str)
         offered = self.operations
         if op not in offered:
             if op in (*OPS, *NB201_OPS):
                 return self
-            raise ValueError(f"{self.name}: {op!r} is not one of {', '.join(sorted(offered))}")
+            raise ValueError(f"op is {op!r}; {self.name} has {', '.join(sorted(offered))}")
         return Space(
             f"{self.name}-without-{op}",
             tuple(tuple(name for name in edge if name != op) for edge in self.normal),
@@ -243,8 +247,7 @@ def uniform_space(name: str, candidates: Sequence[str], nodes: int = 4) -> Space
     Raises:
         ValueError: no candidates, a repeated one, or fewer than one node.
     """
-    if not isinstance(nodes, int) or nodes < 1:
-        raise ValueError(f"nodes must be a whole number from 1, got {nodes!r}")
+    check_int("nodes", nodes, 1)
     cell = (_checked_edge(candidates, f"{name}: candidates"),) * (nodes * (nodes + 3) // 2)
     return Space(name, cell, cell)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from fastnas.checks import check_choice
 from fastnas.strategies.anasod import AnasodDARTS, AnasodGDAS
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.bayesian import AnasodBayesian, Bayesian
@@ -53,8 +54,7 @@ def get_black_box(name: str, **options: Any) -> BlackBox:
 
 
 def _get(table: Mapping[str, type[Kind]], name: str, options: Mapping[str, Any]) -> Kind:
-    if name not in table:
-        raise ValueError(f"method is {name!r}; allowed: {', '.join(table)}")
+    check_choice("method", name, table)
     return table[name](**options)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fastnas.bounds import whole
+from fastnas.checks import check_int
 from fastnas.nn import ArchParameters
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.spaces.distribution import OperationDistribution, slots_of
@@ -48,7 +49,7 @@ class OnDistributions(Strategy):
         Raises:
             ValueError: a logit is not finite.
         """
-        check_logits(arch)
+        check_logits(arch, space)
         ops = slots_of(space).ops
         shares: dict[str, tuple[float, ...]] = {}
         for cell_type in space.cell_types:
@@ -64,6 +65,7 @@ class OnDistributions(Strategy):
 
     def cells(self, arch: ArchParameters, space: Space, count: int) -> list[AnyGenotype]:
         """Drawn from the distribution; always the same of one distribution."""
+        check_int("count", count, 1)
         rng = np.random.default_rng(0)
         drawn = self.distribution(arch, space)
         return [drawn.sample(slots_of(space), rng) for _ in range(count)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.bounds import whole
+from fastnas.checks import check_int, check_type
 from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.reference import SkipNoise
@@ -59,6 +60,7 @@ class Strategy(Method):
         Raises:
             ValueError: the method samples which edges a node keeps, and the space keeps them all.
         """
+        check_type("space", space, Space)
         if self.topology != "none" and space.layout == "nb201":
             raise ValueError(
                 f"method {self.name} samples which edges a node keeps; a cell of space"
@@ -72,7 +74,8 @@ class Strategy(Method):
         return None
 
     def noise_amplitude(self, epoch: int, epochs: int) -> float:
-        """r of the noise in an epoch."""
+        """r of the noise in an epoch, 0 to epochs - 1."""
+        check_epoch(epoch, epochs)
         return 1.0
 
     def skip_drop_probability(self) -> float:
@@ -80,7 +83,8 @@ class Strategy(Method):
         return 0.0
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
-        """Sets what depends on the epoch."""
+        """Sets what depends on the epoch, 0 to epochs - 1."""
+        check_epoch(epoch, epochs)
 
     def figures(self) -> dict[str, float]:
         """What of that belongs into the records of the epoch."""
@@ -88,6 +92,7 @@ class Strategy(Method):
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         """Cell type to w [E, K], a differentiable function of the logits: softmax (DARTS eq. 2)."""
+        check_type("arch", arch, ArchParameters)
         return {cell: torch.softmax(alpha, dim=-1) for cell, alpha in arch.alphas().items()}
 
     def draw(self) -> Tensor | None:
@@ -144,7 +149,7 @@ class Strategy(Method):
         Raises:
             ValueError: a logit is not finite.
         """
-        check_logits(arch)
+        check_logits(arch, space)
         with torch.no_grad():
             if space.layout == "nb201":
                 return self.derive_nb201(arch, space)
@@ -159,12 +164,24 @@ class Strategy(Method):
         return derive_every_edge(self.mixing_weights(arch)["normal"], space)
 
 
-def check_logits(arch: ArchParameters) -> None:
-    """Raises ValueError where a genotype cannot be derived: a logit is not finite."""
+def check_epoch(epoch: int, epochs: int) -> None:
+    """`epoch` counts from 0 to below `epochs`."""
+    check_int("epochs", epochs, 1)
+    check_int("epoch", epoch, 0, epochs - 1)
+
+
+def check_logits(arch: ArchParameters, space: Space) -> None:
+    """`arch` has finite logits of `space`: of as many candidates on as many edges of a cell type.
+
+    Raises:
+        TypeError: they are no ArchParameters and no Space.
+        ValueError: they are those of another space, or one is not finite.
+    """
+    check_type("arch", arch, ArchParameters)
+    check_type("space", space, Space)
+    given = {cell: list(alpha.shape) for cell, alpha in arch.alphas().items()}
+    needed = {c: [len(space.edges), space.num_candidates(c)] for c in space.cell_types}
+    if given != needed:
+        raise ValueError(f"arch has logits {given}; space {space.name} needs {needed}")
     for name, logits in arch.named_parameters():
-        check_finite(f"the logits {name}", logits)
-
-
-def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+        check_finite(f"the logits {name} of arch", logits)

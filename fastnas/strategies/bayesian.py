@@ -45,8 +45,8 @@ class Bayesian(BlackBox):
 
         self._process = Process
 
-    def propose(
-        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         known = [(one.point, one.value) for one in past if one.value is not None]
         first = max(0, self.initial - len(past))

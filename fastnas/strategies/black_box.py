@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastnas.bounds import Bounds, whole
-from fastnas.spaces.distribution import SlotLayout
+from fastnas.checks import check_int, check_type
+from fastnas.spaces.distribution import SlotLayout, check_layout
 from fastnas.strategies.domains import Cells, Distributions, Domain, Point
 from fastnas.strategies.method import Method
 
@@ -49,6 +50,7 @@ class BlackBox(Method):
 
     def domain(self, layout: SlotLayout) -> Domain:
         """What is searched."""
+        check_layout(layout)
         return Distributions(layout, self.concentration) if self.on_distributions else Cells(layout)
 
     def propose(
@@ -58,7 +60,23 @@ class BlackBox(Method):
 
         Args:
             past: in the order of their proposals, those that are being evaluated included.
+            count: how many, at least one.
+
+        Raises:
+            TypeError, ValueError: an argument is of another type, or count below 1.
         """
+        check_type("domain", domain, Domain)
+        check_type("past", past, list, tuple)
+        for i, one in enumerate(past):
+            check_type(f"past[{i}]", one, Observation)
+        check_type("rng", rng, np.random.Generator)
+        check_int("count", count, 1)
+        return self._propose(domain, past, rng, count)
+
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
+    ) -> list[Observation]:
+        """What `propose` returns, of arguments that it has checked."""
         raise NotImplementedError
 
 
@@ -68,8 +86,8 @@ class Random(BlackBox):
     name = "random"
     source = "Li and Talwalkar, UAI 2019, arXiv 1902.07638"
 
-    def propose(
-        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         return [Observation(domain.random(rng)) for _ in range(count)]
 
@@ -85,8 +103,8 @@ class Local(BlackBox):
     name = "local"
     source = "White et al., UAI 2021, arXiv 2005.02960"
 
-    def propose(
-        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         found: list[Observation] = []
         seen = list(past)
@@ -155,8 +173,8 @@ class Evolution(BlackBox):
                 f"sample is {self.sample}; 1 to population, {self.population}, is allowed"
             )
 
-    def propose(
-        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         alive = [one for one in past if one.value is not None][-self.population :]
         missing = max(0, self.population - len(past))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from itertools import product
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ DRAWS = 20
 """Of cells of a distribution, for one that was not evaluated: again, one would tell nothing new."""
 
 
+@runtime_checkable
 class Domain(Protocol):
     """Points, and the cells that they stand for."""
 

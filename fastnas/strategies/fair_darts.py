@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnas.bounds import Bounds
+from fastnas.checks import check_choice, check_type
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, NB201Genotype, Space
 from fastnas.strategies.base import ORDERS, Strategy
@@ -52,11 +53,10 @@ class FairDARTS(Strategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.zero_one_loss not in LOSSES:
-            allowed = ", ".join(LOSSES)
-            raise ValueError(f"zero_one_loss is {self.zero_one_loss!r}; allowed: {allowed}")
+        check_choice("zero_one_loss", self.zero_one_loss, LOSSES)
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
+        check_type("arch", arch, ArchParameters)
         return {cell: torch.sigmoid(alpha) for cell, alpha in arch.alphas().items()}
 
     def regulariser(self, arch: ArchParameters) -> Tensor:

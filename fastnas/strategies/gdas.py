@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, Space
-from fastnas.strategies.base import check_choice
 from fastnas.strategies.derivation import derive_top_entries
 from fastnas.strategies.single_path import SinglePath
 

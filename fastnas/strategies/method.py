@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 from fastnas.bounds import Bounds
+from fastnas.checks import check_type
 
 
 class Method:
     """A search method with its options as attributes.
 
     Raises:
+        TypeError: a text or a flag of another type than the class annotates.
         ValueError: an option that it does not take, or a number out of its bounds.
     """
 
@@ -38,9 +40,11 @@ class Method:
                 f"{', '.join(unknown)} given, which method {self.name} does not take; its options:"
                 f" {allowed}"
             )
-        bounds = self.all_bounds()
+        bounds, hints = self.all_bounds(), get_type_hints(type(self))
         for option, default in self.options.items():
             value = options.get(option, default)
             if option in bounds and (value is not None or default is not None):
                 bounds[option].check(option, value)
+            if option not in bounds:
+                check_type(option, value, *(get_args(hints[option]) or (hints[option],)))
             setattr(self, option, value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastnas.bounds import Bounds
+from fastnas.checks import check_choice
 from fastnas.reference import SkipNoise, cosine_decay
-from fastnas.strategies.base import ORDERS, Strategy
+from fastnas.strategies.base import ORDERS, Strategy, check_epoch
 
 DECAYS = ("none", "cosine")
 
@@ -54,15 +55,14 @@ class NoisyDARTS(Strategy):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if self.noise_decay not in DECAYS:
-            allowed = ", ".join(DECAYS)
-            raise ValueError(f"noise_decay is {self.noise_decay!r}; allowed: {allowed}")
+        check_choice("noise_decay", self.noise_decay, DECAYS)
         self.skip_noise()
 
     def skip_noise(self) -> SkipNoise:
         return SkipNoise(self.noise_kind, self.noise_mixture, self.noise_mean, self.noise_factor)
 
     def noise_amplitude(self, epoch: int, epochs: int) -> float:
+        check_epoch(epoch, epochs)
         return cosine_decay(epoch, epochs) if self.noise_decay == "cosine" else 1.0
 
     def skip_drop_probability(self) -> float:

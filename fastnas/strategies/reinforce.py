@@ -38,8 +38,8 @@ class Reinforce(BlackBox):
 
     arch_rate: float
 
-    def propose(
-        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         shares = softmax(self.logits(domain, past))
         drawn = (

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.bounds import Bounds, whole
+from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths, to_device
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
-from fastnas.strategies.base import Batch, Strategy, check_choice
+from fastnas.strategies.base import Batch, Strategy, check_epoch
 from fastnas.strategies.derivation import kept_edges
 from fastnas.strategies.hypergradient import Problem, first_order
 
@@ -90,6 +91,7 @@ class SinglePath(Strategy):
         return 1 if self.paths_at_once else self.samples
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
+        check_epoch(epoch, epochs)
         end = TAU_END if self.tau_end is None else self.tau_end
         done = epoch / (epochs - 1) if epochs > 1 else 0.0
         if self.tau_schedule == "linear":

@@ -117,7 +117,7 @@ def test_of_a_published_genotype():
         ((0.5, 0.4), r"normal cell: the shares sum to 0.9; 1 is needed"),
         ((1.5, -0.5), r"a has 1.5; 0 to 1 is allowed"),
         ((-0.5, 1.5), r"a has -0.5; 0 to 1 is allowed"),
-        ((float("nan"), 1.0), r"a has nan; 0 to 1 is allowed"),
+        ((float("nan"), 1.0), r"a is nan; a finite number is needed"),
         ((1.0,), r"1 shares are given for 2 operations: a, b"),
     ],
 )

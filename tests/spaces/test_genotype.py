@@ -272,7 +272,7 @@ def test_from_json_wants_an_object():
     ("call", "error", "message"),
     [
         (lambda: parse(b"Genotype()"), TypeError, "read from a str, got bytes"),
-        (lambda: dump(SMALL, "yaml"), ValueError, "'yaml'; there are darts, ptdarts, fairdarts, "),
+        (lambda: dump(SMALL, "yaml"), ValueError, "'yaml'; allowed: darts, ptdarts, fairdarts, "),
         (lambda: dump(SMALL, "nb201"), TypeError, "for a NB201Genotype, got Genotype"),
         (lambda: dump("Genotype()", "json"), TypeError, "for a Genotype, got str"),
         (lambda: Genotype(PAIR, range(2, 10**30), PAIR, (2,)), ValueError, "got 1000"),

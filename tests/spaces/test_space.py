@@ -139,7 +139,7 @@ def test_lists_become_tuples():
             r"normal\[0\]: no candidate is left",
         ),
         (lambda: uniform_space("x", []), "x: candidates: no candidate"),
-        (lambda: uniform_space("x", ["a"], nodes=0), "nodes must be a whole number from 1, got 0"),
+        (lambda: uniform_space("x", ["a"], nodes=0), "nodes is 0; at least 1 is needed"),
         (lambda: uniform_space("x", "none"), "expected a tuple of operation names, got 'none'"),
         (lambda: uniform_space("x", ["a", "a"]), "repeated candidate"),
         (lambda: uniform_space("x", ["a"], nodes=1.5), "a whole number from 1, got 1.5"),

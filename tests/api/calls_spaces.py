@@ -1,0 +1,173 @@
+"""Valid calls of fastnas.spaces, of its genotypes and of its distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+from wrong_values import Argument, Call, choice, instance, integer, number, one_of, sequence, text
+
+from fastnas import spaces
+from fastnas.spaces import distribution
+
+DARTS = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
+    " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
+)
+NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+EDGE = ("none", "skip_connect")
+SLOTS = distribution.NB201Slots()
+SHARES = {"normal": (0.2, 0.2, 0.2, 0.2, 0.2)}
+
+space = instance(lambda: spaces.get_space("S0"))
+darts_cells = instance(lambda: spaces.parse(DARTS))
+nb201_cells = instance(lambda: spaces.parse(NB201))
+cell_type = choice("normal").called("cell type")
+candidates = (
+    sequence(text("none"), 1)
+    .but("with a list")
+    .plus(**{"a name twice": ["none", "none"], "an empty name": [""], "text": "none"})
+)
+counts = one_of(
+    lambda: {"normal": (2, 2, 2, 0, 0)},
+    **{"None": None, "a list": [1], "a row too short": {"normal": (6,)}, "a zero row":
+       {"normal": (0,) * 5}, "negative": {"normal": (-1, 7, 0, 0, 0)}, "empty": {},
+       "halves": {"normal": (0.5, 5.5, 0, 0, 0)}, "no rows": {"normal": 3}},
+)  # fmt: skip
+generator = instance(lambda: np.random.default_rng(0))
+shares = one_of(
+    lambda: SHARES,
+    **{"None": None, "a list": [0.2] * 5, "a number": 3, "empty": {}, "one too few":
+       {"normal": (0.5, 0.5)}, "sum 2": {"normal": (0.4,) * 5}, "negative":
+       {"normal": (-1, 2, 0, 0, 0)}, "nan": {"normal": (float("nan"),) * 5},
+       "text": {"normal": "abcde"}, "no row": {"normal": None}, "a number as a row":
+       {"normal": 1.0}, "true": {"normal": (True, 0, 0, 0, 0)}},
+).called("normal", "distribution")  # fmt: skip
+
+
+def nodes_of(valid: object) -> Argument:
+    return one_of(
+        lambda: valid,
+        **{"None": None, "a number": 3, "text": "abc", "empty": [], "pairs of numbers": [(1, 0)],
+           "an edge from itself": [[("none", 2)]], "no predecessor": [[("none",)]], "a half":
+           [[("none", 0.5)]], "true": [[("none", True)]], "negative": [[("none", -1)]],
+           "a dict": {}, "an unnamed operation": [[("", 0)]]},
+    )  # fmt: skip
+
+
+concat = one_of(
+    lambda: [2],
+    **{"None": None, "a number": 2, "text": "2", "empty": [], "an input": [1], "a node twice":
+       [2, 2], "a missing node": [3], "a half": [2.5], "true": [True], "nan": [float("nan")],
+       "huge": [10**30]},
+)  # fmt: skip
+genotype_text = text(DARTS).called("genotype", "str", "cell").plus(
+    **{"half a genotype": DARTS[:-10], "another call": "print(1)", "empty": "", "json": "{}",
+       "a short cell": "|none~0|", "long": "[" * 100_000}
+)  # fmt: skip
+slots = one_of(
+    lambda: {"normal": ["none"] * 6},
+    **{"None": None, "a list": ["none"] * 6, "too few": {"normal": ["none"] * 5}, "too many":
+       {"normal": ["none"] * 7}, "unknown": {"normal": ["no-such"] * 6}, "no cell": {}, "numbers":
+       {"normal": [0] * 6}},
+).called("normal", "operation")  # fmt: skip
+darts_slots = {"normal": ["skip_connect"] * 2, "reduce": ["skip_connect"] * 2}
+wiring = one_of(
+    lambda: {"normal": [0], "reduce": [0]},
+    **{"None": None, "a list": [0], "no cell": {}, "too many": {"normal": [0, 0], "reduce": [0]},
+       "above": {"normal": [1], "reduce": [0]}, "negative": {"normal": [-1], "reduce": [0]},
+       "a half": {"normal": [0.5], "reduce": [0]}, "a number": {"normal": 0, "reduce": [0]}},
+)  # fmt: skip
+length = integer(6, 1)
+operations = sequence(text("none"), 1).plus(**{"a name twice": ["none", "none"], "text": "none"})
+
+CALLS = [
+    Call("get_space", spaces.get_space, {"name": choice("S0").called("search space")}),
+    Call("uniform_space", spaces.uniform_space, {
+        "name": text("own").plus(empty=""), "candidates": candidates, "nodes": integer(2, 1)}),
+    Call("Space", spaces.Space, {
+        "name": text("own").plus(empty=""),
+        "normal": one_of(lambda: (EDGE, EDGE), **{"None": None, "a number": 3, "text": "none",
+            "one edge": (EDGE,), "an empty edge": (EDGE, ()), "uneven": (EDGE, ("none",)),
+            "numbers": ((1,), (2,)), "a name twice": (EDGE, ("none", "none")), "empty": ()}),
+        "reduce": one_of(lambda: (EDGE, EDGE), **{"None": None, "a number": 3, "empty": (),
+            "more edges": (EDGE,) * 5, "text": "none"}),
+        "layout": choice("darts")}),
+    Call("Space", lambda op: spaces.get_space("S0").without(op), {
+        "op": choice("none").called("operation")}, "Space.without"),
+    Call("Space", lambda edge, cell_type: spaces.get_space("S0").stride(cell_type, edge), {
+        "edge": one_of(lambda: (0, 2), **{"None": None, "a number": 3, "reversed": (2, 0),
+            "missing": (0, 99), "halves": (0.5, 2.5), "a list": [[0], 2], "text": "02"}),
+        "cell_type": cell_type}, "Space.stride"),
+    Call("Space", lambda cell_type: spaces.get_space("S0").candidates(cell_type), {
+        "cell_type": cell_type}, "Space.candidates"),
+    Call("Space", lambda cell_type: spaces.get_space("S0").num_candidates(cell_type), {
+        "cell_type": cell_type}, "Space.num_candidates"),
+    Call("Genotype", spaces.Genotype, {
+        "normal": nodes_of([[("none", 0)]]), "normal_concat": concat,
+        "reduce": nodes_of([[("none", 0)]]), "reduce_concat": concat}),
+    *(Call("Genotype", lambda cell, m=m: getattr(spaces.parse(DARTS), m)(cell), {
+        "cell": choice("normal").called("cell type")}, f"Genotype.{m}")
+      for m in ("nodes", "concat", "edges", "live_nodes")),
+    Call("NB201Genotype", spaces.NB201Genotype, {"nodes": one_of(
+        lambda: tuple(tuple(("none", i) for i in range(node)) for node in (1, 2, 3)),
+        **{"None": None, "a number": 3, "text": "abc", "empty": (), "three empty": ((), (), ()),
+           "unknown": ((("no", 0),), (), ())}).called("cell", "node")}),
+    Call("NB201Genotype", lambda cell: spaces.parse(NB201).edges(cell), {
+        "cell": choice("normal")}, "NB201Genotype.edges"),
+    *(Call(f.__name__, f, {"genotype": darts_cells, "cell": choice("normal").called("cell type")})
+      for f in (spaces.skip_count, spaces.parameter_free_count)),
+    Call("dump", spaces.dump, {"genotype": darts_cells, "format": choice("json")}),
+    *(Call(f.__name__, f, {"text": genotype_text})
+      for f in (spaces.parse, spaces.from_darts)),
+    Call("from_json", spaces.from_json, {"text": text(spaces.to_json(spaces.parse(DARTS))).called(
+        "genotype", "str", "node").plus(**{"an array": "[]", "no json": "abc", "no keys": "{}",
+        "deep": "[" * 5000, "a wrong cell": '{"nb201": "abc"}'})}),
+    Call("from_nb201", spaces.from_nb201, {"text": text(NB201).called(
+        "genotype", "str", "node", "cell").plus(**{"empty": "", "cut": NB201[:-4],
+        "an unknown operation": NB201.replace("none", "no")})}),
+    *(Call(f.__name__, f, {"genotype": darts_cells})
+      for f in (spaces.to_darts, spaces.to_fairdarts, spaces.to_json, spaces.to_ptdarts)),
+    Call("to_nb201", spaces.to_nb201, {"genotype": nb201_cells}),
+    Call("NB201Slots", distribution.NB201Slots, {
+        "ops": operations, "length": integer(6, 6, 6)}),
+    Call("NB201Slots", lambda slots: SLOTS.genotype(slots), {
+        "slots": slots}, "NB201Slots.genotype"),
+    Call("NB201Slots", lambda genotype: SLOTS.slots(genotype), {
+        "genotype": nb201_cells}, "NB201Slots.slots"),
+    Call("DartsSlots", distribution.DartsSlots, {"ops": operations, "length": integer(8, 1)}),
+    Call("DartsSlots", lambda wiring: distribution.DartsSlots(("skip_connect",), 2).genotype(
+        darts_slots, wiring), {"wiring": wiring}, "DartsSlots.genotype"),
+    Call("DartsSlots", lambda genotype: distribution.DartsSlots(EDGE).slots(genotype), {
+        "genotype": darts_cells}, "DartsSlots.slots"),
+    Call("slots_of", distribution.slots_of, {
+        "space": space.plus(**{"uneven candidates": spaces.get_space("S1")}),
+        "length": integer(8, 1, optional=True)}),
+    Call("OperationDistribution", distribution.OperationDistribution, {
+        "ops": one_of(lambda: SLOTS.ops, **{"None": None, "a number": 3, "empty": (), "twice":
+            ("none",) * 5, "one": ("none",), "numbers": (1, 2, 3, 4, 5), "text": "abcde"}),
+        "p": shares}),
+    Call("OperationDistribution", distribution.OperationDistribution.of, {
+        "genotype": nb201_cells, "layout": instance(lambda: SLOTS)}),
+    Call("OperationDistribution", distribution.OperationDistribution.from_counts, {
+        "counts": counts, "layout": instance(lambda: SLOTS)}),
+    Call("OperationDistribution", distribution.OperationDistribution.dirichlet, {
+        "layout": instance(lambda: SLOTS), "rng": generator,
+        "concentration": number(1.0, above=0.0).but("true", "a list")}),
+    Call("OperationDistribution", distribution.OperationDistribution.from_dict, {
+        "shares": one_of(lambda: {"normal": {"none": 1.0}}, **{"None": None, "a list": [], "empty":
+            {}, "a number": 3, "no rows": {"normal": 3}, "text": {"normal": {"none": "1"}},
+            "sum 2": {"normal": {"none": 2.0}}}).called("normal", "distribution")}),
+    Call("OperationDistribution", lambda length: distribution.OperationDistribution(
+        SLOTS.ops, SHARES).counts(length), {"length": length}, "OperationDistribution.counts"),
+    Call("OperationDistribution", lambda layout, rng: distribution.OperationDistribution(
+        SLOTS.ops, SHARES).sample(layout, rng), {
+        "layout": instance(lambda: SLOTS), "rng": generator}, "OperationDistribution.sample"),
+    Call("snap", distribution.snap, {
+        "p": one_of(lambda: (0.5, 0.5), **{"None": None, "a number": 0.5, "empty": (), "text": "ab",
+            "nan": (float("nan"), 1.0), "negative": (-1.0, 2.0), "zeros": (0.0, 0.0),
+            "inf": (float("inf"), 1.0), "a table": ((0.5, 0.5),) * 2}),
+        "length": length}),
+    Call("lattice_size", distribution.lattice_size, {
+        "operations": integer(3, 1), "length": integer(4, 0)}),
+    Call("lattice", lambda operations, length: list(distribution.lattice(operations, length)), {
+        "operations": integer(3, 1), "length": integer(4, 0)}, "lattice"),
+]  # fmt: skip

@@ -1,0 +1,93 @@
+"""Valid calls of fastnas.strategies: every method with every option, and what the loop asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of
+
+from fastnas import spaces, strategies
+from fastnas.nn import ArchParameters
+from fastnas.spaces.distribution import NB201Slots
+from fastnas.strategies.black_box import Observation
+from fastnas.strategies.domains import Cells
+
+OPTIONS: dict[str, Argument] = {
+    "order": integer(1, 1, 2),
+    "noise_kind": choice("gaussian").called("kind"),
+    "noise_mixture": choice("additive").called("mixture"),
+    "noise_mean": number(0.0, optional=True),
+    "noise_factor": number(0.2, 0.0).called("factor"),
+    "noise_decay": choice("none"),
+    "skip_drop_path": number(0.0, 0.0, below=1.0),
+    "zero_one_weight": number(10.0),
+    "zero_one_loss": choice("l2"),
+    "threshold": number(0.85, 0.0, 1.0),
+    "samples": integer(1, 1),
+    "tau_schedule": choice("linear"),
+    "tau_start": number(10.0, above=0.0),
+    "tau_end": number(0.1, above=0.0, optional=True),
+    "arch_accumulation": choice("mean"),
+    "params_accumulation": choice("sum"),
+    "clip_samples": choice("together"),
+    "paths_at_once": flag(False),
+    "gdas_gradient": choice("executed"),
+    "final_cells": integer(8, 1),
+    "concentration": number(1.0, above=0.0, high=1e6),
+    "population": integer(10, 1).but("below", "far below").plus(zero=0),
+    "sample": integer(3, 1, 10),
+    "arch_rate": number(0.1, above=0.0, high=10.0),
+    "initial": integer(10, 2),
+}
+METHODS: dict[str, type[Any]] = {**strategies.STRATEGIES, **strategies.BLACK_BOX}
+
+
+def logits(name: str = "S2") -> ArchParameters:
+    return ArchParameters(spaces.get_space(name))
+
+
+def methods(names: str, **arguments: Argument) -> list[Call]:
+    """A call of a method of DARTS' loop, on strategies that answer it in their own ways."""
+    made: dict[str, dict[str, Any]] = {
+        "darts": {}, "noisy-darts": {"noise_decay": "cosine"}, "gdas": {}, "anasod-darts": {},
+        "fair-darts": {},
+    }  # fmt: skip
+    return [
+        Call("Strategy", getattr(strategies.get_strategy(strategy, **options), name), arguments,
+             f"{strategy}.{name}")
+        for name in names.split()
+        for strategy, options in made.items()
+    ]  # fmt: skip
+
+
+space = instance(lambda: spaces.get_space("S2"))
+epochs = {"epoch": integer(0, 0, 9), "epochs": integer(10, 1)}
+arch = instance(logits).plus(**{"of another space": logits("S0")})
+observations = one_of(
+    lambda: [Observation((0,) * 6, 0.5)],
+    **{"None": None, "a number": 3, "numbers": [1], "points": [(0,) * 6]},
+)
+
+CALLS = [
+    *(
+        Call(cls.__name__, cls, {option: OPTIONS[option] for option in cls.options}, name)
+        for name, cls in METHODS.items()
+        if cls.options
+    ),
+    Call("get_strategy", strategies.get_strategy, {"name": choice("darts").called("method")}),
+    Call("get_black_box", strategies.get_black_box, {"name": choice("random").called("method")}),
+    *methods("noise_amplitude start_epoch", **epochs),
+    *methods("space", space=space),
+    *methods("mixing_weights", arch=instance(logits)),
+    *methods("derive", arch=arch, space=space.plus(**{"another space": spaces.get_space("S0")})),
+    *(
+        Call("BlackBox", strategies.get_black_box(name).propose, {
+            "domain": instance(lambda: Cells(NB201Slots())), "past": observations,
+            "rng": instance(lambda: np.random.default_rng(0)), "count": integer(1, 1)},
+            f"{name}.propose")
+        for name in ("random", "local", "reinforce", "evolution")
+    ),
+    Call("BlackBox", strategies.get_black_box("random").domain, {
+        "layout": instance(NB201Slots)}, "random.domain"),
+]  # fmt: skip
