@@ -74,8 +74,8 @@ class Strategy(Method):
         return None
 
     def noise_amplitude(self, epoch: int, epochs: int) -> float:
-        """r of the noise in an epoch, 0 to epochs - 1."""
-        check_epoch(epoch, epochs)
+        """r of the noise in an epoch, counted from 0."""
+        check_epoch(epoch, epochs, beyond=True)
         return 1.0
 
     def skip_drop_probability(self) -> float:
@@ -164,10 +164,10 @@ class Strategy(Method):
         return derive_every_edge(self.mixing_weights(arch)["normal"], space)
 
 
-def check_epoch(epoch: int, epochs: int) -> None:
-    """`epoch` counts from 0 to below `epochs`."""
+def check_epoch(epoch: int, epochs: int, beyond: bool = False) -> None:
+    """`epoch` counts from 0 to below `epochs`, or `beyond` it."""
     check_int("epochs", epochs, 1)
-    check_int("epoch", epoch, 0, epochs - 1)
+    check_int("epoch", epoch, 0, None if beyond else epochs - 1)
 
 
 def check_logits(arch: ArchParameters, space: Space) -> None:

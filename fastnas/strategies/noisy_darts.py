@@ -62,7 +62,7 @@ class NoisyDARTS(Strategy):
         return SkipNoise(self.noise_kind, self.noise_mixture, self.noise_mean, self.noise_factor)
 
     def noise_amplitude(self, epoch: int, epochs: int) -> float:
-        check_epoch(epoch, epochs)
+        check_epoch(epoch, epochs, beyond=True)
         return cosine_decay(epoch, epochs) if self.noise_decay == "cosine" else 1.0
 
     def skip_drop_probability(self) -> float:

@@ -143,7 +143,8 @@ CALLS = [
         "length": integer(8, 1, optional=True)}),
     Call("OperationDistribution", distribution.OperationDistribution, {
         "ops": one_of(lambda: SLOTS.ops, **{"None": None, "a number": 3, "empty": (), "twice":
-            ("none",) * 5, "one": ("none",), "numbers": (1, 2, 3, 4, 5), "text": "abcde"}),
+            ("none",) * 5, "one": ("none",), "numbers": (1, 2, 3, 4, 5),
+            "text": "abcde"}).called("operations"),
         "p": shares}),
     Call("OperationDistribution", distribution.OperationDistribution.of, {
         "genotype": nb201_cells, "layout": instance(lambda: SLOTS)}),

@@ -25,10 +25,10 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from json import dumps, loads
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from wrong_values import Argument, Call
 
@@ -56,11 +56,25 @@ class Verdict:
         return f"case {self.case}: {self.call}({given}): {self.kind} {self.message}"
 
 
-def calls(only: str | None = None) -> list[Call]:
-    """The calls of all tables, or of one."""
-    from calls_tables import TABLES
+@dataclass(frozen=True)
+class Cases:
+    """Which cases are drawn.
 
-    return [call for name, table in TABLES.items() if only in (None, name) for call in table]
+    Attributes:
+        seed: chooses calls and values.
+        only: one table; None: all.
+        tables: the module that has them.
+    """
+
+    seed: int = 0
+    only: str | None = None
+    tables: str = "calls_tables"
+
+    def calls(self) -> list[Call]:
+        tables = import_module(self.tables).TABLES
+        return [
+            call for name, table in tables.items() if self.only in (None, name) for call in table
+        ]
 
 
 def draw(case: int, seed: int, table: list[Call]) -> tuple[Call, dict[str, tuple[str, Any]]]:
@@ -77,6 +91,10 @@ def draw(case: int, seed: int, table: list[Call]) -> tuple[Call, dict[str, tuple
     return call, {name: rng.choice(call.arguments[name].wrong) for name in chosen}
 
 
+def labels(wrong: dict[str, tuple[str, Any]]) -> dict[str, str]:
+    return {name: label for name, (label, _) in wrong.items()}
+
+
 def judge(case: int, call: Call, wrong: dict[str, tuple[str, Any]]) -> Verdict:
     """Makes the call and says what came of it."""
     import torch
@@ -86,11 +104,10 @@ def judge(case: int, call: Call, wrong: dict[str, tuple[str, Any]]) -> Verdict:
         name: wrong[name][1]() if name in wrong else argument.valid()
         for name, argument in call.arguments.items()
     }
-    label = call.label or f"{call.function.__module__}.{call.function.__qualname__}"
-    labels = {name: text for name, (text, _) in wrong.items()}
 
     def verdict(kind: str, error: BaseException | str = "") -> Verdict:
-        return Verdict(case, label, labels, kind, " ".join(str(error).split())[:200])
+        text = " ".join(str(error).split())[:200]
+        return Verdict(case, call.name, labels(wrong), kind, text)
 
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -114,92 +131,96 @@ def _names(message: str, name: str, argument: Argument) -> bool:
     )
 
 
-def serve(cases: list[int], seed: int, only: str | None) -> None:
+def serve(numbers: list[int], cases: Cases) -> None:
     """The child: a line of JSON before a case and one with its verdict after it."""
     faulthandler.enable()
-    table = calls(only)
-    out = sys.stdout
-    print(dumps({"ready": True}), file=out, flush=True)
+    table, out = cases.calls(), sys.stdout
+    print("{}", file=out, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        for case in cases:
-            call, wrong = draw(case, seed, table)
-            print(dumps({"begins": case}), file=out, flush=True)
-            print(dumps(asdict(judge(case, call, wrong))), file=out, flush=True)
+        for number in numbers:
+            call, wrong = draw(number, cases.seed, table)
+            begun = Verdict(number, call.name, labels(wrong), "")
+            print(dumps(asdict(begun)), file=out, flush=True)
+            print(dumps(asdict(judge(number, call, wrong))), file=out, flush=True)
 
 
-def verdicts(cases: range, seed: int = 0, only: str | None = None) -> Iterator[Verdict]:
+def verdicts(numbers: range, cases: Cases) -> Iterator[Verdict]:
     """Of all cases; a child that dies or hangs is followed by another for the cases after it."""
-    left = list(cases)
+    left = list(numbers)
     while left:
-        left = yield from _one_child(left, seed, only)
+        for verdict in _of_one_child(list(left), cases):
+            yield verdict
+            left.remove(verdict.case)
 
 
-def _one_child(
-    cases: list[int], seed: int, only: str | None
-) -> Iterator[Verdict]:  # returns the cases that are left
-    command = [sys.executable, __file__, "--serve", dumps(cases), "--seed", str(seed)]
-    command += ["--only", only] if only else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    lines: queue.Queue[str | None] = queue.Queue()
-    assert child.stdout is not None and child.stderr is not None
-    errors: list[str] = []
-    readers = [
-        threading.Thread(target=lambda: ([*map(lines.put, child.stdout)], lines.put(None))),
-        threading.Thread(target=lambda: errors.extend(child.stderr)),
-    ]
-    for reader in readers:
+def _of_one_child(numbers: list[int], cases: Cases) -> Iterator[Verdict]:
+    """Ends with the case that the child died of or hangs in, if any."""
+    command = [sys.executable, __file__, "--serve", dumps(numbers), "--cases", dumps(asdict(cases))]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        ) as child,
+    ):  # fmt: skip
+        assert child.stdout is not None
+        lines: queue.Queue[str | None] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(child.stdout, lines))
         reader.start()
-    left, patience, what = list(cases), START, ""
-    while left and not what:
-        try:
-            line = lines.get(timeout=patience)
-        except queue.Empty:
-            what = f"hang of more than {patience:.0f} s"
-            break
-        if line is None:
-            what = f"signal {-child.wait()}" if child.wait() < 0 else f"exit {child.wait()}"
-            break
-        said = loads(line)
-        patience = HANG
-        if "kind" in said:
-            yield Verdict(**said)
-            left.pop(0)
-    child.kill()
-    for reader in readers:
+        begun, patience, what = Verdict(numbers[0], "start", {}, ""), START, ""
+        while not what:
+            try:
+                line = lines.get(timeout=patience)
+            except queue.Empty:
+                what = f"hang of more than {patience:g} s"
+                break
+            if line is None:
+                code = child.wait()
+                what = f"signal {-code}" if code < 0 else f"exit {code}"
+                break
+            patience, said = HANG, loads(line)
+            if said.get("kind"):
+                yield Verdict(**said)
+                if said["case"] == numbers[-1]:
+                    break
+            elif said:
+                begun = Verdict(**said)
+        child.kill()
         reader.join()
-    if what:
-        call, wrong = draw(left[0], seed, calls(only))
-        labels = {name: label for name, (label, _) in wrong.items()}
-        yield Verdict(left.pop(0), call.covers, labels, what, " ".join(errors)[-600:])
-    return left
+        if what:
+            errors.seek(0)
+            yield replace(begun, kind=what, message=errors.read()[-600:])
+
+
+def _read(lines: IO[str], into: queue.Queue[str | None]) -> None:
+    for line in lines:
+        into.put(line)
+    into.put(None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one table of calls")
     parser.add_argument("--case", type=int, help="one case, in this process, with its traceback")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=loads, help=argparse.SUPPRESS)
+    parser.add_argument("--cases", type=loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
-        serve(loads(given.serve), given.seed, given.only)
+        serve(given.serve, Cases(**given.cases))
         return
+    cases = Cases(given.seed, given.only)
     if given.case is not None:
-        call, wrong = draw(given.case, given.seed, calls(given.only))
-        values = {name: a.valid() for name, a in call.arguments.items()}
-        values |= {name: make() for name, (_, make) in wrong.items()}
-        print(call.covers, {name: label for name, (label, _) in wrong.items()})
-        print(call.function(**values))
+        call, wrong = draw(given.case, cases.seed, cases.calls())
+        print(call.name, labels(wrong))
+        values = {name: argument.valid() for name, argument in call.arguments.items()}
+        print(call.function(**values | {name: make() for name, (_, make) in wrong.items()}))
         return
     found: Counter[str] = Counter()
-    for verdict in verdicts(range(given.count), given.seed, given.only):
+    for verdict in verdicts(range(given.count), cases):
         found[verdict.kind] += 1
         if not verdict.is_clean:
             print(verdict, flush=True)
@@ -208,5 +229,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -202,3 +202,8 @@ class Call:
     function: Callable[..., Any]
     arguments: dict[str, Argument]
     label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return self.label or self.covers
