@@ -184,4 +184,4 @@ def check_logits(arch: ArchParameters, space: Space) -> None:
     if given != needed:
         raise ValueError(f"arch has logits {given}; space {space.name} needs {needed}")
     for name, logits in arch.named_parameters():
-        check_finite(f"the logits {name} of arch", logits)
+        check_finite(f"the logits {name}", logits)
