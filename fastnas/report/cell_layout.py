@@ -28,6 +28,8 @@ SAMPLES = np.linspace(0.12, 0.88, 25)
 EDGE_GAP = 0.13
 NODE_GAP = 0.12
 SWEEPS = 8
+MOST_ARRANGED = 40
+"""Edges of a cell beyond which the plain guess is drawn; with 60 a sweep takes seconds."""
 
 STEEPNESS_COST, BEND_COST, PLACE_COST = 0.5, 4.0, 2.0
 NODE_HIT_COST, COVERED_COST, OVERLAP_COST = 50.0, 3.0, 3000.0
@@ -59,12 +61,13 @@ def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | N
         edges: (source, target) of each edge.
         label_sizes: width and height of each edge's label, None for an edge without.
     """
-    centres = _heights(inputs, nodes, edges)
+    sweeps = SWEEPS if len(edges) <= MOST_ARRANGED else 0
+    centres = _heights(inputs, nodes, edges, sweeps)
     bends = np.zeros(len(edges))
     places = np.full(len(edges), 0.5)
     lines = _lines(centres, edges, bends, SAMPLES)
     labels = _lines(centres, edges, bends, np.array([0.5]))[:, 0]
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         before = bends.copy(), places.copy()
         for edge, size in enumerate(label_sizes):
             others = [k for k in range(len(edges)) if k != edge]
@@ -94,7 +97,7 @@ def _lines(centres: Array, edges: Ends, bends: Array, at: Array) -> Array:
     return np.array(curves).reshape(len(edges), len(at), 2)
 
 
-def _heights(inputs: int, nodes: int, edges: Ends) -> Array:
+def _heights(inputs: int, nodes: int, edges: Ends, sweeps: int) -> Array:
     """Centres of the nodes that keep straight edges apart and off other nodes."""
     centres = np.zeros((nodes, 2))
     centres[:, 0] = np.maximum(np.arange(nodes) - inputs + 1, 0) * COLUMN
@@ -103,7 +106,7 @@ def _heights(inputs: int, nodes: int, edges: Ends) -> Array:
     movable = range(inputs, nodes - 1)
     for node in movable:
         centres[node, 1] = LEVELS[1 if node % 2 else 3]
-    for _ in range(SWEEPS):
+    for _ in range(sweeps):
         before = centres.copy()
         for node in movable:
             costs = []

@@ -239,7 +239,10 @@ class TrainConfig(RunConfig):
                 )
         published = TRAINING["nb201" if nb201 else "darts"]
         open_names = [name for name in published if getattr(self, name) is None]
-        return replace(self, **{name: published[name] for name in open_names})
+        found = replace(self, **{name: published[name] for name in open_names})
+        if found.nesterov and found.momentum == 0:
+            raise ConfigError("momentum is 0.0, but nesterov needs one above 0")
+        return found
 
     def resolved(self, name: str) -> Any:
         """A setting of a config that is `completed`."""

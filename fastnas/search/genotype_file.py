@@ -7,10 +7,12 @@ from pathlib import Path
 
 from fastnas.search.config import ConfigError
 from fastnas.search.text_file import TextFileError, file_path, read_text
-from fastnas.spaces import AnyGenotype, parse
+from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype, parse
+from fastnas.spaces.distribution import LENGTH
 
 LARGEST = 1 << 18
 """Bytes of a genotype's file."""
+MOST_NODES, MOST_EDGES = int(LENGTH.high) // 2, 2 * int(LENGTH.high)
 STARTS = ("{", "|")
 CALL = "Genotype"
 
@@ -45,6 +47,16 @@ def _looks_like_text(text: str) -> bool:
 
 def _parsed(what: str, text: str) -> AnyGenotype:
     try:
-        return parse(text)
+        genotype = parse(text)
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error
+    for cell in CELL_TYPES:
+        if isinstance(genotype, NB201Genotype):
+            break
+        nodes, edges = len(genotype.nodes(cell)), len(genotype.edges(cell))
+        if nodes > MOST_NODES or edges > MOST_EDGES:
+            raise ConfigError(
+                f"{what}: its {cell} cell has {nodes} nodes and {edges} edges; at most"
+                f" {MOST_NODES} and {MOST_EDGES} can be built and drawn"
+            )
+    return genotype
