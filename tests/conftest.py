@@ -69,17 +69,20 @@ def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
     return allocate_poisoned
 
 
-def _let_dynamo_see_torch() -> None:
-    """Dynamo lists torch's functions once, at its first use: it must see the real torch.empty.
+def _let_torch_see_torch() -> None:
+    """Dynamo, and torch.device as a context, list torch's functions once, at their first use: they
+    must see the real torch.empty.
 
-    It imports Triton, which reads TRITON_INTERPRET then; so here, and not with the imports above.
+    Dynamo imports Triton, which reads TRITON_INTERPRET then; so here, not with the imports above.
     """
     from torch._dynamo.trace_rules import get_torch_obj_rule_map
+    from torch.utils._device import _device_constructors
 
     get_torch_obj_rule_map()
+    _device_constructors()
 
 
-_let_dynamo_see_torch()
+_let_torch_see_torch()
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from copy import copy, deepcopy
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +15,45 @@ from torch import nn
 from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.eager_memory import why_eager_does_not_fit
 from fastnas.search.graphed import GraphedBilevel
 from fastnas.search.measure import saved_bytes
 from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
 from fastnas.search.setting import in_channels_last
 
+logger = logging.getLogger("fastnas")
+
 Step = Callable[[], None]
+
+
+def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
+    """What a report says of this run beside eager, whatever becomes of the comparison.
+
+    Eager may need more memory than there is, which is what many come here for. So its bytes are
+    estimated first; and a comparison that fails costs its figures, not the run.
+
+    Returns:
+        As `compare_with_eager`, or `uncompared` with the reason.
+    """
+    try:
+        reason = why_eager_does_not_fit(searcher)
+        if reason is None:
+            return {**compare_with_eager(searcher, steps), "not_compared": None}
+    except (RuntimeError, MemoryError, ValueError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = f"the comparison failed: {text}"
+    logger.warning("fastnas: not compared with eager: %s", reason)
+    return uncompared(reason)
+
+
+def uncompared(reason: str | None) -> dict[str, Any]:
+    """The figures of a report without a comparison; None is the reason where none was wanted."""
+    return {
+        "step_speedup_vs_eager": None,
+        "saved_bytes_ratio_vs_eager": None,
+        "not_compared": reason,
+    }
 
 
 def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
@@ -110,19 +144,7 @@ def _still_optimizers(
 
 
 def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.SearchNetwork:
-    stem = searcher.network.stem[0]
-    assert isinstance(stem, nn.Conv2d)
-    network = kind(
-        searcher.space,
-        searcher.config.channels,
-        searcher.network.classifier.out_features,
-        searcher.config.resolved("layers"),
-        in_channels=stem.in_channels,
-        noise=searcher.strategy.skip_noise(),
-        skip_drop_path=searcher.strategy.skip_drop_probability(),
-    ).to(searcher.device)
-    if isinstance(network, SearchNetwork):
-        network.set_memory(searcher.config.memory)
+    network = searcher.build(kind).to(searcher.device)
     network.load_state_dict(searcher.network.state_dict())
     return network.train()
 

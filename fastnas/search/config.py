@@ -143,7 +143,11 @@ class SearchConfig(RunConfig):
     )
     train_channels: int = option(16, "channels of the derived network", CHANNELS)
     train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
-    train_batch_size: int = option(96, "images per batch of the derived network", BATCH)
+    train_batch_size: int | None = option(
+        None,
+        "images per batch of the derived network (96, or as many as there are)",
+        BATCH,
+    )
     train_lr: float = option(0.025, "learning rate of the derived network", RATE)
     compare_steps: int = option(
         5, "steps timed beside the eager step at the end (0: none)", whole(0, 10**4)

@@ -23,6 +23,10 @@ FREE = {
     "table",
     "table_report",
 }
+# A search's last stage, the training of what it derived, has not begun without its checkpoint;
+# until then its settings may change as well, so that one which fails there loses no search.
+LAST_STAGE = {"train_epochs", "train_channels", "train_layers", "train_batch_size", "train_lr"}
+LAST_CHECKPOINT = "train.pt"
 
 
 class RunFolderError(ValueError):
@@ -43,7 +47,8 @@ def claim_folder(config: FolderConfig, resume: bool) -> Path:
             raise RunFolderError(
                 f"{out} holds a run; continue it with --resume, or name another folder with --out"
             )
-        _check_same(config, path)
+        if _check_same(config, path):
+            write_text(path, config_text(config))
         return out
     try:
         if out.exists() and any(not is_partial(path) for path in out.iterdir()):
@@ -55,16 +60,20 @@ def claim_folder(config: FolderConfig, resume: bool) -> Path:
     return out
 
 
-def _check_same(config: FolderConfig, path: Path) -> None:
+def _check_same(config: FolderConfig, path: Path) -> bool:
+    """Refuses a run of other settings; returns whether those of the last stage have changed."""
     try:
         settings = json.loads(path.read_text())
         before = make_config(type(config), settings)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} is broken, so its run cannot be resumed: {error}") from error
+    names = [name for name in settings if getattr(before, name) != getattr(config, name)]
+    free = FREE if (path.parent / LAST_CHECKPOINT).exists() else FREE | LAST_STAGE
     differing = [
         f"{name} {getattr(before, name)!r} -> {getattr(config, name)!r}"
-        for name in settings
-        if name not in FREE and getattr(before, name) != getattr(config, name)
+        for name in names
+        if name not in free
     ]
     if differing:
         raise RunFolderError(f"{path.parent} was run with other settings: {', '.join(differing)}")
+    return not LAST_STAGE.isdisjoint(names)

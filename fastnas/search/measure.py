@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 Storage = tuple[int, int]
-"""Address and bytes."""
+"""Which storage it is, and its bytes. Not its address: on the device "meta" all have that of 0."""
 
 
 def _storage(tensor: Tensor) -> Storage:
     storage = tensor.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
+    return storage._cdata, storage.nbytes()
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:

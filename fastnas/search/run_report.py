@@ -93,6 +93,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             f" | {report['saved_bytes_ratio_vs_eager']:.2f} |",
             "",
         ]
+    if report["not_compared"] is not None:
+        lines += ["## Beside eager", "", f"Not compared: {report['not_compared']}.", ""]
     lines += ["## The cell", "", "![cell](cell.png)", "", *cell_table(genotype), ""]
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:

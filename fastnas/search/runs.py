@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from rich.console import Console
 from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
-from fastnas.search.compare import compare_with_eager
-from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
+from fastnas.search.compare import comparison, uncompared
+from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.derived import check_derived, train_derived
 from fastnas.search.evaluators import TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
@@ -28,6 +28,7 @@ from fastnas.search.run_report import (
 )
 from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
 from fastnas.search.searcher import Searcher, to_text
+from fastnas.search.setting import load_data, seeded
 from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, to_json
@@ -54,7 +55,9 @@ def run_search(
     """
     console = console or plain_console()
     table = _table(config)
-    searcher = Searcher(config)
+    images = load_data(config, seeded(config))
+    check_derived(config, images)
+    searcher = Searcher(config, images)
     out = claim_folder(config, resume)
     if resume and (out / SEARCH_CHECKPOINT).exists():
         searcher.resume(out / SEARCH_CHECKPOINT)
@@ -85,10 +88,15 @@ def run_search(
         "backend": searcher.backend,
         "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
-        **_train_derived(config, genotype, out, resume, console),
-        **_compare(config, searcher, console),
+        **train_derived(config, genotype, images, out, resume, console),
+        **uncompared("it did not end" if config.compare_steps else None),
     }
+    # First: eager may need more memory than there is, and the system then kills the process.
     write_report(out, report, search_text(report, genotype))
+    if config.compare_steps:
+        with stage(console, f"timing {config.compare_steps} steps beside eager"):
+            report |= comparison(searcher, config.compare_steps)
+        write_report(out, report, search_text(report, genotype))
     console.print(f"\nreport: {out / REPORT_MD}")
     return report
 
@@ -156,47 +164,3 @@ def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
     figure = genotype_figure(genotype, title=title)
     for suffix in ("png", "svg"):
         save_figure(figure, out / f"cell.{suffix}")
-
-
-def _train_derived(
-    config: SearchConfig, genotype: AnyGenotype, out: Path, resume: bool, console: Console
-) -> dict[str, Any]:
-    if config.train_epochs == 0:
-        return dict.fromkeys(
-            ("test_accuracy", "parameters", "train_epochs", "train_seconds", "test_images")
-        )
-    shared = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
-    settings = TrainConfig(
-        **shared,
-        genotype=to_json(genotype),
-        channels=config.train_channels,
-        layers=config.resolved("train_layers"),
-        epochs=config.train_epochs,
-        batch_size=config.train_batch_size,
-        lr=config.train_lr,
-        cutout=config.cutout,
-        drop_path=0.0,
-        auxiliary=False,
-        test_every=0,
-    )
-    trainer = Trainer(settings, genotype)
-    checkpoint = out / TRAIN_CHECKPOINT
-    if resume and checkpoint.exists():
-        trainer.resume(checkpoint)
-    console.print(f"training the derived network, {trainer.parameters:,} parameters", style="bold")
-    if not trainer.finished:
-        trainer.train(out, console)
-    return {
-        "test_accuracy": trainer.history[-1]["test_accuracy"],
-        "parameters": trainer.parameters,
-        "train_epochs": config.train_epochs,
-        "train_seconds": trainer.seconds,
-        "test_images": len(trainer.images.test),
-    }
-
-
-def _compare(config: SearchConfig, searcher: Searcher, console: Console) -> dict[str, Any]:
-    if config.compare_steps == 0:
-        return {"step_speedup_vs_eager": None, "saved_bytes_ratio_vs_eager": None}
-    with stage(console, f"timing {config.compare_steps} steps beside eager"):
-        return compare_with_eager(searcher, config.compare_steps)

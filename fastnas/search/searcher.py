@@ -6,14 +6,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import AUTO, choose, use_backend
-from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
 from fastnas.ops import OPS
 from fastnas.search.batches import Batches, split_indices
 from fastnas.search.bilevel import Bilevel
@@ -32,6 +33,8 @@ from fastnas.search.setting import (
     Pipeline,
     accuracy,
     augmentation,
+    check_batch_norms,
+    check_batch_size,
     chosen_images,
     cosine,
     in_channels_last,
@@ -47,6 +50,8 @@ from fastnas.spaces import (
     to_nb201,
 )
 
+Network = TypeVar("Network", bound=reference.SearchNetwork)
+
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
@@ -57,6 +62,9 @@ SOME = 4096
 class Searcher(ResumableRun):
     """A search, from its config to a genotype.
 
+    Args:
+        images: what it searches on, None: the config's data.
+
     Raises:
         ConfigError, DataError, BackendError: the config cannot be run on this machine.
     """
@@ -65,7 +73,7 @@ class Searcher(ResumableRun):
     summed = ("train_loss", "train_accuracy", "valid_loss")
     config: SearchConfig
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, images: Images | None = None) -> None:
         super().__init__()
         config.validate()
         self.config = config
@@ -73,25 +81,32 @@ class Searcher(ResumableRun):
         self.device = seeded(config)
         with self.on_backend():
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
-        images = load_data(config, self.device)
+        self.images = load_data(config, self.device) if images is None else images
         self.space = self.strategy.space(get_space(config.space))
-        self.network = SEARCH_NETWORKS[self.space.layout](
-            self.space,
-            config.channels,
-            images.classes,
-            config.resolved("layers"),
-            in_channels=images.channels,
-            noise=self.strategy.skip_noise(),
-            skip_drop_path=self.strategy.skip_drop_probability(),
-            memory=config.memory,
-        ).to(self.device)
+        self.network = self.build(SEARCH_NETWORKS[self.space.layout]).to(self.device)
         if config.channels_last:
             in_channels_last(self.network)
         self.arch = ArchParameters(
             self.space, self.strategy.alpha_scale, self.strategy.topology, self.strategy.tied
         ).to(self.device)
         self._build_optimizers()
-        self._build_batches(images)
+        self._build_batches(self.images)
+
+    def build(self, kind: type[Network]) -> Network:
+        """A search network of this search's sizes, of one of the kinds that run it."""
+        config = self.config
+        network = kind(
+            self.space,
+            config.channels,
+            self.images.classes,
+            config.resolved("layers"),
+            in_channels=self.images.channels,
+            noise=self.strategy.skip_noise(),
+            skip_drop_path=self.strategy.skip_drop_probability(),
+        )
+        if isinstance(network, SearchNetwork):
+            network.set_memory(config.memory)
+        return network
 
     @property
     def is_graphed(self) -> bool:
@@ -272,6 +287,16 @@ class Searcher(ResumableRun):
             logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
         self.bilevel = self.graphed(bilevel)
 
+    def _mixture(self, images: Tensor) -> Tensor:
+        """All candidates in eager torch, among them whatever a sampled path may run."""
+        space = self.space
+        weights = {
+            cell: torch.ones(len(space.edges), space.num_candidates(cell))
+            for cell in space.cell_types
+        }
+        network = self.build(reference.SEARCH_NETWORKS[space.layout])
+        return network(images, weights)
+
     def _build_batches(self, images: Images) -> None:
         config = self.config
         try:
@@ -280,6 +305,9 @@ class Searcher(ResumableRun):
             train, valid = split_indices(labels, config.train_fraction, config.seed)
             self.valid_index = chosen[valid].to(self.device)
             batch_size = config.resolved("batch_size")
+            check_batch_size("batch_size", batch_size, len(train), "for the weights")
+            check_batch_size("batch_size", batch_size, len(valid), "for the logits")
+            check_batch_norms("batch_size", batch_size, images.train.shape[1:], self._mixture)
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
             self.recalibration_index = self._some(chosen[train]).to(self.device)

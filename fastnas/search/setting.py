@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,50 @@ class Pipeline:
     def laid_out(self, batch: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         return batch.contiguous(memory_format=layout)
+
+
+def check_batch_size(setting: str, size: int, images: int, use: str) -> None:
+    """Refuses a batch for which there are too few images.
+
+    Args:
+        setting: what the user calls the batch size.
+        use: what the images are for.
+
+    Raises:
+        ConfigError: there are fewer images than a batch has.
+    """
+    if size > images:
+        raise ConfigError(f"{setting} is {size}; at most {images} is allowed, the images {use}")
+
+
+def check_batch_norms(
+    setting: str, size: int, image: Sequence[int], run: Callable[[Tensor], object]
+) -> None:
+    """Refuses a batch of one image that a batch norm cannot be trained on.
+
+    Batch norm in training needs two values per channel, and a network brings small images down to
+    one. Two images are two values whatever their size. Of one, the shapes are followed through the
+    network on the device "meta", which computes nothing.
+
+    Args:
+        setting: what the user calls the batch size.
+        image: its shape, [C, H, W].
+        run: builds the network, on torch's default device, and passes images [1, C, H, W].
+
+    Raises:
+        ConfigError: a batch norm would see one value per channel.
+    """
+    if size > 1:
+        return
+    try:
+        with torch.random.fork_rng([]), torch.device("meta"):
+            run(torch.empty(size, *image))
+    except ValueError as error:
+        pixels = "x".join(map(str, image[1:]))
+        raise ConfigError(
+            f"{setting} is {size}; at least 2 is needed for images of {pixels} pixels, of which a"
+            " batch norm of the network sees a single value per channel"
+        ) from error
 
 
 def in_channels_last(network: nn.Module) -> None:

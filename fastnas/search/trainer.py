@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ from fastnas.search.setting import (
     Pipeline,
     accuracy,
     augmentation,
+    check_batch_norms,
+    check_batch_size,
     chosen_images,
     cosine,
     load_data,
@@ -39,9 +42,11 @@ class Trainer(ResumableRun):
 
     Args:
         images: what it trains and tests on, None: the config's data.
+        names: setting to what the user calls it, where that is another name.
 
     Raises:
-        ConfigError, DataError: the config cannot be run on this machine.
+        ConfigError, DataError: the config cannot be run on this machine; a training that was built
+            has nothing left to refuse.
     """
 
     kind = "training"
@@ -49,16 +54,22 @@ class Trainer(ResumableRun):
     config: TrainConfig
 
     def __init__(
-        self, config: TrainConfig, genotype: AnyGenotype, images: Images | None = None
+        self,
+        config: TrainConfig,
+        genotype: AnyGenotype,
+        images: Images | None = None,
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         config.validate()
+        self.names = names
         self.config = config = config.completed(genotype)
         self.device = seeded(config)
         self.images = load_data(config, self.device) if images is None else images
         try:
             self.network = self._build(genotype).to(self.device)
             chosen = chosen_images(self.images, config.images, config.seed)
+            self._check_batches(genotype, len(chosen))
             self.batches = Batches(chosen, config.resolved("batch_size"), config.seed)
             augment = augmentation(config, self.images, config.resolved("cutout"))
         except (ValueError, TypeError) as error:
@@ -72,6 +83,17 @@ class Trainer(ResumableRun):
             nesterov=config.resolved("nesterov"),
             weight_decay=config.resolved("weight_decay"),
         )
+
+    def _check_batches(self, genotype: AnyGenotype, images: int) -> None:
+        size, name = self.config.resolved("batch_size"), self.names.get("batch_size", "batch_size")
+        check_batch_size(name, size, images, "to train on")
+        if size == 1 and self.config.resolved("auxiliary"):
+            raise ConfigError(
+                f"{name} is 1; at least 2, or no auxiliary classifier, is needed: its batch norms"
+                " see a single value per channel of an image"
+            )
+        image = self.images.train.shape[1:]
+        check_batch_norms(name, size, image, lambda images: self._build(genotype)(images))
 
     def _build(self, genotype: AnyGenotype) -> EvalNetwork | NB201EvalNetwork:
         config, classes = self.config, self.images.classes
@@ -172,7 +194,8 @@ class Trainer(ResumableRun):
         )
 
     def advice(self) -> str:
-        return f"a lower lr than {self.config.resolved('lr')} may help"
+        name = self.names.get("lr", "lr")
+        return f"a lower {name} than {self.config.resolved('lr')} may help"
 
     def epoch_line(self) -> str:
         figures = self.history[-1]
