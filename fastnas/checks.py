@@ -6,10 +6,14 @@ a float no whole number; the scalars of NumPy are. Settings have bounds: `fastna
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 LONGEST = 60
 LONGEST_NUMBER = 128
@@ -77,3 +81,81 @@ def check_texts(name: str, value: object) -> None:
             raise TypeError(f"{name}[{i}] is {short(item)}; a name is needed")
     if not value or len(set(value)) < len(value):
         raise ValueError(f"{name} is {short(value)}; one or more names are needed, none twice")
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def typed(function: F) -> F:
+    """Checks the arguments of each call of a function by its annotations, elements included.
+
+    A number has to be finite, a `float` may be a whole number, a `Sequence` is a list, a tuple, a
+    range or an array. Not for functions that torch.compile traces.
+    """
+    signature = inspect.signature(function)
+    hints: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if not hints:  # not earlier: an annotation may name a class that is defined below
+            hints.update(get_type_hints(function))
+        for name, value in signature.bind(*args, **kwargs).arguments.items():
+            if name in hints and name != "self":
+                check_hint(name, value, hints[name])
+        return function(*args, **kwargs)
+
+    return cast(F, checked)
+
+
+def check_fields(instance: Any) -> None:
+    """The fields of a dataclass are what they are annotated as."""
+    for name, hint in get_type_hints(type(instance)).items():
+        if name in instance.__dataclass_fields__:
+            check_hint(name, getattr(instance, name), hint)
+
+
+def check_hint(name: str, value: Any, hint: Any) -> None:
+    """`value` is what an annotation says."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        _check_union(name, value, inner)
+    elif origin is Sequence:
+        if not isinstance(value, list | tuple | range) and not hasattr(value, "__array__"):
+            raise TypeError(f"{name} is {short(value)}; a list or a tuple is needed")
+        for i, item in enumerate(value):
+            check_hint(f"{name}[{i}]", item, inner[0])
+    elif origin is Mapping:
+        check_type(name, value, Mapping)
+        for key, item in value.items():
+            check_hint(f"a key of {name}", key, inner[0])
+            check_hint(f"{name}[{short(key)}]", item, inner[1])
+    elif origin is tuple and Ellipsis not in inner:
+        if not isinstance(value, list | tuple) or len(value) != len(inner):
+            raise TypeError(f"{name} is {short(value)}; {len(inner)} values are needed")
+        for i, (item, one) in enumerate(zip(value, inner)):
+            check_hint(f"{name}[{i}]", item, one)
+    elif origin is Literal:
+        check_choice(name, value, inner)
+    elif hint is int:
+        check_int(name, value)
+    elif hint is float:
+        check_number(name, value)
+    elif isinstance(origin or hint, type):
+        check_type(name, value, origin or hint)
+
+
+def _check_union(name: str, value: Any, hints: Sequence[Any]) -> None:
+    """Of classes alone the error names all of them; else it is that of the last."""
+    plain = [hint for hint in hints if isinstance(hint, type) and hint not in (int, float)]
+    if value is None and NoneType in hints:
+        return
+    if len(plain) == len(hints):
+        check_type(name, value, *plain)
+        return
+    *others, last = [hint for hint in hints if hint is not NoneType]
+    for hint in others:
+        try:
+            return check_hint(name, value, hint)
+        except (TypeError, ValueError):
+            continue
+    check_hint(name, value, last)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
+from fastnas.checks import check_int, check_type, short
+
 EDGE_OPS = ("max_pool", "avg_pool", "skip", "reduce_skip", "sep_conv", "dil_conv")
 """In the order of `EdgeOp` of the C++ sources."""
 
@@ -64,6 +66,15 @@ class Path(NamedTuple):
     """Inputs that an edge of the path leaves, also one whose candidate has no term."""
 
 
+def _check_edge_types(name: str, edge: Edge) -> None:
+    check_type(name, edge, Edge)
+    for part in ("source", "target", "stride"):
+        check_int(f"{name}.{part}", getattr(edge, part))
+    check_type(f"{name}.terms", edge.terms, tuple)
+    for term in edge.terms:
+        check_type(f"a term of {name}", term, EdgeTerm)
+
+
 @dataclass(frozen=True)
 class EdgeTable:
     """All edges of a cell, in the order in which nodes can be summed.
@@ -87,6 +98,11 @@ class EdgeTable:
     """The table as an op's schema can carry it."""
 
     def __post_init__(self) -> None:
+        for name in ("inputs", "nodes", "candidates"):
+            check_int(name, getattr(self, name), 1)
+        check_type("edges", self.edges, tuple, list)
+        for e, edge in enumerate(self.edges):
+            _check_edge_types(f"edges[{e}]", edge)
         for e, edge in enumerate(self.edges):
             if not 0 <= edge.target < self.nodes:
                 raise ValueError(f"edge {e} enters node {edge.target} of {self.nodes}")
@@ -150,6 +166,7 @@ class EdgeTable:
 
         A node that nothing enters keeps one edge without terms: it is zeros.
         """
+        check_type("choice", choice, tuple, list)
         return _path(self, tuple(choice))
 
     def _count(self, of: dict[str, int]) -> int:
@@ -193,12 +210,20 @@ class EdgeTable:
 
     @staticmethod
     def decode(code: Sequence[int]) -> EdgeTable:
-        """The table of a code."""
+        """The table of a code; ValueError if it is one of none."""
+        check_type("code", code, tuple, list)
         return _decode(tuple(code))
 
 
 @lru_cache(maxsize=256)
 def _decode(code: tuple[int, ...]) -> EdgeTable:
+    try:
+        return _decoded(code)
+    except (IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"code is {short(code)}, no table: {error}") from error
+
+
+def _decoded(code: tuple[int, ...]) -> EdgeTable:
     inputs, nodes, candidates, *rest = code
     edges = []
     while rest:
@@ -216,6 +241,8 @@ def _decode(code: tuple[int, ...]) -> EdgeTable:
 def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
     if len(choice) != len(table.edges):
         raise ValueError(f"choice has {len(choice)} edges; the table has {len(table.edges)}")
+    for e, chosen in enumerate(choice):
+        check_int(f"choice[{e}]", chosen, -1, table.candidates - 1)
     empty = set(range(table.nodes))
     edges: list[Edge] = []
     kept: list[int] = []

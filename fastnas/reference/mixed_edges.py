@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastnas.checks import typed
+from fastnas.reference.arguments import check_shape
 from fastnas.reference.edge_table import EdgeTable, EdgeTerm
 from fastnas.reference.relu_conv_bn import batch_norm, strided_pair
 from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
@@ -50,6 +52,7 @@ def term_output(
     return batch_norm(z, stats[-1], training, eps)
 
 
+@typed
 def mixed_edges(
     x: Sequence[Tensor],
     w: Tensor,
@@ -79,6 +82,7 @@ def mixed_edges(
     Returns:
         [N, nodes C, H', W'], the nodes one after the other.
     """
+    _check(x, w, params, table, stats, eps)
     first_param, first_norm, skip = 0, 0, 0
     places = []
     rows = [e for e, edge in enumerate(table.edges) for _ in edge.terms]
@@ -99,7 +103,8 @@ def mixed_edges(
             own_stats = stats[norm : norm + term.norms]
             y = term_output(source, term, edge.stride, own_params, own_stats, training, eps)
             if form != "none" and term.op in ("skip", "reduce_skip"):
-                assert level is not None and rng is not None
+                if level is None or rng is None:
+                    raise ValueError(f"form is {form!r}; level and rng are needed with it")
                 own_std = y.detach().double().std() if form == "gaussian_additive" else None
                 if own_std is not None and std is not None:
                     std[skip] = own_std
@@ -109,6 +114,28 @@ def mixed_edges(
             outputs.append(w[e, term.weight].to(y.dtype) * y)
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
     return torch.cat(states[table.inputs :], dim=1)
+
+
+def _check(
+    x: Sequence[Tensor],
+    w: Tensor,
+    params: Sequence[Tensor],
+    table: EdgeTable,
+    stats: Tensor,
+    eps: float,
+) -> None:
+    if len(x) != table.inputs:
+        raise ValueError(f"x has {len(x)} states; the table has {table.inputs} inputs")
+    for i, state in enumerate(x):
+        check_shape(f"x[{i}]", state, [x[0].shape[0], x[0].shape[1], None, None])
+    check_shape("w", w, [len(table.edges), table.candidates])
+    shapes = table.param_shapes(x[0].shape[1])
+    if [tuple(p.shape) for p in params] != shapes:
+        given = [list(p.shape) for p in params]
+        raise ValueError(f"params have shapes {given}; {[list(s) for s in shapes]} are needed")
+    check_shape("stats", stats, [table.norms, 2, x[0].shape[1]])
+    if eps < 0:
+        raise ValueError(f"eps is {eps}; at least 0 is needed")
 
 
 def _zeros(states: Sequence[Tensor], table: EdgeTable, node: int) -> Tensor:

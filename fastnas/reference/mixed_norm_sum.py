@@ -10,12 +10,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastnas.checks import typed
+from fastnas.reference.arguments import check_flags, check_noise, check_shape, check_terms
 from fastnas.reference.mixed_sum import mixed_sum, mixed_sum_grads
 
 Statistics = tuple[Tensor, Tensor]
 """Mean and biased variance, [normed terms, C] each, float32 (float64 for float64)."""
 
 
+def _check_norms(
+    z: Sequence[Tensor], normed: Sequence[bool], eps: float, statistics: Statistics | None
+) -> None:
+    check_terms("z", z, torch.empty(len(z)))
+    if z[0].dim() < 2:
+        raise ValueError(f"z[0] has shape {list(z[0].shape)}; [N, C, ...] is needed")
+    check_flags("normed", normed, len(z))
+    if eps < 0:
+        raise ValueError(f"eps is {eps}; at least 0 is needed")
+    for i, t in enumerate(statistics or ()):
+        check_shape(f"statistics[{i}]", t, [sum(normed), z[0].shape[1]])
+
+
+@typed
 def batch_norms(
     z: Sequence[Tensor],
     normed: Sequence[bool],
@@ -26,6 +42,7 @@ def batch_norms(
 
     The statistics of an empty batch are 0.
     """
+    _check_norms(z, normed, eps, statistics)
     training = statistics is None
     rows = torch.zeros(2, sum(normed), z[0].shape[1], device=z[0].device,
                        dtype=torch.promote_types(z[0].dtype, torch.float32))  # fmt: skip
@@ -43,6 +60,7 @@ def batch_norms(
     return v, statistics
 
 
+@typed
 def mixed_norm_sum(
     z: Sequence[Tensor],
     w: Tensor,
@@ -67,17 +85,22 @@ def mixed_norm_sum(
     Returns:
         Tensor shaped and typed as the terms.
     """
+    check_terms("z", z, w)
+    check_noise(len(z), noisy, form, level, rng)
     v, _ = batch_norms(z, normed, eps, statistics)
     return mixed_sum(v, w, noisy, form, level, rng)
 
 
+@typed
 def terms_read(
     normed: Sequence[bool], training: bool, needs_dz: Sequence[bool], needs_dw: bool
 ) -> list[bool]:
     """Which terms backward reads: all for dw, else those whose statistics depend on them."""
+    check_flags("normed", normed, len(needs_dz))
     return [needs_dw or (training and n and d) for n, d in zip(normed, needs_dz)]
 
 
+@typed
 def mixed_norm_sum_grads(
     dy: Tensor,
     z: Sequence[Tensor | None],
@@ -100,6 +123,10 @@ def mixed_norm_sum_grads(
         z: None for terms that `terms_read` leaves out.
         training: whether the statistics are those of the batch.
     """
+    check_terms("z", z, w)
+    for z_k in z[:1]:
+        check_shape("dy", dy, dy.shape if z_k is None else z_k.shape)
+    check_flags("needs_dz", needs_dz, len(z))
     dims = [d for d in range(dy.dim()) if d != 1]
     # A term that is not read does not matter below.
     v, _ = batch_norms([dy if z_k is None else z_k for z_k in z], normed, eps, statistics)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnas.checks import typed
+from fastnas.reference.arguments import check_noise, check_shape, check_terms
 from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
 
 
@@ -17,8 +19,11 @@ def weighted_sum(x: Sequence[Tensor], w: Tensor) -> Tensor:
     return sum(w_k * x_k for w_k, x_k in zip(w, x))
 
 
+@typed
 def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) -> Tensor:
     """Unbiased std of each whole noisy term, float64 [len(noisy)]; [0] if not relative."""
+    check_terms("x", x, torch.empty(len(x)))
+    check_noise(len(x), noisy, form, torch.empty(2), torch.empty(2))
     if form != "gaussian_additive" or not noisy:
         return torch.empty(0, dtype=torch.float64, device=x[0].device)
     if x[0].numel() < 2:  # torch warns of it
@@ -38,6 +43,7 @@ def draws(
     }
 
 
+@typed
 def mixed_sum(
     x: Sequence[Tensor],
     w: Tensor,
@@ -59,15 +65,17 @@ def mixed_sum(
     Returns:
         Tensor shaped and typed as the terms. Sums run in the dtype of the inputs.
     """
+    check_terms("x", x, w)
+    check_noise(len(x), noisy, form, level, rng)
     v = list(x)
-    if noisy:
-        assert level is not None and rng is not None
+    if level is not None and rng is not None and noisy:
         std = standard_deviations(x, noisy, form)
         for k, d in draws(x[0], noisy, form, level, rng, std).items():
             v[k] = apply_draw(x[k], d, form)
     return weighted_sum(v, w.to(x[0].dtype))
 
 
+@typed
 def mixed_sum_grads(
     dy: Tensor,
     x: Sequence[Tensor],
@@ -79,11 +87,17 @@ def mixed_sum_grads(
     std: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """(dx_k for every k, dw) from the formula at the top; x may be empty, then dw is None."""
+    if x:
+        check_terms("x", x, torch.empty(len(x)))
+        check_shape("dy", dy, x[0].shape)
+    check_shape("w", w, [len(x) or None])
+    check_noise(len(w), noisy, form, level, rng)
     w = w.to(dy.dtype)
     dx = [w_k * dy for w_k in w]
     v = list(x)
-    if noisy:
-        assert level is not None and rng is not None and std is not None
+    if noisy and std is None:
+        raise ValueError(f"std is None, but noisy is {list(noisy)}; what was drawn is needed")
+    if level is not None and rng is not None and std is not None and noisy:
         for k, d in draws(dy, noisy, form, level, rng, std).items():
             if v:
                 v[k] = apply_draw(x[k], d, form)

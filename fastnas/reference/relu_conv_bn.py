@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastnas.checks import typed
+from fastnas.reference.arguments import check_shape
+
 
 def batch_norm(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
     """BN(z) without scale and shift; `stats` [2, C] is filled in training, else used."""
@@ -32,6 +35,7 @@ def strided_pair(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     )
 
 
+@typed
 def relu_conv_bn(
     x: Tensor, params: Sequence[Tensor], stats: Tensor, *, training: bool = True, eps: float = 1e-5
 ) -> Tensor:
@@ -46,6 +50,14 @@ def relu_conv_bn(
     Returns:
         [N, C, H, W], or [N, C, ceil(H / 2), ceil(W / 2)].
     """
+    check_shape("x", x, [None] * 4)
+    if len(params) not in (1, 2):
+        raise ValueError(f"params has {len(params)} tensors; one or two are needed")
+    for i, p in enumerate(params):
+        check_shape(f"params[{i}]", p, [None, x.shape[1], 1, 1])
+    check_shape("stats", stats, [2, sum(p.shape[0] for p in params)])
+    if eps < 0:
+        raise ValueError(f"eps is {eps}; at least 0 is needed")
     u = F.relu(x)
     z = F.conv2d(u, params[0]) if len(params) == 1 else strided_pair(u, params)
     return batch_norm(z, stats, training, eps)

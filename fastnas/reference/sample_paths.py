@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fastnas.checks import check_choice, check_int, check_type, typed
+from fastnas.reference.arguments import check_paths, check_shape
 from fastnas.reference.gumbel import gumbel_draw
 
 TOPOLOGIES = ("none", "top2", "pairs")
@@ -16,6 +18,10 @@ TOPOLOGIES = ("none", "top2", "pairs")
 
 def logits_per_node(nodes: Sequence[int], topology: str) -> list[int]:
     """How many topology logits each node has: one per edge, one per pair of them, or none."""
+    check_choice("topology", topology, TOPOLOGIES)
+    check_type("nodes", nodes, list, tuple)
+    for n in nodes:
+        check_int("nodes: the predecessors of one", n, 1)
     if topology == "top2":
         return list(nodes)
     return [n * (n - 1) // 2 if topology == "pairs" else 0 for n in nodes]
@@ -41,6 +47,7 @@ def largest(perturbed: Tensor, count: int = 1) -> Tensor:
     return torch.sort(perturbed, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
+@typed
 def sample_paths(
     alpha: Tensor,
     beta: Tensor | None,
@@ -76,6 +83,9 @@ def sample_paths(
     Returns:
         op int64 [paths, ..., E], the sampled operation or -1, and weight, typed as alpha.
     """
+    check_paths(alpha, beta, nodes, logits_per_node(nodes, topology), tau)
+    check_shape("rng", rng, [2])
+    check_int("paths", paths, 1)
     g = gumbel_draw(rng, 0, (paths, *alpha.shape))
     perturbed = alpha.to(torch.float64) + g
     op = largest(perturbed.detach())
@@ -107,6 +117,7 @@ def _edges_kept(
     return kept.scatter(-1, edges, True), B_st
 
 
+@typed
 def sample_paths_grads(
     alpha: Tensor,
     beta: Tensor | None,
@@ -123,6 +134,10 @@ def sample_paths_grads(
     the operation of each edge kept; in "top2" both edges of a node, in "pairs" their pair, with
     the sum of what its two edges get. A row without a sampled entry gets 0, whatever it holds.
     """
+    check_paths(alpha, beta, nodes, logits_per_node(nodes, topology), tau)
+    check_shape("rng", rng, [2])
+    check_shape("op", op, [None, *alpha.shape[:-1]])
+    check_shape("dweight", dweight, op.shape)
     kept = op >= 0
     c = torch.where(kept, dweight.to(torch.float64), 0)
     g = gumbel_draw(rng, 0, (op.shape[0], *alpha.shape))

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import typed
+from fastnas.reference.arguments import check_paths
 from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
 from fastnas.reference.search_network import Cell, Dag, MixedOp, SearchNetwork
@@ -24,16 +26,22 @@ class HardWeights(NamedTuple):
     choice: Tensor
 
 
+@typed
 def gdas_sample(alpha: Tensor, tau: float) -> HardWeights:
     """One candidate on every edge: h = onehot(argmax P) - sg(P) + P."""
+    if alpha.dim() != 2 or not tau > 0:
+        raise ValueError(f"alpha has shape {list(alpha.shape)}, tau is {tau}; [E, K] and a"
+                         " temperature above 0 are needed")  # fmt: skip
     hard, index, _ = gumbel_softmax(alpha, tau)
     return HardWeights(hard, index.squeeze(-1))
 
 
+@typed
 def rome_sample(
     alpha: Tensor, beta: Tensor, nodes: Sequence[int], tau: float, topology: str
 ) -> HardWeights:
     """`gdas_sample` on two edges a node: the "top2" of their relaxed beta, or one of "pairs"."""
+    check_paths(alpha, beta, nodes, logits_per_node(nodes, topology), tau)
     h, index = gdas_sample(alpha, tau)
     gates: list[Tensor] = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):

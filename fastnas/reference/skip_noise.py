@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnas.checks import check_fields, check_int, check_number, check_type, typed
+
 KINDS = ("gaussian", "uniform")
 MIXTURES = ("additive", "multiplicative")
 
@@ -39,6 +41,7 @@ class SkipNoise:
     factor: float = 0.2
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field, allowed in (("kind", KINDS), ("mixture", MIXTURES)):
             if getattr(self, field) not in allowed:
                 given = getattr(self, field)
@@ -69,12 +72,16 @@ class SkipNoise:
 
     def level(self, amplitude: float = 1.0, device: torch.device | None = None) -> Tensor:
         """(r mean, r s) as float64 [2], the form in which the kernels read it."""
+        check_number("amplitude", amplitude)
         values = [amplitude * self.centre, amplitude * self.spread]
         return torch.tensor(values, dtype=torch.float64, device=device)
 
 
+@typed
 def cosine_decay(epoch: int, epochs: int) -> float:
     """r(e) = (1 + cos(pi e / epochs)) / 2, 0 from `epochs` on (NoisyDARTS' code, there with 50)."""
+    check_int("epoch", epoch, 0)
+    check_int("epochs", epochs, 1)
     return (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
 
 
@@ -91,6 +98,10 @@ def apply_draw(x: Tensor, d: Tensor, form: str) -> Tensor:
 
 def skip_noise(x: Tensor, noise: SkipNoise, amplitude: float = 1.0) -> Tensor:
     """The noise as eager code draws it, from torch's own generator (for eager baselines)."""
+    check_type("x", x, Tensor)
+    check_type("noise", noise, SkipNoise)
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; a floating point dtype is needed")
     eps = torch.randn_like(x) if noise.kind == "gaussian" else torch.empty_like(x).uniform_(-1, 1)
     std = x.detach().std() if noise.is_relative else None
     d = noise_draw(eps.detach(), noise.level(amplitude, x.device), std)

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
+from fastnas.checks import typed
 from fastnas.report.cell_layout import NODE_RADIUS, Array, Layout, arrange
 from fastnas.report.figures import picture_path, save_figure, write_title
 from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype
@@ -47,7 +48,8 @@ class _Cell:
     dead: set[int]
 
 
-def draw_genotype(genotype: AnyGenotype, path: Path, *, title: str = "") -> None:
+@typed
+def draw_genotype(genotype: AnyGenotype, path: Path | str, *, title: str = "") -> None:
     """Draw the cells of a genotype, one above the other, and save the picture.
 
     Args:
@@ -63,6 +65,7 @@ def draw_genotype(genotype: AnyGenotype, path: Path, *, title: str = "") -> None
     save_figure(genotype_figure(genotype, title=title), path)
 
 
+@typed
 def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     """The picture that `draw_genotype` saves: a figure with one axes for each cell."""
     if isinstance(genotype, NB201Genotype):

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from fastnas.checks import typed
 from fastnas.report.figures import picture_path, save_figure
 
 FIRST, SECOND = "#0072B2", "#D55E00"
@@ -45,7 +46,8 @@ PANELS = (
 )
 
 
-def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> None:
+@typed
+def draw_history(history: Sequence[Mapping[str, float | None]], path: Path | str) -> None:
     """Draw losses, accuracies, skip counts and alpha entropies over the epochs of a search.
 
     Args:
@@ -63,8 +65,11 @@ def draw_history(history: Sequence[Mapping[str, float | None]], path: Path) -> N
     save_figure(history_figure(history), path)
 
 
-def draw_best_so_far(accuracies: Sequence[float], path: Path) -> None:
-    """Draw the best accuracy so far after 1, 2, ... evaluations."""
+@typed
+def draw_best_so_far(accuracies: Sequence[float], path: Path | str) -> None:
+    """Draw the best accuracy so far after 1, 2, ... evaluations, of which there is at least one."""
+    if not len(accuracies):
+        raise ValueError("accuracies is empty; those of one or more evaluations are needed")
     figure = Figure(figsize=(5, 3.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.add_subplot()
     axes.plot(range(1, len(accuracies) + 1), accuracies, color=FIRST, drawstyle="steps-post")
@@ -76,6 +81,7 @@ def draw_best_so_far(accuracies: Sequence[float], path: Path) -> None:
     save_figure(figure, path)
 
 
+@typed
 def history_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
     """The picture that `draw_history` saves: a figure with one axes for each panel."""
     if not history:

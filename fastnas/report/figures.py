@@ -8,10 +8,13 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from fastnas.checks import typed
+
 SUFFIXES = (".png", ".svg")
 DPI = 160
 
 
+@typed
 def picture_path(path: Path | str) -> Path:
     """The path, if its suffix names a format that can be written.
 
@@ -36,6 +39,7 @@ def write_title(figure: Figure, title: str, **style: Any) -> None:
     figure.suptitle(shown, parse_math=False, **style)
 
 
+@typed
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG or SVG, as the suffix says; equal figures give equal bytes.
 

@@ -11,12 +11,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
+from fastnas.checks import typed
 from fastnas.report.figures import save_figure
 
 JITTER = 0.02
 """Of the radius: cells of one distribution would hide each other."""
 
 
+@typed
 def draw_simplex(
     shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float], path: Path
 ) -> None:
@@ -24,6 +26,7 @@ def draw_simplex(
     save_figure(simplex_figure(shares, ops, accuracies), path)
 
 
+@typed
 def simplex_figure(
     shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float]
 ) -> Figure:
@@ -33,8 +36,23 @@ def simplex_figure(
         shares: cell type to those of n cells, [n, K].
         ops: K, a corner each.
         accuracies: n of them, the colours; the best is ringed.
+
+    Raises:
+        ValueError: there are no cell types, operations or accuracies, or other numbers of them.
     """
     K = len(ops)
+    if not (shares and K and len(accuracies)):
+        raise ValueError(
+            f"shares has {len(shares)} cell types, ops {K} and accuracies {len(accuracies)} values;"
+            " one or more of each are needed"
+        )
+    for cell_type, rows in shares.items():
+        shape = np.shape(rows)
+        if shape != (len(accuracies), K) or np.asarray(rows).dtype.kind not in "iuf":
+            raise ValueError(
+                f"shares of the {cell_type} cell have shape {list(shape)}; numbers of shape"
+                f" {[len(accuracies), K]} are needed, for {K} ops and {len(accuracies)} accuracies"
+            )
     angles = np.pi / 2 - 2 * np.pi * np.arange(K) / K
     corners = np.stack([np.cos(angles), np.sin(angles)], 1)
     rng, best = np.random.default_rng(0), int(np.argmax(accuracies))

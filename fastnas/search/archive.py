@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastnas.checks import typed
 from fastnas.search.batches import split_indices
-from fastnas.search.images import DataError, Images, one_line
+from fastnas.search.images import DataError, Images, check_bytes, one_line
 
 HELD_BACK = 0.2
 HELD_BACK_SEED = 0
@@ -45,6 +46,7 @@ def read_archive(path: Path) -> Images:
     return divided
 
 
+@typed
 def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = None) -> Images:
     """Divide one set into training and test images.
 
@@ -53,7 +55,16 @@ def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = N
         images: uint8 [N, C, H, W].
         labels: int64 [N].
         is_test: bool [N]; None holds back a fifth of each class, always the same.
+
+    Raises:
+        TypeError, ValueError: images or labels of other dtypes or shapes.
     """
+    check_bytes("images", images)
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {list(labels.shape)}; torch.int64 of shape"
+            f" [{len(images)}] is needed"
+        )
     if is_test is None:
         test, train = split_indices(labels, HELD_BACK, HELD_BACK_SEED)
     else:

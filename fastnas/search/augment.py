@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastnas.checks import check_fields, typed
 from fastnas.ops import to_device
 
 
@@ -31,13 +32,12 @@ class Augment:
     cutout: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for field in ("crop", "cutout"):
-            pixels = getattr(self, field)
-            if not isinstance(pixels, int):
-                raise TypeError(f"{field} is {pixels!r}; expected a whole number of pixels")
-            if pixels < 0:
-                raise ValueError(f"{field} is {pixels}; expected 0 or more pixels")
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}; expected 0 or more pixels")
 
+    @typed
     def __call__(
         self, images: Tensor, generator: torch.Generator, *, fill: Tensor | None = None
     ) -> Tensor:
@@ -64,6 +64,8 @@ class Augment:
             raise ValueError(f"images have shape {list(images.shape)}; expected [B, C, H, W]")
         if generator.device.type != "cpu":
             raise ValueError(f"generator is on {generator.device}; expected a CPU generator")
+        if fill is not None and fill.shape != images.shape[1:2]:
+            raise ValueError(f"fill has shape {list(fill.shape)}; expected [{images.shape[1]}]")
         if not (self.crop or self.flip or self.cutout):
             return images
         draws = to_device(self.draw(images.shape, generator), images.device)

@@ -7,7 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.checks import check_int, typed
 
+LAST_SEED = 2**63 - 1
+
+
+@typed
 def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Divide a labelled set in two parts with the same mix of classes.
 
@@ -33,6 +38,7 @@ def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
         raise ValueError(f"labels have shape {list(labels.shape)}; expected [N]")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction is {fraction}; expected a number strictly between 0 and 1")
+    check_int("seed", seed, 0, LAST_SEED)
     total = len(labels)
     size = round(fraction * total)
     if not 0 < size < total:
@@ -72,13 +78,13 @@ class Batches:
         ValueError: if the indices are not one-dimensional or empty, or no batch can be formed.
     """
 
+    @typed
     def __init__(self, indices: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
         if indices.dtype != torch.int64:
             raise TypeError(f"indices have dtype {indices.dtype}; expected torch.int64")
         if indices.dim() != 1 or len(indices) == 0:
             raise ValueError(f"indices have shape {list(indices.shape)}; expected [N] with N > 0")
-        if not isinstance(batch_size, int):
-            raise TypeError(f"batch_size is {batch_size!r}; expected an integer")
+        check_int("seed", seed, 0, LAST_SEED)
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; expected 1 or more")
         if drop_last and batch_size > len(indices):

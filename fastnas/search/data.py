@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from fastnas.checks import short
+from fastnas.checks import short, typed
 from fastnas.extras import require
 from fastnas.search.archive import divide, read_archive
 from fastnas.search.images import DataError, Images
@@ -22,6 +22,7 @@ KNOWN = ("cifar10", "cifar100", "svhn")
 FOLDER = "imagefolder:"
 
 
+@typed
 def load_images(
     name_or_path: str | Path,
     *,

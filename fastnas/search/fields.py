@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastnas.bounds import Bounds, whole
-from fastnas.checks import short
+from fastnas.checks import check_type, short
 from fastnas.search.settings_file import read_settings_text
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 from fastnas.strategies.method import Method
@@ -91,7 +91,16 @@ Config = TypeVar("Config", bound=FolderConfig)
 
 
 def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
-    """A checked config from plain settings; ConfigError names what is unknown or wrong."""
+    """A checked config from plain settings; ConfigError names what is unknown or wrong.
+
+    Raises:
+        TypeError: `kind` is no class of configs, or `settings` no mapping.
+    """
+    if not isinstance(kind, type) or not issubclass(kind, FolderConfig):
+        raise TypeError(
+            f"kind is {short(kind)}; SearchConfig, StudyConfig or TrainConfig is needed"
+        )
+    check_type("settings", settings, Mapping)
     hints, known = hints_of(kind), {f.name for f in fields(kind)}
     values: dict[str, Any] = {}
     for name, value in settings.items():

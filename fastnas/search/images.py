@@ -9,12 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnas.checks import check_fields, check_int, typed
+
 SMALLEST_STD = 1 / 255
 RESIZE_CHUNK = 512
 
 
 class DataError(ValueError):
     """A data set cannot be used; one line says where, what was found and what is expected."""
+
+
+def check_bytes(name: str, images: Tensor) -> None:
+    """TypeError or ValueError unless `images` are uint8 [N, C, H, W]."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"{name} has dtype {images.dtype}; expected torch.uint8")
+    if images.dim() != 4:
+        raise ValueError(f"{name} has shape {list(images.shape)}; expected [N, C, H, W]")
 
 
 def one_line(error: Exception) -> str:
@@ -41,6 +51,18 @@ class Images:
     test: Tensor
     test_labels: Tensor
     classes: int
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_int("classes", self.classes, 1)
+        for part in ("train", "test"):
+            check_bytes(part, getattr(self, part))
+            labels = getattr(self, f"{part}_labels")
+            if labels.dtype != torch.int64 or labels.shape != getattr(self, part).shape[:1]:
+                raise ValueError(
+                    f"{part}_labels are {labels.dtype} of shape {list(labels.shape)}; torch.int64"
+                    f" of shape [{len(getattr(self, part))}] is needed"
+                )
 
     @property
     def channels(self) -> int:
@@ -79,6 +101,7 @@ class Images:
         device = self.train.device
         return mean.float().to(device), std.float().to(device)
 
+    @typed
     def normalise(self, batch: Tensor) -> Tensor:
         """(batch / 255 - mean) / std.
 
@@ -116,6 +139,7 @@ class Images:
         return replace(self, train=resize(self.train, size), test=resize(self.test, size))
 
 
+@typed
 def resize(images: Tensor, size: int) -> Tensor:
     """Scale the shorter side to `size` (bilinear, antialiased) and crop the centre to a square.
 
@@ -126,6 +150,8 @@ def resize(images: Tensor, size: int) -> Tensor:
     Returns:
         uint8 [N, C, size, size].
     """
+    check_bytes("images", images)
+    check_int("size", size, 1)
     height, width = images.shape[-2:]
     if (height, width) == (size, size):
         return images

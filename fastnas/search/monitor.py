@@ -8,17 +8,24 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fastnas.checks import check_int, typed
 from fastnas.spaces import CELL_TYPES, AnyGenotype, parameter_free_count, skip_count
 
 COLLAPSE_SHARE = 0.5
 COLLAPSE_PATIENCE = 3
 
 
+@typed
 def entropy(w: Tensor) -> float:
     """Mean over edges of the entropy of an edge's weights, as a share of its maximum log K.
 
     Weights that do not sum to 1 (sigmoids) are normalised first. 1: undecided, 0: decided.
     """
+    if w.dim() < 1 or not w.is_floating_point() or w.layout != torch.strided:
+        raise ValueError(
+            f"w is {w.dtype} of shape {list(w.shape)}, {w.layout}; dense floating point weights"
+            " [..., K] are needed"
+        )
     p = w.detach().double()
     p = p / p.sum(dim=-1, keepdim=True)
     candidates = p.shape[-1]
@@ -27,6 +34,7 @@ def entropy(w: Tensor) -> float:
     return float(-torch.xlogy(p, p).sum(-1).mean() / math.log(candidates))
 
 
+@typed
 def observe(weights: Mapping[str, Tensor], genotype: AnyGenotype) -> dict[str, float]:
     """One epoch's figures: per cell type that has weights skips, parameter-free operations (of the
     edges that the genotype keeps) and alpha entropy."""
@@ -38,6 +46,7 @@ def observe(weights: Mapping[str, Tensor], genotype: AnyGenotype) -> dict[str, f
     return figures
 
 
+@typed
 def has_collapsed(
     skips: Sequence[float],
     edges: int,
@@ -54,5 +63,9 @@ def has_collapsed(
         skips: skips in the normal cell, epoch by epoch.
         edges: edges that the derived cell has (8 in the DARTS space).
     """
+    check_int("edges", edges, 1)
+    check_int("patience", patience, 1)
+    if not 0 <= share <= 1:
+        raise ValueError(f"share is {share}; 0 to 1 is allowed")
     recent = skips[-patience:]
     return len(recent) == patience and all(count > share * edges for count in recent)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import calls_nn
+import calls_ops
 import calls_reference
+import calls_report
+import calls_search
 import calls_spaces
 import calls_strategies
 from wrong_values import Call
@@ -11,4 +15,8 @@ TABLES: dict[str, list[Call]] = {
     "spaces": calls_spaces.CALLS,
     "reference": calls_reference.CALLS,
     "strategies": calls_strategies.CALLS,
+    "ops": calls_ops.CALLS,
+    "nn": calls_nn.CALLS,
+    "report": calls_report.CALLS,
+    "search": calls_search.CALLS,
 }

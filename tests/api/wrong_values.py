@@ -127,9 +127,18 @@ def instance(valid: Maker, optional: bool = False) -> Argument:
 
 
 def tensor(
-    *shape: int, dtype: torch.dtype = torch.float32, optional: bool = False, any_shape: bool = False
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    optional: bool = False,
+    any_shape: bool = False,
+    any_kind: bool = False,
 ) -> Argument:
-    """A dense tensor of one shape and a floating dtype, or of exactly one integer dtype."""
+    """A dense tensor of one shape and a floating dtype, or of exactly one integer dtype.
+
+    Args:
+        any_shape: other shapes are allowed.
+        any_kind: other dtypes, layouts and devices are allowed, as eager torch takes them.
+    """
 
     def valid() -> torch.Tensor:
         if dtype.is_floating_point:
@@ -142,15 +151,19 @@ def tensor(
         ("a list", lambda: valid().tolist()),
         ("an array", lambda: np.ones(shape)),
         ("a stranger", Stranger),
+    ]
+    other_kinds: list[Wrong] = [
         ("bool", lambda: valid().bool()),
         ("complex", lambda: valid().to(torch.complex64)),
         ("meta", lambda: valid().to("meta")),
         ("sparse", lambda: valid().to_sparse()),
     ]
     if dtype.is_floating_point:
-        wrong.append(("int64", lambda: valid().long()))
+        other_kinds.append(("int64", lambda: valid().long()))
     else:
-        wrong.append(("float32", lambda: valid().float()))
+        other_kinds.append(("float32", lambda: valid().float()))
+    if not any_kind:
+        wrong += other_kinds
     if not optional:
         wrong.append(("None", lambda: None))
     if not any_shape:

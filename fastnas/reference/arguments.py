@@ -1,0 +1,78 @@
+"""Shapes that the arguments of the specification need; their types are checked by annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fastnas.checks import check_choice, short
+from fastnas.reference.skip_noise import KINDS, MIXTURES
+
+FORMS = ("none", *(f"{kind}_{mixture}" for kind in KINDS for mixture in MIXTURES))
+
+
+def check_shape(name: str, t: Tensor, shape: Sequence[int | None]) -> None:
+    """`t` has this shape; None stands for any size."""
+    if t.dim() != len(shape) or any(
+        size not in (None, given) for size, given in zip(shape, t.shape)
+    ):
+        needed = ", ".join("*" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {list(t.shape)}; [{needed}] is needed")
+
+
+def check_terms(name: str, terms: Sequence[Tensor | None], w: Tensor) -> None:
+    """There is a term at least, all are of one shape and dtype, and each has a weight."""
+    if not terms:
+        raise ValueError(f"{name} is empty; at least one term is needed")
+    known = [(k, t) for k, t in enumerate(terms) if t is not None]
+    for k, t in known:
+        first = known[0][1]
+        if t.shape != first.shape or t.dtype != first.dtype:
+            raise ValueError(
+                f"{name}[{k}] is {t.dtype} {list(t.shape)}, {name}[{known[0][0]}] {first.dtype}"
+                f" {list(first.shape)}; one dtype and shape is needed"
+            )
+    check_shape("w", w, [len(terms)])
+
+
+def check_noise(
+    terms: int, noisy: Sequence[int], form: str, level: Tensor | None, rng: Tensor | None
+) -> None:
+    """`noisy` are distinct terms, and what draws their noise is there."""
+    check_choice("form", form, FORMS)
+    if any(not 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):
+        raise ValueError(f"noisy is {list(noisy)}; distinct indices below {terms} are allowed")
+    if not noisy:
+        return
+    for name, t in (("level", level), ("rng", rng)):
+        if t is None:
+            raise ValueError(f"{name} is None, but noisy is {list(noisy)}; a tensor [2] is needed")
+        check_shape(name, t, [2])
+
+
+def check_flags(name: str, flags: Sequence[bool], count: int) -> None:
+    """A flag for each of `count` terms."""
+    if len(flags) != count:
+        raise ValueError(f"{name} is {short(flags)}; {count} flags are needed, one a term")
+
+
+def check_paths(
+    alpha: Tensor, beta: Tensor | None, nodes: Sequence[int], rows: Sequence[int], tau: object
+) -> None:
+    """alpha has a row for each edge and beta one for each of `rows`; the temperature is above 0."""
+    if any(n < 1 for n in nodes) or not nodes:
+        raise ValueError(f"nodes is {list(nodes)}; one or more predecessors of each are needed")
+    if alpha.dim() < 2 or alpha.shape[-2] != sum(nodes):
+        raise ValueError(
+            f"alpha has shape {list(alpha.shape)}; [..., {sum(nodes)}, O] is needed for nodes"
+            f" {list(nodes)}"
+        )
+    needed = (*alpha.shape[:-2], sum(rows))
+    if beta is not None and tuple(beta.shape) != needed:
+        raise ValueError(
+            f"beta has shape {list(beta.shape)}; {list(needed)} is needed beside alpha of shape"
+            f" {list(alpha.shape)}"
+        )
+    if not isinstance(tau, Tensor) and not tau > 0:  # type: ignore[operator]
+        raise ValueError(f"tau is {tau}; above 0 is needed")

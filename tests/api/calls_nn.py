@@ -1,0 +1,106 @@
+"""Valid calls of fastnas.nn, and of the modules of fastnas.reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from wrong_values import (
+    Argument,
+    Call,
+    choice,
+    flag,
+    instance,
+    integer,
+    number,
+    one_of,
+    sequence,
+    tensor,
+    text,
+)
+
+import fastnas
+from fastnas import nn as fused
+from fastnas import reference, spaces
+from fastnas.reference import SkipNoise
+
+NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+DARTS = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
+    " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
+)
+SMALL = spaces.uniform_space("small", ("skip_connect", "sep_conv_3x3"), 1)
+
+space = instance(lambda: SMALL)
+nb201 = instance(lambda: spaces.get_space("nb201"))
+noise = instance(SkipNoise, optional=True).plus(true=True)
+channels, classes, layers = integer(4, 1), integer(3, 1), integer(2, 1)
+candidates = (
+    sequence(text("skip_connect"), 2)
+    .but("with a list")
+    .plus(**{"an unknown one": ["no-such"], "text": "skip_connect", "an empty name": [""]})
+)
+drop = number(0.0, 0.0, below=1.0)
+image = tensor(2, 3, 8, 8).but("a larger first axis", "meta", "sparse")
+
+
+def weights_of(rows: int, columns: int, *cells: str) -> Argument:
+    def valid() -> dict[str, torch.Tensor]:
+        return {cell: torch.full((rows, columns), 1 / columns) for cell in cells}
+
+    wrong: dict[str, Any] = {
+        "None": None, "a number": 3, "a tensor": torch.rand(rows, columns), "empty": {},
+        "lists": {cell: [[0.5] * columns] * rows for cell in cells}, "other rows":
+        {cell: torch.rand(rows + 1, columns) for cell in cells}, "other columns":
+        {cell: torch.rand(rows, columns + 1) for cell in cells}, "None as w":
+        dict.fromkeys(cells), "integers":
+        {cell: torch.zeros(rows, columns, dtype=torch.int64) for cell in cells},
+    }  # fmt: skip
+    return one_of(valid, **wrong)
+
+
+def networks(module: Any) -> list[Call]:
+    """The constructors and forwards that fastnas.nn and the reference share."""
+    own = module.__name__.rpartition(".")[2]
+    options = {"noise": noise, "skip_drop_path": drop}
+    return [
+        Call("MixedOp", module.MixedOp, {
+            "candidates": candidates, "C": channels, "stride": integer(1, 1, 2), **options},
+            f"{own}.MixedOp"),
+        Call("Cell", module.Cell, {
+            "space": space, "cell_type": choice("normal"), "C_before_last": channels,
+            "C_last": channels, "C": channels, "reduced_before": flag(False)}, f"{own}.Cell"),
+        Call("SearchNetwork", module.SearchNetwork, {
+            "space": space, "C": channels, "num_classes": classes, "layers": layers,
+            "in_channels": integer(3, 1), "stem_multiplier": integer(3, 1), **options},
+            f"{own}.SearchNetwork"),
+        Call("NB201SearchNetwork", module.NB201SearchNetwork, {
+            "space": nb201, "C": channels, "num_classes": classes, "layers": integer(1, 1),
+            "in_channels": integer(3, 1)}, f"{own}.NB201SearchNetwork"),
+        Call("MixedOp", lambda x, w: module.MixedOp(["skip_connect", "none"], 3, 1)(x, w), {
+            "x": image, "w": tensor(2)}, f"{own}.MixedOp.forward"),
+        Call("SearchNetwork", lambda x, weights: module.SearchNetwork(SMALL, 4, 3, 1)(x, weights), {
+            "x": image, "weights": weights_of(2, 2, "normal", "reduce")},
+            f"{own}.SearchNetwork.forward"),
+    ]  # fmt: skip
+
+
+CALLS = [
+    *networks(fused),
+    *networks(reference),
+    Call("ArchParameters", fused.ArchParameters, {
+        "space": space, "scale": number(1e-3), "topology": choice("none"), "tied": flag(False)}),
+    Call("EvalNetwork", fused.EvalNetwork, {
+        "C": channels, "num_classes": classes, "layers": layers, "auxiliary": flag(False),
+        "genotype": instance(lambda: spaces.parse(DARTS))}),
+    Call("NB201EvalNetwork", fused.NB201EvalNetwork, {
+        "genotype": instance(lambda: spaces.parse(NB201)), "C": channels, "num_classes": classes,
+        "layers": integer(1, 1)}),
+    Call("accelerate", fastnas.accelerate, {
+        "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1))), "memory": choice("lean")}),
+    Call("decelerate", fastnas.decelerate, {
+        "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1)))}),
+    Call("count_parameters", fused.count_parameters, {
+        "module": instance(lambda: nn.Conv2d(3, 3, 1)), "exclude_auxiliary": flag(True)}),
+]  # fmt: skip
