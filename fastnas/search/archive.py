@@ -77,8 +77,9 @@ def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as stream:
             is_archive = zipfile.is_zipfile(stream)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else one_line(error)
+        raise DataError(f"{path}: cannot be read: {reason}") from error
     if not is_archive:
         raise DataError(f"{path}: not a .npz file (not a zip archive); write it with numpy.savez")
     arrays = {}

@@ -98,7 +98,8 @@ CALLS = [
         "genotype": instance(lambda: spaces.parse(NB201)), "C": channels, "num_classes": classes,
         "layers": integer(1, 1)}),
     Call("accelerate", fastnas.accelerate, {
-        "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1))), "memory": choice("lean")}),
+        "model": instance(lambda: nn.Sequential(reference.MixedOp(["none", "skip_connect"], 3, 1))),
+        "backend": choice("eager", optional=True), "check": flag(True), "memory": choice("lean")}),
     Call("decelerate", fastnas.decelerate, {
         "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1)))}),
     Call("count_parameters", fused.count_parameters, {

@@ -52,7 +52,7 @@ noisy = one_of(lambda: (0,), **{"a number": 1, "text": "0", "past the end": (2,)
                (-3,), "halves": (0.5,), "twice": (0, 0), "None": None})  # fmt: skip
 level = tensor(2, dtype=torch.float64, optional=True).plus(**{"short": torch.zeros(1)})
 rng = tensor(2, dtype=torch.int64, optional=True)
-normed = one_of(lambda: (False, True), **{"None": None, "a number": 1, "text": "ab", "one": (True,),
+normed = one_of(lambda: (True, True), **{"None": None, "a number": 1, "text": "ab", "one": (True,),
                 "three": (True,) * 3, "numbers": (1, 0)})  # fmt: skip
 noises = {"noise": required_noise, "noisy": noisy, "level": level, "rng": rng}
 weights = tensor(2)
@@ -63,7 +63,7 @@ CALLS = [
         "backend": backend}),
     Call("mixed_norm_sum", ops.mixed_norm_sum, {
         "z": sequence(image(), 2).plus(text="ab"), "w": weights, "normed": normed, "eps": eps,
-        "running": running(2), "momentum": momentum, "training": flag(True), **noises,
+        "running": running(2), "momentum": momentum, "training": flag(True),
         "backend": backend}),
     Call("mixed_edges", ops.mixed_edges, {
         "x": sequence(image(), 1, fixed=True), "w": tensor(1, 2),

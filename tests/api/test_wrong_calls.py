@@ -6,7 +6,8 @@ import pytest
 import wrong_calls
 from calls_tables import TABLES
 
-NUMBERS = range(500)
+NUMBERS = range(600)
+TESTED = ("reference", "report", "search", "spaces", "strategies")
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))
@@ -20,7 +21,7 @@ def test_the_valid_calls_are_accepted(table: str, tmp_path, monkeypatch) -> None
 def test_wrong_calls_are_refused_by_name() -> None:
     faults = [
         str(verdict)
-        for verdict in wrong_calls.verdicts(NUMBERS, wrong_calls.Cases())
+        for verdict in wrong_calls.verdicts(NUMBERS, wrong_calls.Cases(only=TESTED))
         if not verdict.is_clean
     ]
     assert not faults, "\n".join(faults)

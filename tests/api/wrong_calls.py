@@ -24,7 +24,7 @@ import tempfile
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from json import dumps, loads
@@ -62,18 +62,21 @@ class Cases:
 
     Attributes:
         seed: chooses calls and values.
-        only: one table; None: all.
+        only: names of tables; none: all.
         tables: the module that has them.
     """
 
     seed: int = 0
-    only: str | None = None
+    only: Sequence[str] = ()
     tables: str = "calls_tables"
 
     def calls(self) -> list[Call]:
         tables = import_module(self.tables).TABLES
         return [
-            call for name, table in tables.items() if self.only in (None, name) for call in table
+            call
+            for name, table in tables.items()
+            if not self.only or name in self.only
+            for call in table
         ]
 
 
@@ -204,7 +207,7 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="one table of calls")
+    parser.add_argument("--only", nargs="*", default=(), help="tables of calls")
     parser.add_argument("--case", type=int, help="one case, in this process, with its traceback")
     parser.add_argument("--serve", type=loads, help=argparse.SUPPRESS)
     parser.add_argument("--cases", type=loads, help=argparse.SUPPRESS)
