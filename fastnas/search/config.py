@@ -8,6 +8,7 @@ from typing import Any
 
 from fastnas.backends import AUTO, BACKENDS, MEMORY
 from fastnas.bounds import THREADS, Bounds, whole
+from fastnas.checks import short
 from fastnas.search.fields import (
     ConfigError,
     FolderConfig,
@@ -72,6 +73,22 @@ class RunConfig(FolderConfig):
     checkpoint_every: int = option(
         0, "also checkpoint every N steps (0: at the end of epochs)", COUNT
     )
+
+    def validate(self) -> None:
+        super().validate()
+        if self.tensorboard and not _is_unicode(self.out):
+            raise ConfigError(
+                f"out is {short(self.out)}, with bytes that are no UTF-8, where TensorBoard cannot"
+                " write; --no-tensorboard runs without it"
+            )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

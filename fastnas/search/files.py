@@ -33,4 +33,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda stream: stream.write(text.encode()))
+    # A name may have bytes that are no UTF-8, which stand in the text as lone surrogates.
+    content = text.encode(errors="backslashreplace")
+    write_atomically(path, lambda stream: stream.write(content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from fastnas.search.config import FolderConfig, config_text, make_config
@@ -42,7 +43,7 @@ def claim_folder(config: FolderConfig, resume: bool) -> Path:
     """
     out = file_path(config.out)
     path = out / CONFIG
-    if path.exists():
+    if os.path.lexists(path):  # pathlib raises for a name that is too long
         if not resume:
             raise RunFolderError(
                 f"{out} holds a run; continue it with --resume, or name another folder with --out"

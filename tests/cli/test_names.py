@@ -1,7 +1,12 @@
 """Names of files are names: whatever a file system takes is read, written and printed as it is."""
 
+import json
+
+import numpy as np
 import pytest
 from nb201_tables import write
+
+from fastnas.search.config import SearchConfig, make_config, read_settings
 
 CELL = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
@@ -57,3 +62,20 @@ def test_a_study_is_in_the_folder_that_was_named(fastnas, tmp_path, monkeypatch,
     if name == "~":
         code, _, error = fastnas("search", *arguments[:-1], url, "--out=other")
         assert code == 0 and not (tmp_path / "other/study.db").exists(), error
+
+
+@pytest.mark.parametrize("name", ["[red]$v_$1", "a\udc80\n{b}"])
+def test_a_search_of_data_and_into_a_folder_of_such_names(fastnas, tmp_path, name):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / f"{name}.npz", images=pixels, labels=np.arange(60) % 2)
+    arguments = ["--space=S2", "--channels=2", "--layers=1", "--batch-size=8", "--epochs=1"]
+    arguments += ["--train-epochs=0", "--compare-steps=0", f"--data={name}.npz", f"--out={name}"]
+    arguments += [] if name.isprintable() else ["--no-tensorboard"]
+    code, out, error = fastnas("search", *arguments)
+    assert code == 0, error
+    shown = name.encode(errors="backslashreplace").decode()
+    assert f"report: {shown}/report.md" in out
+    assert f" on {shown}.npz" in (tmp_path / name / "report.md").read_text()
+    assert json.loads((tmp_path / name / "report.json").read_text())["data"] == f"{name}.npz"
+    config = make_config(SearchConfig, read_settings(tmp_path / name / "config.json"))
+    assert (config.data, config.out) == (f"{name}.npz", name)

@@ -57,7 +57,7 @@ def test_every_number_is_bounded_on_both_sides(kind):
 @pytest.mark.parametrize(
     ("kind", "settings"),
     [
-        (SearchConfig, {"arch_lr": 1e-5, "lr": 1e-300, "seed": 2**63 - 1, "out": "r\u00e9\udc80"}),
+        (SearchConfig, {"arch_lr": 1e-5, "lr": 1e-300, "seed": 2**63 - 1, "data": "r\u00e9\udc80"}),
         (StudyConfig, {"method": "random", "evaluator": "table:x.csv"}),
         (TrainConfig, {"weight_decay": 1e-7, "genotype": "|a~0|"}),
     ],
@@ -117,6 +117,7 @@ def test_an_option_of_one_black_box_method_is_rejected_by_the_others(name):
         ({"flip": "yes"}, "flip is 'yes'; true or false is needed"),
         ({"out": 5}, "out is 5; text is needed"),
         ({"out": "a\0b"}, "out is 'a\\x00b'; a NUL is in no name"),
+        ({"out": "a\udc80"}, "out is 'a\\udc80', with bytes that are no UTF-8, where TensorBoard"),
         ({"backend": "gpu"}, "backend is 'gpu'; allowed: auto, eager, cpu, cuda, triton"),
         ({"memory": "most"}, "memory is 'most'; allowed: fast, lean, minimal"),
         ({"noise_factor": float("nan")}, "noise_factor is nan; a number is needed, 0 to 1000000"),
