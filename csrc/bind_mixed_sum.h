@@ -40,7 +40,12 @@ inline MixedSumParams mixed_sum_params(int64_t n, int dtype, const std::vector<A
     p.x[k] = as_pointer<void>(x[k]);
     p.ordinal[k] = -1;
   }
-  for (int j = 0; j < p.noisy_terms; ++j) p.ordinal[noise.noisy.at(j)] = int8_t(j);
+  for (int j = 0; j < p.noisy_terms; ++j) {
+    const int k = noise.noisy[size_t(j)];
+    if (k < 0 || k >= p.terms)
+      throw std::invalid_argument("mixed_sum: term " + std::to_string(k) + " of " + std::to_string(p.terms) + " is noisy");
+    p.ordinal[k] = int8_t(j);
+  }
   p.w = as_pointer<void>(w);
   p.partial = as_pointer<double>(partial);
   p.std = as_pointer<double>(noise.std);

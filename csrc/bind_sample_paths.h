@@ -18,6 +18,7 @@ inline SamplePathsParams sample_paths_params(const PathArguments& a) {
   if (a.nodes.empty() || a.nodes.size() > size_t(kMaxNodes))
     throw std::invalid_argument("sample_paths: " + std::to_string(a.nodes.size()) + " nodes; 1 to " +
                                 std::to_string(kMaxNodes) + " are allowed");
+  if (a.ops < 1) throw std::invalid_argument("sample_paths: " + std::to_string(a.ops) + " operations; 1 are needed");
   SamplePathsParams p;
   p.dtype = DType(a.dtype);
   p.topology = Topology(a.topology);

@@ -44,44 +44,4 @@ struct Arena {
   }
 };
 
-// Mean and centred squares of channels, gathered image by image (Chan, Golub, LeVeque 1979).
-template <class A> struct ChannelMoments {
-  A *mean, *squares;  // [groups][blocks lanes]
-
-  void add_image(const A* z, int64_t pixels, int blocks, int group, int64_t before) {
-    constexpr int L = kLanes<A>;
-    const A share = A(double(pixels) / double(before + pixels));
-    for (int b = 0; b < blocks; ++b) {
-      const A* plane = z + b * pixels * L;
-      Vec<A> sum{};
-      for (int64_t p = 0; p < pixels; ++p) sum += get(plane + p * L);
-      const Vec<A> mean_here = sum / A(pixels);
-      Vec<A> squares_here{}, rest{};
-      for (int64_t p = 0; p < pixels; ++p) {
-        const Vec<A> d = get(plane + p * L) - mean_here;
-        squares_here += d * d;
-        rest += d;
-      }
-      A *m = mean + (group * blocks + b) * L, *s = squares + (group * blocks + b) * L;
-      if (before == 0) {
-        put(m, mean_here + rest / A(pixels));
-        put(s, squares_here);
-        continue;
-      }
-      const Vec<A> delta = mean_here + rest / A(pixels) - get(m);
-      put(s, get(s) + squares_here + delta * delta * (A(before) * share));
-      put(m, get(m) + delta * share);
-    }
-  }
-
-  Moments total(int channel, int width, int groups, int64_t images, int64_t pixels) const {
-    Moments sum;
-    for (int g = 0; g < groups; ++g) {
-      const int64_t here = images * (g + 1) / groups - images * g / groups;
-      sum = merge(sum, {double(here * pixels), double(mean[g * width + channel]), double(squares[g * width + channel])});
-    }
-    return sum;
-  }
-};
-
 }  // namespace fastnas::FASTNAS_ISA

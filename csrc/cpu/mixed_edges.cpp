@@ -86,13 +86,13 @@ template <class T> struct Forward : Call<T> {
       if (this->is_pool(t) && !done[t.op == EdgeOp::avg_pool][e.stride - 1]) {
         done[t.op == EdgeOp::avg_pool][e.stride - 1] = true;
         this->pool(t, s, s.z);
-        this->pooled(state, t.op, e.stride).add_image(s.z, out.pixels(), blocks, group, before * out.pixels());
+        this->pooled(state, t.op, e.stride).add_image(s.z, out.pixels(), C, group, before * out.pixels());
       } else if (t.op == EdgeOp::reduce_skip) {
         this->reduce(t, s, s.u, s.z);
-        this->reduce_moments[i].add_image(s.z, out.pixels(), blocks, group, before * out.pixels());
+        this->reduce_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
       } else if (t.op == EdgeOp::skip && is_relative(p.form) && !raw) {
         raw = true;
-        this->state_moments[state].add_image(s.x, grid.pixels(), blocks, group, before * grid.pixels());
+        this->state_moments[state].add_image(s.x, grid.pixels(), C, group, before * grid.pixels());
       }
     }
   }

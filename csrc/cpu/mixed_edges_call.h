@@ -7,6 +7,7 @@
 #include "../params.h"
 #include "depthwise.h"
 #include "groups.h"
+#include "moments.h"
 #include "noise.h"
 #include "pool.h"
 #include "product.h"
@@ -125,7 +126,7 @@ template <class T> struct Call {
   }
 
   ChannelMoments<A> take_moments() {
-    return {arena.template take<A>(int64_t(groups) * width), arena.template take<A>(int64_t(groups) * width)};
+    return {arena.template take<double>(int64_t(groups) * width), arena.template take<double>(int64_t(groups) * width)};
   }
 
   void lay_out_norms() {
@@ -152,20 +153,21 @@ template <class T> struct Call {
   }
 
   void lay_out_scratch() {
-    int64_t plain = out.pixels(), padded = out.padded();
+    int64_t pixels = out.pixels(), padded = out.padded();
     for (const Grid& g : grids) {
-      plain = std::max<int64_t>(plain, g.pixels());
+      pixels = std::max<int64_t>(pixels, g.pixels());
       padded = std::max<int64_t>(padded, g.padded());
     }
-    plain *= width, padded *= width;
+    const int64_t plain = pixels * width;
+    padded *= width;
     scratch.resize(std::max(1, std::min(p.threads, groups)));
     for (Scratch& s : scratch) {
       for (A** plane : {&s.x, &s.u, &s.t, &s.y, &s.z}) *plane = arena.template take<A>(plain);
       for (A** plane : {&s.relu_x, &s.v}) *plane = arena.template take<A>(padded);
-      s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * plain / width + 8);
-      s.columns = arena.template take<A>(plain / width * L);
+      s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * pixels + 8);
+      s.columns = arena.template take<A>(pixels * L);
       if (!p.dout) continue;
-      s.more_columns = arena.template take<A>(plain / width * L);
+      s.more_columns = arena.template take<A>(pixels * L);
       s.g = arena.template take<A>(plain);
       s.du = arena.template take<A>(padded);
       s.dx = arena.template take<A>(padded);

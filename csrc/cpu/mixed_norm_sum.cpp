@@ -34,8 +34,10 @@ struct Tiling {
   int64_t width, height, slices, parts;
   int threads;
 
+  // A size of zero counts as one: nothing runs on it, but its parts can be asked for.
   explicit Tiling(const MixedNormSumParams& p)
-      : n(p.sum.n), channels(p.channels), pixels(p.pixels), threads(p.sum.threads) {
+      : n(p.sum.n), channels(std::max<int64_t>(1, p.channels)), pixels(std::max<int64_t>(1, p.pixels)),
+        threads(p.sum.threads) {
     if (p.channels_last || pixels == 1) {
       columns = channels * std::max<int64_t>(1, kRepeatedColumns / channels);
       span = pieces = 1;
@@ -154,7 +156,7 @@ void draw_row(const MixedNormSumParams& p, int k, int64_t begin, int64_t count, 
   else draw_tile(p.sum, ordinal, begin, count, d);
 }
 
-// Two passes over a tile in cache, as tile_moments of noise.h, channel by channel.
+// Two passes over a tile in cache, as moments.h, channel by channel.
 template <class T, class A>
 void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k) {
   alignas(64) A sum[kColumns] = {}, mean[kColumns], squares[kColumns] = {}, rest[kColumns] = {};
@@ -184,7 +186,7 @@ void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k)
     const double correction = double(total_rest[c]) / count;  // NaN where the mean is inf
     part[0] = count;
     part[1] = double(total[c]) + (std::isfinite(correction) ? correction : 0);
-    part[2] = double(sum[c]) - double(total_rest[c]) * correction;
+    part[2] = clamp_variance(double(sum[c]) - double(total_rest[c]) * correction);
   }
 }
 

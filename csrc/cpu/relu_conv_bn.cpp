@@ -6,6 +6,7 @@
 
 #include "../formulas/relu_conv_bn.h"
 #include "groups.h"
+#include "moments.h"
 #include "product.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -36,7 +37,7 @@ template <class T> struct Call {
     const bool backward = p.dy != nullptr;
     forward = arena.take<A>(int64_t(parts) * in_C * width);
     back = arena.take<A>(int64_t(parts) * C * in_width);
-    moments = {arena.take<A>(int64_t(groups) * width), arena.take<A>(int64_t(groups) * width)};
+    moments = {arena.take<double>(int64_t(groups) * width), arena.take<double>(int64_t(groups) * width)};
     for (A** vector : {&mean, &rstd, &dy_mean, &q}) *vector = arena.take<A>(width);
     dy_sums = arena.take<A>(backward ? int64_t(groups) * width : 0);
     dots = arena.take<A>(backward ? int64_t(groups) * width : 0);
@@ -118,7 +119,7 @@ template <class T> struct Call {
         product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? s.z : s.y);
       }
       if (p.reduce) select_halves(out.pixels(), C, s.y, s.z);
-      if (p.training) moments.add_image(s.z, out.pixels(), blocks, group, (n - first_image(group)) * out.pixels());
+      if (p.training) moments.add_image(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
       else normalise(s.z);
       store_image<T, A>(s.z, out, C, image(y, out, C, n));
     });

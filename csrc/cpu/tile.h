@@ -5,6 +5,7 @@
 #include <new>
 
 #include "../formulas/mixed_sum.h"
+#include "moments.h"
 #include "noise.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -42,24 +43,10 @@ void apply_draw(bool multiplicative, const A* x, const A* d, int64_t count, A* v
   for (int64_t i = 0; i < count; ++i) v[i] = mixed_value(multiplicative, x[i], d[i]);
 }
 
-// Two passes over a tile that lies in L1: exact where one pass would cancel (mean 100 std away).
 template <class T, class A>
 Moments tile_moments(const void* x, int64_t begin, int64_t count) {
   alignas(64) A scratch[kTile];
-  const A* v = load_tile<T, A>(x, begin, count, scratch);
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < count; ++i) sum += v[i];
-  const A mean = sum / A(count);
-  A squares = 0, rest = 0;
-#pragma omp simd reduction(+ : squares, rest)
-  for (int64_t i = 0; i < count; ++i) {
-    const A delta = v[i] - mean;
-    squares += delta * delta;
-    rest += delta;
-  }
-  const double correction = double(rest) / double(count);
-  return {double(count), double(mean) + correction, double(squares) - double(rest) * correction};
+  return moments_of(load_tile<T, A>(x, begin, count, scratch), count);
 }
 
 // f(tile begin, tile size, block index) over all tiles; the tiles of a block stay on one thread.

@@ -110,7 +110,9 @@ struct Rows {
 };
 template <class A, class F> void for_each_rows(const Grid& grid, int blocks, F f) {
   constexpr int kBytes = 8192;
-  const int fit = kBytes / (grid.cols * blocks * kVectorBytes), step = fit < 1 ? 1 : fit;
+  const int64_t row = int64_t(grid.cols) * blocks * kVectorBytes;
+  if (row == 0) return;
+  const int fit = int(kBytes / row), step = fit < 1 ? 1 : fit;
   for (int h = 0; h < grid.rows; h += step) f(Rows{h, h + step < grid.rows ? h + step : grid.rows});
 }
 

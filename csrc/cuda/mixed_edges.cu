@@ -77,16 +77,21 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first)
   const int64_t begin = plan.first_image(group), pixels = from.z.grid.pixels();
   for (int c = warp_index(); c < plan.C; c += kWarps) {
     const float pivot = get(from.z, begin * from.z.image + c * pixels);
-    float sum = 0, squares = 0;
-    for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
-      for (int64_t i = lane_index(); i < pixels; i += 32) {
-        const float d = get(from.z, image * from.z.image + c * pixels + i) - pivot;
-        sum += d, squares += d * d;
-      }
-    const double s = warp_total(double(sum)), q = warp_total(double(squares));
     const double n = double((plan.first_image(group + 1) - begin) * pixels);
+    // With sums of the type of `zero`.
+    const auto gathered = [&](auto zero) {
+      auto sum = zero, squares = zero;
+      for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
+        for (int64_t i = lane_index(); i < pixels; i += 32) {
+          const auto d = decltype(zero)(get(from.z, image * from.z.image + c * pixels + i)) - pivot;
+          sum += d, squares += d * d;
+        }
+      return moments_of_sums(n, double(pivot), warp_total(double(squares)), warp_total(double(sum)));
+    };
+    Moments m = gathered(0.0f);
+    if (!squares_fit_fp32(m)) m = gathered(0.0);  // all lanes or none
     double* parts = from.parts + (int64_t(group) * plan.C + c) * 2;
-    if (lane_index() == 0) parts[0] = double(pivot) + s / n, parts[1] = q - s * s / n;
+    if (lane_index() == 0) parts[0] = m.mean, parts[1] = m.squares;
   }
 }
 

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedN
     double* part = p.partial + 3 * ((int64_t(blockIdx.y) * g.parts + view.part) * g.channels + channel);
     part[0] = double(view.count);
     part[1] = double(mean[s]) + (isfinite(correction) ? correction : 0);
-    part[2] = double(squares[s]) - double(rest[s]) * correction;
+    part[2] = clamp_variance(double(squares[s]) - double(rest[s]) * correction);
   }
 }
 

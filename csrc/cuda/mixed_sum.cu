@@ -53,52 +53,57 @@ __device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int6
 
 __device__ int64_t quad_of(int i) { return int64_t(blockIdx.x) * (kBlock / 4) + i * kThreads + threadIdx.x; }
 
-__device__ float warp_sum(float v) {
+template <class S> __device__ S warp_sum(S v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
 // The sum over the block, in every thread.
-__device__ float block_sum(float v, float* per_warp) {
+template <class S> __device__ S block_sum(S v, S* per_warp) {
   v = warp_sum(v);
   __syncthreads();  // per_warp may still be read from the call before
   if (threadIdx.x % 32 == 0) per_warp[threadIdx.x / 32] = v;
   __syncthreads();
-  float sum = 0;
+  S sum = 0;
   for (int warp = 0; warp < kWarps; ++warp) sum += per_warp[warp];
   return sum;
 }
 
-// grid (blocks, noisy terms): count, mean, squares of a block of a noisy term, two passes in registers.
-template <class T>
-__global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumParams p, bool aligned) {
-  SHARED(float, per_warp, kWarps);
-  int term = 0;
-  while (p.ordinal[term] != int(blockIdx.y)) ++term;
-  const int64_t begin = int64_t(blockIdx.x) * kBlock;
-  const float count = float(p.n - begin < kBlock ? p.n - begin : kBlock);
-
-  float v[kQuads][4], sum = 0;
-  for (int i = 0; i < kQuads; ++i) {
-    load_quad<T>(p.x[term], quad_of(i), p.n, aligned, v[i]);
-    for (int j = 0; j < 4; ++j) sum += v[i][j];
-  }
-  const float mean = block_sum(sum, per_warp) / count;
-  float squares = 0, rest = 0;
+// Of the block's values, with sums of type S: two passes in registers. The same in every thread.
+template <class S>
+__device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double count, S* per_warp) {
+  S sum = 0, squares = 0, rest = 0;
+  for (int i = 0; i < kQuads; ++i)
+    for (int j = 0; j < 4; ++j) sum += S(v[i][j]);
+  const S mean = block_sum(sum, per_warp) / S(count);
   for (int i = 0; i < kQuads; ++i)
     for (int j = 0; j < 4; ++j) {
-      const float delta = 4 * quad_of(i) + j < p.n ? v[i][j] - mean : 0.0f;
+      const S delta = 4 * quad_of(i) + j < n ? S(v[i][j]) - mean : S(0);
       squares += delta * delta;
       rest += delta;
     }
   squares = block_sum(squares, per_warp);
   rest = block_sum(rest, per_warp);
+  return moments_of_sums(count, double(mean), double(squares), double(rest));
+}
+
+// grid (blocks, noisy terms): count, mean, squares of a block of a noisy term.
+template <class T>
+__global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumParams p, bool aligned) {
+  SHARED(float, per_warp, kWarps);
+  SHARED(double, wide_per_warp, kWarps);
+  int term = 0;
+  while (p.ordinal[term] != int(blockIdx.y)) ++term;
+  const int64_t begin = int64_t(blockIdx.x) * kBlock;
+  const double count = double(p.n - begin < kBlock ? p.n - begin : kBlock);
+
+  float v[kQuads][4];
+  for (int i = 0; i < kQuads; ++i) load_quad<T>(p.x[term], quad_of(i), p.n, aligned, v[i]);
+  Moments m = block_moments(v, p.n, count, per_warp);
+  if (!squares_fit_fp32(m)) m = block_moments(v, p.n, count, wide_per_warp);  // all threads or none
   if (threadIdx.x == 0) {
-    const double correction = double(rest) / count;
     double* part = p.partial + 3 * (int64_t(blockIdx.y) * gridDim.x + blockIdx.x);
-    part[0] = count;
-    part[1] = double(mean) + correction;
-    part[2] = double(squares) - double(rest) * correction;
+    part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
   }
 }
 

@@ -8,7 +8,6 @@ namespace fastnas {
 
 // var(W u) = diag(W S W^T) for S = cov(u): the pointwise output is never formed. `ws` is a row of W S.
 FASTNAS_HD double batch_rstd(double var, double eps) { return 1.0 / sqrt(var + eps); }
-FASTNAS_HD double clamp_variance(double var) { return var < 0 ? 0 : var; }  // NaN stays
 
 // A = w r W and the coefficient of W_i W_j in B.
 FASTNAS_HD double folded(double w, double rstd, double pointwise) { return w * rstd * pointwise; }

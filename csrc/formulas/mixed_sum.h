@@ -64,6 +64,20 @@ FASTNAS_HD Moments merge(const Moments& a, const Moments& b) {
   return {count, a.mean + delta * (b.count / count),
           a.squares + b.squares + delta * delta * (a.count * b.count / count)};
 }
-FASTNAS_HD double unbiased_std(const Moments& m) { return sqrt(m.squares / (m.count - 1)); }
+// NaN of fewer than two values, as torch.
+FASTNAS_HD double unbiased_std(const Moments& m) { return sqrt(m.squares / (m.count > 1 ? m.count - 1 : 0)); }
+
+FASTNAS_HD double clamp_variance(double var) { return var < 0 ? 0 : var; }  // rounding can pass below 0; NaN stays
+
+// Of `count` values, from the sums of their squared deviations from about their mean, and of these deviations.
+FASTNAS_HD Moments moments_of_sums(double count, double mean, double squares, double rest) {
+  const double correction = rest / count;
+  return {count, mean + correction, clamp_variance(squares - rest * correction)};
+}
+// Whether squares summed in fp32 can be trusted: they vanish below 1e-38 and overflow above 3e38, long before the
+// values themselves do. Where they cannot, the sums are made again in fp64.
+FASTNAS_HD bool squares_fit_fp32(const Moments& m) {
+  return m.squares > 1e-30 * m.count && m.squares < 3e38;
+}
 
 }  // namespace fastnas

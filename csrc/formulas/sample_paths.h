@@ -32,9 +32,9 @@ FASTNAS_HD EdgePair edge_pair(int n, int ordinal) {
   return {first, first + 1 + ordinal};
 }
 
-// The first of a node's edges that is in the path, from `edge` on.
-FASTNAS_HD int next_kept(const int64_t* op, int edge) {
-  while (op[edge] < 0) ++edge;
+// The first of a node's n edges that is in the path, from `edge` on; n if there is none, as where op was overwritten.
+FASTNAS_HD int next_kept(const int64_t* op, int edge, int n) {
+  while (edge < n && op[edge] < 0) ++edge;
   return edge;
 }
 
@@ -45,11 +45,11 @@ struct NodeCotangent {
 
   template <class T>
   FASTNAS_HD NodeCotangent(Topology topology, int n, const int64_t* op, const T* dweight) {
-    const int i = next_kept(op, 0), k = next_kept(op, i + 1);
+    const int i = next_kept(op, 0, n), k = next_kept(op, i + 1, n);
     at[0] = i, at[1] = k;
-    value[0] = load(dweight[i]), value[1] = load(dweight[k]);
+    value[0] = i < n ? load(dweight[i]) : 0, value[1] = k < n ? load(dweight[k]) : 0;
     if (topology == Topology::pairs) {
-      at[0] = i * (2 * n - i - 1) / 2 + k - i - 1, at[1] = -1;
+      at[0] = k < n ? i * (2 * n - i - 1) / 2 + k - i - 1 : -1, at[1] = -1;
       value[0] += value[1];
     }
   }

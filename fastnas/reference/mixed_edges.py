@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastnas.checks import typed
 from fastnas.reference.arguments import check_shape
 from fastnas.reference.edge_table import EdgeTable, EdgeTerm
+from fastnas.reference.mixed_sum import standard_deviations
 from fastnas.reference.relu_conv_bn import batch_norm, strided_pair
 from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
 
@@ -105,7 +106,8 @@ def mixed_edges(
             if form != "none" and term.op in ("skip", "reduce_skip"):
                 if level is None or rng is None:
                     raise ValueError(f"form is {form!r}; level and rng are needed with it")
-                own_std = y.detach().double().std() if form == "gaussian_additive" else None
+                found = standard_deviations([y], [0], form)
+                own_std = found[0] if found.numel() else None
                 if own_std is not None and std is not None:
                     std[skip] = own_std
                 eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)

@@ -1,0 +1,96 @@
+// Count, mean and centred squares of values in cache: two passes, exact where one would cancel (a mean 100 std away).
+#pragma once
+
+#include "../formulas/mixed_sum.h"
+#include "vector.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// With sums of type S.
+template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) {
+  S sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += S(v[i]);
+  const S mean = sum / S(count);
+  S squares = 0, rest = 0;
+#pragma omp simd reduction(+ : squares, rest)
+  for (int64_t i = 0; i < count; ++i) {
+    const S delta = S(v[i]) - mean;
+    squares += delta * delta;
+    rest += delta;
+  }
+  return moments_of_sums(double(count), double(mean), double(squares), double(rest));
+}
+
+template <class A> Moments moments_of(const A* v, int64_t count) {
+  const Moments m = two_pass_moments<A>(v, count);
+  return std::is_same_v<A, double> || squares_fit_fp32(m) ? m : two_pass_moments<double>(v, count);
+}
+
+// A vector's lanes as doubles.
+template <class A> struct WideOf {
+  typedef double type __attribute__((vector_size(kLanes<A> * int(sizeof(double)))));
+};
+template <class A> using Wide = typename WideOf<A>::type;
+template <class A> Wide<A> widen(Vec<A> v) { return __builtin_convertvector(v, Wide<A>); }
+
+// Mean and centred squares of each lane.
+template <class A> struct LaneMoments {
+  Wide<A> mean, squares;
+};
+
+// Of a plane [pixels][lanes], with sums of type S: a vector of A or of double.
+template <class S, class A> LaneMoments<A> two_pass_lanes(const A* plane, int64_t pixels) {
+  constexpr int L = kLanes<A>;
+  S sum{}, squares{}, rest{};
+  for (int64_t p = 0; p < pixels; ++p) sum += __builtin_convertvector(get(plane + p * L), S);
+  const S mean = sum / (S{} + float(pixels));
+  for (int64_t p = 0; p < pixels; ++p) {
+    const S d = __builtin_convertvector(get(plane + p * L), S) - mean;
+    squares += d * d;
+    rest += d;
+  }
+  const Wide<A> left = __builtin_convertvector(rest, Wide<A>), count = Wide<A>{} + double(pixels);
+  return {__builtin_convertvector(mean, Wide<A>) + left / count,
+          __builtin_convertvector(squares, Wide<A>) - left * left / count};
+}
+
+// Mean and centred squares of channels, gathered image by image (Chan, Golub, LeVeque 1979).
+template <class A> struct ChannelMoments {
+  double *mean, *squares;  // [groups][blocks lanes]
+
+  void add_image(const A* z, int64_t pixels, int channels, int group, int64_t before) {
+    constexpr int L = kLanes<A>;
+    const int blocks = blocks_of<A>(channels);
+    const double share = double(pixels) / double(before + pixels);
+    for (int b = 0; b < blocks; ++b) {
+      const LaneMoments<A> here = plane_moments(z + b * pixels * L, pixels, channels - b * L);
+      double *m = mean + (int64_t(group) * blocks + b) * L, *s = squares + (int64_t(group) * blocks + b) * L;
+      for (int l = 0; l < L; ++l) {
+        const double delta = before == 0 ? 0 : here.mean[l] - m[l];
+        s[l] = (before == 0 ? 0 : s[l]) + clamp_variance(here.squares[l]) + delta * delta * (double(before) * share);
+        m[l] = before == 0 ? here.mean[l] : m[l] + delta * share;
+      }
+    }
+  }
+
+  Moments total(int channel, int width, int groups, int64_t images, int64_t pixels) const {
+    Moments sum;
+    for (int g = 0; g < groups; ++g) {
+      const int64_t here = images * (g + 1) / groups - images * g / groups;
+      sum = merge(sum, {double(here * pixels), mean[int64_t(g) * width + channel], squares[int64_t(g) * width + channel]});
+    }
+    return sum;
+  }
+
+ private:
+  static LaneMoments<A> plane_moments(const A* plane, int64_t pixels, int channels) {
+    const LaneMoments<A> m = two_pass_lanes<Vec<A>>(plane, pixels);
+    if constexpr (!std::is_same_v<A, double>)
+      for (int l = 0; l < kLanes<A> && l < channels; ++l)
+        if (!squares_fit_fp32({double(pixels), m.mean[l], m.squares[l]})) return two_pass_lanes<Wide<A>>(plane, pixels);
+    return m;
+  }
+};
+
+}  // namespace fastnas::FASTNAS_ISA
