@@ -185,7 +185,10 @@ class _KernelsAlone(torch.autograd.Function):
     """
 
     cpu: Any = BACKENDS["cpu"]
-    nothing = MixedSumNoise([], "none", None, None, torch.empty(0), 0, 0), torch.empty(0)
+    nothing = (
+        MixedSumNoise([], "none", None, None, torch.empty(0), torch.contiguous_format, 0, 0),
+        torch.empty(0),
+    )
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, *x: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ import logging
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
+from threading import get_ident
 from typing import Protocol
 
 import torch
@@ -100,7 +102,17 @@ PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 AUTO = "auto"
 VARIABLE = "FASTNAS_BACKEND"
 
-_wish: list[str] = []
+
+@dataclass(frozen=True, eq=False)
+class _Wish:
+    """What one `use_backend` block asks for, and in which thread."""
+
+    name: str
+    thread: int
+
+
+_wishes: list[_Wish] = []
+"""Of the blocks that are open, in the order in which they were entered."""
 _chosen: dict[tuple[OpInfo, torch.device, torch.dtype, int, str], str] = {}
 _announced: set[tuple[str, str]] = set()
 
@@ -109,8 +121,8 @@ class BackendError(ValueError):
     """An explicit choice of backend cannot run; the message says why."""
 
 
-def _check_name(name: str, source: str) -> None:
-    if name != AUTO and name not in BACKENDS:
+def _check_name(name: object, source: str) -> None:
+    if not isinstance(name, str) or (name != AUTO and name not in BACKENDS):
         allowed = ", ".join([*BACKENDS, AUTO])
         raise BackendError(f"{source} is {short(name)}; allowed: {allowed}")
 
@@ -124,14 +136,24 @@ def check_environment() -> None:
 def use_backend(name: str) -> Iterator[None]:
     """Every op inside the block runs on `name` ("auto" lifts an outer choice), or raises.
 
-    Holds for the whole process, not for one thread: on CUDA, backward runs on autograd's threads.
+    In a thread that has opened such blocks its own innermost one counts. Threads that have opened
+    none, such as those on which autograd runs backward on CUDA, go by the block of any thread that
+    was entered last and is still open.
     """
     _check_name(name, "use_backend")
-    _wish.append(name)
+    wish = _Wish(name, get_ident())
+    _wishes.append(wish)
     try:
         yield
     finally:
-        _wish.pop()
+        _wishes.remove(wish)  # compares by identity: threads end their blocks in any order
+
+
+def _wished() -> str | None:
+    """What the blocks that are open ask for in this thread."""
+    here, wishes = get_ident(), _wishes[::-1]  # a copy: other threads come and go
+    own = (wish.name for wish in wishes if wish.thread == here)
+    return next(own, wishes[0].name if wishes else None)
 
 
 @cache
@@ -155,9 +177,11 @@ def choose(
         BackendError: an explicit choice cannot run it.
     """
     if explicit is not None:
+        if not isinstance(explicit, str):
+            _check_name(explicit, "backend")
         wish, source = explicit, "backend"
-    elif _wish:
-        wish, source = _wish[-1], "use_backend"
+    elif _wishes and (wished := _wished()) is not None:
+        wish, source = wished, "use_backend"
     else:
         wish, source = _environment(), VARIABLE
     key = op, device, dtype, terms, wish

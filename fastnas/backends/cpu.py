@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.backends.address import address, addresses, laid_out
 from fastnas.backends.held import accumulation_dtype
 from fastnas.backends.native import DTYPE_TAGS, NativeBackend, load_native
+
+LAST = torch.channels_last
 
 
 class CpuBackend(NativeBackend):
     name = "cpu"
     device = "cpu"
-    edges_format = torch.channels_last
+    edges_format = LAST
 
     def __init__(self) -> None:
         super().__init__(*load_native("_C"))
@@ -31,13 +34,14 @@ class CpuBackend(NativeBackend):
     def relu_conv_bn_fwd(
         self, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
-        x = _channels_last(x)
+        x = laid_out(x, LAST)
         stride, C = len(params), sum(p.shape[0] for p in params)
         y = _new_channels_last(x, x.shape[0], C, *(-(-size // stride) for size in x.shape[2:]))
         stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype))
         if running is not None:
             stats.copy_(running)
-        self._run_relu_conv_bn("fwd", x, params, [], y, 0, 0, stats, running is None, eps)
+        if y.numel():
+            self._run_relu_conv_bn("fwd", x, params, [], y, None, None, stats, running is None, eps)
         return y, stats
 
     def relu_conv_bn_bwd(
@@ -51,14 +55,15 @@ class CpuBackend(NativeBackend):
         needs_dx: bool,
         needs_dparams: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        x, dy = _channels_last(x), _channels_last(dy)
+        x, y, dy = (laid_out(t, LAST) for t in (x, y, dy))
         dx = [_new_channels_last(x, *x.shape)] if needs_dx else []
         dparams = [
             torch.empty_like(p, memory_format=torch.contiguous_format)
             for p in (params if needs_dparams else [])
         ]
-        into = dx[0].data_ptr() if dx else 0
-        self._run_relu_conv_bn("bwd", x, params, dparams, y, dy.data_ptr(), into, stats, True, eps)
+        into = dx[0] if dx else None
+        stats = laid_out(stats)
+        self._run_relu_conv_bn("bwd", x, params, dparams, y, dy, into, stats, True, eps)
         return dx, dparams
 
     def _run_relu_conv_bn(
@@ -68,29 +73,26 @@ class CpuBackend(NativeBackend):
         params: list[Tensor],
         dparams: list[Tensor],
         y: Tensor,
-        dy: int,
-        dx: int,
+        dy: Tensor | None,
+        dx: Tensor | None,
         stats: Tensor,
         training: bool,
         eps: float,
     ) -> None:
-        params = [p.contiguous() for p in params]
+        params = [laid_out(p) for p in params]
         N, in_C, rows, cols = x.shape
+        on = x.device
+        at_x, at_y, at_dy, at_dx = addresses((x, y, dy, dx), on, LAST)
         fixed = (
-            DTYPE_TAGS[x.dtype], N, rows, cols, in_C, y.shape[1], x.data_ptr(),
-            [p.data_ptr() for p in params], [d.data_ptr() for d in dparams],
-            y.data_ptr(), dy, dx, stats.data_ptr(), training, eps,
+            DTYPE_TAGS[x.dtype], N, rows, cols, in_C, y.shape[1], at_x, addresses(params, on),
+            addresses(dparams, on), at_y, at_dy, at_dx, address(stats, on), training, eps,
         )  # fmt: skip
         threads = torch.get_num_threads()
         size = self.module.relu_conv_bn_workspace(*fixed, 0, threads)
         space = torch.empty(size, dtype=torch.uint8)
         run = getattr(self.module, f"relu_conv_bn_{direction}")
-        run(*fixed, space.data_ptr(), threads)
-
-
-def _channels_last(t: Tensor) -> Tensor:
-    return t.contiguous(memory_format=torch.channels_last)
+        run(*fixed, address(space, on), threads)
 
 
 def _new_channels_last(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=like.dtype, memory_format=LAST)

@@ -22,7 +22,7 @@ def _recording() -> Iterator[None]:
     keys = torch._C.DispatchKey
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU,
-                keys.AutogradCUDA, keys.ADInplaceOrView):  # fmt: skip
+                keys.AutogradCUDA, keys.AutogradMeta, keys.ADInplaceOrView):  # fmt: skip
         excluded = excluded.remove(key)
     included = torch._C._dispatch_tls_local_include_set()
     with torch._C._ForceDispatchKeyGuard(included, excluded), torch.enable_grad():

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastnas.backends.address import laid_out
 from fastnas.backends.held import accumulation_dtype
 from fastnas.backends.layout import channels_and_pixels, common_format, in_common_format, in_format
 from fastnas.backends.request import Request
@@ -16,15 +17,32 @@ from fastnas.reference import terms_read
 
 
 class MixedSumNoise(NamedTuple):
-    """The noise of one call as kernels read it: all tensors on the device of the terms."""
+    """The noise of one call as kernels read it, and how the terms that it meets lie in memory."""
 
     noisy: list[int]
     form: str
     level: Tensor | None
     rng: Tensor | None
     std: Tensor
+    layout: torch.memory_format
     channels: int
     pixels: int
+
+    @staticmethod
+    def of(
+        like: Tensor,
+        layout: torch.memory_format,
+        noisy: list[int],
+        form: str,
+        level: Tensor | None,
+        rng: Tensor | None,
+        std: Tensor,
+    ) -> MixedSumNoise:
+        """On terms shaped like `like`, laid out in `layout`."""
+        if level is not None and rng is not None:
+            level, rng, std = laid_out(level), laid_out(rng), laid_out(std)
+        where = channels_and_pixels(like, layout)
+        return MixedSumNoise(noisy, form, level, rng, std, layout, *where)
 
 
 @dataclass(frozen=True)
@@ -86,8 +104,7 @@ class FusedBackend:
         y = torch.empty_like(x[0], memory_format=layout)
         std = _float64(y, len(noisy) if form == "gaussian_additive" else 0)
         partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
-        where = channels_and_pixels(y, layout)
-        noise = MixedSumNoise(noisy, form, level, rng, std, *where)
+        noise = MixedSumNoise.of(y, layout, noisy, form, level, rng, std)
         self.launch_mixed_sum_fwd(x, _accumulated(w, y), y, noise, partial)
         return y, std
 
@@ -110,8 +127,7 @@ class FusedBackend:
         dw = torch.empty_like(wide_w) if needs_dw else wide_w.new_empty(0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
         partial = _float64(dy, dw.numel() * self.block_count(dy.numel()))
-        where = channels_and_pixels(dy, layout)
-        noise = MixedSumNoise(noisy, form, level, rng, std, *where)
+        noise = MixedSumNoise.of(dy, layout, noisy, form, level, rng, std)
         self.launch_mixed_sum_bwd(dy, x, wide_w, dx, dw, noise, partial)
         return [d for d in dx if d is not None], dw if dw.dtype == w.dtype else dw.to(w.dtype)
 
@@ -167,10 +183,10 @@ class FusedBackend:
             fresh = torch.empty if y.numel() else torch.zeros
             mean, var = (fresh(size, dtype=dtype, device=y.device) for _ in range(2))
         else:
-            mean, var = mean.clone(), var.clone()
+            mean, var = (t.clone(memory_format=torch.contiguous_format) for t in (mean, var))
         std = _float64(y, len(noisy) if form == "gaussian_additive" else 0)
         partial = _float64(y, 3 * self.block_count(y.numel()) * std.numel())
-        noise = MixedSumNoise(noisy, form, level, rng, std, *channels_and_pixels(y, layout))
+        noise = MixedSumNoise.of(y, layout, noisy, form, level, rng, std)
         norm = _norm(y, layout, normed, training, eps, mean, var)
         parts = self.norm_parts(y, norm) if training and y.numel() else 0
         moments = _float64(y, 3 * parts * mean.numel())
@@ -196,17 +212,17 @@ class FusedBackend:
         needs_dw: bool,
     ) -> tuple[list[Tensor], Tensor]:
         layout = common_format(z or [dy])
-        dy = dy.contiguous(memory_format=layout)
+        dy = laid_out(dy, layout)
         given = iter(z)
         terms = [
-            next(given).contiguous(memory_format=layout) if is_read else None
+            laid_out(next(given), layout) if is_read else None
             for is_read in terms_read(normed, training, needs_dz, needs_dw)
         ]
         wide_w = _accumulated(w, dy)
         dw = wide_w.new_empty(w.numel() if needs_dw else 0)
         dz = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dz]
-        noise = MixedSumNoise(noisy, form, level, rng, std, *channels_and_pixels(dy, layout))
-        norm = _norm(dy, layout, normed, training, eps, mean, var)
+        noise = MixedSumNoise.of(dy, layout, noisy, form, level, rng, std)
+        norm = _norm(dy, layout, normed, training, eps, laid_out(mean), laid_out(var))
         parts = self.norm_parts(dy, norm) if z and dy.numel() else 0
         partial = _float64(dy, (w.numel() + 1) * parts * dy.shape[1])
         self.launch_mixed_norm_sum_bwd(dy, terms, wide_w, dz, dw, norm, noise, partial)
@@ -228,8 +244,7 @@ def _norm(
 
 
 def _accumulated(w: Tensor, like: Tensor) -> Tensor:
-    dtype = accumulation_dtype(like.dtype)
-    return w if w.dtype == dtype and w.is_contiguous() else w.to(dtype).contiguous()
+    return laid_out(w.to(accumulation_dtype(like.dtype)))
 
 
 def _float64(like: Tensor, size: int) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnas.backends.address import laid_out
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -28,9 +30,9 @@ def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_fo
 
 def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
     """The tensors in this format, copied where they are not."""
-    if all(t.is_contiguous(memory_format=layout) for t in x):
+    if all(t.is_contiguous(memory_format=layout) for t in x) and not any(map(Tensor.is_neg, x)):
         return list(x)
-    return [t.contiguous(memory_format=layout) for t in x]
+    return [laid_out(t, layout) for t in x]
 
 
 def state_format(x: Tensor) -> torch.memory_format:

@@ -7,8 +7,10 @@ import itertools
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fastnas.backends.address import address, addresses
 from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
 from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
 from fastnas.backends.sampling import FusedSampling, PathDraw
@@ -44,16 +46,17 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
     def launch_mixed_sum_fwd(
         self, x: list[Tensor], w: Tensor, y: Tensor, noise: MixedSumNoise, partial: Tensor
     ) -> None:
+        on, layout = y.device, noise.layout
         self.call(
             "mixed_sum_fwd",
             y,
             y.numel(),
             DTYPE_TAGS[y.dtype],
-            [t.data_ptr() for t in x],
-            w.data_ptr(),
-            partial.data_ptr(),
-            self._noise(noise),
-            y.data_ptr(),
+            addresses(x, on, layout),
+            address(w, on),
+            address(partial, on),
+            self._noise(noise, on),
+            address(y, on, layout),
             self.launch_argument(y),
         )
 
@@ -67,18 +70,19 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
         noise: MixedSumNoise,
         partial: Tensor,
     ) -> None:
+        on, layout = dy.device, noise.layout
         self.call(
             "mixed_sum_bwd",
             dy,
             dy.numel(),
             DTYPE_TAGS[dy.dtype],
-            [t.data_ptr() for t in x] or [0] * w.numel(),
-            w.data_ptr(),
-            partial.data_ptr(),
-            self._noise(noise),
-            dy.data_ptr(),
-            [0 if d is None else d.data_ptr() for d in dx],
-            dw.data_ptr() if dw.numel() else 0,
+            addresses(x, on, layout) or [0] * w.numel(),
+            address(w, on),
+            address(partial, on),
+            self._noise(noise, on),
+            address(dy, on, layout),
+            addresses(dx, on, layout),
+            address(dw, on),
             self.launch_argument(dy),
         )
 
@@ -97,17 +101,18 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
         moments: Tensor,
         partial: Tensor,
     ) -> None:
+        on, layout = y.device, noise.layout
         self.call(
             "mixed_norm_sum_fwd",
             y,
             y.numel(),
             DTYPE_TAGS[y.dtype],
-            [t.data_ptr() for t in z],
-            w.data_ptr(),
-            partial.data_ptr(),
-            self._noise(noise),
-            self._norm(norm, moments),
-            y.data_ptr(),
+            addresses(z, on, layout),
+            address(w, on),
+            address(partial, on),
+            self._noise(noise, on),
+            self._norm(norm, moments, on),
+            address(y, on, layout),
             self.launch_argument(y),
         )
 
@@ -122,34 +127,35 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
         noise: MixedSumNoise,
         partial: Tensor,
     ) -> None:
+        on, layout = dy.device, noise.layout
         self.call(
             "mixed_norm_sum_bwd",
             dy,
             dy.numel(),
             DTYPE_TAGS[dy.dtype],
-            _addresses(z),
-            w.data_ptr(),
-            self._noise(noise),
-            self._norm(norm, partial),
-            dy.data_ptr(),
-            _addresses(dz),
-            dw.data_ptr() if dw.numel() else 0,
+            addresses(z, on, layout),
+            address(w, on),
+            self._noise(noise, on),
+            self._norm(norm, partial, on),
+            address(dy, on, layout),
+            addresses(dz, on, layout),
+            address(dw, on),
             self.launch_argument(dy),
         )
 
     def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
-        taken = (t.data_ptr() for t in (op, weight))
+        taken = addresses((op, weight), op.device)
         launch = self.launch_argument(op)
         self.call("sample_paths_fwd", op, *draw.addresses(len(op)), *taken, launch)
 
     def launch_sample_paths_bwd(
         self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
     ) -> None:
-        taken = (t.data_ptr() for t in (op, dweight, dalpha, dbeta))
+        taken = addresses((op, dweight, dalpha, dbeta), op.device)
         launch = self.launch_argument(op)
         self.call("sample_paths_bwd", op, *draw.addresses(len(op)), *taken, launch)
 
-    def _norm(self, norm: Norm, partial: Tensor) -> Any:
+    def _norm(self, norm: Norm, partial: Tensor, on: torch.device) -> Any:
         rows = itertools.count()
         return self.module.NormArguments(
             [next(rows) if normed else -1 for normed in norm.normed],
@@ -158,25 +164,16 @@ class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
             norm.channels_last,
             norm.training,
             norm.eps,
-            norm.mean.data_ptr(),
-            norm.var.data_ptr(),
-            partial.data_ptr(),
+            *addresses((norm.mean, norm.var, partial), on),
         )
 
-    def _noise(self, noise: MixedSumNoise) -> Any:
+    def _noise(self, noise: MixedSumNoise, on: torch.device) -> Any:
         if not noise.noisy:
             return self._no_noise
-        assert noise.level is not None and noise.rng is not None
         return self.module.NoiseArguments(
             getattr(self.module.NoiseForm, noise.form),
             noise.noisy,
-            noise.level.data_ptr(),
-            noise.rng.data_ptr(),
-            noise.std.data_ptr(),
+            *addresses((noise.level, noise.rng, noise.std), on),
             noise.channels,
             noise.pixels,
         )
-
-
-def _addresses(tensors: list[Tensor | None]) -> list[int]:
-    return [0 if t is None else t.data_ptr() for t in tensors]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas.backends.address import address, addresses, laid_out
 from fastnas.backends.held import Held, accumulation_dtype
 from fastnas.backends.layout import state_format
 from fastnas.reference import EDGE_OPS, EdgeTable
@@ -50,15 +51,19 @@ class NativeEdges:
         keep_gram: bool,
         choice: Tensor | None = None,
     ) -> tuple[Tensor, Held]:
-        x = [self._laid_out(t) for t in x]
+        x = [laid_out(t, self.edges_format) for t in x]
         size, training = table.node_size([t.shape for t in x]), running is None
         out = self._new(x[0], size[0], table.nodes * size[1], *size[2:])
         held = Held.empty(x[0], table, size, form, memory, keep_gram, training, choice is not None)
         if running is not None:
             held.stats.copy_(running)
-        call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
-        call.training = training
-        self._run("mixed_edges_fwd", table, call, out.device)
+        if out.numel():
+            call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
+            call.training = training
+            self._run("mixed_edges_fwd", table, call, out.device)
+        else:
+            for tensor in held:
+                tensor.zero_()
         return out.contiguous(memory_format=state_format(out)), held
 
     def mixed_edges_bwd(
@@ -79,18 +84,21 @@ class NativeEdges:
         needs_dparams: bool,
         choice: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-        x, dout, out = [self._laid_out(t) for t in x], self._laid_out(dout), self._laid_out(out)
+        dout, out, *x = (laid_out(t, self.edges_format) for t in (dout, out, *x))
+        held = Held(*(laid_out(t) for t in held))
         dx = [self._new(t, *t.shape) if need else None for t, need in zip(x, needs_dx)]
-        # Kernels write no gradient of a candidate that is not sampled.
-        new = torch.empty_like if choice is None else torch.zeros_like
+        # Kernels write no gradient of a candidate that is not sampled, and do not run on nothing.
+        new = torch.empty_like if choice is None and out.numel() else torch.zeros_like
         dparams = [new(p, memory_format=torch.contiguous_format) for p in params]
         dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
-        call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
-        call.dout = dout.data_ptr()
-        call.dx = [0 if d is None else d.data_ptr() for d in dx]
-        call.dparams = [d.data_ptr() for d in dparams] if needs_dparams else []
-        call.dw = dw.data_ptr() if needs_dw else 0
-        self._run("mixed_edges_bwd", table, call, out.device)
+        if out.numel():
+            call = self._call(x, out, w, params, held, table, eps, form, level, rng, choice)
+            on = out.device
+            call.dout = address(dout, on, self.edges_format)
+            call.dx = addresses(dx, on, self.edges_format)
+            call.dparams = addresses(dparams, on) if needs_dparams else []
+            call.dw = address(dw, on)
+            self._run("mixed_edges_bwd", table, call, on)
         layout = state_format(out)
         wanted = [d.contiguous(memory_format=layout) for d in dx if d is not None]
         return wanted, dw.to(w.dtype), dparams if needs_dparams else []
@@ -111,39 +119,36 @@ class NativeEdges:
     ) -> Any:
         """The arguments that forward and backward share; keeps the tensors that it made alive."""
         call = self.module.MixedEdgesArguments()
-        params = [p.contiguous() for p in params]
-        w = w.to(accumulation_dtype(x[0].dtype)).contiguous()
+        params = [laid_out(p) for p in params]
+        w = laid_out(w.to(accumulation_dtype(x[0].dtype)))
+        on = out.device
         call.dtype = DTYPE_TAGS[x[0].dtype]
         call.images = x[0].shape[0]
         call.channels = x[0].shape[1]
         call.sizes = [size for t in x for size in t.shape[2:]]
-        call.x = [t.data_ptr() for t in x]
-        call.params = [p.data_ptr() for p in params]
-        call.w, call.out = w.data_ptr(), out.data_ptr()
+        call.x = addresses(x, on, self.edges_format)
+        call.params = addresses(params, on)
+        call.w, call.out = address(w, on), address(out, on, self.edges_format)
         for name in ("stats", "shift", "gram", "v", "u", "std"):
-            tensor = getattr(held, name)
-            setattr(call, name, tensor.data_ptr() if tensor.numel() else 0)
+            setattr(call, name, address(getattr(held, name), on))
         call.eps = eps
         if form != "none":
             assert level is not None and rng is not None
-            rng, level = rng.contiguous(), level.contiguous()
+            rng, level = laid_out(rng), laid_out(level)
             call.form = getattr(self.module.NoiseForm, form)
-            call.level, call.rng = level.data_ptr(), rng.data_ptr()
+            call.level, call.rng = address(level, on), address(rng, on)
         if choice is not None:
-            choice = choice.contiguous()
-            call.choice = choice.data_ptr()
+            choice = laid_out(choice)
+            call.choice = address(choice, on)
         self.set_launch(call, out)
-        call.alive = params, w, rng, level, choice
+        call.alive = params, w, rng, level, choice, held
         return call
 
     def _run(self, name: str, table: EdgeTable, call: Any, device: torch.device) -> None:
         edges = self._edge_table(table)
         size = self.module.mixed_edges_workspace(edges, call)
         space = torch.empty(size, dtype=torch.uint8, device=device)
-        self.call(name, space, edges, call, space.data_ptr())
-
-    def _laid_out(self, t: Tensor) -> Tensor:
-        return t.contiguous(memory_format=self.edges_format)
+        self.call(name, space, edges, call, address(space, device))
 
     def _new(self, like: Tensor, *shape: int) -> Tensor:
         return torch.empty(

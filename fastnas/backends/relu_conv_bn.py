@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastnas.backends.address import laid_out
 from fastnas.backends.fused import FusedBackend
 from fastnas.backends.layout import state_format
 
@@ -17,7 +18,7 @@ class MatmulReluConvBn(FusedBackend):
         self, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         layout = state_format(x)
-        x = x.contiguous(memory_format=layout)
+        x, params = laid_out(x, layout), [laid_out(p) for p in params]
         halves = [
             _pointwise(p.flatten(1), _relu_read(x, i, len(params), layout), layout)
             for i, p in enumerate(params)
@@ -43,7 +44,8 @@ class MatmulReluConvBn(FusedBackend):
         needs_dparams: bool,
     ) -> tuple[list[Tensor], list[Tensor]]:
         layout = state_format(x)
-        x, dy, y = (t.contiguous(memory_format=layout) for t in (x, dy, y))
+        x, dy, y = (laid_out(t, layout) for t in (x, dy, y))
+        params, stats = [laid_out(p) for p in params], laid_out(stats)
         # z - mean z = y / r. With y for z and r for W the kernel would round dy - mean(dy): in bf16
         # that is dy again where the mean is below its last bit, and dW is off by four roundings.
         std = (stats[1] + eps).sqrt().to(y.dtype).view(1, -1, 1, 1)

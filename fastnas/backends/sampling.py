@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastnas.backends.address import addresses, laid_out
 from fastnas.backends.native_edges import DTYPE_TAGS
 from fastnas.reference import TOPOLOGIES
 
@@ -21,11 +22,12 @@ class PathDraw(NamedTuple):
     tau: Tensor
     rng: Tensor
 
-    def contiguous(self) -> PathDraw:
-        if all(t is None or t.is_contiguous() for t in (self.alpha, self.beta, self.rng)):
-            return self
-        beta = None if self.beta is None else self.beta.contiguous()
-        return self._replace(alpha=self.alpha.contiguous(), beta=beta, rng=self.rng.contiguous())
+    def laid_out(self) -> PathDraw:
+        """As kernels can read it."""
+        beta = None if self.beta is None else laid_out(self.beta)
+        return self._replace(
+            alpha=laid_out(self.alpha), beta=beta, tau=laid_out(self.tau), rng=laid_out(self.rng)
+        )
 
     def addresses(self, paths: int) -> tuple[Any, ...]:
         """As the compiled kernels take it."""
@@ -37,10 +39,7 @@ class PathDraw(NamedTuple):
             self.nodes,
             ops,
             TOPOLOGIES.index(self.topology),
-            self.alpha.data_ptr(),
-            0 if self.beta is None else self.beta.data_ptr(),
-            self.tau.data_ptr(),
-            self.rng.data_ptr(),
+            *addresses((self.alpha, self.beta, self.tau, self.rng), self.alpha.device),
         )
 
 
@@ -62,14 +61,14 @@ class FusedSampling:
         shape = (paths, *alpha.shape[:-1])
         op = torch.empty(shape, dtype=torch.int64, device=alpha.device)
         weight = torch.empty(shape, dtype=alpha.dtype, device=alpha.device)
-        self.launch_sample_paths_fwd(draw.contiguous(), op, weight)
+        self.launch_sample_paths_fwd(draw.laid_out(), op, weight)
         return op, weight
 
     def sample_paths_bwd(
         self, draw: PathDraw, op: Tensor, dweight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        draw = draw.contiguous()
+        draw = draw.laid_out()
         dalpha = torch.empty_like(draw.alpha)
         dbeta = dalpha.new_empty(0) if draw.beta is None else torch.empty_like(draw.beta)
-        self.launch_sample_paths_bwd(draw, op.contiguous(), dweight.contiguous(), dalpha, dbeta)
+        self.launch_sample_paths_bwd(draw, laid_out(op), laid_out(dweight), dalpha, dbeta)
         return dalpha, dbeta

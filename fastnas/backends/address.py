@@ -1,0 +1,72 @@
+"""The one place that turns a tensor into an address, and what it vouches for.
+
+A kernel sees a number where Python saw a tensor: strides, a pending sign or a foreign layout would
+be read as if they were not there. So whoever fills a kernel's arguments lays its inputs out first
+(`laid_out`), keeps them alive until the call has ended, and asks `address` for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+# Looked up once: a call asks for dozens of addresses.
+STRIDED, ROWS = torch.strided, torch.contiguous_format
+
+
+def laid_out(t: Tensor, layout: torch.memory_format = ROWS) -> Tensor:
+    """The tensor as a kernel can read it: copied where it is not that already.
+
+    A view whose values are negative only by a flag (`torch._neg_view`, `z.conj().imag`) counts as
+    contiguous to torch, so `contiguous` alone would keep the flag.
+    """
+    return (t.resolve_neg() if t.is_neg() else t).contiguous(memory_format=layout)
+
+
+def address(t: Tensor, on: torch.device, layout: torch.memory_format = ROWS) -> int:
+    """Where the values of `t` lie, one after the other as `layout` orders them; 0 if it has none.
+
+    Raises:
+        AssertionError: it is not strided and laid out so, is not on the device `on`, or carries a
+            negative or conjugate flag. The caller has not laid it out.
+    """
+    if (
+        t.layout is STRIDED
+        and (t.is_contiguous() if layout is ROWS else t.is_contiguous(memory_format=layout))
+        and t.device == on
+        and not t.is_neg()
+        and not t.is_conj()
+    ):
+        at = t.data_ptr()
+        if at or not t.numel():
+            return at
+    raise AssertionError(
+        f"a kernel on {on} would read {_described(t)}; plain values in {layout} are needed"
+    )
+
+
+def addresses(
+    tensors: Iterable[Tensor | None],
+    on: torch.device,
+    layout: torch.memory_format = ROWS,
+) -> list[int]:
+    """`address` of each, 0 for None."""
+    return [0 if t is None else address(t, on, layout) for t in tensors]
+
+
+def storage_of(t: Tensor) -> tuple[int, int]:
+    """Address and bytes of the memory behind a tensor, the same for all views of it."""
+    storage = t.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
+
+
+def _described(t: Tensor) -> str:
+    if t.layout is not torch.strided:
+        return f"a {type(t).__name__} of layout {t.layout}"
+    flags = [
+        name for name, is_set in (("negative", t.is_neg()), ("conjugate", t.is_conj())) if is_set
+    ]
+    flagged = f", flagged {' and '.join(flags)}" if flags else ""
+    return f"a {type(t).__name__} {list(t.shape)} of strides {t.stride()} on {t.device}{flagged}"
