@@ -1,57 +1,151 @@
-"""Checks that ops share: each error names the op, the argument, what was given and is allowed."""
+"""Checks that ops share: each error names the op, the argument, what was given and is allowed.
+
+They run on every call, so that each looks at what fits in one expression and composes a message
+only where that is false.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import reprlib
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import OpInfo
 from fastnas.ops.table import OPS
 from fastnas.reference import SkipNoise
 
 
+def is_plain(t: Any) -> TypeGuard[Tensor]:
+    """Whether t is a Tensor whose values lie in memory, strided.
+
+    Sparse, nested and mkldnn tensors do not, nor do subclasses with a dispatch of their own
+    (FakeTensor, DTensor, wrappers), which a kernel called directly would pass by. Where a mode
+    watches the dispatcher, calls go through it and such subclasses are served.
+    """
+    kind = type(t)
+    if kind is not Tensor and kind is not Parameter:
+        if not isinstance(t, Tensor):
+            return False
+        own_dispatch = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+        if own_dispatch and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
+            return False
+    return t.layout is torch.strided and not t.is_nested
+
+
+def fits(t: object, shape: Sequence[int], like: Tensor) -> bool:
+    """Whether t is a plain tensor of this shape, of the dtype and on the device of `like`."""
+    return is_plain(t) and t.shape == shape and t.dtype == like.dtype and t.device == like.device
+
+
+def check_tensor(op: str, name: str, t: object) -> None:
+    if is_plain(t):
+        return
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} is a {type(t).__name__}; a Tensor is needed")
+    kind = "nested" if t.is_nested else str(t.layout).removeprefix("torch.")
+    raise TypeError(
+        f"{op}: {name} is a {type(t).__name__} ({kind}); a plain strided Tensor is needed"
+    )
+
+
+def as_list(op: str, name: str, given: Any, of: str = "Tensors") -> list[Any]:
+    """The elements of a sequence; a Tensor is none, which Python would take apart by its rows."""
+    if isinstance(given, list | tuple):
+        return list(given)
+    if isinstance(given, Tensor | str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(f"{op}: {name} is a {type(given).__name__}; a sequence of {of} is needed")
+    return list(given)
+
+
+def check_number(op: str, name: str, value: object, most: float = sys.float_info.max) -> None:
+    """A number from 0 to `most`, by default any that is finite. NaN is in no range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{op}: {name} is {_shown(value)}; a number is needed")
+    if not 0 <= value <= most:
+        allowed = "a finite number >= 0" if most == sys.float_info.max else f"0 to {most:g}"
+        raise ValueError(f"{op}: {name} is {_shown(value)}; {allowed} is allowed")
+
+
+def check_bool(op: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is {_shown(value)}; True or False is needed")
+
+
+def check_one_of(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{op}: {name} is {_shown(value)}; allowed: {', '.join(allowed)}")
+
+
+def is_index(value: object) -> bool:
+    """Whether it is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """A value as a message can hold it, whatever was given and however long."""
+    if not isinstance(value, Tensor):
+        with suppress(ValueError):  # Python writes no integer of more than 4,300 digits
+            return reprlib.repr(value)
+    return f"a {type(value).__name__}"
+
+
+def check_dtype(op: str, name: str, t: Tensor) -> None:
+    if t.dtype not in OPS[op].dtypes["eager"]:
+        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS[op].dtypes["eager"])
+        raise TypeError(f"{op}: {name} is {t.dtype}; allowed: {allowed}")
+
+
 def check_terms(op: OpInfo, name: str, terms: Sequence[Tensor], w: Tensor) -> None:
     """`terms`, the argument called `name`, are alike and of an allowed dtype, and w fits them."""
     if not terms:
         raise ValueError(f"{op.stem}: {name} is empty; at least one term is needed")
+    first = terms[0]
+    check_tensor(op.stem, f"{name}[0]", first)
+    shape = first.shape
     for k, term in enumerate(terms):
-        if not isinstance(term, Tensor):
-            raise TypeError(
-                f"{op.stem}: {name}[{k}] is a {type(term).__name__}; a Tensor is needed"
-            )
-    shape, dtype, device = terms[0].shape, terms[0].dtype, terms[0].device
-    for k, term in enumerate(terms):
-        if term.shape != shape:
-            raise ValueError(
-                f"{op.stem}: {name}[{k}] has shape {list(term.shape)}, {name}[0] has"
-                f" {list(shape)}; all terms need one shape"
-            )
-        if term.dtype != dtype:
-            raise TypeError(
-                f"{op.stem}: {name}[{k}] is {term.dtype}, {name}[0] is {dtype}; one dtype is needed"
-            )
-        if term.device != device:
-            raise ValueError(f"{op.stem}: {name}[{k}] is on {term.device}, {name}[0] on {device}")
-    if dtype not in op.dtypes["eager"]:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in op.dtypes["eager"])
-        raise TypeError(f"{op.stem}: {name}[0] is {dtype}; allowed: {allowed}")
-    if not isinstance(w, Tensor):
-        raise TypeError(f"{op.stem}: w is a {type(w).__name__}; a Tensor is needed")
+        if not fits(term, shape, first):
+            _refuse_term(op.stem, name, k, term, first)
+    check_dtype(op.stem, f"{name}[0]", first)
+    check_tensor(op.stem, "w", w)
     if w.shape != (len(terms),):
         raise ValueError(
             f"{op.stem}: w has shape {list(w.shape)} for {len(terms)} terms;"
             f" [{len(terms)}] is needed"
         )
-    if w.dtype != dtype and not w.is_floating_point():
-        raise TypeError(f"{op.stem}: w is {w.dtype}; a floating point dtype is needed")
+    check_weight(op.stem, w, first.device, "the terms")
+
+
+def _refuse_term(op: str, name: str, k: int, term: Tensor, first: Tensor) -> None:
+    check_tensor(op, f"{name}[{k}]", term)
+    if term.shape != first.shape:
+        raise ValueError(
+            f"{op}: {name}[{k}] has shape {list(term.shape)}, {name}[0] has"
+            f" {list(first.shape)}; all terms need one shape"
+        )
+    if term.dtype != first.dtype:
+        raise TypeError(
+            f"{op}: {name}[{k}] is {term.dtype}, {name}[0] is {first.dtype}; one dtype is needed"
+        )
+    raise ValueError(f"{op}: {name}[{k}] is on {term.device}, {name}[0] on {first.device}")
+
+
+def check_weight(op: str, w: Tensor, device: torch.device, whose: str) -> None:
+    """Mixing weights: floating point, on the device of what they weigh."""
+    if not w.is_floating_point():
+        raise TypeError(f"{op}: w is {w.dtype}; a floating point dtype is needed")
     if w.device != device:
-        raise ValueError(f"{op.stem}: w is on {w.device}, the terms on {device}")
+        raise ValueError(f"{op}: w is on {w.device}, {whose} on {device}")
 
 
 def check_noise(
-    op: OpInfo,
+    op: str,
     terms: int,
     device: torch.device,
     noise: SkipNoise | None,
@@ -59,15 +153,21 @@ def check_noise(
     level: Tensor | None,
     rng: Tensor | None,
 ) -> None:
-    if noise is None and level is None and rng is None and not len(noisy):
+    if noise is None and level is None and rng is None and not noisy:
         return
-    if len(noisy) and noise is None:
-        raise ValueError(f"{op.stem}: noisy is {list(noisy)}, but noise is None")
-    if any(not 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):
+    check_noise_kind(op, noise)
+    if noisy and noise is None:
+        raise ValueError(f"{op}: noisy is {_shown(noisy)}, but noise is None")
+    if not all(is_index(k) and 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):
         raise ValueError(
-            f"{op.stem}: noisy is {list(noisy)}; distinct indices in 0..{terms - 1} are allowed"
+            f"{op}: noisy is {_shown(noisy)}; distinct indices in 0..{terms - 1} are allowed"
         )
-    check_noise_tensors(op.stem, device, level, rng, (2,))
+    check_noise_tensors(op, device, level, rng, (2,))
+
+
+def check_noise_kind(op: str, noise: object) -> None:
+    if noise is not None and not isinstance(noise, SkipNoise):
+        raise TypeError(f"{op}: noise is {_shown(noise)}; a SkipNoise or None is needed")
 
 
 def check_noise_tensors(
@@ -84,6 +184,7 @@ def check_noise_tensors(
     ):
         if tensor is None:
             continue
+        check_tensor(op, name, tensor)
         if tensor.dtype != dtype or tensor.shape != shape:
             raise ValueError(
                 f"{op}: {name} is {tensor.dtype} {list(tensor.shape)}; {dtype} {list(shape)} is"
@@ -94,14 +195,15 @@ def check_noise_tensors(
 
 
 def check_image(op: str, name: str, x: Tensor) -> None:
-    """[N, C, H, W] of a dtype that the op has."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(x).__name__}; a Tensor is needed")
+    """[N, C, H, W] of a dtype that the op has; N alone may be 0."""
+    check_tensor(op, name, x)
     if x.dim() != 4:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}; [N, C, H, W] is needed")
-    if x.dtype not in OPS[op].dtypes["eager"]:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in OPS[op].dtypes["eager"])
-        raise TypeError(f"{op}: {name} is {x.dtype}; allowed: {allowed}")
+    if 0 in x.shape[1:]:
+        raise ValueError(
+            f"{op}: {name} has shape {list(x.shape)}; C, H and W of at least 1 are needed"
+        )
+    check_dtype(op, name, x)
 
 
 def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
@@ -112,28 +214,55 @@ def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
         raise ValueError(f"{op}: {name} is on {t.device}, x on {x.device}")
 
 
-def check_tensor(op: str, name: str, t: object) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(t).__name__}; a Tensor is needed")
+def check_running(
+    op: str, name: str, pair: Any, channels: int, device: torch.device, training: bool
+) -> None:
+    """The (mean, variance) [C] of a norm, or, in training, None."""
+    if pair is None and training:
+        return
+    is_pair = isinstance(pair, list | tuple) and len(pair) == 2
+    if not (is_pair and all(_keeps_statistics(t, channels, device, training) for t in pair)):
+        _refuse_running(f"{op}: {name}", pair, is_pair, channels, device)
 
 
-def check_running(op: str, running: Sequence[object], channels: int, training: bool) -> None:
-    """A (mean, variance) [C] for each norm, or, in training, None."""
-    for i, pair in enumerate(running):
-        where = f"{op}: running[{i}]"
-        if pair is None:
-            if not training:
-                raise ValueError(
-                    f"{where} is None, but training is False; a (running_mean, running_var) is"
-                    " needed"
-                )
-            continue
-        is_pair = isinstance(pair, list | tuple) and len(pair) == 2
-        if not is_pair or not all(isinstance(t, Tensor) for t in pair):  # type: ignore[attr-defined]
-            raise TypeError(f"{where} is no pair of Tensors (running_mean, running_var)")
-        shapes = [list(t.shape) for t in pair]  # type: ignore[attr-defined]
-        if shapes != [[channels]] * 2:
-            raise ValueError(f"{where} has shapes {shapes}; [{channels}] is needed for both")
+def _keeps_statistics(t: Any, channels: int, device: torch.device, training: bool) -> bool:
+    return (
+        is_plain(t)
+        and t.is_floating_point()
+        and t.shape == (channels,)
+        and t.device == device
+        and not (training and _why_not_written(t))
+    )
+
+
+def _why_not_written(t: Tensor) -> str:
+    """What keeps torch from updating a statistic in place; empty where nothing does."""
+    if t.dim() == 1 and t.shape[0] > 1 and t.stride(0) == 0:
+        return " (expanded: all channels are one place in memory)"
+    return " (a negative view)" if t.is_neg() else ""
+
+
+def _refuse_running(
+    where: str, pair: Any, is_pair: bool, channels: int, device: torch.device
+) -> None:
+    if pair is None:
+        raise ValueError(
+            f"{where} is None, but training is False; a (running_mean, running_var) is needed"
+        )
+    if not is_pair or not all(is_plain(t) for t in pair):
+        raise TypeError(f"{where} is no pair of Tensors (running_mean, running_var)")
+    given = " and ".join(
+        f"{t.dtype} {list(t.shape)} on {t.device}{_why_not_written(t)}" for t in pair
+    )
+    raise ValueError(
+        f"{where} is {given}; floating point [{channels}] on {device} is needed for both"
+    )
+
+
+def check_norm_settings(op: str, training: object, momentum: object, eps: object) -> None:
+    check_bool(op, "training", training)
+    check_number(op, "momentum", momentum, most=1)
+    check_number(op, "eps", eps)
 
 
 def check_statistics(
@@ -141,13 +270,10 @@ def check_statistics(
     training: bool,
     has_running: bool,
     values: int,
-    eps: float,
     x: Tensor,
     params: Sequence[Tensor],
 ) -> None:
-    """What batch norm needs: eps, more than one value a channel, or running statistics."""
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"{op}: eps is {eps}; a finite number >= 0 is allowed")
+    """What batch norm needs: more than one value a channel, or running statistics."""
     if training and values <= 1:
         raise ValueError(
             f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"

@@ -10,14 +10,22 @@ from torch import Tensor
 from fastnas.backends import MEMORY
 from fastnas.ops.checks import (
     check_image,
+    check_noise_kind,
     check_noise_tensors,
+    check_norm_settings,
+    check_one_of,
     check_running,
     check_same,
     check_statistics,
     check_tensor,
+    check_weight,
+    fits,
 )
 from fastnas.ops.running import Running
 from fastnas.reference import EdgeTable, SkipNoise
+from fastnas.reference.edge_table import Path
+
+OP = "mixed_edges"
 
 
 def check_call(
@@ -26,52 +34,62 @@ def check_call(
     params: list[Tensor],
     table: EdgeTable,
     choice: Tensor | None,
-    running: Sequence[Running] | None,
+    running: list[Running] | None,
     training: bool,
+    momentum: float,
     eps: float,
     noise: SkipNoise | None,
     level: Tensor | None,
     rng: Tensor | None,
     memory: str,
 ) -> None:
-    op = "mixed_edges"
-    if memory not in MEMORY:
-        raise ValueError(f"{op}: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
-    if not isinstance(table, EdgeTable):
-        raise TypeError(f"{op}: table is a {type(table).__name__}; an EdgeTable is needed")
-    if len(x) != table.inputs:
-        raise ValueError(f"{op}: x has {len(x)} states; the table needs {table.inputs}")
+    check_one_of(OP, "memory", memory, MEMORY)
+    check_norm_settings(OP, training, momentum, eps)
+    check_states(x, table)
     for i, state in enumerate(x):
-        check_image(op, f"x[{i}]", state)
-        check_same(op, f"x[{i}]", state, x[0])
+        check_same(OP, f"x[{i}]", state, x[0])
         if state.shape[:2] != x[0].shape[:2]:
             raise ValueError(
-                f"{op}: x[{i}] has shape {list(state.shape)}, x[0] {list(x[0].shape)}; N and C"
+                f"{OP}: x[{i}] has shape {list(state.shape)}, x[0] {list(x[0].shape)}; N and C"
                 " must be the same"
             )
-    if not isinstance(w, Tensor) or not w.is_floating_point():
-        raise TypeError(f"{op}: w is a {getattr(w, 'dtype', type(w).__name__)}; floating point is"
-                        " needed")  # fmt: skip
+    check_tensor(OP, "w", w)
     if choice is None and w.shape != (len(table.edges), table.candidates):
         raise ValueError(
-            f"{op}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
+            f"{OP}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
             " needed, edges by candidates"
         )
-    if w.device != x[0].device:
-        raise ValueError(f"{op}: w is on {w.device}, x on {x[0].device}")
+    check_weight(OP, w, x[0].device, "x")
     _check_sizes(x, table)
     check_params(x[0], params, table)
-    if running is not None and len(running) != table.norms:
-        raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
+    norms = table.norms
+    check_norm_count(running, norms)
     N, C, rows, cols = table.node_size([t.shape for t in x])
-    check_running(op, running or (), C, training)
-    has_running = running is not None or table.norms == 0
+    for i, pair in enumerate(running or ()):
+        check_running(OP, f"running[{i}]", pair, C, x[0].device, training)
+    has_running = running is not None or norms == 0
     # A table without batch norms has no statistics that one value could spoil.
-    values = N * rows * cols if table.norms else 2
-    check_statistics(op, training, has_running, values, eps, x[0], [*x, w, *params])
-    check_noise_tensors(op, w.device, level, rng, rng_shape=(table.nodes, 2))
+    values = N * rows * cols if norms else 2
+    check_statistics(OP, training, has_running, values, x[0], [*x, w, *params])
+    check_noise_kind(OP, noise)
+    check_noise_tensors(OP, w.device, level, rng, rng_shape=(table.nodes, 2))
     if noise is None and (level is not None or rng is not None):
-        raise ValueError(f"{op}: level or rng is given, but noise is None")
+        raise ValueError(f"{OP}: level or rng is given, but noise is None")
+
+
+def check_states(x: Sequence[Tensor], table: EdgeTable) -> None:
+    """One image tensor for each input of the table."""
+    if not isinstance(table, EdgeTable):
+        raise TypeError(f"{OP}: table is a {type(table).__name__}; an EdgeTable is needed")
+    if len(x) != table.inputs:
+        raise ValueError(f"{OP}: x has {len(x)} states; the table needs {table.inputs}")
+    for i, state in enumerate(x):
+        check_image(OP, f"x[{i}]", state)
+
+
+def check_norm_count(running: Sequence[Running] | None, norms: int) -> None:
+    if running is not None and len(running) != norms:
+        raise ValueError(f"{OP}: running has {len(running)} norms; {norms} are needed")
 
 
 def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
@@ -83,9 +101,23 @@ def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
         here = (*source.shape[:2], *(-(-s // edge.stride) for s in source.shape[2:]))
         if here != size:
             raise ValueError(
-                f"mixed_edges: edge {e} gives {list(here)} from x[{edge.source}] at stride"
+                f"{OP}: edge {e} gives {list(here)} from x[{edge.source}] at stride"
                 f" {edge.stride}, edge 0 gives {list(size)}; all nodes need one size"
             )
+
+
+def check_path(
+    x: Sequence[Tensor],
+    params: Sequence[Tensor],
+    path: Path,
+    running: Sequence[Running] | None,
+    training: bool,
+) -> None:
+    """The parameters and statistics that a path takes of the whole table's."""
+    check_params(x[0], [params[i] for i in path.params], path.table, path.params)
+    if running is not None:
+        for i in path.norms:
+            check_running(OP, f"running[{i}]", running[i], x[0].shape[1], x[0].device, training)
 
 
 def check_params(
@@ -94,17 +126,20 @@ def check_params(
     """One tensor for each parameter of the table; an error calls params[i] params[names[i]]."""
     C = x.shape[1]
     if C % 2 and any(term.op == "reduce_skip" for _, term in table.terms):
-        raise ValueError(f"mixed_edges: a reduce_skip of {C} channels; an even number is needed")
+        raise ValueError(f"{OP}: a reduce_skip of {C} channels; an even number is needed")
     shapes = table.param_shapes(C)
     if len(params) != len(shapes):
-        raise ValueError(f"mixed_edges: params has {len(params)} tensors; {len(shapes)} are needed")
-    for i, p, shape in zip(names or range(len(params)), params, shapes):
-        check_tensor("mixed_edges", f"params[{i}]", p)
-        if tuple(p.shape) != shape:
-            raise ValueError(
-                f"mixed_edges: params[{i}] has shape {list(p.shape)}; {list(shape)} is needed"
-            )
-        check_same("mixed_edges", f"params[{i}]", p, x)
+        raise ValueError(f"{OP}: params has {len(params)} tensors; {len(shapes)} are needed")
+    for i, (p, shape) in enumerate(zip(params, shapes)):
+        if not fits(p, shape, x):
+            _refuse_param(f"params[{i if names is None else names[i]}]", p, shape, x)
+
+
+def _refuse_param(name: str, p: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
+    check_tensor(OP, name, p)
+    if p.shape != shape:
+        raise ValueError(f"{OP}: {name} has shape {list(p.shape)}; {list(shape)} is needed")
+    check_same(OP, name, p, x)
 
 
 def check_choice(
@@ -117,40 +152,34 @@ def check_choice(
     rng: Tensor | None,
 ) -> None:
     """What `check_call` cannot see in the calls of single paths."""
-    op = "mixed_edges"
-    if not isinstance(table, EdgeTable):
-        raise TypeError(f"{op}: table is a {type(table).__name__}; an EdgeTable is needed")
-    if len(x) != table.inputs:
-        raise ValueError(f"{op}: x has {len(x)} states; the table needs {table.inputs}")
+    check_states(x, table)
     edges = len(table.edges)
-    if not isinstance(choice, Tensor) or choice.dtype != torch.int64:
-        given = getattr(choice, "dtype", type(choice).__name__)
-        raise TypeError(f"{op}: choice is {given}; an int64 Tensor is needed")
+    check_tensor(OP, "choice", choice)
+    if choice.dtype != torch.int64:
+        raise TypeError(f"{OP}: choice is {choice.dtype}; an int64 Tensor is needed")
     if choice.dim() not in (1, 2) or choice.shape[-1] != edges or not choice.numel():
         raise ValueError(
-            f"{op}: choice has shape {list(choice.shape)}; [{edges}] or [paths, {edges}] is needed"
+            f"{OP}: choice has shape {list(choice.shape)}; [{edges}] or [paths, {edges}] is needed"
         )
-    if not isinstance(w, Tensor) or w.shape != choice.shape:
-        given = list(w.shape) if isinstance(w, Tensor) else type(w).__name__
-        raise ValueError(f"{op}: w has shape {given}; that of choice, {list(choice.shape)}, is"
-                         " needed")  # fmt: skip
+    check_tensor(OP, "w", w)
+    if w.shape != choice.shape:
+        raise ValueError(f"{OP}: w has shape {list(w.shape)}; that of choice,"
+                         f" {list(choice.shape)}, is needed")  # fmt: skip
     paths = choice.shape[0] if choice.dim() == 2 else 1
     for i, state in enumerate(x):
-        check_image(op, f"x[{i}]", state)
         if state.shape[0] % paths:
             raise ValueError(
-                f"{op}: x[{i}] has {state.shape[0]} images; a multiple of the {paths} paths is"
+                f"{OP}: x[{i}] has {state.shape[0]} images; a multiple of the {paths} paths is"
                 " needed"
             )
         if choice.device != state.device:
-            raise ValueError(f"{op}: choice is on {choice.device}, x[{i}] on {state.device}")
+            raise ValueError(f"{OP}: choice is on {choice.device}, x[{i}] on {state.device}")
     if len(params) != table.params:
-        raise ValueError(f"{op}: params has {len(params)} tensors; {table.params} are needed")
-    if running is not None and len(running) != table.norms:
-        raise ValueError(f"{op}: running has {len(running)} norms; {table.norms} are needed")
-    needed = (*choice.shape[:-1], table.nodes, 2)
-    if rng is not None and rng.shape != needed:
-        raise ValueError(f"{op}: rng has shape {list(rng.shape)}; {list(needed)} is needed")
+        raise ValueError(f"{OP}: params has {len(params)} tensors; {table.params} are needed")
+    check_norm_count(running, table.norms)
+    if rng is not None:
+        needed = (*choice.shape[:-1], table.nodes, 2)
+        check_noise_tensors(OP, choice.device, None, rng, needed)
 
 
 def read_choice(choice: Tensor, table: EdgeTable) -> list[list[int]]:
@@ -160,7 +189,6 @@ def read_choice(choice: Tensor, table: EdgeTable) -> list[list[int]]:
         for e, k in enumerate(row):
             if not -1 <= k < table.candidates:
                 raise ValueError(
-                    f"mixed_edges: choice of edge {e} is {k}; -1 to {table.candidates - 1} is"
-                    " allowed"
+                    f"{OP}: choice of edge {e} is {k}; -1 to {table.candidates - 1} is allowed"
                 )
     return rows

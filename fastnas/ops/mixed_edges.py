@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS, Held, accumulation_dtype
 from fastnas.backends.layout import state_format
+from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
-from fastnas.ops.edge_checks import check_call, check_choice, check_params, read_choice
+from fastnas.ops.edge_checks import check_call, check_choice, check_path, read_choice
+from fastnas.ops.flops import count_as_eager
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.reference import EdgeTable, SkipNoise
@@ -94,6 +96,7 @@ def _bwd(
 
 torch.library.impl("fastnas::mixed_edges_fwd", "default", _fwd)
 torch.library.impl("fastnas::mixed_edges_bwd", "default", _bwd)
+count_as_eager("mixed_edges", _fwd, _bwd)
 
 
 @torch.library.register_fake("fastnas::mixed_edges_fwd")
@@ -221,7 +224,8 @@ def mixed_edges(
     one call and nothing else: they give what a call for each, one after the other, gives.
 
     Args:
-        x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64.
+        x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64. None
+            of C, H and W may be 0.
             Of several paths [paths N, C, H, W], path by path.
         w: [edges, candidates] mixing weights, floating point; may be wider than x. With `choice`
             of its shape, the weight of the chosen candidate.
@@ -231,9 +235,9 @@ def mixed_edges(
             that an edge runs, -1: the edge is not there. A node that nothing enters is zeros.
         running: (mean, variance) of each batch norm in the order of the terms: updated in
             training, used outside of it.
-        momentum: of the running statistics.
+        momentum: of the running statistics, 0 to 1.
         training: whether the statistics are the batch's. Outside of it there is no gradient.
-        eps: added to every variance.
+        eps: added to every variance, which is kept in float32 (float64): below 1e-38 it is 0.
         noise: on every skip (`SkipNoise`); None draws none.
         level: float64 [2] (`SkipNoise.level`); by default amplitude 1.
         rng: int64 [nodes, 2] (of several paths [paths, nodes, 2]), Philox key and offset; the j-th
@@ -251,7 +255,9 @@ def mixed_edges(
         ValueError, TypeError: naming the argument, what was given and what is allowed.
         BackendError: the explicit backend cannot run this.
     """
-    x, params = list(x), list(params)
+    x, params = as_list("mixed_edges", "x", x), as_list("mixed_edges", "params", params)
+    if running is not None:
+        running = as_list("mixed_edges", "running", running, "pairs of Tensors")
     if choice is not None:
         check_choice(x, w, params, table, choice, running, rng)
         settings = {"momentum": momentum, "training": training, "eps": eps, "noise": noise,
@@ -272,7 +278,7 @@ def _call(
     params: list[Tensor],
     table: EdgeTable,
     choice: Tensor | None,
-    running: Sequence[Running] | None,
+    running: list[Running] | None,
     momentum: float,
     training: bool,
     eps: float,
@@ -283,7 +289,9 @@ def _call(
     backend: str | None,
 ) -> Tensor:
     """One path, or all candidates; `choice` [edges] stays on the device."""
-    check_call(x, w, params, table, choice, running, training, eps, noise, level, rng, memory)
+    check_call(
+        x, w, params, table, choice, running, training, momentum, eps, noise, level, rng, memory
+    )
     form = "none"
     if noise is not None and table.skips and training:
         form = noise.form
@@ -317,23 +325,22 @@ def _along_paths(
     params: list[Tensor],
     table: EdgeTable,
     choice: Tensor,
-    running: Sequence[Running] | None,
+    running: list[Running] | None,
     rng: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:
     """A call of `mixed_edges` for each path, with the table, parameters and norms of that path."""
-    rows = read_choice(choice, table)
+    taken = [table.path(row) for row in read_choice(choice, table)]
+    for path in taken:  # before any of them runs, and moves statistics
+        check_path(x, params, path, running, settings["training"])
     out = []
-    for row, (states, own, stream) in zip(rows, _by_path(len(rows), x, w, rng)):
-        path = table.path(row)
-        sampled = [params[i] for i in path.params]
-        check_params(x[0], sampled, path.table, path.params)
+    for path, (states, own, stream) in zip(taken, _by_path(len(taken), x, w, rng)):
         out.append(
             mixed_edges(
                 # What no edge leaves gets no gradient, as in eager.
                 [t if i in path.inputs else t.detach() for i, t in enumerate(states)],
                 own[list(path.edges), None],
-                sampled,
+                [params[i] for i in path.params],
                 path.table,
                 running=None if running is None else [running[i] for i in path.norms],
                 rng=stream,
@@ -349,7 +356,7 @@ def _along_device_paths(
     params: list[Tensor],
     table: EdgeTable,
     choice: Tensor,
-    running: Sequence[Running] | None,
+    running: list[Running] | None,
     rng: Tensor | None,
     settings: dict[str, Any],
 ) -> Tensor:

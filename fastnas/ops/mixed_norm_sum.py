@@ -16,7 +16,13 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import common_format
-from fastnas.ops.checks import check_noise, check_terms
+from fastnas.ops.checks import (
+    as_list,
+    check_noise,
+    check_norm_settings,
+    check_running,
+    check_terms,
+)
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
@@ -213,7 +219,7 @@ def mixed_norm_sum(
         running: a (running_mean, running_var) or None per term, None where not normed. Updated in
             place in training as `torch.nn.functional.batch_norm` does: running = (1 - momentum)
             running + momentum (batch mean, n / (n - 1) batch variance). Needed if not training.
-        momentum: of that update.
+        momentum: of that update, 0 to 1.
         training: whether to normalise by the statistics of the batch.
         noise, noisy, level, rng: as in `mixed_sum`; a noisy term may not be normed.
         backend: as in `mixed_sum`.
@@ -226,9 +232,13 @@ def mixed_norm_sum(
             for one value per channel in training.
         BackendError: the explicit backend cannot run this.
     """
-    z, normed = list(z), list(normed)
-    _check(z, w, normed, eps, running, training)
-    check_noise(OP, len(z), w.device, noise, noisy, level, rng)
+    z, normed = as_list(OP.stem, "z", z), as_list(OP.stem, "normed", normed, "bools")
+    noisy = as_list(OP.stem, "noisy", noisy, "indices")
+    if running is not None:
+        running = as_list(OP.stem, "running", running, "pairs of Tensors")
+    check_norm_settings(OP.stem, training, momentum, eps)
+    _check(z, w, normed, running, training)
+    check_noise(OP.stem, len(z), w.device, noise, noisy, level, rng)
     for k in noisy:
         if normed[k]:
             raise ValueError(
@@ -236,7 +246,7 @@ def mixed_norm_sum(
                 " not can carry noise"
             )
     form = "none"
-    if noise is not None and len(noisy):
+    if noise is not None and noisy:
         form = noise.form
         level = noise.level(device=w.device) if level is None else level
         rng = draw_rng(device=w.device)[0] if rng is None else rng
@@ -246,7 +256,7 @@ def mixed_norm_sum(
     if not torch.compiler.is_compiling():
         backend = choose_backend(OP.stem, z[0], backend, len(z))
     y, mean, var = _MixedNormSum.apply(
-        w, normed, mean, var, float(eps), list(noisy), form, level, rng, backend, *z
+        w, normed, mean, var, float(eps), noisy, form, level, rng, backend, *z
     )
     if training and running is not None and y.numel():
         pairs = [pair for pair, is_normed in zip(running, normed) if is_normed]
@@ -268,8 +278,7 @@ def _check(
     z: list[Tensor],
     w: Tensor,
     normed: list[bool],
-    eps: float,
-    running: Sequence[Running | None] | None,
+    running: list[Running | None] | None,
     training: bool,
 ) -> None:
     check_terms(OP, "z", z, w)
@@ -278,8 +287,6 @@ def _check(
         raise ValueError(f"{OP.stem}: z[0] has shape {list(shape)}; [N, C, ...] is needed")
     if len(normed) != len(z) or not all(isinstance(wanted, bool) for wanted in normed):
         raise ValueError(f"{OP.stem}: normed is {normed} for {len(z)} terms; a bool each is needed")
-    if not eps >= 0:
-        raise ValueError(f"{OP.stem}: eps is {eps}; a number >= 0 is allowed")
     if training and any(normed) and shape[0] * shape[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape}"
@@ -288,30 +295,19 @@ def _check(
 
 
 def _check_running(
-    like: Tensor, normed: list[bool], running: Sequence[Running | None] | None, training: bool
+    like: Tensor, normed: list[bool], running: list[Running | None] | None, training: bool
 ) -> None:
-    pairs = [None] * len(normed) if running is None else list(running)
+    pairs = [None] * len(normed) if running is None else running
     if len(pairs) != len(normed):
         raise ValueError(
             f"{OP.stem}: running has {len(pairs)} entries for {len(normed)} terms;"
             " a (running_mean, running_var) or None each is needed"
         )
     for k, (pair, is_normed) in enumerate(zip(pairs, normed)):
-        where = f"{OP.stem}: running[{k}]"
-        if pair is None:
-            if is_normed and not training:
-                raise ValueError(
-                    f"{where} is None, but training is False; a (running_mean, running_var)"
-                    " is needed"
-                )
-            continue
-        if not is_normed:
-            raise ValueError(f"{where} is given, but term {k} is not normed; None is needed")
-        if len(pair) != 2 or not all(isinstance(t, Tensor) for t in pair):
-            raise TypeError(f"{where} is no pair of Tensors (running_mean, running_var)")
-        for t in pair:
-            if t.shape != like.shape[1:2] or not t.is_floating_point() or t.device != like.device:
-                raise ValueError(
-                    f"{where} has a {t.dtype} {list(t.shape)} on {t.device}; floating point"
-                    f" [{like.shape[1]}] on {like.device} is needed"
-                )
+        name = f"running[{k}]"
+        if is_normed:
+            check_running(OP.stem, name, pair, like.shape[1], like.device, training)
+        elif pair is not None:
+            raise ValueError(
+                f"{OP.stem}: {name} is given, but term {k} is not normed; None is needed"
+            )

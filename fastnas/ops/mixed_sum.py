@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
-from fastnas.ops.checks import check_noise, check_terms
+from fastnas.ops.checks import as_list, check_noise, check_terms
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
 from fastnas.ops.table import OPS
 from fastnas.ops.transfer import to_device
@@ -181,11 +181,11 @@ def mixed_sum(
         ValueError, TypeError: naming the argument, what was given and what is allowed.
         BackendError: the explicit backend cannot run this.
     """
-    x = list(x)
+    x, noisy = as_list("mixed_sum", "x", x), as_list("mixed_sum", "noisy", noisy, "indices")
     check_terms(OPS["mixed_sum"], "x", x, w)
-    check_noise(OPS["mixed_sum"], len(x), w.device, noise, noisy, level, rng)
+    check_noise("mixed_sum", len(x), w.device, noise, noisy, level, rng)
     form = "none"
-    if noise is not None and len(noisy):
+    if noise is not None and noisy:
         form = noise.form
         level = noise.level(device=w.device) if level is None else level
         rng = draw_rng(device=w.device)[0] if rng is None else rng
@@ -193,4 +193,4 @@ def mixed_sum(
         level = rng = None
     if not torch.compiler.is_compiling():
         backend = choose_backend("mixed_sum", x[0], backend, len(x))
-    return _MixedSum.apply(w, list(noisy), form, level, rng, backend, *x)
+    return _MixedSum.apply(w, noisy, form, level, rng, backend, *x)

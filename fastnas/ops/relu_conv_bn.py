@@ -17,13 +17,17 @@ from torch import Tensor
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import state_format
 from fastnas.ops.checks import (
+    as_list,
     check_image,
+    check_norm_settings,
     check_running,
     check_same,
     check_statistics,
     check_tensor,
+    is_index,
 )
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.flops import count_as_eager
 from fastnas.ops.running import Running, stack_running, update_running
 
 torch.library.define(
@@ -66,6 +70,7 @@ def _bwd(
 
 torch.library.impl("fastnas::relu_conv_bn_fwd", "default", _fwd)
 torch.library.impl("fastnas::relu_conv_bn_bwd", "default", _bwd)
+count_as_eager("relu_conv_bn", _fwd, _bwd)
 
 
 @torch.library.register_fake("fastnas::relu_conv_bn_fwd")
@@ -134,12 +139,12 @@ def relu_conv_bn(
     and the statistics, so nothing is held that is not a state of the network already.
 
     Args:
-        x: [N, C_in, H, W], float32, bfloat16 or float64 (not on CUDA). There TF32 is off unless
-            torch.backends.cuda.matmul.fp32_precision is "tf32".
+        x: [N, C_in, H, W], none of C_in, H and W 0, float32, bfloat16 or float64 (not on CUDA).
+            There TF32 is off unless torch.backends.cuda.matmul.fp32_precision is "tf32".
         params: one [C, C_in, 1, 1]; or two [C / 2, C_in, 1, 1] with stride 2, the second reading
             the image shifted by a pixel in both directions (`FactorizedReduce`).
         running: (mean, variance), each [C]: updated in training, used outside of it.
-        momentum: of the running statistics.
+        momentum: of the running statistics, 0 to 1.
         training: whether the statistics are the batch's. Outside of it there is no gradient.
         eps: added to the variance.
         paths: groups of images, one after the other in x, with statistics of their own; the
@@ -153,8 +158,9 @@ def relu_conv_bn(
         ValueError, TypeError: naming the argument, what was given and what is allowed.
         BackendError: the explicit backend cannot run this.
     """
-    params = list(params)
-    _check(x, params, running, training, eps, paths)
+    params = as_list("relu_conv_bn", "params", params)
+    check_norm_settings("relu_conv_bn", training, momentum, eps)
+    _check(x, params, running, training, paths)
     if paths > 1:
         alone = partial(
             relu_conv_bn, params=params, running=running, momentum=momentum, training=training,
@@ -177,27 +183,28 @@ def _check(
     params: list[Tensor],
     running: Running | None,
     training: bool,
-    eps: float,
     paths: int,
 ) -> None:
     op = "relu_conv_bn"
     check_image(op, "x", x)
-    if not isinstance(paths, int) or paths < 1 or x.shape[0] % paths:
+    if not is_index(paths) or paths < 1 or x.shape[0] % paths:
         raise ValueError(
-            f"{op}: paths is {paths}; a divisor of the {x.shape[0]} images of x is needed"
+            f"{op}: paths is {paths!r}; a divisor of the {x.shape[0]} images of x is needed"
         )
     if len(params) not in (1, 2):
         raise ValueError(f"{op}: params has {len(params)} tensors; 1, or 2 at stride 2, are needed")
     for i, p in enumerate(params):
         check_tensor(op, f"params[{i}]", p)
-        if p.dim() != 4 or p.shape[1:] != (x.shape[1], 1, 1) or p.shape != params[0].shape:
+        fits = p.dim() == 4 and p.shape[0] and p.shape[1:] == (x.shape[1], 1, 1)
+        if not fits or p.shape != params[0].shape:
             raise ValueError(
                 f"{op}: params[{i}] has shape {list(p.shape)}; [C, {x.shape[1]}, 1, 1] is needed,"
-                " the same for both"
+                " C at least 1, the same for both"
             )
         check_same(op, f"params[{i}]", p, x)
     stride = len(params)
     values = x.shape[0] // paths * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if running is not None:
-        check_running(op, [running], sum(p.shape[0] for p in params), training)
-    check_statistics(op, training, running is not None, values, eps, x, params)
+        channels = sum(p.shape[0] for p in params)
+        check_running(op, "running", running, channels, x.device, training)
+    check_statistics(op, training, running is not None, values, x, params)

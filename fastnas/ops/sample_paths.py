@@ -7,7 +7,7 @@ backends/eager.py        -> reference/sample_paths.py
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +16,14 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS
 from fastnas.backends.sampling import PathDraw
-from fastnas.ops.checks import check_noise_tensors, check_tensor
+from fastnas.ops.checks import (
+    as_list,
+    check_dtype,
+    check_noise_tensors,
+    check_one_of,
+    check_tensor,
+    is_index,
+)
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.table import OPS
@@ -173,10 +180,10 @@ def sample_paths(
         ValueError, TypeError: naming the argument, what was given and what is allowed.
         BackendError: the explicit backend cannot run this.
     """
-    nodes = list(nodes)
+    nodes = as_list("sample_paths", "nodes", nodes, "integers")
     _check_cell(alpha, nodes, topology)
     _check_beta(alpha, beta, nodes, topology)
-    if not isinstance(paths, int) or paths < 1:
+    if not is_index(paths) or paths < 1:
         raise ValueError(f"sample_paths: paths is {paths!r}; an integer >= 1 is allowed")
     tau = _checked_tau(tau, alpha)
     if rng is None:
@@ -191,15 +198,10 @@ def sample_paths(
 
 def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
     check_tensor("sample_paths", "alpha", alpha)
-    if alpha.dtype not in OP.dtypes["eager"]:
-        allowed = ", ".join(str(d).removeprefix("torch.") for d in OP.dtypes["eager"])
-        raise TypeError(f"sample_paths: alpha is {alpha.dtype}; allowed: {allowed}")
-    if topology not in TOPOLOGIES:
-        raise ValueError(
-            f"sample_paths: topology is {topology!r}; allowed: {', '.join(TOPOLOGIES)}"
-        )
+    check_dtype("sample_paths", "alpha", alpha)
+    check_one_of("sample_paths", "topology", topology, TOPOLOGIES)
     fewest = 1 if topology == "none" else 2
-    if not 1 <= len(nodes) <= MAX_NODES or any(not isinstance(n, int) or n < fewest for n in nodes):
+    if not 1 <= len(nodes) <= MAX_NODES or not all(is_index(n) and n >= fewest for n in nodes):
         raise ValueError(
             f"sample_paths: nodes is {tuple(nodes)}; 1 to {MAX_NODES} integers >= {fewest} are"
             f" allowed where topology is {topology!r}"
@@ -237,11 +239,13 @@ def _check_beta(alpha: Tensor, beta: Tensor | None, nodes: list[int], topology: 
 def _checked_tau(tau: float | Tensor, alpha: Tensor) -> Tensor:
     """tau as float64 [] on alpha's device; a number is filled in there, no copy is waited for."""
     if not isinstance(tau, Tensor):
-        if not isinstance(tau, int | float) or not (math.isfinite(tau) and tau > 0):
+        is_number = isinstance(tau, int | float) and not isinstance(tau, bool)
+        if not is_number or not 0 < tau <= sys.float_info.max:
             raise ValueError(
                 f"sample_paths: tau is {tau!r}; a finite number > 0 or a 0-d tensor is allowed"
             )
         return torch.full((), tau, dtype=torch.float64, device=alpha.device)
+    check_tensor("sample_paths", "tau", tau)
     if tau.dim() != 0 or not tau.is_floating_point():
         raise ValueError(
             f"sample_paths: tau is {tau.dtype} {list(tau.shape)}; a floating point tensor [] is"

@@ -141,7 +141,9 @@ def sample_paths_grads(
     kept = op >= 0
     c = torch.where(kept, dweight.to(torch.float64), 0)
     g = gumbel_draw(rng, 0, (op.shape[0], *alpha.shape))
-    sampled = torch.zeros_like(g).scatter(-1, op.clamp(min=0)[..., None], c[..., None])
+    # An op that is no operation, as where it was overwritten from outside, meets no logit.
+    is_op = op[..., None] == torch.arange(alpha.shape[-1], device=op.device)
+    sampled = torch.where(is_op, c[..., None], 0)
     d = _relaxed_grads(sampled, alpha, g, tau)
     dalpha = torch.where(kept[..., None], d, 0).sum(0).to(alpha.dtype)
     if beta is None:
