@@ -9,7 +9,7 @@ same parts, their totals and dw, every dz. A part of a channel is what it has in
 import triton
 import triton.language as tl
 
-from fastnas.kernels.mixed_sum import noise_arguments, standard_deviations
+from fastnas.kernels.mixed_sum import centred_squares, noise_arguments, standard_deviations
 from fastnas.kernels.tile import WARPS, tile_constants, tile_draw, tile_of_program
 
 
@@ -54,7 +54,7 @@ def mixed_norm_sum_moments_kernel(
     correction = (rest / count).to(tl.float64)
     # NaN where the mean is inf, which it is to stay.
     correction = tl.where(tl.abs(correction) < float("inf"), correction, 0.0)
-    squares = tl.sum(delta * delta, 1).to(tl.float64) - rest.to(tl.float64) * correction
+    squares = centred_squares(tl.sum(delta * delta, 1), rest, correction)
     p_part = moments_ptr + (row * parts + i_part) * 2 * channels + c
     tl.store(p_part, mean.to(tl.float64) + correction, mask=c < channels)
     tl.store(p_part + channels, squares, mask=c < channels)

@@ -44,21 +44,40 @@ def _draw(
 
 
 @triton.jit
+def centred_squares(squares, rest, correction):
+    """Of squared deviations from about the mean; rounding can leave them below 0. NaN stays."""
+    centred = squares.to(tl.float64) - rest.to(tl.float64) * correction
+    return tl.where(centred < 0, 0.0, centred)
+
+
+@triton.jit
+def _two_passes(b_x, m, count):
+    """Mean and centred squares in fp64, their sums in the type of b_x."""
+    mean = tl.sum(b_x) / count
+    delta = tl.where(m, b_x - mean, 0.0)
+    rest = tl.sum(delta)
+    correction = (rest / count).to(tl.float64)
+    squares = centred_squares(tl.sum(delta * delta), rest, correction)
+    return mean.to(tl.float64) + correction, squares
+
+
+@triton.jit
 def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
-    """count, mean and squared deviations of a block, about its own mean."""
+    """count, mean and squared deviations of a block, about its own mean.
+
+    Squares vanish in fp32 below 1e-38 and overflow above 3e38: there they are summed in fp64.
+    """
     i_block = tl.program_id(0).to(tl.int64)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < n
     b_x = tl.load(x_ptr + o, mask=m, other=0.0).to(tl.float32)
     count = tl.minimum(n - i_block * BLOCK, BLOCK).to(tl.float32)
-    mean = tl.sum(b_x) / count
-    delta = tl.where(m, b_x - mean, 0.0)
-    rest = tl.sum(delta)
-    correction = (rest / count).to(tl.float64)
+    mean, squares = _two_passes(b_x, m, count)
+    if not ((squares > 1e-30 * count) & (squares < 3e38)):
+        mean, squares = _two_passes(b_x.to(tl.float64), m, count.to(tl.float64))
     p_part = partial_ptr + 3 * i_block
     tl.store(p_part, count.to(tl.float64))
-    tl.store(p_part + 1, mean.to(tl.float64) + correction)
-    squares = tl.sum(delta * delta).to(tl.float64) - rest.to(tl.float64) * correction
+    tl.store(p_part + 1, mean)
     tl.store(p_part + 2, squares)
 
 

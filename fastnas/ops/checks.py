@@ -6,10 +6,9 @@ only where that is false.
 
 from __future__ import annotations
 
-import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from numbers import Real
 from typing import Any, TypeGuard
 
 import torch
@@ -18,6 +17,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import OpInfo
+from fastnas.checks import check_flag, short
 from fastnas.ops.table import OPS
 from fastnas.reference import SkipNoise
 
@@ -64,36 +64,18 @@ def as_list(op: str, name: str, given: Any, of: str = "Tensors") -> list[Any]:
     return list(given)
 
 
-def check_number(op: str, name: str, value: object, most: float = sys.float_info.max) -> None:
+def check_number(name: str, value: object, most: float = sys.float_info.max) -> None:
     """A number from 0 to `most`, by default any that is finite. NaN is in no range."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{op}: {name} is {_shown(value)}; a number is needed")
-    if not 0 <= value <= most:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {short(value)}; a number is needed")
+    if not 0 <= value <= most:  # type: ignore[operator]
         allowed = "a finite number >= 0" if most == sys.float_info.max else f"0 to {most:g}"
-        raise ValueError(f"{op}: {name} is {_shown(value)}; {allowed} is allowed")
-
-
-def check_bool(op: str, name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{op}: {name} is {_shown(value)}; True or False is needed")
-
-
-def check_one_of(op: str, name: str, value: object, allowed: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{op}: {name} is {_shown(value)}; allowed: {', '.join(allowed)}")
+        raise ValueError(f"{name} is {short(value)}; {allowed} is allowed")
 
 
 def is_index(value: object) -> bool:
     """Whether it is an integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    """A value as a message can hold it, whatever was given and however long."""
-    if not isinstance(value, Tensor):
-        with suppress(ValueError):  # Python writes no integer of more than 4,300 digits
-            return reprlib.repr(value)
-    return f"a {type(value).__name__}"
 
 
 def check_dtype(op: str, name: str, t: Tensor) -> None:
@@ -157,17 +139,17 @@ def check_noise(
         return
     check_noise_kind(op, noise)
     if noisy and noise is None:
-        raise ValueError(f"{op}: noisy is {_shown(noisy)}, but noise is None")
+        raise ValueError(f"{op}: noisy is {short(noisy)}, but noise is None")
     if not all(is_index(k) and 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):
         raise ValueError(
-            f"{op}: noisy is {_shown(noisy)}; distinct indices in 0..{terms - 1} are allowed"
+            f"{op}: noisy is {short(noisy)}; distinct indices in 0..{terms - 1} are allowed"
         )
     check_noise_tensors(op, device, level, rng, (2,))
 
 
 def check_noise_kind(op: str, noise: object) -> None:
     if noise is not None and not isinstance(noise, SkipNoise):
-        raise TypeError(f"{op}: noise is {_shown(noise)}; a SkipNoise or None is needed")
+        raise TypeError(f"{op}: noise is {short(noise)}; a SkipNoise or None is needed")
 
 
 def check_noise_tensors(
@@ -260,9 +242,9 @@ def _refuse_running(
 
 
 def check_norm_settings(op: str, training: object, momentum: object, eps: object) -> None:
-    check_bool(op, "training", training)
-    check_number(op, "momentum", momentum, most=1)
-    check_number(op, "eps", eps)
+    check_flag(f"{op}: training", training)
+    check_number(f"{op}: momentum", momentum, most=1)
+    check_number(f"{op}: eps", eps)
 
 
 def check_statistics(

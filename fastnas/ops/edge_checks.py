@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnas import checks
 from fastnas.backends import MEMORY
 from fastnas.ops.checks import (
     check_image,
     check_noise_kind,
     check_noise_tensors,
     check_norm_settings,
-    check_one_of,
     check_running,
     check_same,
     check_statistics,
@@ -43,7 +43,7 @@ def check_call(
     rng: Tensor | None,
     memory: str,
 ) -> None:
-    check_one_of(OP, "memory", memory, MEMORY)
+    checks.check_choice(f"{OP}: memory", memory, MEMORY)
     check_norm_settings(OP, training, momentum, eps)
     check_states(x, table)
     for i, state in enumerate(x):

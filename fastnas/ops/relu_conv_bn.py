@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import state_format
+from fastnas.checks import short
 from fastnas.ops.checks import (
     as_list,
     check_image,
@@ -189,7 +190,7 @@ def _check(
     check_image(op, "x", x)
     if not is_index(paths) or paths < 1 or x.shape[0] % paths:
         raise ValueError(
-            f"{op}: paths is {paths!r}; a divisor of the {x.shape[0]} images of x is needed"
+            f"{op}: paths is {short(paths)}; a divisor of the {x.shape[0]} images of x is needed"
         )
     if len(params) not in (1, 2):
         raise ValueError(f"{op}: params has {len(params)} tensors; 1, or 2 at stride 2, are needed")

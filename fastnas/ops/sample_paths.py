@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS
 from fastnas.backends.sampling import PathDraw
+from fastnas.checks import check_choice, short
 from fastnas.ops.checks import (
     as_list,
     check_dtype,
     check_noise_tensors,
-    check_one_of,
     check_tensor,
     is_index,
 )
@@ -30,6 +31,7 @@ from fastnas.ops.table import OPS
 from fastnas.reference import TOPOLOGIES, logits_per_node
 
 OP = OPS["sample_paths"]
+MAX_PATHS = 2**31 - 1
 MAX_NODES = 64  # of a cell: their first edges travel in the kernel argument block
 
 _DRAW = "Tensor alpha, Tensor? beta, int[] nodes, str topology, Tensor tau, Tensor rng"
@@ -183,8 +185,10 @@ def sample_paths(
     nodes = as_list("sample_paths", "nodes", nodes, "integers")
     _check_cell(alpha, nodes, topology)
     _check_beta(alpha, beta, nodes, topology)
-    if not is_index(paths) or paths < 1:
-        raise ValueError(f"sample_paths: paths is {paths!r}; an integer >= 1 is allowed")
+    if not is_index(paths) or not 1 <= paths <= MAX_PATHS:
+        raise ValueError(
+            f"sample_paths: paths is {short(paths)}; an integer from 1 to {MAX_PATHS} is allowed"
+        )
     tau = _checked_tau(tau, alpha)
     if rng is None:
         rng = draw_rng(device=alpha.device)[0]
@@ -199,12 +203,12 @@ def sample_paths(
 def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
     check_tensor("sample_paths", "alpha", alpha)
     check_dtype("sample_paths", "alpha", alpha)
-    check_one_of("sample_paths", "topology", topology, TOPOLOGIES)
+    check_choice("sample_paths: topology", topology, TOPOLOGIES)
     fewest = 1 if topology == "none" else 2
     if not 1 <= len(nodes) <= MAX_NODES or not all(is_index(n) and n >= fewest for n in nodes):
         raise ValueError(
-            f"sample_paths: nodes is {tuple(nodes)}; 1 to {MAX_NODES} integers >= {fewest} are"
-            f" allowed where topology is {topology!r}"
+            f"sample_paths: nodes is {short(tuple(nodes))}; 1 to {MAX_NODES} integers >= {fewest}"
+            f" are allowed where topology is {topology!r}"
         )
     if alpha.dim() < 2 or alpha.shape[-2] != sum(nodes) or alpha.shape[-1] < 1:
         raise ValueError(
@@ -239,12 +243,12 @@ def _check_beta(alpha: Tensor, beta: Tensor | None, nodes: list[int], topology: 
 def _checked_tau(tau: float | Tensor, alpha: Tensor) -> Tensor:
     """tau as float64 [] on alpha's device; a number is filled in there, no copy is waited for."""
     if not isinstance(tau, Tensor):
-        is_number = isinstance(tau, int | float) and not isinstance(tau, bool)
+        is_number = isinstance(tau, Real) and not isinstance(tau, bool)
         if not is_number or not 0 < tau <= sys.float_info.max:
             raise ValueError(
-                f"sample_paths: tau is {tau!r}; a finite number > 0 or a 0-d tensor is allowed"
+                f"sample_paths: tau is {short(tau)}; a finite number > 0 or a 0-d tensor is allowed"
             )
-        return torch.full((), tau, dtype=torch.float64, device=alpha.device)
+        return torch.full((), float(tau), dtype=torch.float64, device=alpha.device)
     check_tensor("sample_paths", "tau", tau)
     if tau.dim() != 0 or not tau.is_floating_point():
         raise ValueError(

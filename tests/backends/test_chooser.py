@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -116,6 +117,54 @@ def test_use_backend_ends_with_an_error_inside(spies: dict[str, Spy]) -> None:
     assert chosen() == "first"
 
 
+def in_another_thread(call: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def test_leaving_a_block_takes_no_other_threads_wish(spies: dict[str, Spy]) -> None:
+    """Whichever of two blocks in two threads is left first."""
+    for leaves_first in ("here", "there"):
+        here, there = use_backend("wished"), use_backend("set")
+        with ThreadPoolExecutor(1) as other:
+            here.__enter__()
+            other.submit(there.__enter__).result()
+            assert chosen() == "wished"
+            assert other.submit(chosen).result() == "set"
+            if leaves_first == "here":
+                here.__exit__(None, None, None)
+                assert other.submit(chosen).result() == "set"
+                other.submit(there.__exit__, None, None, None).result()
+            else:
+                other.submit(there.__exit__, None, None, None).result()
+                assert chosen() == "wished"
+                here.__exit__(None, None, None)
+            assert chosen() == other.submit(chosen).result() == "first"
+
+
+def test_threads_without_a_block_go_by_the_one_that_is_open(spies: dict[str, Spy]) -> None:
+    """Such as those that run backward on CUDA."""
+    with use_backend("wished"):
+        assert in_another_thread(chosen) == "wished"
+        with use_backend("set"):
+            assert in_another_thread(chosen) == "set"
+        assert in_another_thread(chosen) == "wished"
+    assert in_another_thread(chosen) == "first"
+
+
+def test_many_threads_keep_their_own(spies: dict[str, Spy]) -> None:
+    def enter_and_leave(name: str) -> bool:
+        for _ in range(200):
+            with use_backend(name):
+                if chosen() != name:
+                    return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(enter_and_leave, ["first", "argued", "wished", "set"] * 2))
+    assert chosen() == "first"
+
+
 @pytest.mark.parametrize("how", ["argument", "use_backend", "environment", "auto"])
 def test_forward_and_backward_run_on_the_choice(
     spies: dict[str, Spy], monkeypatch: pytest.MonkeyPatch, how: str
@@ -186,6 +235,12 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
         fastnas.mixed_sum(X, W, backend="gpu")
     with pytest.raises(BackendError, match=f"^use_backend is 'gpu'; {allowed}"), use_backend("gpu"):
         pass
+    for name in (["cpu"], 1, b"cpu", torch.ones(1)):
+        kind = type(name).__name__
+        with pytest.raises(BackendError, match=f"^backend is a {kind}; {allowed}"):
+            fastnas.mixed_sum(X, W, backend=name)  # type: ignore[arg-type]
+        with pytest.raises(BackendError, match=f"^use_backend is a {kind}; "):
+            use_backend(name).__enter__()  # type: ignore[arg-type]
     set_environment(monkeypatch, "gpu")
     with pytest.raises(BackendError, match=f"^FASTNAS_BACKEND is 'gpu'; {allowed}"):
         fastnas.mixed_sum(X, W)

@@ -152,3 +152,23 @@ def test_compiles_with_inductor(backend: Target) -> None:
     got = results(torch.compile(f, fullgraph=True), inputs, rng)
     for a, b in zip(got, results(f, inputs, rng)):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.backends("eager", "cpu", "cuda-host", "triton")
+@pytest.mark.parametrize("topology", ["none", "top2", "pairs"])
+@pytest.mark.parametrize("index", [-1, -(2**40), 3, 2**40], ids=["none", "below", "O", "above"])
+def test_an_op_overwritten_from_outside_is_not_followed(
+    backend: Target, topology: str, index: int
+) -> None:
+    """Through `.data`, which autograd does not see: what is no operation gets no gradient."""
+    alpha = torch.randn(5, 3, requires_grad=True)
+    beta = {"none": None, "top2": torch.randn(5), "pairs": torch.randn(4)}[topology]
+    leaves = [alpha] if beta is None else [alpha, beta.requires_grad_()]
+    sample = sample_paths(
+        alpha, beta, nodes=(2, 3), tau=1.0, topology=topology, backend=backend.name
+    )
+    sample.op.data.fill_(index)
+    grads = torch.autograd.grad(sample.weight.sum(), leaves)
+    assert all(g.isfinite().all() for g in grads)
+    if index < 0:
+        assert not any(g.any() for g in grads)

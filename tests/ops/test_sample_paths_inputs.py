@@ -48,7 +48,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "beta has shape [5]; [4] is needed", {**PAIRS, "beta": torch.zeros(5)}),
     (ValueError, "beta has shape [5]; [2, 5] is needed for alpha [2, 5, 3]",
      {**TOP2, "alpha": A.expand(2, 5, 3)}),
-    (ValueError, "paths is 0; an integer >= 1 is allowed", {"paths": 0}),
+    (ValueError, "paths is 0; an integer from 1 to 2147483647 is allowed", {"paths": 0}),
     (ValueError, "paths is 1.5; an integer", {"paths": 1.5}),
     (ValueError, "tau is 0.0; a finite number > 0 or a 0-d tensor is allowed", {"tau": 0.0}),
     (ValueError, "tau is -1; a finite number > 0", {"tau": -1}),
