@@ -213,7 +213,7 @@ def _keeps_statistics(t: Any, channels: int, device: torch.device, training: boo
         and t.is_floating_point()
         and t.shape == (channels,)
         and t.device == device
-        and not (training and _why_not_written(t))
+        and not (training and (t.is_neg() or not t.is_contiguous()) and _why_not_written(t))
     )
 
 

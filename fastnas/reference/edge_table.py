@@ -96,6 +96,21 @@ class EdgeTable:
     """Of all edges, in order."""
     code: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """The table as an op's schema can carry it."""
+    params: int = field(init=False, repr=False, compare=False)
+    """Parameters of all terms."""
+    norms: int = field(init=False, repr=False, compare=False)
+    """Batch norms of all terms."""
+    halves: int = field(init=False, repr=False, compare=False)
+    """Depthwise convolutions of all terms."""
+    separable: int = field(init=False, repr=False, compare=False)
+    """Terms with a second half, whose input "fast" and "lean" keep for backward."""
+    kept: int = field(init=False, repr=False, compare=False)
+    """Terms whose last depthwise output "fast" keeps: those of 25 taps or more."""
+    skips: int = field(init=False, repr=False, compare=False)
+    """Terms that noise is drawn on."""
+    _kernels: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Of every parameter the size of its depthwise kernel, 1: pointwise, 0: of a reduce_skip."""
+    _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "nodes", "candidates"):
@@ -122,9 +137,25 @@ class EdgeTable:
         if missing or not self.edges:
             raise ValueError(f"no edge enters node {min(missing, default=0)}")
         # Not cached properties: their lock is a graph break in Python 3.11.
-        terms = tuple((edge, term) for edge in self.edges for term in edge.terms)
-        object.__setattr__(self, "terms", terms)
-        object.__setattr__(self, "code", tuple(self._encode()))
+        self._set(terms=tuple((edge, term) for edge in self.edges for term in edge.terms))
+        self._set(
+            code=tuple(self._encode()),
+            params=self._count(_PARAMS),
+            norms=self._count(_NORMS),
+            halves=self._count(_HALVES),
+            separable=self._count({"sep_conv": 1}),
+            kept=sum(term.op in _HALVES and term.size >= 5 for _, term in self.terms),
+            skips=self._count({"skip": 1, "reduce_skip": 1}),
+            _kernels=tuple(size for _, term in self.terms for size in _kernels(term)),
+        )
+        self._set(_hash=hash(self.code))
+
+    def _set(self, **facts: object) -> None:
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def _check_term(self, e: int, edge: Edge, term: EdgeTerm) -> None:
         if term.op not in EDGE_OPS:
@@ -148,14 +179,10 @@ class EdgeTable:
 
     def param_shapes(self, C: int) -> list[tuple[int, ...]]:
         """Of every parameter, for C channels."""
-        shapes: list[tuple[int, ...]] = []
-        for _, term in self.terms:
-            if term.op == "reduce_skip":
-                shapes += [(C // 2, C, 1, 1)] * 2
-            else:
-                half = [(C, 1, term.size, term.size), (C, C, 1, 1)]
-                shapes += half * _HALVES.get(term.op, 0)
-        return shapes
+        return [
+            (C, 1, size, size) if size > 1 else (C, C, 1, 1) if size else (C // 2, C, 1, 1)
+            for size in self._kernels
+        ]
 
     def path(self, choice: Sequence[int]) -> Path:
         """The edges with the one candidate that each runs.
@@ -172,35 +199,6 @@ class EdgeTable:
     def _count(self, of: dict[str, int]) -> int:
         return sum(of.get(term.op, 0) for _, term in self.terms)
 
-    @property
-    def params(self) -> int:
-        """Parameters of all terms."""
-        return self._count(_PARAMS)
-
-    @property
-    def norms(self) -> int:
-        """Batch norms of all terms."""
-        return self._count(_NORMS)
-
-    @property
-    def halves(self) -> int:
-        """Depthwise convolutions of all terms."""
-        return self._count(_HALVES)
-
-    @property
-    def separable(self) -> int:
-        """Terms with a second half, whose input "fast" and "lean" keep for backward."""
-        return self._count({"sep_conv": 1})
-
-    @property
-    def kept(self) -> int:
-        """Terms whose last depthwise output "fast" keeps: those of 25 taps or more."""
-        return sum(term.op in _HALVES and term.size >= 5 for _, term in self.terms)
-
-    @property
-    def skips(self) -> int:
-        return self._count({"skip": 1, "reduce_skip": 1})
-
     def _encode(self) -> Iterator[int]:
         yield from (self.inputs, self.nodes, self.candidates)
         for edge in self.edges:
@@ -213,6 +211,10 @@ class EdgeTable:
         """The table of a code; ValueError if it is one of none."""
         check_type("code", code, tuple, list)
         return _decode(tuple(code))
+
+
+def _kernels(term: EdgeTerm) -> tuple[int, ...]:
+    return (0, 0) if term.op == "reduce_skip" else (term.size, 1) * _HALVES.get(term.op, 0)
 
 
 @lru_cache(maxsize=256)
