@@ -236,10 +236,9 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match=f"^use_backend is 'gpu'; {allowed}"), use_backend("gpu"):
         pass
     for name in (["cpu"], 1, b"cpu", torch.ones(1)):
-        kind = type(name).__name__
-        with pytest.raises(BackendError, match=f"^backend is a {kind}; {allowed}"):
+        with pytest.raises(BackendError, match=f"^backend is .*{allowed}"):
             fastnas.mixed_sum(X, W, backend=name)  # type: ignore[arg-type]
-        with pytest.raises(BackendError, match=f"^use_backend is a {kind}; "):
+        with pytest.raises(BackendError, match=f"^use_backend is .*{allowed}"):
             use_backend(name).__enter__()  # type: ignore[arg-type]
     set_environment(monkeypatch, "gpu")
     with pytest.raises(BackendError, match=f"^FASTNAS_BACKEND is 'gpu'; {allowed}"):
