@@ -18,7 +18,16 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 LONGEST = 60
 LONGEST_NUMBER = 128
 """Bits of an integer that is written out."""
-_SHORT = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    def repr_int(self, value: int, level: int) -> str:
+        """Also inside of a list."""
+        bits = value.bit_length()
+        return f"a whole number of {bits} bits" if bits > LONGEST_NUMBER else repr(value)
+
+
+_SHORT = _Short()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = 4 * LONGEST
 
@@ -29,8 +38,6 @@ def short(value: object) -> str:
     By its aliases a YAML file of a few hundred bytes holds a list whose repr is gigabytes, and
     Python refuses to write out an integer of more than 4,300 digits.
     """
-    if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:
-        return f"a whole number of {value.bit_length()} bits"
     text = _SHORT.repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 

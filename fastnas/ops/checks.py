@@ -213,12 +213,17 @@ def _keeps_statistics(t: Any, channels: int, device: torch.device, training: boo
         and t.is_floating_point()
         and t.shape == (channels,)
         and t.device == device
-        and not (training and (t.is_neg() or not t.is_contiguous()) and _why_not_written(t))
+        and not (training and _why_not_written(t))
     )
 
 
 def _why_not_written(t: Tensor) -> str:
-    """What keeps torch from updating a statistic in place; empty where nothing does."""
+    """What keeps torch from updating a statistic in place; empty where nothing does.
+
+    torch.compile updates a copy, and cannot ask for the flag.
+    """
+    if torch.compiler.is_compiling() or (t.is_contiguous() and not t.is_neg()):
+        return ""
     if t.dim() == 1 and t.shape[0] > 1 and t.stride(0) == 0:
         return " (expanded: all channels are one place in memory)"
     return " (a negative view)" if t.is_neg() else ""

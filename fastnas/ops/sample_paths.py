@@ -212,8 +212,8 @@ def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
         )
     if alpha.dim() < 2 or alpha.shape[-2] != sum(nodes) or alpha.shape[-1] < 1:
         raise ValueError(
-            f"sample_paths: alpha has shape {list(alpha.shape)}; [..., {sum(nodes)}, O] with O >= 1"
-            f" is needed for nodes {tuple(nodes)}"
+            f"sample_paths: alpha has shape {list(alpha.shape)}; [..., {short(sum(nodes))}, O] with"
+            f" O >= 1 is needed for nodes {short(tuple(nodes))}"
         )
 
 

@@ -35,7 +35,7 @@ WRONG: dict[str, list[Any]] = {
     "training": FLAGS,
     "momentum": [*NUMBERS, 1.0001, 2],
     "eps": NUMBERS,
-    "tau": [*NUMBERS, 0, 0.0],
+    "tau": [n for n in [*NUMBERS, 0, 0.0] if not isinstance(n, torch.Tensor)],
     "memory": TEXTS,
     "topology": TEXTS,
     "backend": [*TEXTS[:2], *TEXTS[3:]],
