@@ -56,12 +56,6 @@ def addresses(
     return [0 if t is None else address(t, on, layout) for t in tensors]
 
 
-def storage_of(t: Tensor) -> tuple[int, int]:
-    """Address and bytes of the memory behind a tensor, the same for all views of it."""
-    storage = t.untyped_storage()
-    return storage.data_ptr(), storage.nbytes()
-
-
 def _described(t: Tensor) -> str:
     if t.layout is not torch.strided:
         return f"a {type(t).__name__} of layout {t.layout}"
