@@ -97,10 +97,10 @@ BAD_NOISE: list[tuple[str, dict[str, Any]]] = [
     ("noise kind is 'normal'; allowed: gaussian, uniform", {"kind": "normal"}),
     ("noise mixture is 'sum'; allowed: additive, multiplicative", {"mixture": "sum"}),
     ("noise factor is -0.1; a finite number >= 0 is allowed", {"factor": -0.1}),
-    ("noise factor is nan; a finite number", {"factor": math.nan}),
-    ("noise factor is inf; a finite number", {"factor": math.inf}),
-    ("noise mean is inf; a finite number or None", {"mean": math.inf}),
-    ("noise mean is nan; a finite number or None", {"mean": math.nan}),
+    ("factor is nan; a finite number is needed", {"factor": math.nan}),
+    ("factor is inf; a finite number is needed", {"factor": math.inf}),
+    ("mean is inf; a finite number is needed", {"mean": math.inf}),
+    ("mean is nan; a finite number is needed", {"mean": math.nan}),
 ]
 
 

@@ -76,24 +76,3 @@ def test_wrong_arguments(name: str) -> None:
             assert all(torch.equal(a, b) for a, b in zip(before, after)), "running was updated"
             tried += 1
     assert tried > 10
-
-
-NOISES: list[tuple[str, list[Any]]] = [
-    ("kind", TEXTS),
-    ("mixture", TEXTS),
-    ("factor", NUMBERS),
-    ("mean", [n for n in NUMBERS if n is not None and not isinstance(n, float | int)]),
-]
-
-
-@pytest.mark.parametrize(("field", "wrong"), NOISES, ids=[field for field, _ in NOISES])
-def test_wrong_noise(field: str, wrong: list[Any]) -> None:
-    for value in wrong:
-        with pytest.raises(ValueError, match=f"^noise {field} is "):
-            SkipNoise(**{field: value})
-
-
-def test_wrong_amplitudes() -> None:
-    for value in (math.nan, math.inf, "1", None, True, HUGE):
-        with pytest.raises(ValueError, match=r"^noise amplitude is .*; a finite number is allowed"):
-            SkipNoise().level(value)
