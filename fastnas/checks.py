@@ -147,7 +147,7 @@ def check_hint(name: str, value: Any, hint: Any) -> None:
         check_int(name, value)
     elif hint is float:
         check_number(name, value)
-    elif isinstance(origin or hint, type):
+    elif isinstance(origin or hint, type) and hint is not Any:
         check_type(name, value, origin or hint)
 
 

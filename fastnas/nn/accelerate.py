@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.backends import MEMORY
+from fastnas.checks import typed
 from fastnas.nn.dag import Dag
 from fastnas.nn.equivalence import device_of, disagreement, dtype_of, random_inputs
 from fastnas.nn.final_norms import final_norm
@@ -99,6 +100,7 @@ def _ways(module: nn.Module) -> Iterator[_Way | str]:
     yield _Way(sum_forward, None, f"{len(ops)} candidates: {what}")
 
 
+@typed
 def accelerate(
     model: nn.Module, memory: str = "lean", backend: str | None = None, *, check: bool = True
 ) -> Report:
@@ -143,8 +145,6 @@ def accelerate(
         ValueError: `memory` is none of the three, or nothing like a cell or mixed op was found.
         BackendError: the explicit backend cannot run here.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: model is a {type(model).__name__}; an nn.Module is needed")
     if memory not in MEMORY:
         raise ValueError(f"accelerate: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
     found = [(name, module) for name, module in model.named_modules() if candidate_modules(module)]
@@ -174,6 +174,7 @@ def accelerate(
     return report
 
 
+@typed
 def decelerate(model: nn.Module) -> None:
     """Gives every module its own forward back."""
     for module in model.modules():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import typed
 from fastnas.reference.sample_paths import logits_per_node
 from fastnas.spaces import Space
 
@@ -28,6 +29,7 @@ class ArchParameters(nn.Module):
     normal: nn.Parameter
     reduce: nn.Parameter
 
+    @typed
     def __init__(
         self,
         space: Space,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastnas.checks import typed
 from fastnas.reference.primitives import FactorizedReduce, Identity, ReLUConvBN, primitive
 from fastnas.spaces import CellType, Genotype
 
@@ -154,6 +155,7 @@ class EvalNetwork(nn.Module):
             a genotype with an unknown operation or no output.
     """
 
+    @typed
     def __init__(
         self,
         genotype: Genotype,
@@ -166,8 +168,6 @@ class EvalNetwork(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(genotype, Genotype):
-            raise TypeError(f"genotype must be a Genotype, got {type(genotype).__name__}")
         sizes = {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}
         for name, size in sizes.items():
             if size < 1:
@@ -219,6 +219,7 @@ class EvalNetwork(nn.Module):
         return self.classifier(self.global_pooling(s1).flatten(1)), auxiliary
 
 
+@typed
 def count_parameters(module: nn.Module, exclude_auxiliary: bool = True) -> int:
     """The number of parameters of a module.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
+from fastnas.checks import typed
 from fastnas.reference.primitives import Identity, ReLUConvBN, Zero
 from fastnas.spaces import NB201Genotype
 
@@ -118,6 +119,7 @@ class NB201EvalNetwork(nn.Module):
         ValueError: a size below 1.
     """
 
+    @typed
     def __init__(
         self,
         genotype: NB201Genotype,
@@ -128,8 +130,6 @@ class NB201EvalNetwork(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        if not isinstance(genotype, NB201Genotype):
-            raise TypeError(f"genotype must be a NB201Genotype, got {type(genotype).__name__}")
         sizes = {"C": C, "num_classes": num_classes, "layers": layers, "in_channels": in_channels}
         for name, size in sizes.items():
             if size < 1:

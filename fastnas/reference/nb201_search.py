@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fastnas.checks import typed
 from fastnas.reference.nb201 import nb201_last, nb201_operation, nb201_stages
 from fastnas.reference.search_network import Dag, Factory, SearchNetwork, Weights
 from fastnas.reference.single_path import SinglePathDag, SinglePathNetwork
@@ -34,6 +35,7 @@ class NB201Cell(Dag):
         options: keyword arguments of `MixedOp`.
     """
 
+    @typed
     def __init__(self, space: Space, C: int, **options: Any) -> None:
         super().__init__()
         own = {name: _factory(name) for name in NB201_OPS}
@@ -66,6 +68,7 @@ class NB201SearchNetwork(SearchNetwork):
     layout: ClassVar[Layout] = "nb201"
     cell: type[Dag] = NB201Cell
 
+    @typed
     def __init__(
         self,
         space: Space,

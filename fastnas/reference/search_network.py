@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import check_int, typed
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
@@ -41,6 +42,7 @@ class MixedOp(nn.Module):
         skips: which candidates are skip connections; None: those named "skip_connect".
     """
 
+    @typed
     def __init__(
         self,
         candidates: Sequence[Candidate],
@@ -53,6 +55,8 @@ class MixedOp(nn.Module):
         skips: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_int("C", C, 1)
+        check_int("stride", stride, 1, 2)
         if not candidates:
             raise ValueError("MixedOp: candidates is empty; at least one is needed")
         if not 0 <= skip_drop_path < 1:
@@ -143,6 +147,7 @@ class Cell(Dag):
         options: keyword arguments of `MixedOp`.
     """
 
+    @typed
     def __init__(
         self,
         space: Space,
@@ -154,6 +159,9 @@ class Cell(Dag):
         **options: object,
     ) -> None:
         super().__init__()
+        sizes = {"C_before_last": C_before_last, "C_last": C_last, "C": C}
+        for name, value in sizes.items():
+            check_int(name, value, 1)
         self.preprocess0: nn.Module = (
             FactorizedReduce(C_before_last, C, affine=False)
             if reduced_before
@@ -191,6 +199,7 @@ class SearchNetwork(nn.Module):
     """Of the spaces that it takes."""
     cell: type[Dag] = Cell
 
+    @typed
     def __init__(
         self,
         space: Space,
@@ -205,9 +214,10 @@ class SearchNetwork(nn.Module):
         extra: Mapping[str, Factory] | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("C", C), ("num_classes", num_classes), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"SearchNetwork: {name} is {value}; at least 1 is needed")
+        sizes = {"C": C, "num_classes": num_classes, "layers": layers}
+        sizes |= {"in_channels": in_channels, "stem_multiplier": stem_multiplier}
+        for name, value in sizes.items():
+            check_int(f"SearchNetwork: {name}", value, 1)
         if space.layout != self.layout:
             raise ValueError(
                 f"{type(self).__name__}: space {space.name} has layout {space.layout}; "

@@ -167,7 +167,7 @@ def test_the_report_is_a_table():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: accelerate("net"), TypeError, "model is a str; an nn.Module is needed"),
+        (lambda: accelerate("net"), TypeError, "model is .net.; Module is needed"),
         (
             lambda: accelerate(Identity(), "small"),
             ValueError,

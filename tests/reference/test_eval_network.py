@@ -232,13 +232,13 @@ def test_drop_path_can_change_in_training():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"genotype": "DARTS_V2"}, TypeError, "genotype must be a Genotype, got str"),
+        ({"genotype": "DARTS_V2"}, TypeError, "genotype is 'DARTS_V2'; Genotype is needed"),
         ({"C": 0}, ValueError, "C must be at least 1, got 0"),
         ({"layers": 0}, ValueError, "layers must be at least 1, got 0"),
         ({"num_classes": -1}, ValueError, "num_classes must be at least 1, got -1"),
         ({"in_channels": 0}, ValueError, "in_channels must be at least 1, got 0"),
         ({"drop_path": 1.0}, ValueError, r"drop_path must be in \[0, 1\), got 1.0"),
-        ({"drop_path": float("nan")}, ValueError, r"drop_path must be in \[0, 1\), got nan"),
+        ({"drop_path": float("nan")}, ValueError, r"drop_path is nan; a finite number is needed"),
         (
             {"genotype": Genotype([[("conv", 0)]], [2], ONE_NODE, [2])},
             ValueError,

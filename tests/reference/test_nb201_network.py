@@ -137,7 +137,7 @@ def test_a_residual_block_by_hand():
         (
             lambda: NB201EvalNetwork(Genotype([[("a", 0)]], [2], [[("a", 0)]], [2]), 16, 10, 5),
             TypeError,
-            "must be a NB201Genotype, got Genotype",
+            "genotype is Genotype.*; NB201Genotype is needed",
         ),
         (lambda: NB201EvalNetwork(from_nb201(ARCH_11), 16, 10, 0), ValueError, "layers must be"),
         (lambda: NB201EvalNetwork(from_nb201(ARCH_11), 0, 10, 5), ValueError, "C must be"),
