@@ -64,8 +64,11 @@ class Augment:
             raise ValueError(f"images have shape {list(images.shape)}; expected [B, C, H, W]")
         if generator.device.type != "cpu":
             raise ValueError(f"generator is on {generator.device}; expected a CPU generator")
-        if fill is not None and fill.shape != images.shape[1:2]:
-            raise ValueError(f"fill has shape {list(fill.shape)}; expected [{images.shape[1]}]")
+        if fill is not None and (fill.shape != images.shape[1:2] or not fill.is_floating_point()):
+            raise ValueError(
+                f"fill is {fill.dtype} of shape {list(fill.shape)}; expected floating point"
+                f" [{images.shape[1]}]"
+            )
         if not (self.crop or self.flip or self.cutout):
             return images
         draws = to_device(self.draw(images.shape, generator), images.device)

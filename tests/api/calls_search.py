@@ -31,7 +31,7 @@ labels = tensor(6, dtype=torch.int64).but("a larger first axis", "meta", "sparse
 bytes_of_images = tensor(6, 1, 8, 8, dtype=torch.uint8).but("a larger first axis")
 settings = {
     "channels": integer(16, 1, 4096), "epochs": integer(3, 1, 10**6), "seed": SEED,
-    "lr": number(0.025, above=0.0, high=100.0, optional=True), "momentum": number(0.9, 0.0, 1.0),
+    "lr": number(0.025, above=0.0, optional=True), "momentum": number(0.9, 0.0, 1.0),
     "out": text("runs/x"), "tensorboard": flag(True), "data": text("digits"),
 }  # fmt: skip
 
@@ -69,7 +69,8 @@ CALLS = [
             "unknown": "no-such", "empty": "", "missing": "missing.npz", "bytes": b"x.npz", "NUL":
             "a\0b.npz"}).called("data set", "data", "no such file", "cannot be read"),
         "image_size": integer(8, 1, optional=True)}),
-    Call("entropy", entropy, {"w": tensor(3, 4).but("another rank", "a larger first axis")}),
+    Call("entropy", entropy, {
+        "w": tensor(3, 4).but("another rank", "a larger first axis", "meta")}),
     Call("observe", observe, {
         "weights": one_of(lambda: {"normal": torch.rand(6, 5)}, **{"None": None, "a number": 3,
             "a list": [], "lists": {"normal": [1.0]}, "None as w": {"normal": None}}),
@@ -79,7 +80,7 @@ CALLS = [
             "texts": ["a", "b", "c"], "Nones": [None] * 4}),
         "edges": integer(8, 1), "share": number(0.5, 0.0, 1.0), "patience": integer(3, 1)}),
     *(Call(kind.__name__, lambda kind=kind, **given: config(kind, **given), {
-        **settings, "device": choice("cpu"), "method": choice("darts")} if kind is SearchConfig
+        **settings, "device": choice("cpu").but("unknown", "empty"), "method": choice("darts")} if kind is SearchConfig
         else settings, kind.__name__) for kind in (SearchConfig, TrainConfig)),
     Call("StudyConfig", lambda **given: config(StudyConfig, evaluator="train:x.yaml", **given), {
         "method": choice("random"), "budget": integer(10, 1, 10**9), "seed": SEED,
