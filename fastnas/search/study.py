@@ -24,6 +24,7 @@ import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from fastnas.search.claims import Claims
 from fastnas.search.config import ConfigError
 from fastnas.search.evaluators import Evaluation, Evaluator
 from fastnas.search.text_file import file_path
@@ -39,6 +40,8 @@ POLL_SECONDS = 0.2
 ATTEMPTS = 4
 """To open a study."""
 SETTINGS = "settings"
+LIVE = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+"""States of the trials that count: they have an evaluation, or may have one yet."""
 SQLITE = "sqlite:///"
 LOCK_SECONDS = 100
 
@@ -99,7 +102,7 @@ class Study:
         self.grace = timedelta(seconds=grace_seconds)
         self._sampler = _Proposals(method, self.domain, seed)
         with _quiet():
-            self._study = _opened(database, self._sampler, grace_seconds)
+            self._study, self._claims = _opened(database, self._sampler, grace_seconds)
         self._agree({**settings, "operations": list(layout.ops), "length": layout.length})
 
     def run(self, budget: int, told: Callable[[int, float], object] | None = None) -> None:
@@ -148,25 +151,45 @@ class Study:
         origin = self._sampler.origins.pop(trial.number, None)
         if origin is not None:
             trial.set_user_attr("origin", origin)
-        cell = self.cell(point, trial.number)
+        cell = self._claimed(point, trial.number)
         trial.set_user_attr("cell", text_of(cell))
         (evaluation,) = self.evaluator.evaluate([cell], [self._evaluation_seed(trial.number)])
         trial.set_user_attr("seconds", evaluation.seconds)
         trial.set_user_attr("epochs", evaluation.epochs)
         return evaluation.accuracy
 
-    def cell(self, point: Point, number: int) -> AnyGenotype:
-        """The cell that the trial of that number evaluates, none that another does already."""
-        texts = (t.user_attrs.get("cell") for t in self._live() if t.number != number)
-        seen = {parse(text) for text in texts if text is not None}
-        return unseen_cell(self.domain, point, np.random.default_rng([self.seed, number, 1]), seen)
+    def _claimed(self, point: Point, number: int) -> AnyGenotype:
+        """The cell that the trial of that number evaluates, and no other at the same time.
+
+        Where all that the point stands for is being evaluated, the trial is pruned, and the method
+        proposes another, which sees those.
+        """
+        lost: set[AnyGenotype] = set()
+        while True:
+            texts = [t.user_attrs.get("cell") for t in self._live() if t.number != number]
+            seen = {parse(text) for text in texts if text is not None} | lost
+            rng = np.random.default_rng([self.seed, number, 1])
+            cell = unseen_cell(self.domain, point, rng, seen)
+            is_again = cell in seen
+            if self._claims.take(text_of(cell), number, partial(self._is_free, is_again)):
+                return cell
+            if is_again or not self.domain.is_noisy:
+                time.sleep(POLL_SECONDS)
+                raise optuna.TrialPruned
+            lost.add(cell)
+
+    def _is_free(self, is_again: bool, holder: int) -> bool:
+        """Whether the trial that holds a cell is dead, or has evaluated it and the method, which
+        knew, proposed it again."""
+        states = {t.number: t.state for t in self._live()}
+        return holder not in states or (is_again and states[holder] == TrialState.COMPLETE)
 
     def _evaluation_seed(self, number: int) -> int:
         """Below 2^32, of the study's seed and the trial's number."""
         return int(np.random.SeedSequence([self.seed, number, 2]).generate_state(1)[0])
 
     def _live(self) -> list[FrozenTrial]:
-        return self._trials(TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+        return self._trials(*LIVE)
 
     def _trials(self, *states: Any) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=states)
@@ -210,10 +233,9 @@ class _Proposals(BaseSampler):
     def sample_relative(
         self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
-        states = TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING
         past = [
             self._observation(other)
-            for other in study.get_trials(deepcopy=False, states=states)
+            for other in study.get_trials(deepcopy=False, states=LIVE)
             if other.number < trial.number and len(other.params) == len(self.domain.sizes)
         ]
         rng = np.random.default_rng([self.seed, trial.number])
@@ -236,8 +258,9 @@ class _Proposals(BaseSampler):
         )
 
 
-def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> Any:
-    """The study, made if need be; tried again, as another worker may be making it just now."""
+def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> tuple[Any, Claims]:
+    """The study and its claims, made if need be; tried again, as another worker may be making them
+    just now."""
     url, engine = _engine(database)
     for attempt in range(ATTEMPTS):
         try:
@@ -248,19 +271,21 @@ def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> Any:
                 grace_period=grace_seconds,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
             )
-            return optuna.create_study(
+            study = optuna.create_study(
                 study_name=NAME,
                 storage=storage,
                 sampler=sampler,
                 direction="maximize",
                 load_if_exists=True,
             )
+            return study, Claims(storage.engine)
         except Exception as error:  # SQLAlchemy's and those of its drivers
             if attempt == ATTEMPTS - 1:
                 shown = re.sub(r"//([^:/@]+):[^@]*@", r"//\1:***@", str(database))
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise StudyError(f"study {shown}: {reason}") from error
             time.sleep(POLL_SECONDS)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
