@@ -23,6 +23,7 @@ class _Panel:
     unit: str
     lines: tuple[tuple[str, str], ...]
     counts: bool = False
+    limits: tuple[float, float] | None = None
 
 
 PANELS = (
@@ -42,6 +43,7 @@ PANELS = (
         "alpha entropy",
         "share of log K, mean over edges",
         (("entropy_normal", "normal cell"), ("entropy_reduce", "reduction cell")),
+        limits=(0.0, 1.0),
     ),
 )
 
@@ -129,6 +131,8 @@ def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, float | None
     if panel.counts:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

@@ -76,6 +76,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             " skip connections for three epochs. Its cell will probably do badly.",
             "",
         ]
+    for cell, choices in report["undecided"].items():
+        lines += [f"**Undecided**: {choices} of the {cell} cell are within the initial noise.", ""]
     if report["step_speedup_vs_eager"] is not None:
         lines += [
             "## Beside eager",

@@ -66,6 +66,10 @@ def run_search(
     )
     searcher.search(out, console)
 
+    found = searcher.strategy.undecided(searcher.arch, searcher.space)
+    undecided = {cell: str(choices) for cell, choices in found.items() if choices.count}
+    for cell, choices in undecided.items():
+        console.print(f"undecided: {choices} of the {cell} cell are within the initial noise")
     genotype = _final_genotype(searcher, console)
     _leave_genotype(out, genotype, f"{config.method} on {config.data}")
     draw_history(searcher.history, out / "history.png")
@@ -76,6 +80,7 @@ def run_search(
         "seed": config.seed,
         "epochs": config.epochs,
         "genotype": to_text(genotype),
+        "undecided": undecided,
         "collapsed": searcher.history[-1]["collapsed"],
         **{
             f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]

@@ -21,6 +21,7 @@ from fastnas.strategies.base import Strategy, check_logits
 from fastnas.strategies.black_box import ANASOD
 from fastnas.strategies.darts import DARTS
 from fastnas.strategies.gdas import GDAS
+from fastnas.strategies.margins import Undecided, within_noise
 
 
 class OnDistributions(Strategy):
@@ -58,6 +59,13 @@ class OnDistributions(Strategy):
             kept = w[[names.index(op) for op in ops]]
             shares[cell_type] = tuple((kept / kept.sum()).tolist())
         return OperationDistribution(ops, shares)
+
+    def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
+        """A distribution is undecided where its largest and its smallest logit are as close as two
+        initial ones."""
+        rows = {cell: alpha[0].detach() for cell, alpha in arch.alphas().items()}
+        margins = {cell: [float(row.max() - row.min())] for cell, row in rows.items()}
+        return within_noise(margins, self.alpha_scale, "distributions")
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """The first cell of `cells`."""

@@ -18,6 +18,7 @@ from fastnas.spaces import AnyGenotype, Genotype, Layout, NB201Genotype, Space
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
 from fastnas.strategies.derivation import check_finite, derive_every_edge, derive_top_edges
 from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+from fastnas.strategies.margins import Undecided, operation_margins, within_noise
 from fastnas.strategies.method import Method
 
 Batch = tuple[Tensor, Tensor]
@@ -154,6 +155,19 @@ class Strategy(Method):
             if space.layout == "nb201":
                 return self.derive_nb201(arch, space)
             return self.derive_darts(arch, space)
+
+    def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
+        """Cell type to how many choices of the derivation the initial noise may have made."""
+        return within_noise(self.margins(arch, space), self.alpha_scale, "edges")
+
+    def margins(self, arch: ArchParameters, space: Space) -> dict[str, list[float]]:
+        """Cell type to the margin of each choice of the derivation, in units of the logits: here
+        that of the operation of every edge."""
+        drops = space.layout == "darts"
+        return {
+            cell: operation_margins(alpha, space, cell, drops)
+            for cell, alpha in arch.alphas().items()
+        }
 
     def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
         """In a space of DARTS' layout."""

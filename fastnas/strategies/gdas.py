@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters
 from fastnas.spaces import Genotype, Space
 from fastnas.strategies.derivation import derive_top_entries
+from fastnas.strategies.margins import Undecided, within_noise
 from fastnas.strategies.single_path import SinglePath
 
 GRADIENTS = ("executed", "siblings")
@@ -39,6 +41,26 @@ class GDAS(SinglePath):
         super().__init__(**options)
         check_choice("gdas_gradient", self.gdas_gradient, GRADIENTS)
         self.siblings = self.gdas_gradient == "siblings"
+
+    def margins(self, arch: ArchParameters, space: Space) -> dict[str, list[float]]:
+        """Of the operations of edges, or, where a node keeps its two largest entries, of the second
+        of them over the third, in log softmax."""
+        if space.layout != "darts":
+            return super().margins(arch, space)
+        found: dict[str, list[float]] = {}
+        for cell in space.cell_types:
+            entries: dict[int, list[float]] = {}
+            rows = zip(space.edges, arch.alphas()[cell].detach().double().log_softmax(-1).tolist())
+            for ((_, node), row), names in zip(rows, space.candidates(cell)):
+                kept = (v for v, name in zip(row, names) if name != "none")
+                entries.setdefault(node, []).extend(kept)
+            ranked = (sorted(values, reverse=True) for values in entries.values())
+            found[cell] = [r[1] - r[2] if len(r) > 2 else math.inf for r in ranked]
+        return found
+
+    def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
+        what = "nodes" if space.layout == "darts" else "edges"
+        return within_noise(self.margins(arch, space), self.alpha_scale, what)
 
     def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
         return derive_top_entries(self.mixing_weights(arch), space)

@@ -353,3 +353,10 @@ def test_a_simplex_is_written(tmp_path):
     assert all(axes.get_xlim() == (-1.2, 1.2) for axes in panels)
     colours = [axes.collections[0].get_facecolor().tolist() for axes in panels]
     assert colours[0] == colours[1]
+
+
+def test_entropy_is_drawn_from_0_to_1():
+    history = [{"epoch": e, "entropy_normal": 0.9999, "train_loss": 2.0 - e} for e in range(3)]
+    axes = {a.get_title(): a for a in history_figure(history).axes}
+    assert axes["alpha entropy"].get_ylim() == (0.0, 1.0)
+    assert axes["loss"].get_ylim() != (0.0, 1.0)

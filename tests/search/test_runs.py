@@ -96,6 +96,9 @@ def test_what_a_run_leaves(tmp_path):
     assert list((tmp_path / "run/tensorboard").glob("events*"))
     text = (tmp_path / "run/report.md").read_text()
     assert f"{report['test_accuracy']:.4f}" in text and "saved for backward" in text
+    # Eight steps of 3e-4 move no logit beyond what its noise of 1e-3 N(0, 1) may have been.
+    assert set(report["undecided"]) == {"normal", "reduce"}
+    assert f"**Undecided**: {report['undecided']['normal']} of the normal cell are" in text
 
 
 def test_a_seed_fixes_the_search(tmp_path):
