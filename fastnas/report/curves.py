@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ PANELS = (
 
 
 @typed
-def draw_history(history: Sequence[Mapping[str, float | None]], path: Path | str) -> None:
+def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> None:
     """Draw losses, accuracies, skip counts and alpha entropies over the epochs of a search.
 
     Args:
@@ -84,7 +85,7 @@ def draw_best_so_far(accuracies: Sequence[float], path: Path | str) -> None:
 
 
 @typed
-def history_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
+def history_figure(history: Sequence[Mapping[str, object]]) -> Figure:
     """The picture that `draw_history` saves: a figure with one axes for each panel."""
     if not history:
         raise ValueError("history is empty; expected an entry for at least one epoch")
@@ -109,7 +110,7 @@ def history_figure(history: Sequence[Mapping[str, float | None]]) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, float | None]]) -> None:
+def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, Any]]) -> None:
     marker = "o" if len(history) <= 30 else None
     for (key, label), colour in zip(panel.lines, (FIRST, SECOND)):
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
