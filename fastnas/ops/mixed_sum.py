@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
+from fastnas.checks import check_int
 from fastnas.ops.checks import as_list, check_noise, check_terms
 from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
 from fastnas.ops.table import OPS
@@ -140,6 +141,7 @@ def draw_rng(count: int = 1, device: torch.device | None = None) -> Tensor:
     Always from torch's CPU generator, so `torch.manual_seed` governs and a run on CUDA sees the
     noise that a run on the CPU sees. Draw all edges of a network at once: it is one copy.
     """
+    check_int("draw_rng: count", count, 0)
     return to_device(torch.randint(2**62, (count, 2), dtype=torch.int64), device)
 
 

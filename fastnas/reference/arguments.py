@@ -68,6 +68,8 @@ def check_paths(
             f"alpha has shape {list(alpha.shape)}; [..., {sum(nodes)}, O] is needed for nodes"
             f" {list(nodes)}"
         )
+    if beta is None and any(rows):
+        raise ValueError(f"beta is None; {sum(rows)} logits of the edges are needed")
     needed = (*alpha.shape[:-2], sum(rows))
     if beta is not None and tuple(beta.shape) != needed:
         raise ValueError(

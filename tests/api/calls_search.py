@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from wrong_values import Call, choice, flag, instance, integer, number, one_of, tensor, text
 
@@ -79,9 +81,10 @@ CALLS = [
         "skips": one_of(lambda: [1.0, 2.0], **{"None": None, "a number": 3, "text": "abc",
             "texts": ["a", "b", "c"], "Nones": [None] * 4}),
         "edges": integer(8, 1), "share": number(0.5, 0.0, 1.0), "patience": integer(3, 1)}),
-    *(Call(kind.__name__, lambda kind=kind, **given: config(kind, **given), {
-        **settings, "device": choice("cpu").but("unknown", "empty"), "method": choice("darts")} if kind is SearchConfig
-        else settings, kind.__name__) for kind in (SearchConfig, TrainConfig)),
+    Call("SearchConfig", partial(config, SearchConfig), {
+        **settings, "device": choice("cpu").but("unknown", "empty"), "method": choice("darts")},
+        "SearchConfig"),
+    Call("TrainConfig", partial(config, TrainConfig), settings, "TrainConfig"),
     Call("StudyConfig", lambda **given: config(StudyConfig, evaluator="train:x.yaml", **given), {
         "method": choice("random"), "budget": integer(10, 1, 10**9), "seed": SEED,
         "length": integer(8, 1, 128, optional=True)}, "StudyConfig"),
