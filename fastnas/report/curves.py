@@ -48,6 +48,8 @@ PANELS = (
     ),
 )
 
+DRAWN = ("epoch", *(key for panel in PANELS for key, _ in panel.lines))
+
 
 @typed
 def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> None:
@@ -92,6 +94,10 @@ def history_figure(history: Sequence[Mapping[str, object]]) -> Figure:
     for position, entry in enumerate(history):
         if "epoch" not in entry:
             raise ValueError(f"history[{position}] has no epoch; it has {', '.join(entry)}")
+        for key in DRAWN:
+            value = entry.get(key)
+            if value is not None and not isinstance(value, int | float):
+                raise TypeError(f"history[{position}] has {key} {value!r}; a number is needed")
     panels = [
         panel
         for panel in PANELS
