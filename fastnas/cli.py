@@ -277,9 +277,13 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+INTERRUPTED = 130
+"""The exit code of Ctrl-C."""
+
+
 def main() -> None:
-    """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged
-    one line and exit code 1."""
+    """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged,
+    or was refused something by the system, one line and exit code 1."""
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
@@ -292,11 +296,14 @@ def main() -> None:
         _fail(str(error))
     except DivergedError as error:
         _fail(str(error), 1)
+    except OSError as error:  # a full disk, a folder that has vanished: at any moment of a run
+        name = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{name}{error.strerror or error}", 1)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer returns it too: some of its versions catch Ctrl-C themselves
         print("fastnas: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int = 2) -> typing.NoReturn:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import io
 import random
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,11 @@ import torch
 
 from fastnas.search.files import write_atomically
 
-VERSION = 1
+VERSION = 2
+HEADER = f"fastnas checkpoint {VERSION}\n".encode()
+HASH_BYTES = 32
+ZIP = b"PK"
+"""What checkpoints of version 1 begin with."""
 
 
 class CheckpointError(ValueError):
@@ -21,30 +25,51 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, kind: str, state: dict[str, Any]) -> None:
-    """Writes atomically. The state is tensors, numbers, text and containers of them."""
-    content = {"kind": kind, "version": VERSION, **state}
-    write_atomically(path, lambda stream: torch.save(content, stream))
+    """Writes atomically. The state is tensors, numbers, text and containers of them.
+
+    The file is a line with the version, the hash of all that follows, and what torch.save writes.
+    """
+    stream = io.BytesIO()
+    torch.save({"kind": kind, **state}, stream)
+    content = stream.getvalue()
+    write_atomically(path, lambda file: file.write(HEADER + _hash(content) + content))
 
 
 def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, loaded with weights_only=True: no code in it is run."""
+    """What `save_checkpoint` wrote, loaded with weights_only=True: no code in it is run.
+
+    Raises:
+        CheckpointError: there is none, a byte of it has changed, or it is of another version or
+            kind.
+    """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, MemoryError) as error:
         raise CheckpointError(f"checkpoint {path} is broken: {_first_line(error)}") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    if whole.startswith(ZIP):
+        raise CheckpointError(
+            f"checkpoint {path} has version 1, without a hash, or is no fastnas checkpoint;"
+            f" this fastnas reads version {VERSION}"
+        )
+    start = len(HEADER) + HASH_BYTES
+    content = whole[start:]  # torch.load reads damaged tensors without a word
+    if not whole.startswith(HEADER) or whole[len(HEADER) : start] != _hash(content):
+        raise CheckpointError(f"checkpoint {path} is broken: its content does not match its hash")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle made by hand raises anything
         raise CheckpointError(f"checkpoint {path} is broken: {_first_line(error)}") from error
-    if not isinstance(state, dict) or "kind" not in state or "version" not in state:
+    if not isinstance(state, dict) or "kind" not in state:
         raise CheckpointError(f"{path} is no fastnas checkpoint")
     if state["kind"] != kind:
         raise CheckpointError(f"checkpoint {path} is of a {state['kind']}, not of a {kind}")
-    if state["version"] != VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has version {state['version']}; this fastnas reads {VERSION}"
-        )
     return state
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
 def _first_line(error: Exception) -> str:

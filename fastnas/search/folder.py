@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fastnas.search.config import FolderConfig, config_text, make_config
 from fastnas.search.files import is_partial, write_text
 from fastnas.search.text_file import file_path
 
 CONFIG = "config.json"
+LOCK = ".lock"
 # May differ between a run and its continuation: they change no result.
 FREE = {
     "out",
@@ -34,6 +39,33 @@ class RunFolderError(ValueError):
     """The folder of a run cannot be used; one line says why."""
 
 
+@contextmanager
+def claimed_folder(config: FolderConfig, resume: bool) -> Iterator[Path]:
+    """The run's folder, claimed as by `claim_folder` and locked while the run lives.
+
+    Raises:
+        RunFolderError: as `claim_folder`, or another run that lives has the folder.
+    """
+    out = file_path(config.out)
+    try:
+        if not os.path.lexists(out / CONFIG):
+            _check_empty(out)
+        out.mkdir(parents=True, exist_ok=True)
+        # The system releases it when the process dies, however it dies.
+        lock = FileLock(out / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(
+            f"{out} is in use by another run; wait for its end, or name another folder with --out"
+        ) from None
+    except OSError as error:
+        raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
+    try:
+        yield claim_folder(config, resume)
+    finally:
+        lock.release()
+
+
 def claim_folder(config: FolderConfig, resume: bool) -> Path:
     """Makes the run's folder and writes its config there.
 
@@ -52,13 +84,17 @@ def claim_folder(config: FolderConfig, resume: bool) -> Path:
             write_text(path, config_text(config))
         return out
     try:
-        if out.exists() and any(not is_partial(path) for path in out.iterdir()):
-            raise RunFolderError(f"{out} is not empty and holds no run; name another with --out")
+        _check_empty(out)
         out.mkdir(parents=True, exist_ok=True)
         write_text(path, config_text(config))
     except OSError as error:
         raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
     return out
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and any(not is_partial(p) and p.name != LOCK for p in out.iterdir()):
+        raise RunFolderError(f"{out} is not empty and holds no run; name another with --out")
 
 
 def _check_same(config: FolderConfig, path: Path) -> bool:

@@ -16,7 +16,7 @@ from fastnas.search.derived import check_derived, train_derived
 from fastnas.search.evaluators import TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.files import write_text
-from fastnas.search.folder import claim_folder
+from fastnas.search.folder import claimed_folder
 from fastnas.search.genotype_file import read_genotype
 from fastnas.search.progress import plain_console, stage
 from fastnas.search.run_report import (
@@ -58,52 +58,52 @@ def run_search(
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
-    out = claim_folder(config, resume)
-    if resume and (out / SEARCH_CHECKPOINT).exists():
-        searcher.resume(out / SEARCH_CHECKPOINT)
-    console.print(
-        f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
-    )
-    searcher.search(out, console)
+    with claimed_folder(config, resume) as out:
+        if resume and (out / SEARCH_CHECKPOINT).exists():
+            searcher.resume(out / SEARCH_CHECKPOINT)
+        console.print(
+            f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
+        )
+        searcher.search(out, console)
 
-    found = searcher.strategy.undecided(searcher.arch, searcher.space)
-    undecided = {cell: str(choices) for cell, choices in found.items() if choices.count}
-    for cell, choices in undecided.items():
-        console.print(f"undecided: {choices} of the {cell} cell are within the initial noise")
-    genotype = _final_genotype(searcher, console)
-    _leave_genotype(out, genotype, f"{config.method} on {config.data}")
-    draw_history(searcher.history, out / "history.png")
-    report: dict[str, Any] = {
-        "method": config.method,
-        "space": config.space,
-        "data": config.data,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "genotype": to_text(genotype),
-        "undecided": undecided,
-        "collapsed": searcher.history[-1]["collapsed"],
-        **{
-            f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
-            for cell in searcher.space.cell_types
-        },
-        "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
-        **_distribution(searcher),
-        "table": table and {table.column: table.score(genotype, table.column)},
-        "search_seconds": searcher.seconds,
-        "backend": searcher.backend,
-        "cuda_graph": searcher.is_graphed,
-        "environment": environment(searcher.device),
-        **train_derived(config, genotype, images, out, resume, console),
-        **uncompared("it did not end" if config.compare_steps else None),
-    }
-    # First: eager may need more memory than there is, and the system then kills the process.
-    write_report(out, report, search_text(report, genotype))
-    if config.compare_steps:
-        with stage(console, f"timing {config.compare_steps} steps beside eager"):
-            report |= comparison(searcher, config.compare_steps)
+        found = searcher.strategy.undecided(searcher.arch, searcher.space)
+        undecided = {cell: str(choices) for cell, choices in found.items() if choices.count}
+        for cell, choices in undecided.items():
+            console.print(f"undecided: {choices} of the {cell} cell are within the initial noise")
+        genotype = _final_genotype(searcher, console)
+        _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+        draw_history(searcher.history, out / "history.png")
+        report: dict[str, Any] = {
+            "method": config.method,
+            "space": config.space,
+            "data": config.data,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "genotype": to_text(genotype),
+            "undecided": undecided,
+            "collapsed": searcher.history[-1]["collapsed"],
+            **{
+                f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
+                for cell in searcher.space.cell_types
+            },
+            "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
+            **_distribution(searcher),
+            "table": table and {table.column: table.score(genotype, table.column)},
+            "search_seconds": searcher.seconds,
+            "backend": searcher.backend,
+            "cuda_graph": searcher.is_graphed,
+            "environment": environment(searcher.device),
+            **train_derived(config, genotype, images, out, resume, console),
+            **uncompared("it did not end" if config.compare_steps else None),
+        }
+        # First: eager may need more memory than there is, and the system then kills the process.
         write_report(out, report, search_text(report, genotype))
-    console.print(f"\nreport: {out / REPORT_MD}")
-    return report
+        if config.compare_steps:
+            with stage(console, f"timing {config.compare_steps} steps beside eager"):
+                report |= comparison(searcher, config.compare_steps)
+            write_report(out, report, search_text(report, genotype))
+        console.print(f"\nreport: {out / REPORT_MD}")
+        return report
 
 
 def run_train(
@@ -117,26 +117,26 @@ def run_train(
     console = console or plain_console()
     genotype = read_genotype(config.genotype)
     trainer = Trainer(config, genotype)
-    out = claim_folder(config, resume)
-    if resume and (out / TRAIN_CHECKPOINT).exists():
-        trainer.resume(out / TRAIN_CHECKPOINT)
-    console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
-    test_accuracy = trainer.train(out, console)
-    _leave_genotype(out, genotype, f"trained on {config.data}")
-    report = {
-        "data": config.data,
-        "seed": config.seed,
-        "epochs": trainer.epochs,
-        "genotype": to_text(genotype),
-        "parameters": trainer.parameters,
-        "test_accuracy": test_accuracy,
-        "test_images": len(trainer.images.test),
-        "train_seconds": trainer.seconds,
-        "environment": environment(trainer.device),
-    }
-    write_report(out, report, train_text(report, genotype))
-    console.print(f"\nreport: {out / REPORT_MD}")
-    return report
+    with claimed_folder(config, resume) as out:
+        if resume and (out / TRAIN_CHECKPOINT).exists():
+            trainer.resume(out / TRAIN_CHECKPOINT)
+        console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
+        test_accuracy = trainer.train(out, console)
+        _leave_genotype(out, genotype, f"trained on {config.data}")
+        report = {
+            "data": config.data,
+            "seed": config.seed,
+            "epochs": trainer.epochs,
+            "genotype": to_text(genotype),
+            "parameters": trainer.parameters,
+            "test_accuracy": test_accuracy,
+            "test_images": len(trainer.images.test),
+            "train_seconds": trainer.seconds,
+            "environment": environment(trainer.device),
+        }
+        write_report(out, report, train_text(report, genotype))
+        console.print(f"\nreport: {out / REPORT_MD}")
+        return report
 
 
 def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:

@@ -16,7 +16,7 @@ from fastnas.search.evaluators import Evaluator, TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.evaluators.training import TrainingEvaluator
 from fastnas.search.files import write_text
-from fastnas.search.folder import claim_folder
+from fastnas.search.folder import claimed_folder
 from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_report import REPORT_MD, study_text, write_report
 from fastnas.spaces import get_space, parse
@@ -59,38 +59,38 @@ def run_study(
 
     # A study that is refused must leave no folder behind that claims to hold its run.
     given = None if config.study is None else opened(config.study)
-    out = claim_folder(config, resume)
-    study = given or opened(out / DATABASE)
-    with StepBar(console, "evaluate", config.budget, 0) as bar:
-        study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
-    result = study.result()
-    text, found = result.cells[result.best]
-    distribution = None
-    if isinstance(study.domain, Distributions):
-        distribution = study.domain.distribution(result.points[result.best]).as_dict()
-    report = {
-        "method": config.method,
-        "evaluator": config.evaluator,
-        "training": shared.get("training"),
-        "seed": config.seed,
-        "evaluations": len(result.cells),
-        "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
-        "evaluation_epochs": sum(cell.epochs for _, cell in result.cells),
-        "genotype": text,
-        "distribution": distribution,
-        "accuracy": found.accuracy,
-        "reported": _reported(config, evaluator, text),
-    }
-    write_text(out / "genotype.txt", text + "\n")
-    accuracies = [evaluation.accuracy for _, evaluation in result.cells]
-    draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
-    layout = evaluator.layout
-    tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
-    shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
-    draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
-    write_report(out, report, study_text(report))
-    console.print(f"\nreport: {out / REPORT_MD}")
-    return report
+    with claimed_folder(config, resume) as out:
+        study = given or opened(out / DATABASE)
+        with StepBar(console, "evaluate", config.budget, 0) as bar:
+            study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
+        result = study.result()
+        text, found = result.cells[result.best]
+        distribution = None
+        if isinstance(study.domain, Distributions):
+            distribution = study.domain.distribution(result.points[result.best]).as_dict()
+        report = {
+            "method": config.method,
+            "evaluator": config.evaluator,
+            "training": shared.get("training"),
+            "seed": config.seed,
+            "evaluations": len(result.cells),
+            "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
+            "evaluation_epochs": sum(cell.epochs for _, cell in result.cells),
+            "genotype": text,
+            "distribution": distribution,
+            "accuracy": found.accuracy,
+            "reported": _reported(config, evaluator, text),
+        }
+        write_text(out / "genotype.txt", text + "\n")
+        accuracies = [evaluation.accuracy for _, evaluation in result.cells]
+        draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
+        layout = evaluator.layout
+        tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
+        shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
+        draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
+        write_report(out, report, study_text(report))
+        console.print(f"\nreport: {out / REPORT_MD}")
+        return report
 
 
 def _evaluator(config: StudyConfig) -> Evaluator:
