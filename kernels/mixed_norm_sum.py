@@ -92,9 +92,10 @@ def mixed_norm_sum_statistics_kernel(
         delta = tl.load(moments_ptr + o, mask=m, other=0.0) - mean[None, :]
         squares += tl.load(moments_ptr + o + channels, mask=m, other=0.0)
         squares += tl.where(m, count.to(tl.float64) * delta * delta, 0.0)
-    var = tl.sum(squares, 0) / values
+    var = (tl.sum(squares, 0) / values).to(tl.float32)
+    var += var - var  # NaN of an inf: its reciprocal std of 0 would take the term out of the sum
     tl.store(mean_ptr + row * channels + c, mean.to(tl.float32), mask=c < channels)
-    tl.store(var_ptr + row * channels + c, var.to(tl.float32), mask=c < channels)
+    tl.store(var_ptr + row * channels + c, var, mask=c < channels)
 
 
 @triton.jit

@@ -161,7 +161,7 @@ template <class T> struct Forward : Call<T> {
       }
       for (int j = 0; j < C; ++j) var += row[j] * load(pointwise[int64_t(co) * C + j]);
       stats[co] = A(mean_z);
-      stats[C + co] = A(clamp_variance(var));
+      stats[C + co] = stored_variance<A>(var);
     }
     for (int c = 0; c < C; ++c) static_cast<A*>(p.shift)[int64_t(h.index) * C + c] = A(-mean[c]);
     this->fold_half(h);
@@ -188,7 +188,7 @@ template <class T> struct Forward : Call<T> {
       A* stats = this->stats_of(t.norm);
       for (int c = 0; c < C; ++c) {
         const Moments total = finished(m, c, out.pixels());
-        stats[c] = A(total.mean), stats[C + c] = A(total.squares / total.count);
+        stats[c] = A(total.mean), stats[C + c] = stored_variance<A>(total.squares / total.count);
       }
       this->fold_norm(i);
       if (t.op == EdgeOp::reduce_skip && is_relative(p.form)) p.std[t.skip] = normalised_std(norms[i], m);

@@ -205,7 +205,7 @@ void statistics(const MixedNormSumParams& p, const Tiling& g) {
       squares += part[2] + part[0] * (part[1] - mean) * (part[1] - mean);
     }
     static_cast<A*>(p.mean)[i] = A(mean);
-    static_cast<A*>(p.var)[i] = A(squares / count);
+    static_cast<A*>(p.var)[i] = stored_variance<A>(squares / count);
   }
 }
 

@@ -119,15 +119,18 @@ template <class T> struct Call {
         product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? s.z : s.y);
       }
       if (p.reduce) select_halves(out.pixels(), C, s.y, s.z);
-      if (p.training) moments.add_image(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
-      else normalise(s.z);
+      if (!p.training) normalise(s.z);
       store_image<T, A>(s.z, out, C, image(y, out, C, n));
+      if (!p.training) return;
+      // The statistics of z as it is stored: of a channel whose z are alike, what rounding took is not its mean.
+      if constexpr (!std::is_same_v<T, A>) load_image<T, A>(image(static_cast<const T*>(y), out, C, n), out, C, s.z);
+      moments.add_image(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
     });
     if (!p.training) return;
     for (int c = 0; c < C; ++c) {
       const Moments total = moments.total(c, width, groups, p.images, out.pixels());
       static_cast<A*>(p.stats)[c] = A(total.mean);
-      static_cast<A*>(p.stats)[C + c] = A(total.squares / total.count);
+      static_cast<A*>(p.stats)[C + c] = stored_variance<A>(total.squares / total.count);
     }
     read_stats();
     for_each_image([&](Scratch& s, int, int64_t n) {

@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int firs
       mean += row(j) * h.mean[j];
     }
     mean = warp_total(mean), var = warp_total(var);
-    if (lane == 0) h.stats[co] = float(mean), h.stats[C + co] = float(clamp_variance(var));
+    if (lane == 0) h.stats[co] = float(mean), h.stats[C + co] = stored_variance<float>(var);
     __syncwarp();
   }
   const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int fir
     Moments m;
     if (n.gathered >= 0) m = channel_moments(plan, plan.gathered.all[n.gathered], c);
     if (n.normed) {
-      if (n.gathered >= 0) n.stats[c] = float(m.mean), n.stats[C + c] = float(m.squares / m.count);
+      if (n.gathered >= 0) n.stats[c] = float(m.mean), n.stats[C + c] = stored_variance<float>(m.squares / m.count);
       const double rstd = batch_rstd(double(n.stats[C + c]), plan.eps);
       n.mean[c] = n.stats[c], n.rstd[c] = float(rstd);
       m.mean = 0, m.squares *= rstd * rstd;

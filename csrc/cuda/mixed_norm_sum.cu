@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_statistics_kernel(Mix
   if (!is_there || threadIdx.x >= kTile) return;
   const int64_t at = int64_t(blockIdx.y) * g.channels + channel;
   static_cast<float*>(p.mean)[at] = float(mean);
-  static_cast<float*>(p.var)[at] = float(squares / count);
+  static_cast<float*>(p.var)[at] = stored_variance<float>(squares / count);
 }
 
 // grid (parts x tiles). Without noise a thread needs half the registers: hence `any_noise`, here and below.

@@ -2,7 +2,7 @@
 // dL/du = A^T (dy - mean dy) - B (u - mean u),  A = w r W,  B = W^T (w r^2 q) W,  q = r rowsum(W o P),  P = mean(dy (u - mean u)^T)
 #pragma once
 
-#include "mixed_sum.h"
+#include "mixed_norm_sum.h"
 
 namespace fastnas {
 

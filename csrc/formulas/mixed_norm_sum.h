@@ -6,6 +6,12 @@
 
 namespace fastnas {
 
+// A variance as it is stored: that of cancelled sums is 0 rather than negative, and one beyond the range of A is NaN:
+// of an inf, the reciprocal std is 0, and the term would vanish without a word.
+template <class A> FASTNAS_HD A stored_variance(double var) {
+  const A stored = A(var < 0 ? 0 : var);
+  return stored + (stored - stored);  // NaN of inf
+}
 template <class A> FASTNAS_HD A reciprocal_std(A var, A eps) { return A(1) / A(sqrt(var + eps)); }
 
 // w v of a normed element, scale = w r: z - mu first, where the two are large the rest is exact.

@@ -214,6 +214,10 @@ def mixed_edges(
     Where channels of u nearly cancel in a row of W, var(W u) is as exact as cov(u) lets it be: its
     relative error is about eps sum_ij |W_i S_ij W_j| / var, S = cov(u) in float32 (float64).
 
+    Squares of what is normalised, and a gradient divided by them, have to stay within the range of
+    float32 (1e-38 to 1e38). A variance beyond it is NaN, as are the results, where torch sums it in
+    float64.
+
     On CUDA, products over up to 256 channels run on tensor cores, their operands rounded to TF32
     (10 bits of fraction): in bfloat16, and in float32 where torch's switch for matmul,
     `torch.backends.cuda.matmul.fp32_precision`, is "tf32".

@@ -206,7 +206,8 @@ def mixed_norm_sum(
     noise on those named by `noisy`, are as in `mixed_sum`, with the same draws of the same `rng`.
     Forward reads the terms twice (statistics, mix), backward twice (sums, every dz_k). Saved for
     backward are the terms themselves and per channel mean and variance; only the gradients that
-    are needed are formed. Source: Ioffe and Szegedy, ICML 2015, as torch computes it.
+    are needed are formed. A variance beyond the range of float32 (z beyond about 1e19) is NaN, as
+    are the results. Source: Ioffe and Szegedy, ICML 2015, as torch computes it.
 
     Args:
         z: at least one term, all of one shape [N, C, ...] (any rank >= 2), dtype and device:

@@ -137,7 +137,8 @@ def relu_conv_bn(
     """y = BN(W relu(x)) with 1x1 kernels and no scale or shift: the preprocessing of a DARTS cell.
 
     The pointwise output is written where y will be and normalised in place; backward needs x, y
-    and the statistics, so nothing is held that is not a state of the network already.
+    and the statistics, so nothing is held that is not a state of the network already. A variance
+    beyond the range of float32 (z beyond about 1e19) is NaN, as are the results.
 
     Args:
         x: [N, C_in, H, W], none of C_in, H and W 0, float32, bfloat16 or float64 (not on CUDA).

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 import torch
 from edge_cases import EPS, MOMENTUM, Inputs, named, updated, with_gradients
-from rule import Results, agree
+from rule import NOTHING, Allowance, Results, agree
 from torch import Tensor
 
 import fastnas
@@ -35,48 +36,90 @@ def run(
     return with_gradients(f, inputs.leaves, inputs.dy, needs) | named(running)
 
 
-def by_dense(inputs: Inputs, choice: Tensor, dtype: torch.dtype) -> Results:
-    """Path by path the reference with all candidates, the weights of the others 0."""
+def by_dense(inputs: Inputs, choice: Tensor, dtype: torch.dtype | None = None) -> Results:
+    """Path by path the reference with all candidates, the weights of the others 0.
+
+    In the dtype of the inputs or in a wider one.
+    """
+    table = inputs.table
+    norms = [(e, t.weight) for e, edge in enumerate(table.edges) for t in edge.terms
+             for _ in range(t.norms)]  # fmt: skip
+
+    def dense(own: Inputs, row: Tensor) -> tuple[Inputs, list[int]]:
+        there = row >= 0
+        w = own.w.new_zeros(len(row), table.candidates)
+        w = w.index_put((torch.arange(len(row))[there], row[there]), own.w[there])
+        return replace(own, w=w), [i for i, (e, k) in enumerate(norms) if row[e] == k]
+
+    return _by(dense, inputs, choice, dtype)
+
+
+def by_path(inputs: Inputs, choice: Tensor, dtype: torch.dtype | None = None) -> Results:
+    """Path by path the reference with the table of the path: no inf of another candidate, times a
+    weight of 0, is NaN."""
+
+    def alone(own: Inputs, row: Tensor) -> tuple[Inputs, list[int]]:
+        path = own.table.path(row.tolist())
+        statistics = None if own.statistics is None else own.statistics[list(path.norms)]
+        return replace(
+            own, table=path.table, w=own.w[list(path.edges), None],
+            params=[own.params[i] for i in path.params], statistics=statistics,
+        ), list(path.norms)  # fmt: skip
+
+    return _by(alone, inputs, choice, dtype)
+
+
+def _by(
+    of_path: Callable[[Inputs, Tensor], tuple[Inputs, list[int]]],
+    inputs: Inputs,
+    choice: Tensor,
+    dtype: torch.dtype | None,
+) -> Results:
+    """`of_path` gives the call of one path, and which running statistics its norms move."""
     inputs = inputs.cpu()
     rows = choice.reshape(-1, choice.shape[-1])
-    table, wide = inputs.table, torch.promote_types(dtype, torch.float32)
-    columns = [(e, t.weight) for e, edge in enumerate(table.edges) for t in edge.terms
-               for _ in range(t.norms)]  # fmt: skip
+    leaves = inputs.leaves
+    if dtype is not None:
+        leaves = {name: t.to(dtype) for name, t in leaves.items()}
+    wide = torch.promote_types(leaves["x[0]"].dtype, torch.float32)
     running = [(mean.to(wide), var.to(wide)) for mean, var in inputs.initial_running()]
 
-    def along(row: Tensor, x: list[Tensor], w: Tensor, own: Inputs) -> Tensor:
-        """One path; moves the running statistics of the norms on it."""
-        there = row >= 0
-        dense = torch.zeros(len(row), table.candidates, dtype=dtype)
-        dense = dense.index_put((torch.arange(len(row))[there], row[there]), w[there])
-        stats = torch.zeros(table.norms, 2, x[0].shape[1], dtype=wide)
+    def along(own: Inputs, row: Tensor) -> Tensor:
+        own, norms = of_path(own, row)
+        stats = torch.zeros(own.table.norms, 2, own.x[0].shape[1], dtype=wide)
         if own.statistics is not None:
             stats = own.statistics.to(wide)
         form = own.noise.form if own.noise is not None and own.training else "none"
-        y = reference.mixed_edges(x, dense, own.params, table, stats, training=own.training,
-                                  eps=EPS, form=form, level=own.level, rng=own.rng)  # fmt: skip
-        for i, (e, k) in enumerate(columns):
-            if own.training and row[e] == k:
-                moved = updated([running[i]], stats[i : i + 1], y.numel() // y.shape[1])
-                running[i] = moved["running[0].mean"], moved["running[0].var"]
+        y = reference.mixed_edges(own.x, own.w, own.params, own.table, stats,
+                                  training=own.training, eps=EPS, form=form, level=own.level,
+                                  rng=own.rng)  # fmt: skip
+        if own.training:
+            everyone = range(len(stats)) if len(stats) == len(norms) else norms
+            for i, norm in zip(everyone, norms):
+                moved = updated([running[norm]], stats[i : i + 1], y.numel() // y.shape[1])
+                running[norm] = moved["running[0].mean"], moved["running[0].var"]
         return y
 
     def f(leaves: Sequence[Tensor]) -> Tensor:
-        own = inputs.rebuilt(leaves)
-        groups = zip(*(t.chunk(len(rows)) for t in own.x))
-        return torch.cat([
-            along(row, list(x), w, own)
-            for row, x, w in zip(rows, groups, own.w.reshape(len(rows), -1))
-        ])  # fmt: skip
+        own, paths = inputs.rebuilt(leaves), len(rows)
+        streams = [None] * paths if own.rng is None else own.rng.reshape(paths, -1, 2)
+        groups = zip(rows, zip(*(t.chunk(paths) for t in own.x)), own.w.reshape(paths, -1), streams)
+        return torch.cat([along(replace(own, x=list(x), w=w, rng=rng), row)
+                          for row, x, w, rng in groups])  # fmt: skip
 
-    leaves = {name: t.to(dtype) for name, t in inputs.leaves.items()}
     results = with_gradients(f, leaves, inputs.dy, None if inputs.training else ())
     return results | named(running)
 
 
-def compare(got: Results, inputs: Inputs, choice: Tensor) -> None:
-    dtype = inputs.x[0].dtype
-    agree(got, by_dense(inputs, choice, torch.float64), by_dense(inputs, choice, dtype), dtype)
+def compare(
+    got: Results,
+    inputs: Inputs,
+    choice: Tensor,
+    by: Callable[..., Results] = by_dense,
+    allowance: Allowance = NOTHING,
+) -> None:
+    exact, eager = by(inputs, choice, torch.float64), by(inputs, choice)
+    agree(got, exact, eager, inputs.x[0].dtype, allowance)
 
 
 def check(inputs: Inputs, choice: Tensor, backend: str, memory: str = "lean") -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from cases import laid_out
 from edge_cases import EPS, MOMENTUM, Pair, named, updated, with_gradients
-from rule import Results, agree
+from rule import NOTHING, Allowance, Results, agree, nudged, roundings
 from torch import Tensor
 
 from fastnas import reference
@@ -84,7 +84,8 @@ def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> R
     leaves = {name: t.to(device) for name, t in inputs.leaves.items()}
     needs = needs if inputs.training else ()
     results = with_gradients(f, leaves, inputs.dy.to(device), needs) | named([(mean, variance)])
-    assert results["y"].is_contiguous(memory_format=state_format(leaves["x"]))
+    y = results["y"]
+    assert not y.numel() or y.is_contiguous(memory_format=state_format(leaves["x"]))
     return {name: t.cpu() for name, t in results.items()}
 
 
@@ -111,8 +112,18 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
     return results | named(running)
 
 
-def compare(got: Results, inputs: Inputs) -> None:
-    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x.dtype)
+def compare(got: Results, inputs: Inputs, allowance: Allowance = NOTHING) -> None:
+    exact, eager = by_eager(inputs, torch.float64), by_eager(inputs)
+    agree(got, exact, eager, inputs.x.dtype, allowance)
+
+
+def moved_by_rounding(inputs: Inputs) -> Results:
+    """How much the exact results move where all inputs move by `roundings`."""
+    generator, by = torch.Generator().manual_seed(0), roundings(inputs.x.dtype)
+    x, *params, dy = (nudged(t, by, generator) for t in (*inputs.leaves.values(), inputs.dy))
+    here = by_eager(inputs, torch.float64)
+    there = by_eager(replace(inputs, x=x, params=params, dy=dy))
+    return {name: there[name] - t for name, t in here.items()}
 
 
 def check(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:

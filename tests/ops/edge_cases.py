@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 from cases import bits, laid_out, own_memory
-from rule import Results, agree
+from rule import NOTHING, Allowance, Results, agree, nudged, roundings
 from targets import Target
 from torch import Tensor
 
@@ -250,8 +250,22 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
     return results | updated(inputs.initial_running(), stats, y.numel() // y.shape[1])
 
 
-def compare(got: Results, inputs: Inputs) -> None:
-    agree(got, by_eager(inputs, torch.float64), by_eager(inputs), inputs.x[0].dtype)
+def compare(got: Results, inputs: Inputs, allowance: Allowance = NOTHING) -> None:
+    exact, eager = by_eager(inputs, torch.float64), by_eager(inputs)
+    agree(got, exact, eager, inputs.x[0].dtype, allowance)
+
+
+def moved_by_rounding(inputs: Inputs, exact: Callable[[Inputs], Results]) -> Results:
+    """How much the exact results move where all inputs move by `roundings`.
+
+    Or by one in their own dtype, in which the input of a second half is stored.
+    """
+    generator, dtype = torch.Generator().manual_seed(0), inputs.x[0].dtype
+    by = max(roundings(dtype), torch.finfo(dtype).eps)
+    leaves = [nudged(t, by, generator) for t in inputs.leaves.values()]
+    moved = replace(inputs.rebuilt(leaves), dy=nudged(inputs.dy, by, generator))
+    here, there = exact(inputs), exact(moved)
+    return {name: there[name] - t for name, t in here.items()}
 
 
 def same_bits(got: Results, want: Results) -> None:
@@ -260,9 +274,9 @@ def same_bits(got: Results, want: Results) -> None:
         assert torch.equal(bits(t), bits(want[name])), name
 
 
-def examine(got: Results, inputs: Inputs) -> None:
+def examine(got: Results, inputs: Inputs, allowance: Allowance = NOTHING) -> None:
     """The rule, the layout of the result, and that no output shares memory with an input."""
-    compare(got, inputs)
+    compare(got, inputs, allowance)
     layout = state_format(got["y"])
     assert got["y"].is_contiguous(memory_format=layout)
     own_memory(got.values(), (inputs.dy, *inputs.leaves.values()))
