@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 NATIVE := $(shell find csrc kernels -type f) CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
-.PHONY: install search test bench gpu lint clean
+.PHONY: install search test fuzz sanitize bench gpu lint clean
 
 install: $(STAMP)
 
@@ -30,6 +30,21 @@ search: $(STAMP)
 # A worker for each core: what is compiled, interpreted or started anew, most of the time, has one thread.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n logical --dist worksteal
+
+# Calls of the ops from a seed on, against the fp64 reference, for SECONDS; ARGS="--op mixed_edges" picks.
+SECONDS ?= 300
+SEED    ?= 0
+FUZZ     = $(BIN)/python tests/fuzz/ops.py --seconds $(SECONDS) --seed $(SEED) $(ARGS)
+fuzz: $(STAMP)
+	$(FUZZ)
+
+# The same on kernels with AddressSanitizer and UBSan. Leaks are those of Python and torch.
+sanitize: $(STAMP)
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DFASTNAS_SANITIZE=ON -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitize
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
+		ASAN_OPTIONS=detect_leaks=0 $(FUZZ) --module build/sanitize/_C*.so
 
 bench: $(STAMP)
 	$(BIN)/fastnas bench all

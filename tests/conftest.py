@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import random
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from host_cuda import HostCudaBackend, load_host_cuda
+from poison import poison_fresh_memory
 from targets import TARGETS, Target, registered
 
 from fastnas.ops import OPS
@@ -48,27 +48,6 @@ def one_thread(fixed_seed_and_threads: None) -> None:
     torch.set_num_threads(1)
 
 
-def _poison(fresh: Any) -> Any:
-    """Fills a plain strided tensor with NaN, integers with garbage; leaves all others alone."""
-    if type(fresh) is not torch.Tensor or fresh.layout != torch.strided:
-        return fresh
-    if fresh.device.type == "meta" or fresh.dtype == torch.bool:
-        return fresh
-    floating = fresh.is_floating_point() or fresh.is_complex()
-    with torch.no_grad():
-        fresh.fill_(float("nan") if floating else torch.iinfo(fresh.dtype).max // 3)
-    return fresh
-
-
-def _poisoned(allocate: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(allocate)
-    def allocate_poisoned(*args: Any, **kwargs: Any) -> Any:
-        fresh = allocate(*args, **kwargs)
-        return fresh if torch.compiler.is_compiling() else _poison(fresh)
-
-    return allocate_poisoned
-
-
 def _let_torch_see_torch() -> None:
     """Dynamo, and torch.device as a context, list torch's functions once, at their first use: they
     must see the real torch.empty.
@@ -88,9 +67,7 @@ _let_torch_see_torch()
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """An element that no kernel writes is NaN, not what the memory held before."""
-    for name in ("empty", "empty_like", "empty_strided"):
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    monkeypatch.setattr(torch.Tensor, "new_empty", _poisoned(torch.Tensor.new_empty))
+    poison_fresh_memory(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
