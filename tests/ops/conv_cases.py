@@ -118,8 +118,12 @@ def compare(got: Results, inputs: Inputs, allowance: Allowance = NOTHING) -> Non
 
 
 def moved_by_rounding(inputs: Inputs) -> Results:
-    """How much the exact results move where all inputs move by `roundings`."""
-    generator, by = torch.Generator().manual_seed(0), roundings(inputs.x.dtype)
+    """How much the exact results move where all inputs move by `roundings`.
+
+    Or by one in their own dtype, in which y is stored, which backward reads.
+    """
+    generator, dtype = torch.Generator().manual_seed(0), inputs.x.dtype
+    by = max(roundings(dtype), torch.finfo(dtype).eps)
     x, *params, dy = (nudged(t, by, generator) for t in (*inputs.leaves.values(), inputs.dy))
     here = by_eager(inputs, torch.float64)
     there = by_eager(replace(inputs, x=x, params=params, dy=dy))

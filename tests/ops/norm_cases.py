@@ -136,10 +136,12 @@ def call(
     """`running` of each normed term; by default the given statistics, and in training none."""
     if running is None and not inputs.training:
         running = inputs.initial_running()
-    rows = iter(running or ())
-    pairs = [next(rows) if normed else None for normed in inputs.normed]
+    pairs = None
+    if running is not None:
+        rows = iter(running)
+        pairs = [next(rows) if normed else None for normed in inputs.normed]
     return fastnas.mixed_norm_sum(
-        z, w, normed=inputs.normed, eps=EPS, running=pairs if running else None, momentum=MOMENTUM,
+        z, w, normed=inputs.normed, eps=EPS, running=pairs, momentum=MOMENTUM,
         training=inputs.training, noise=inputs.noise, noisy=inputs.noisy, level=inputs.level,
         rng=inputs.rng, backend=backend,
     )  # fmt: skip
@@ -165,7 +167,11 @@ def run(inputs: Inputs, backend: str | None, needs: Sequence[bool] | None = None
 def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Outcome:
     """The specification with torch's own autograd, in the dtype of the inputs or in a wider one."""
     inputs = inputs.cpu()
-    leaves = [t.detach() if dtype is None else t.detach().to(dtype) for t in (inputs.w, *inputs.z)]
+    leaves = [t.detach() for t in (inputs.w, *inputs.z)]
+    if dtype is not None:
+        # Contiguous: in evaluation torch's backward is wrong for z [1, C, 1, W] of strides
+        # (1, 1, 1, C).
+        leaves = [t.to(dtype).contiguous() for t in leaves]
     w, *z = leaves = [t.requires_grad_() for t in leaves]
     statistics = inputs.statistics
     if statistics is not None and dtype is not None:
