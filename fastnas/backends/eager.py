@@ -215,8 +215,7 @@ class EagerBackend:
         return dx, [g.contiguous() for g in grads]
 
     def sample_paths_fwd(self, draw: PathDraw, paths: int) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            op, weight = reference.sample_paths(*draw, paths)
+        op, weight = reference.sample_paths(*draw, paths)
         return op.contiguous(), weight.contiguous()
 
     def sample_paths_bwd(

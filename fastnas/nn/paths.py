@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class Paths(NamedTuple):
@@ -81,7 +80,6 @@ class _AddZero(torch.autograd.Function):
         return y.view_as(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
         wide = torch.promote_types(dy.dtype, ctx.dtype)
         return dy, dy.sum(dtype=wide).to(ctx.dtype) if ctx.needs_input_grad[1] else None

@@ -1,14 +1,12 @@
-"""Which backend an op runs on, and when its body can be called without torch's dispatcher."""
+"""Which backend an op runs on, and what computes a call that is more than one pass of a kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import function
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import BackendError, choose
@@ -17,8 +15,13 @@ from fastnas.ops.table import OPS
 
 
 def choose_backend(op: str, like: Tensor, backend: str | None, terms: int = 1) -> str:
-    """The name of the backend that runs `op` on so many tensors like this one."""
-    return choose(OPS[op], like.device, like.dtype, terms, backend)
+    """The name of the backend that runs `op` on so many tensors like this one.
+
+    Kernels know nothing of `torch.func` and of forward-mode differentiation. There it is "eager":
+    the reference is made of torch's own operations, which every transform knows.
+    """
+    name = choose(OPS[op], like.device, like.dtype, terms, backend)
+    return "eager" if is_transformed() else name
 
 
 def has_kernel(op: str, like: Tensor, terms: int) -> bool:
@@ -52,16 +55,71 @@ def own_output(t: Tensor) -> Tensor:
     return t if t.numel() else t.clone()
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's decorator, entered only where backward makes a graph of itself.
+def is_transformed() -> bool:
+    """Whether `torch.func` or forward-mode differentiation rewrites what is called."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
-    Elsewhere gradients are off already, and its `no_grad` costs up to 0.07 ms in caches that a
-    kernel has just flushed.
+
+def needs_graph(leaves: Iterable[Tensor]) -> bool:
+    """Whether autograd is to record the call as one `autograd.Function`.
+
+    Where no gradient is needed none is entered: that is cheaper, and dynamo fails on a Function
+    none of whose inputs needs one.
     """
-    guarded = function.once_differentiable(backward)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
+    return wanted and not is_transformed()
 
-    @wraps(backward)
-    def either(ctx: Any, *grads: Tensor) -> Any:
-        return (guarded if torch.is_grad_enabled() else backward)(ctx, *grads)
 
-    return either
+def wants_graph_of_backward(grad: Tensor) -> bool:
+    """Whether a backward pass is to be differentiated again, or runs for many gradients at once.
+
+    The kernels serve neither; `reference_grads` does. A gradient that stands for many (`vmap`,
+    `is_grads_batched`) has no storage of its own. A backward that torch.compile traces runs once:
+    there torch itself refuses a second derivative.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or not torch._C._has_storage(grad)
+
+
+def reference_grads(
+    forward: Callable[[Sequence[Tensor]], Tensor],
+    leaves: Sequence[Tensor | None],
+    needs: Sequence[bool],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """Gradients of an op by its reference, such that autograd can differentiate them again.
+
+    They hang on the saved inputs and on `grad`, so derivatives of every order are the reference's.
+    As slow as the reference: only for what `wants_graph_of_backward` tells.
+
+    Args:
+        forward: the reference as a function of the leaves.
+        leaves: what the op is differentiated by; None where it was not saved, because the
+            gradients that are needed do not depend on its value.
+        needs: whether the gradient of each leaf is wanted.
+        grad: the gradient of the output; a leaf that was not saved has its shape and dtype.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views, since one tensor may stand in several places and has a gradient for each.
+        own = [_stand_in(grad) if t is None else t.view_as(t) for t in leaves]
+        wanted = [t for t, need in zip(own, needs) if need]
+        found = iter(
+            torch.autograd.grad(
+                forward(own),
+                wanted,
+                grad,
+                create_graph=again,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        )
+    return [next(found) if need else None for need in needs]
+
+
+def _stand_in(grad: Tensor) -> Tensor:
+    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
+    return zero.expand(grad.shape).requires_grad_()

@@ -13,11 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import BACKENDS, Held, accumulation_dtype
 from fastnas.backends.layout import state_format
 from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.dispatch import (
+    choose_backend,
+    is_plain_call,
+    needs_graph,
+    reference_grads,
+    wants_graph_of_backward,
+)
 from fastnas.ops.edge_checks import check_call, check_choice, check_path, read_choice
 from fastnas.ops.flops import count_as_eager
 from fastnas.ops.mixed_sum import draw_rng
@@ -137,6 +144,34 @@ def _bwd_fake(
     return dx, dw, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
 
+def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
+    """`_fwd`, by torch's dispatcher where somebody watches it."""
+    out, held = (_fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd)(*arguments)
+    return out, held
+
+
+def _reference(
+    leaves: Sequence[Tensor],
+    table: EdgeTable,
+    stats: Tensor,
+    eps: float,
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    choice: Tensor | None,
+) -> Tensor:
+    """`reference.mixed_edges` in training as a function of (w, x, params); `choice` is [edges]."""
+    w, *tensors = leaves
+    x, params = tensors[: table.inputs], tensors[table.inputs :]
+    if choice is not None:
+        path = table.path(choice.tolist())
+        w, params = w[list(path.edges), None], [params[i] for i in path.params]
+        table, stats = path.table, stats[list(path.norms)]
+    return reference.mixed_edges(
+        x, w, params, table, torch.empty_like(stats), eps=eps, form=form, level=level, rng=rng
+    )
+
+
 class _MixedEdges(torch.autograd.Function):
     """Saves states, which the network holds anyway, statistics, and what `memory` says."""
 
@@ -157,8 +192,7 @@ class _MixedEdges(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, params = list(tensors[: table.inputs]), list(tensors[table.inputs :])
         needs_dparams = any(ctx.needs_input_grad[10 + table.inputs :])
-        fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd
-        out, held = fwd(
+        out, held = _forward(
             x, w, params, table.code, running, eps, form, level, rng, choice, memory,
             needs_dparams, backend,
         )  # fmt: skip
@@ -169,12 +203,18 @@ class _MixedEdges(torch.autograd.Function):
         return out, held[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         table, eps, form, backend = ctx.settings
         out, w, level, rng, choice, *rest = ctx.saved_tensors
         inputs, params = table.inputs, ctx.counts[0]
         x, own, held = rest[:inputs], rest[inputs : inputs + params], rest[inputs + params :]
+        if wants_graph_of_backward(dout):
+            settings = table, Held(*held).stats, eps, form, level, rng, choice
+            needs = ctx.needs_input_grad[9:]
+            own_grads = reference_grads(
+                lambda leaves: _reference(leaves, *settings), [w, *x, *own], needs, dout
+            )
+            return *[None] * 9, *own_grads
         needs_dw, needs_dx = ctx.needs_input_grad[9], list(ctx.needs_input_grad[10 : 10 + inputs])
         needs_dparams = any(ctx.needs_input_grad[10 + inputs :])
         bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_edges_bwd
@@ -313,9 +353,15 @@ def _call(
             if running
             else x[0].new_empty(0, 2, x[0].shape[1], dtype=wide)
         )
-    out, stats = _MixedEdges.apply(
-        table, given, eps, form, level, rng, choice, memory, backend, w, *x, *params
-    )
+    if needs_graph((w, *x, *params)):
+        out, stats = _MixedEdges.apply(
+            table, given, eps, form, level, rng, choice, memory, backend, w, *x, *params
+        )
+    else:
+        out, held = _forward(
+            x, w, params, table.code, given, eps, form, level, rng, choice, memory, False, backend
+        )
+        stats = Held(*held).stats
     if training and running is not None:
         samples = out.numel() // out.shape[1]
         moved = None if choice is None else sampled_norms(table, choice)

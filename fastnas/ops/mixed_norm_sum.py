@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import common_format
 from fastnas.ops.checks import (
@@ -23,7 +24,14 @@ from fastnas.ops.checks import (
     check_running,
     check_terms,
 )
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
+from fastnas.ops.dispatch import (
+    choose_backend,
+    is_plain_call,
+    needs_graph,
+    own_output,
+    reference_grads,
+    wants_graph_of_backward,
+)
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.ops.table import OPS
@@ -133,6 +141,14 @@ def _bwd_fake(
     return dz, w.new_empty(w.numel() if needs_dw else 0)
 
 
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`_fwd`, by torch's dispatcher where somebody watches it."""
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = (
+        _fwd if is_plain_call() else torch.ops.fastnas.mixed_norm_sum_fwd
+    )(*arguments)
+    return found
+
+
 class _MixedNormSum(torch.autograd.Function):
     """Saves the terms that backward reads, the statistics, and of the noise what mixed_sum does."""
 
@@ -152,12 +168,12 @@ class _MixedNormSum(torch.autograd.Function):
         *z: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         training = mean is None
-        fwd = _fwd if is_plain_call() else torch.ops.fastnas.mixed_norm_sum_fwd
-        y, mean, var, std = fwd(
+        y, mean, var, std = _forward(
             list(z), w, normed, mean, var, eps, noisy, form, level, rng, backend
         )
         ctx.settings = normed, eps, training, noisy, form, backend
         read = terms_read(normed, training, ctx.needs_input_grad[10:], ctx.needs_input_grad[0])
+        ctx.read = read
         kept = (z_k for z_k, is_read in zip(z, read) if is_read)
         ctx.save_for_backward(w, mean, var, level, rng, std, *kept)
         ctx.mark_non_differentiable(mean, var)
@@ -165,13 +181,23 @@ class _MixedNormSum(torch.autograd.Function):
         return y, mean, var
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
         normed, eps, training, noisy, form, backend = ctx.settings
         w, mean, var, level, rng, std, *z = ctx.saved_tensors
         needs_dw, needs_dz = ctx.needs_input_grad[0], list(ctx.needs_input_grad[10:])
+        if wants_graph_of_backward(dy):
+            saved, statistics = iter(z), None if training else (mean, var)
+            own_dw, *own_dz = reference_grads(
+                lambda leaves: reference.mixed_norm_sum(
+                    leaves[1:], leaves[0], normed, eps, statistics, noisy, form, level, rng
+                ),
+                [w, *(next(saved) if is_read else None for is_read in ctx.read)],
+                [needs_dw, *needs_dz],
+                dy,
+            )
+            return own_dw, *(None,) * 9, *own_dz
         bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_norm_sum_bwd
         dz, dw = bwd(dy, z, w, normed, mean, var, eps, training, noisy, form, level, rng, std,
                      needs_dz, needs_dw, backend)  # fmt: skip
@@ -256,9 +282,11 @@ def mixed_norm_sum(
     mean, var = (None, None) if training else _given(z[0], running or ())
     if not torch.compiler.is_compiling():
         backend = choose_backend(OP.stem, z[0], backend, len(z))
-    y, mean, var = _MixedNormSum.apply(
-        w, normed, mean, var, float(eps), noisy, form, level, rng, backend, *z
-    )
+    settings = normed, mean, var, float(eps), noisy, form, level, rng, backend
+    if needs_graph((w, *z)):
+        y, mean, var = _MixedNormSum.apply(w, *settings, *z)
+    else:
+        y, mean, var, _ = _forward(z, w, *settings)
     if training and running is not None and y.numel():
         pairs = [pair for pair, is_normed in zip(running, normed) if is_normed]
         update_running(pairs, torch.stack([mean, var], 1), y.numel() // y.shape[1], momentum)

@@ -13,11 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import BACKENDS
 from fastnas.backends.layout import common_format
 from fastnas.checks import check_int
 from fastnas.ops.checks import as_list, check_noise, check_terms
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable, own_output
+from fastnas.ops.dispatch import (
+    choose_backend,
+    is_plain_call,
+    needs_graph,
+    own_output,
+    reference_grads,
+    wants_graph_of_backward,
+)
 from fastnas.ops.table import OPS
 from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
@@ -97,6 +105,21 @@ def _bwd_fake(
     return dx, w.new_empty(w.numel() if needs_dw else 0)
 
 
+def _forward(
+    x: list[Tensor],
+    w: Tensor,
+    noisy: list[int],
+    form: str,
+    level: Tensor | None,
+    rng: Tensor | None,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    if backend is not None and is_plain_call():
+        return BACKENDS[backend].mixed_sum_fwd(x, w, noisy, form, level, rng)
+    y, std = torch.ops.fastnas.mixed_sum_fwd(x, w, noisy, form, level, rng, backend)
+    return y, std
+
+
 class _MixedSum(torch.autograd.Function):
     """Saves x only where dw is wanted; of the noise, the Philox key and the standard deviations."""
 
@@ -111,20 +134,24 @@ class _MixedSum(torch.autograd.Function):
         backend: str | None,
         *x: Tensor,
     ) -> Tensor:
-        if backend is not None and is_plain_call():
-            y, std = BACKENDS[backend].mixed_sum_fwd(list(x), w, noisy, form, level, rng)
-        else:
-            y, std = torch.ops.fastnas.mixed_sum_fwd(list(x), w, noisy, form, level, rng, backend)
+        y, std = _forward(list(x), w, noisy, form, level, rng, backend)
         ctx.settings = noisy, form, backend
         ctx.save_for_backward(w, level, rng, std, *(x if ctx.needs_input_grad[0] else ()))
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         noisy, form, backend = ctx.settings
         w, level, rng, std, *x = ctx.saved_tensors
         needs_dw, needs_dx = ctx.needs_input_grad[0], list(ctx.needs_input_grad[6:])
+        if wants_graph_of_backward(dy):
+            own_dw, *own_dx = reference_grads(
+                lambda leaves: reference.mixed_sum(leaves[1:], leaves[0], noisy, form, level, rng),
+                [w, *(x or [None] * len(needs_dx))],
+                [needs_dw, *needs_dx],
+                dy,
+            )
+            return own_dw, None, None, None, None, None, *own_dx
         taken = dy, x, w, noisy, form, level, rng, std, needs_dx, needs_dw
         if backend is not None and is_plain_call():
             dx, dw = BACKENDS[backend].mixed_sum_bwd(*taken)
@@ -195,4 +222,6 @@ def mixed_sum(
         level = rng = None
     if not torch.compiler.is_compiling():
         backend = choose_backend("mixed_sum", x[0], backend, len(x))
+    if not needs_graph((w, *x)):
+        return _forward(x, w, noisy, form, level, rng, backend)[0]
     return _MixedSum.apply(w, noisy, form, level, rng, backend, *x)

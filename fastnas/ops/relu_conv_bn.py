@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import BACKENDS, accumulation_dtype
 from fastnas.backends.layout import state_format
 from fastnas.checks import short
@@ -27,7 +28,13 @@ from fastnas.ops.checks import (
     check_tensor,
     is_index,
 )
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.dispatch import (
+    choose_backend,
+    is_plain_call,
+    needs_graph,
+    reference_grads,
+    wants_graph_of_backward,
+)
 from fastnas.ops.flops import count_as_eager
 from fastnas.ops.running import Running, stack_running, update_running
 
@@ -93,6 +100,12 @@ def _bwd_fake(
     return dx, [p.new_empty(p.shape) for p in params] if needs_dparams else []
 
 
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`_fwd`, by torch's dispatcher where somebody watches it."""
+    y, stats = (_fwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_fwd)(*arguments)
+    return y, stats
+
+
 class _ReluConvBn(torch.autograd.Function):
     """Saves x and y, which are states of the network in any case."""
 
@@ -105,18 +118,27 @@ class _ReluConvBn(torch.autograd.Function):
         backend: str | None,
         *params: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        fwd = _fwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_fwd
-        y, stats = fwd(x, list(params), running, eps, backend)
+        y, stats = _forward(x, list(params), running, eps, backend)
         ctx.settings = eps, backend
         ctx.save_for_backward(x, y, stats, *params)
         ctx.mark_non_differentiable(stats)
         return y, stats
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, y, stats, *params = ctx.saved_tensors
         eps, backend = ctx.settings
+        if wants_graph_of_backward(dy):
+            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+            own_dx, *own_dparams = reference_grads(
+                lambda leaves: reference.relu_conv_bn(
+                    leaves[0], leaves[1:], torch.empty_like(stats), eps=eps
+                ),
+                [x, *params],
+                needs,
+                dy,
+            )
+            return own_dx, None, None, None, *own_dparams
         needs_dx, needs_dparams = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
         bwd = _bwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_bwd
         dx, dparams = bwd(dy, x, y, params, stats, eps, needs_dx, needs_dparams, backend)
@@ -174,7 +196,10 @@ def relu_conv_bn(
     given = None
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]
-    y, stats = _ReluConvBn.apply(x, given, eps, backend, *params)
+    if needs_graph((x, *params)):
+        y, stats = _ReluConvBn.apply(x, given, eps, backend, *params)
+    else:
+        y, stats = _forward(x, params, given, eps, backend)
     if training and running is not None:
         update_running([running], stats[None], y.numel() // y.shape[1], momentum)
     return y

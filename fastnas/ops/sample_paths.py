@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastnas import reference
 from fastnas.backends import BACKENDS
 from fastnas.backends.sampling import PathDraw
 from fastnas.checks import check_choice, short
@@ -25,7 +26,13 @@ from fastnas.ops.checks import (
     check_tensor,
     is_index,
 )
-from fastnas.ops.dispatch import choose_backend, is_plain_call, once_differentiable
+from fastnas.ops.dispatch import (
+    choose_backend,
+    is_plain_call,
+    needs_graph,
+    reference_grads,
+    wants_graph_of_backward,
+)
 from fastnas.ops.mixed_sum import draw_rng
 from fastnas.ops.table import OPS
 from fastnas.reference import TOPOLOGIES, logits_per_node
@@ -93,6 +100,14 @@ def _bwd_fake(alpha: Tensor, beta: Tensor | None, *_: Any) -> tuple[Tensor, Tens
     return alpha.new_empty(alpha.shape), dbeta
 
 
+def _forward(draw: PathDraw, paths: int, backend: str | None) -> tuple[Tensor, Tensor]:
+    if backend is not None and is_plain_call():
+        op, weight = _kernels(backend).sample_paths_fwd(draw, paths)
+    else:
+        op, weight = torch.ops.fastnas.sample_paths_fwd(*draw, paths, backend)
+    return op, weight
+
+
 class _SamplePaths(torch.autograd.Function):
     """Saves its inputs and op: the noise, and what it perturbed, are computed again."""
 
@@ -109,10 +124,7 @@ class _SamplePaths(torch.autograd.Function):
         backend: str | None,
     ) -> tuple[Tensor, Tensor]:
         draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
-        if backend is not None and is_plain_call():
-            op, weight = _kernels(backend).sample_paths_fwd(draw, paths)
-        else:
-            op, weight = torch.ops.fastnas.sample_paths_fwd(*draw, paths, backend)
+        op, weight = _forward(draw, paths, backend)
         ctx.settings = nodes, topology, backend
         ctx.save_for_backward(alpha, beta, tau, rng, op)
         ctx.mark_non_differentiable(op)
@@ -120,10 +132,20 @@ class _SamplePaths(torch.autograd.Function):
         return op, weight
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, _: None, dweight: Tensor) -> tuple[Tensor | None, ...]:
         nodes, topology, backend = ctx.settings
         alpha, beta, tau, rng, op = ctx.saved_tensors
+        if wants_graph_of_backward(dweight):
+            logits = [alpha] if beta is None else [alpha, beta]
+
+            def weight(own: Sequence[Tensor]) -> Tensor:
+                own_beta = None if beta is None else own[1]
+                paths = op.shape[0]
+                return reference.sample_paths(own[0], own_beta, nodes, topology, tau, rng, paths)[1]
+
+            needs = ctx.needs_input_grad[: len(logits)]
+            own_grads = reference_grads(weight, logits, needs, dweight)
+            return *own_grads, *[None] * (len(ctx.needs_input_grad) - len(logits))
         draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
         if is_plain_call():
             dalpha, dbeta = _kernels(backend).sample_paths_bwd(draw, op, dweight)
@@ -197,7 +219,9 @@ def sample_paths(
     draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
     if not torch.compiler.is_compiling():
         backend = _choose(draw, backend)
-    return PathSample(*_SamplePaths.apply(*draw, paths, backend))
+    if needs_graph((alpha,) if beta is None else (alpha, beta)):
+        return PathSample(*_SamplePaths.apply(*draw, paths, backend))
+    return PathSample(*_forward(draw, paths, backend))
 
 
 def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
