@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from fastnas.backends import MEMORY
 from fastnas.checks import typed
 from fastnas.nn.dag import Dag
-from fastnas.nn.equivalence import device_of, disagreement, dtype_of, random_inputs
-from fastnas.nn.final_norms import final_norm
+from fastnas.nn.equivalence import device_of, disagreement, dtype_of, faint, random_inputs
+from fastnas.nn.final_norms import SumParts, sum_parts
 from fastnas.nn.forwards import FORWARDS, Settings, cell_forward, edge_forward, sum_forward
 from fastnas.nn.fused import can_run
 from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.reading import Checked, Parts, Reading, parts_of
 from fastnas.nn.recognise import (
-    CellParts,
-    MixedOpParts,
     candidate_modules,
     cell_parts,
     is_cell,
@@ -65,10 +64,11 @@ def _grouped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 class _Way(NamedTuple):
-    """A forward for a module, and the parts that it fuses."""
+    """A forward for a module, what reads the parts that it fuses, and those."""
 
     forward: Callable[..., Tensor]
-    parts: CellParts | MixedOpParts | None
+    reader: Callable[[nn.Module], Parts | str]
+    parts: Parts
     what: str
 
 
@@ -81,7 +81,8 @@ def _ways(module: nn.Module) -> Iterator[_Way | str]:
             return
         size = f"{parts.nodes} nodes, {len(parts.edges)} edges"
         candidates = len(parts.edges[0].candidates)
-        yield _Way(cell_forward, parts, f"cell of {size}, {candidates} candidates: mixed_edges")
+        what = f"cell of {size}, {candidates} candidates: mixed_edges"
+        yield _Way(cell_forward, cell_parts, parts, what)
         return
     edge = mixed_op_parts(module)
     ops = candidate_modules(module)
@@ -90,14 +91,16 @@ def _ways(module: nn.Module) -> Iterator[_Way | str]:
     elif not edge.norms:
         yield next(iter(edge.foreign.values()), "its candidates have no batch norm")
     elif not edge.foreign:
-        yield _Way(edge_forward, edge, f"{len(ops)} candidates: mixed_edges")
+        yield _Way(edge_forward, mixed_op_parts, edge, f"{len(ops)} candidates: mixed_edges")
     else:
         rest = "; ".join(f"{k}: {reason}" for k, reason in edge.foreign.items())
         fused = f"{len(ops) - len(edge.foreign)} of {len(ops)} candidates: mixed_edges"
-        yield _Way(edge_forward, edge, f"{fused}; the rest mixed_sum ({rest})")
-    normed = sum(final_norm(op) is not None for op in ops)
+        what = f"{fused}; the rest mixed_sum ({rest})"
+        yield _Way(edge_forward, mixed_op_parts, edge, what)
+    sums = sum_parts(module)
+    normed = len(sums.norms)
     what = f"mixed_norm_sum, {normed} of them with batch norm" if normed else "mixed_sum"
-    yield _Way(sum_forward, None, f"{len(ops)} candidates: {what}")
+    yield _Way(sum_forward, sum_parts, sums, f"{len(ops)} candidates: {what}")
 
 
 @typed
@@ -164,7 +167,7 @@ def accelerate(
         if module in fused:
             continue
         name = name or type(module).__name__
-        what, reasons = _replace(module, Settings(memory, backend), check)
+        what, reasons = _replace(module, memory, backend, check)
         if what is None:
             report.left.append((name, "; ".join(reasons)))
             continue
@@ -183,7 +186,9 @@ def decelerate(model: nn.Module) -> None:
             del module.forward
 
 
-def _replace(module: nn.Module, settings: Settings, check: bool) -> tuple[str | None, list[str]]:
+def _replace(
+    module: nn.Module, memory: str, backend: str | None, check: bool
+) -> tuple[str | None, list[str]]:
     """What computes the module now (None: itself), and why what would be faster does not."""
     if isinstance(module, Dag | MixedOp):
         return None, ["it is fastnas' own and fused already"]
@@ -191,12 +196,17 @@ def _replace(module: nn.Module, settings: Settings, check: bool) -> tuple[str | 
         return None, ["its instance has a forward of its own"]
     reasons = []
     for way in _ways(module):
-        reason = way if isinstance(way, str) else _refusal(module, way, settings, check)
-        if reason is not None:
-            reasons.append(reason)
-        elif isinstance(way, _Way):
+        if isinstance(way, str):
+            reasons.append(way)
+            continue
+        checked = Checked(parts_of(module, way.parts))
+        settings = Settings(memory, backend, Reading(way.reader, checked))
+        reason = _refusal(module, way, settings, check)
+        if reason is None:
             module.forward = functools.partial(way.forward, module, settings)
-            return way.what, reasons
+            zeros = "; by its own forward where a weight is 0" if settings.skips_zeros else ""
+            return way.what + zeros, reasons
+        reasons.append(reason)
     return None, reasons
 
 
@@ -209,20 +219,27 @@ def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> s
     except TypeError:
         needed = "(s0, s1, weights)" if is_cell(module) else "(x, weights)"
         return f"its forward takes {signature}; {needed} is needed"
-    reason = _cannot_run(way, inputs, settings)
-    if reason is not None or not check:
-        return reason
+    if not isinstance(way.parts, SumParts):
+        reason = can_run(way.parts, inputs[-2], True, settings.backend)
+        if reason is not None:
+            return reason
+    return _difference(module, way, settings, inputs) if check else None
+
+
+def _difference(
+    module: nn.Module, way: _Way, settings: Settings, inputs: Sequence[Tensor]
+) -> str | None:
+    """Where the two forwards differ, or None; finds out what the own one does at weights of 0."""
 
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
-        reason = _cannot_run(way, x, settings) if m.training else None
-        if reason is not None:  # in the dtype of this run; else own would be compared with own
-            raise NotImplementedError(reason)
-        return way.forward(m, settings, *x)
+        reading = replace(settings.reading, seen={})
+        return way.forward(m, replace(settings, reading=reading, strict=True), *x)
 
-    return disagreement(module, forward, inputs)
-
-
-def _cannot_run(way: _Way, inputs: Sequence[Tensor], settings: Settings) -> str | None:
-    if way.parts is None:
-        return None
-    return can_run(way.parts, inputs[-2], True, settings.backend)
+    *x, w = inputs
+    reason = disagreement(module, forward, inputs)
+    if reason is None and disagreement(module, forward, (*x, faint(w, zero=True))) is not None:
+        settings.skips_zeros = True
+        reason = disagreement(module, forward, (*x, faint(w, zero=False)))
+        if reason is not None:
+            reason = f"at weights near 0 {reason}"
+    return reason

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fastnas.nn.recognise import CellParts, MixedOpParts, candidate_modules
+from fastnas.nn.reading import Parts
+from fastnas.nn.recognise import CellParts, candidate_modules
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -24,12 +27,12 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     return next(dtypes, torch.get_default_dtype())
 
 
-def random_inputs(module: nn.Module, parts: CellParts | MixedOpParts | None) -> tuple[Tensor, ...]:
+def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
     """Two images of 8 x 8, with the channels that the module's first layers ask for."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         return drawn.to(device_of(module), dtype_of(module))
 
     def weights(*shape: int) -> Tensor:
@@ -49,29 +52,45 @@ def random_inputs(module: nn.Module, parts: CellParts | MixedOpParts | None) -> 
     return normal(2, next(channels, 8), 8, 8), weights(len(ops))
 
 
-class _Call(nn.Module):
-    """A forward applied to a module: without its hooks, and whatever its instance's forward is."""
+def faint(w: Tensor, zero: bool) -> Tensor:
+    """Mixing weights like w, every second one small: 1e-2 w, 1e-4 w, and so on.
 
-    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.function = forward
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self.module, *inputs)
+    Args:
+        zero: whether the first of those in each row is 0.
+    """
+    small, K = w.clone(), w.shape[-1]
+    for i, row in enumerate(small.view(-1, K)):
+        # All columns of a cell have their turn; an edge alone begins with its last.
+        chosen = row[(K - 1 + i) % 2 :: 2]
+        chosen *= 10.0 ** (-2 * torch.arange(1, len(chosen) + 1).to(w))
+        if zero and len(chosen):
+            chosen[-1] = 0
+    return small
 
 
 @contextmanager
-def _mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Sets the mode of every part by its flag: `train()` may be overridden to freeze some."""
-    before = [(part, part.training) for part in module.modules()]
+def _seeded(device: torch.device) -> Iterator[None]:
+    """Every generator that a forward may draw from begins at one seed, and is put back."""
+    on_cuda = [device] if device.type == "cuda" else []
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        for part, _ in before:
-            part.training = training
-        yield
+        with torch.random.fork_rng(on_cuda):
+            torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds other devices
+            for used in on_cuda:
+                with torch.cuda.device(used):
+                    torch.cuda.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002
+            yield
     finally:
-        for part, flag in before:
-            part.training = flag
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _set_mode(module: nn.Module, training: bool) -> None:
+    """Sets the mode of every part by its flag: `train()` may be overridden to freeze some."""
+    for part in module.modules():
+        part.training = training
 
 
 def _observe(
@@ -79,42 +98,32 @@ def _observe(
     forward: Callable[..., Any],
     inputs: Sequence[Tensor],
     dtype: torch.dtype | None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | None]:
     """Output, gradients and buffers of a training step, then the output in evaluation mode.
 
-    Runs on copies of parameters and buffers, cast to `dtype` (None: as they are); seeded, with
-    torch's generator restored.
+    Runs on a copy of the module, cast to `dtype` (None: as it is): nothing that a forward keeps
+    in the module, tensor or not, is moved by being tried out.
     """
-
-    def copied(t: Tensor) -> Tensor:
-        wanted = dtype if dtype and t.is_floating_point() else t.dtype
-        return t.detach().to(wanted, copy=True)
-
-    inputs = [copied(t).requires_grad_() for t in inputs]
-    params = {f"module.{n}": copied(p).requires_grad_() for n, p in module.named_parameters()}
-    buffers = {f"module.{n}": copied(b) for n, b in module.named_buffers()}
-    call, state = _Call(module, forward), {**params, **buffers}
-    leaves = {**{f"input {i}": t for i, t in enumerate(inputs)}, **params}
-    device = inputs[0].device
-    on_cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(on_cuda), torch.enable_grad():
-        torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds what is not restored
-        for used in on_cuda:
-            with torch.cuda.device(used):
-                torch.cuda.manual_seed(0)
-        with _mode(module, True):
-            y = functional_call(call, state, tuple(1 * t for t in inputs))
+    module = copy.deepcopy(module).to(dtype) if dtype else copy.deepcopy(module)
+    inputs = [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in inputs]
+    leaves = {f"input {i}": t for i, t in enumerate(inputs)}
+    for name, p in module.named_parameters():
+        if p.is_floating_point():
+            leaves[name] = p.requires_grad_()
+    with _seeded(inputs[0].device), torch.enable_grad():
+        _set_mode(module, True)
+        y = forward(module, *(1 * t for t in inputs))
         if not isinstance(y, Tensor):
             raise TypeError(f"its forward returns a {type(y).__name__}, not a tensor")
         generator = torch.Generator().manual_seed(1)
-        dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y)
+        dy = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
         grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True)
-        with _mode(module, False), torch.no_grad():
-            in_evaluation = functional_call(call, state, tuple(inputs))
-    seen = {"output": y.detach(), "output in evaluation mode": in_evaluation}
-    for (name, leaf), grad in zip(leaves.items(), grads):
-        seen[f"gradient of {name}"] = torch.zeros_like(leaf) if grad is None else grad
-    return {**seen, **{name: buffer.double() for name, buffer in buffers.items()}}
+        buffers = {name: buffer.double() for name, buffer in module.named_buffers()}
+        _set_mode(module, False)
+        with torch.no_grad():
+            in_evaluation = forward(module, *inputs)
+    seen = {"output": y.detach(), "output in evaluation mode": in_evaluation, **buffers}
+    return {**seen, **{f"gradient of {name}": grad for name, grad in zip(leaves, grads)}}
 
 
 def disagreement(
@@ -124,6 +133,12 @@ def disagreement(
 
     In float64 if both run in it, else in float32, else in the dtypes that the module has.
     """
+    if inputs[0].is_meta:
+        return "it is on the meta device, where nothing can be compared"
+    try:
+        copy.deepcopy(module)
+    except Exception as error:
+        return f"no copy can be made of it, to be tried out: {error}"
     for dtype in (torch.float64, torch.float32, None):
         allowed = torch.finfo(dtype or inputs[0].dtype).eps ** 0.5
         what = "its own forward"
@@ -143,8 +158,13 @@ def disagreement(
     raise AssertionError("the module's own dtypes are the last that are tried")
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest value where that is above 1."""
+def _distance(a: Tensor | None, b: Tensor | None) -> float:
+    """The largest difference, relative to the largest value where that is above 1.
+
+    A gradient of 0 and none at all are apart: an optimizer moves what has a gradient.
+    """
+    if a is None or b is None:
+        return 0.0 if a is b else float("inf")
     if a.shape != b.shape:
         return float("inf")
     if b.numel() == 0:

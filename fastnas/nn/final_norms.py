@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.facts import is_plain
 from fastnas.nn.fused import count_batch, running_of
-from fastnas.nn.recognise import hooks, layers_of
+from fastnas.nn.recognise import candidate_modules, layers_of
 from fastnas.ops import mixed_norm_sum
 from fastnas.reference.primitives import DilConv, ReLUConvBN, SepConv
 
@@ -18,6 +20,26 @@ Norms = Mapping[int, nn.BatchNorm2d]
 
 # A module whose forward is one of these does nothing but run its layers in order.
 _IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
+_BATCH_NORM = nn.BatchNorm2d.forward
+
+
+@dataclass(frozen=True)
+class SumParts:
+    """The batch norms that candidates of a mixed op end in."""
+
+    norms: Norms
+
+
+def sum_parts(module: nn.Module) -> SumParts:
+    """Of a mixed op whose candidates run their layers in order where they end in a batch norm."""
+    found = {k: final_norm(op) for k, op in enumerate(candidate_modules(module))}
+    return SumParts({k: norm for k, norm in found.items() if norm is not None})
+
+
+def passed_over(op: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that `run_to_norm` and the sum do not call: of the others each runs its own."""
+    holder = () if type(op) is nn.Sequential else (cast(nn.Module, op.op),)
+    return (op, *holder, layers_of(op)[-1])
 
 
 def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
@@ -27,14 +49,13 @@ def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
     """
     layers = layers_of(op)
     norm = layers[-1] if layers else None
-    if type(norm) is not nn.BatchNorm2d or norm.affine or norm.momentum is None:
+    if type(norm) is not nn.BatchNorm2d or type(norm).forward is not _BATCH_NORM:
         return None
-    if not norm.track_running_stats or norm.running_mean is None:
+    if norm.weight is not None or norm.bias is not None or norm.momentum is None:
         return None
-    passed_over = (op, norm) if type(op) is nn.Sequential else (op, op.op, norm)
-    if any("forward" in vars(m) or any(hooks(m)) for m in cast(tuple[nn.Module, ...], passed_over)):
+    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return None
-    return norm
+    return norm if all(map(is_plain, passed_over(op))) else None
 
 
 def runs_in_order(op: nn.Module) -> bool:
@@ -76,10 +97,9 @@ def _is_shareable(layer: nn.Module, x: Tensor) -> bool:
     """Whether a layer has no state and leaves x alone, and x has a version."""
     if torch.compiler.is_compiling() or x.is_inference():
         return False
-    plain = not any(hooks(layer)) and "forward" not in vars(layer)
     if type(layer) is nn.ReLU:
-        return plain and not layer.inplace
-    return plain and type(layer) in (nn.MaxPool2d, nn.AvgPool2d)
+        return is_plain(layer) and not layer.inplace
+    return type(layer) in (nn.MaxPool2d, nn.AvgPool2d) and is_plain(layer)
 
 
 def pass_norms(z: Sequence[Tensor], norms: Norms) -> list[Tensor]:

@@ -10,16 +10,16 @@ import functools
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.final_norms import final_norm, foldable, norm_sum, pass_norms, run_to_norm
+from fastnas.nn.final_norms import SumParts, foldable, norm_sum, pass_norms, run_to_norm
 from fastnas.nn.fused import can_run, run_cell, run_edge
 from fastnas.nn.mixed_op import select
-from fastnas.nn.reading import Reading
+from fastnas.nn.reading import Parts, Reading
 from fastnas.nn.recognise import CellParts, MixedOpParts, candidate_modules, is_cell
 from fastnas.ops import mixed_sum
 
@@ -28,11 +28,24 @@ logger = logging.getLogger("fastnas")
 
 @dataclass
 class Settings:
-    """Arguments of a replaced forward."""
+    """Arguments of a replaced forward.
+
+    Args:
+        memory, backend: of `accelerate`.
+        reading: what the module consists of.
+        skips_zeros: whether the module's own forward leaves out candidates of weight 0.
+        strict: whether to raise `NotFused` where the module's own forward would run.
+    """
 
     memory: str
     backend: str | None
-    reading: Reading = field(default_factory=Reading)
+    reading: Reading[Any]
+    skips_zeros: bool = False
+    strict: bool = False
+
+
+class NotFused(RuntimeError):
+    """The fused ops cannot serve a call; the message says why."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -40,7 +53,9 @@ def _say_once(called: str, reason: str) -> None:
     logger.warning("fastnas: %s runs its own forward: %s", called, reason)
 
 
-def _own_forward(module: nn.Module, args: Any, kwargs: Any, reason: str) -> Any:
+def _own_forward(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: str) -> Any:
+    if settings.strict:
+        raise NotFused(reason)
     _say_once(type(module).__name__, reason)
     return type(module).forward(module, *args, **kwargs)
 
@@ -78,13 +93,17 @@ def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tens
 
 def _fusible(
     module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
-) -> tuple[CellParts | MixedOpParts, tuple[Tensor, ...]] | str:
+) -> tuple[Parts, tuple[Tensor, ...]] | str:
     inputs = _inputs(module, args, kwargs)
     if isinstance(inputs, str):
         return inputs
-    parts = settings.reading.read(module)
+    parts: Parts | str = settings.reading.read(module)
     if isinstance(parts, str):
         return parts
+    if settings.skips_zeros and bool((inputs[-1] == 0).any()):
+        return "it leaves out candidates of weight 0"
+    if isinstance(parts, SumParts):
+        return parts, inputs
     refusal = can_run(parts, inputs[-2], module.training, settings.backend)
     return (parts, inputs) if refusal is None else refusal
 
@@ -93,7 +112,7 @@ def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     """The whole cell fused, preprocessing and concatenation included."""
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
-        return _own_forward(module, args, kwargs, found)
+        return _own_forward(module, settings, args, kwargs, found)
     parts, (s0, s1, w) = found
     return run_cell(
         cast(CellParts, parts),
@@ -110,7 +129,7 @@ def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     """Recognised candidates fused; foreign ones by their own modules, in order, and added."""
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
-        return _own_forward(module, args, kwargs, found)
+        return _own_forward(module, settings, args, kwargs, found)
     parts, (x, w) = cast(tuple[MixedOpParts, tuple[Tensor, Tensor]], found)
     y = run_edge(
         parts,
@@ -129,12 +148,11 @@ def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
 
 def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
     """Every candidate by its own module, but for the batch norm that some end in."""
-    inputs = _inputs(module, args, kwargs)
-    if isinstance(inputs, str):
-        return _own_forward(module, args, kwargs, inputs)
-    x, w = inputs
-    ops = candidate_modules(module)
-    norms = {k: norm for k, op in enumerate(ops) if (norm := final_norm(op)) is not None}
+    found = _fusible(module, settings, args, kwargs)
+    if isinstance(found, str):
+        return _own_forward(module, settings, args, kwargs, found)
+    parts, (x, w) = cast(tuple[SumParts, tuple[Tensor, Tensor]], found)
+    ops, norms = candidate_modules(module), parts.norms
     z = [run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
     folded = foldable(z, norms, module.training)
     if not folded:

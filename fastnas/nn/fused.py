@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def can_run(
         return "autocast is on"
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    if any(conv.weight.dtype != x.dtype for conv in parts.plan.convs[:1]):
+    if any(weight.dtype != x.dtype for weight in weights_of(parts.plan.convs[:1])):
         return f"x is {x.dtype}, the parameters are not"
     stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
@@ -127,9 +128,9 @@ def _preprocess(
     norm = pre.norm
     y = relu_conv_bn(
         x,
-        [conv.weight for conv in pre.convs],
+        weights_of(pre.convs),
         running=running_of(norm),
-        momentum=norm.momentum or 0.0,
+        momentum=cast(float, norm.momentum),
         training=training,
         eps=norm.eps,
         paths=paths,
@@ -158,11 +159,11 @@ def _run(
     y = mixed_edges(
         states,
         weight,
-        [conv.weight for conv in plan.convs],
+        weights_of(plan.convs),
         plan.table,
         choice=choice,
         running=[running_of(norm) for norm in norms] if norms else None,
-        momentum=(norms[0].momentum or 0.0) if norms else 0.0,
+        momentum=cast(float, norms[0].momentum) if norms else 0.0,
         training=training,
         eps=norms[0].eps if norms else 1e-5,
         noise=noise,
@@ -195,6 +196,11 @@ def _count_sampled(plan: Plan, w: Paths) -> None:
         return
     for row, _ in w.rows():
         count_batch([plan.norms[i] for i in plan.table.path(row).norms])
+
+
+def weights_of(convs: Sequence[nn.Conv2d]) -> list[Tensor]:
+    """The weights of recognised convolutions, which have them as parameters."""
+    return [cast(Tensor, conv._parameters["weight"]) for conv in convs]
 
 
 def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

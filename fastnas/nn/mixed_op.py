@@ -22,8 +22,8 @@ from fastnas.nn.final_norms import (
 )
 from fastnas.nn.fused import NoiseDraw, can_run, run_edge
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
-from fastnas.nn.reading import Reading
-from fastnas.nn.recognise import MixedOpParts
+from fastnas.nn.reading import Reading, structure
+from fastnas.nn.recognise import CellParts, MixedOpParts
 from fastnas.ops import draw_rng, has_kernel, mixed_sum
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero
@@ -198,9 +198,11 @@ class MixedOp(reference.MixedOp):
         return self.reduce([x], torch.ones(1, device=x.device), [0], None)
 
 
-def reading_of(module: nn.Module) -> Reading:
+def reading_of(module: nn.Module) -> Reading[CellParts | MixedOpParts]:
     """The module's own, made at its first call."""
-    return cast(Reading, vars(module).setdefault("_reading", Reading()))
+    if "_reading" not in vars(module):
+        module._reading = Reading(structure)  # type: ignore[assignment]
+    return cast("Reading[CellParts | MixedOpParts]", module._reading)
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:

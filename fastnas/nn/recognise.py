@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
+from fastnas.nn.facts import hooks
 from fastnas.nn.plan import Plan
 
 Read = TypeVar("Read")
@@ -51,7 +52,7 @@ class MixedOpParts:
     Args:
         candidates: None where one is foreign.
         foreign: index of each foreign candidate to what makes it so.
-        stride: of all recognised candidates; 1 if there is none.
+        stride: of all recognised candidates.
         norms: all batch norms of the recognised candidates.
         plan: of the recognised candidates.
     """
@@ -134,16 +135,6 @@ def _or_reason(read: Callable[[nn.Module], Read]) -> Callable[[nn.Module], Read 
     return read_or_reason
 
 
-def hooks(module: nn.Module) -> tuple[Mapping[int, object], ...]:
-    """The hooks that a call of this very module runs, and a fused call would not."""
-    return (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-
-
 def _need_plain(module: nn.Module) -> None:
     for name, part in module.named_modules():
         who = type(part).__name__ + (f" ({name})" if name else "")
@@ -197,12 +188,16 @@ def _need_conv(
         padding_mode="zeros",
     )
     _need(conv.bias is None, f"{what} has a bias")
+    weight = conv._parameters.get("weight")
+    _need(isinstance(weight, Tensor), f"{what} has no parameter `weight`")
 
 
 def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
     needed = {"num_features": channels, "affine": False, "track_running_stats": True}
     _need_fields(norm, "batch norm", **needed)
-    _need(norm.running_mean is not None, "batch norm has no running statistics")
+    _need(norm.weight is None and norm.bias is None, "batch norm has a scale or a shift")
+    missing = norm.running_mean is None or norm.running_var is None
+    _need(not missing, "batch norm has no running statistics")
     momentum = norm.momentum
     _need(momentum is not None, "batch norm has momentum None; a number is needed")
 
@@ -333,8 +328,9 @@ def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
     candidates = tuple(None if isinstance(c, str) else c for c in read)
     foreign = {k: c for k, c in enumerate(read) if isinstance(c, str)}
     strides = {c.stride for c in candidates if c is not None}
+    _need(bool(strides), f"no candidate is of DARTS: {next(iter(foreign.values()), '')}")
     _need(len(strides) <= 1, f"candidates differ in stride: {sorted(strides)}")
-    parts = MixedOpParts(candidates, foreign, max(strides, default=1))
+    parts = MixedOpParts(candidates, foreign, strides.pop())
     _need_alike(parts.norms)
     return parts
 
