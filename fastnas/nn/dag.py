@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.nn.facts import is_plain
 from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp, Terms, select
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
@@ -67,6 +68,8 @@ class Dag(reference.Dag):
         siblings: bool = False,
     ) -> Tensor:
         """Of a path, w [E], the candidates in `row` alone."""
+        if not all(map(is_plain, self._ops)):
+            return self._by_modules(inputs, w, row, siblings)
         states = self.input_states(inputs)
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]
         for node in range(self.nodes):
@@ -75,6 +78,29 @@ class Dag(reference.Dag):
                 own = self.edges_into(node)
                 y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
             states.append(y)
+        return self.output(states)
+
+    def _nothing(self, states: Sequence[Tensor]) -> Tensor:
+        """A node without edges."""
+        stride = 2 if self.cell_type == "reduce" else 1
+        return torch.zeros_like(states[0][:, :, ::stride, ::stride])
+
+    def _by_modules(
+        self, inputs: Sequence[Tensor], w: Tensor, row: list[int] | None, siblings: bool
+    ) -> Tensor:
+        """Every mixed op by a call of its own, which runs its hooks; each draws its own noise."""
+
+        def output(e: int, x: Tensor) -> Tensor:
+            if row is None:
+                return self._ops[e](x, w[e])
+            choice = torch.tensor(row[e], device=w.device)
+            return self._ops[e](x, Paths(choice, w[e], siblings))
+
+        states = self.input_states(inputs)
+        for node in range(self.nodes):
+            edges = zip(self.edges_into(node), states)
+            terms = [output(e, x) for e, x in edges if row is None or row[e] >= 0]
+            states.append(sum(terms[1:], start=terms[0]) if terms else self._nothing(states))
         return self.output(states)
 
     def _node(
@@ -104,8 +130,7 @@ class Dag(reference.Dag):
                 weight_index.append(position)
             outputs += terms.outputs
         if not outputs:
-            stride = 2 if self.cell_type == "reduce" else 1
-            return torch.zeros_like(states[0][:, :, ::stride, ::stride])
+            return self._nothing(states)
         flat = w[edges.start : edges.stop].reshape(-1)
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
         node_terms = Terms(outputs, weight_index, noisy, norms)

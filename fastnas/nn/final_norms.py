@@ -20,7 +20,8 @@ Norms = Mapping[int, nn.BatchNorm2d]
 
 # A module whose forward is one of these does nothing but run its layers in order.
 _IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
-_BATCH_NORM = nn.BatchNorm2d.forward
+# Of torch's own, as long as nobody exchanges them.
+_PASSED_OVER = {nn.Sequential.forward, nn.BatchNorm2d.forward}
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,15 @@ def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
     """
     layers = layers_of(op)
     norm = layers[-1] if layers else None
-    if type(norm) is not nn.BatchNorm2d or type(norm).forward is not _BATCH_NORM:
+    if type(norm) is not nn.BatchNorm2d:
         return None
     if norm.weight is not None or norm.bias is not None or norm.momentum is None:
         return None
     if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
         return None
-    return norm if all(map(is_plain, passed_over(op))) else None
+    skipped = passed_over(op)
+    known = all(type(part).forward in _PASSED_OVER for part in skipped[1:])
+    return norm if known and all(map(is_plain, skipped)) else None
 
 
 def runs_in_order(op: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.nn.facts import is_plain
 from fastnas.nn.final_norms import (
     Norms,
     final_norm,
@@ -91,7 +92,7 @@ class MixedOp(reference.MixedOp):
             pools: what `run_to_norm` shares between the mixed ops on the same x.
             only: the one candidate that is run, be it `none`.
         """
-        live = [k for k, op in enumerate(self._ops) if not isinstance(op, Zero)]
+        live = [k for k, op in enumerate(self._ops) if not (isinstance(op, Zero) and is_plain(op))]
         if only is not None or not live:
             live = [only or 0]
         noisy_candidates = self.skips if self.training and self.noise is not None else ()

@@ -98,9 +98,7 @@ class Checked:
     def __getstate__(self) -> _Pickled:
         return list(self.forwards), self.settings
 
-    def __setstate__(
-        self, state: _Pickled
-    ) -> None:
+    def __setstate__(self, state: _Pickled) -> None:
         kinds, self.settings = state
         self.forwards = {kind: kind.forward for kind in kinds}
 

@@ -63,7 +63,7 @@ def observed(module, inputs, extra=(), seed=9):
     torch.manual_seed(seed)
     y = module(*inputs)
     leaves = [t for t in inputs if isinstance(t, torch.Tensor) and t.requires_grad]
-    leaves += [*extra, *module.parameters()]
+    leaves += [*extra, *(p for p in module.parameters() if p.requires_grad)]
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     grads = torch.autograd.grad(y, leaves, dy, allow_unused=True)
     zeros = [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, grads)]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from accelerated import C, assert_same, cell, cell_inputs, edge_inputs, observed
-from public_darts import NoisySkip, SepConv
+from accelerated import (
+    calls as calls,
+)
+from public_darts import Cell, MixedOp, SepConv
 from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrizations, prune
 
 import fastnas
 from fastnas import nn as own
 from fastnas import reference
-from fastnas.nn import forwards
+from fastnas.nn import reading
 from fastnas.spaces import uniform_space
 
 PRIMITIVES = (
@@ -42,22 +45,25 @@ def of_the_public_code():
     return eager, fused, cell_inputs()
 
 
+class Dense(nn.Module):
+    """No operation of DARTS, but one that ends in a batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        norm = nn.BatchNorm2d(C, affine=False)
+        self.op = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.Softplus(), norm)
+
+    def forward(self, x):
+        return self.op(x)
+
+
 def with_sums():
-    """A cell that was left, its mixed ops on `mixed_norm_sum`: no candidate is of DARTS."""
-    eager = cell()
-    for edge in eager._ops:
-        for k, op in enumerate(edge._ops):
-            if isinstance(op, SepConv):
-                edge._ops[k] = NoisySkip(op, 0.0)
-            elif isinstance(op, nn.Sequential):
-                op[0].ceil_mode = True
-            else:
-                edge._ops[k] = nn.Sequential(op, nn.Softplus(), nn.BatchNorm2d(C, affine=False))
-    eager = eager.double()
-    fused = copy.deepcopy(eager)
-    report = fastnas.accelerate(fused)
-    assert all("mixed_norm_sum" in what for _, what in report.replaced) and report.replaced
-    return eager, fused, cell_inputs()
+    eager = MixedOp(C, 1, ())
+    eager._ops.extend([Dense(), nn.Tanh(), Dense(), nn.Sequential(*Dense().op)])
+    fused = copy.deepcopy(eager.double())
+    [(_, what)] = fastnas.accelerate(fused).replaced
+    assert what.startswith("4 candidates: mixed_norm_sum, 3 of them with batch norm")
+    return eager, fused, edge_inputs(4)
 
 
 def norms(module):
@@ -206,6 +212,9 @@ CHANGES = {
     "backward hook": hooked(
         SEP + ".op.2", "register_full_backward_hook", lambda m, dx, dy: (2 * dx[0],)
     ),
+    "hook of a mixed op": hooked("_ops.3", "register_forward_hook", lambda m, x, y: 2 * y),
+    "forward of a mixed op": own_forward("_ops.3"),
+    "hook of none": hooked("_ops.3._ops.0", "register_forward_hook", lambda m, x, y: y + 1),
     "backward pre-hook": hooked(
         "preprocess0", "register_full_backward_pre_hook", lambda m, dy: (2 * dy[0],)
     ),
@@ -213,26 +222,215 @@ CHANGES = {
 
 
 def assert_alike(eager, fused, inputs):
-    """In training, twice, so that what the first left behind shows, and in evaluation mode."""
-    for _ in range(2):
-        assert_same(observed(fused, inputs), observed(eager, inputs))
+    """In a step of training, and in evaluation mode."""
+    assert_same(observed(fused, inputs), observed(eager, inputs))
     eager.eval(), fused.eval()
     with torch.no_grad():
         assert_same([fused(*inputs)], [eager(*inputs)])
     eager.train(), fused.train()
 
 
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
 KINDS = {"fastnas": of_fastnas, "accelerate": of_the_public_code, "sums": with_sums}
-ONLY_OF_CELLS = {
-    name for name, change in CHANGES.items() if name not in ()
-}
+
+
+@pytest.fixture(scope="module")
+def made():
+    return {name: make() for name, make in KINDS.items()}
+
+
+@pytest.fixture
+def twins(made, request):
+    """An eager module, the fused one, and inputs: copies, after a call in each mode."""
+    eager, fused, inputs = copy.deepcopy(made[request.param])
+    assert_alike(eager, fused, inputs)
+    return eager, fused, inputs
 
 
 @pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("kind", ["fastnas", "accelerate"])
-def test_a_cell(kind, name):
-    eager, fused, inputs = KINDS[kind]()
-    assert_alike(eager, fused, inputs)
+@pytest.mark.parametrize("twins", ["fastnas", "accelerate"], indirect=True)
+def test_a_cell(twins, name):
+    eager, fused, inputs = twins
     for module in (eager, fused):
         CHANGES[name](module)
     assert_alike(eager, fused, inputs)
+
+
+SUM_CHANGES = {
+    "cumulative statistics": every_norm(momentum=None),
+    "momentum of one": one("_ops.2.op.2", momentum=0.3),
+    "eps of one": one("_ops.2.op.2", eps=0.1),
+    "statistics of batches": every_norm(track_running_stats=False),
+    "statistics removed": one("_ops.2.op.2", running_mean=None, running_var=None),
+    "scale": lambda m: setattr(m._ops[0].op[2], "weight", nn.Parameter(2 * torch.ones(C).double())),
+    "shift": lambda m: setattr(m._ops[3][2], "bias", nn.Parameter(torch.ones(C).double())),
+    "a frozen norm": lambda m: m._ops[0].eval(),
+    "forward of an operation": own_forward("_ops.0"),
+    "forward of its layers": own_forward("_ops.0.op"),
+    "forward of a norm": own_forward("_ops.3.2"),
+    "forward hook": hooked("_ops.3", "register_forward_hook", lambda m, x, y: 2 * y),
+    "hook of a norm": hooked("_ops.2.op.2", "register_forward_hook", lambda m, x, y: 2 * y),
+    "another class": lambda m: setattr(m._ops[0], "__class__", Doubled),
+    "a layer more": lambda m: m._ops[0].op.append(nn.Tanh()),
+    "an operation exchanged": lambda m: m._ops.__setitem__(0, nn.Softplus()),
+    "an operation of another class": lambda m: m._ops.__setitem__(
+        0, torch_seeded(lambda: Doubled().double())
+    ),
+    "an operation more": lambda m: (m._ops.append(nn.Softplus()), m._ops.pop(1)),
+}
+
+
+class Doubled(Dense):
+    def forward(self, x):
+        return 2 * self.op(x)
+
+
+@pytest.mark.parametrize("name", SUM_CHANGES)
+@pytest.mark.parametrize("twins", ["sums"], indirect=True)
+def test_a_sum(twins, name):
+    eager, fused, inputs = twins
+    for module in (eager, fused):
+        SUM_CHANGES[name](module)
+    assert_alike(eager, fused, inputs)
+
+
+# ---- what is changed for all modules at once
+
+
+def doubled(forward):
+    return lambda module, x: 2 * forward(module, x)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d, nn.Sequential])
+@pytest.mark.parametrize("twins", KINDS, indirect=True)
+def test_the_forward_of_a_class_of_torch(twins, kind, monkeypatch):
+    monkeypatch.setattr(kind, "forward", doubled(kind.forward))
+    assert_alike(*twins)
+
+
+@pytest.mark.parametrize("twins", KINDS, indirect=True)
+def test_the_forward_of_a_class(twins, monkeypatch):
+    eager, _, _ = twins
+    part = eager._ops[0] if isinstance(eager._ops[0], Dense) else eager.get_submodule(SEP)
+    monkeypatch.setattr(type(part), "forward", doubled(type(part).forward))
+    assert_alike(*twins)
+
+
+@pytest.mark.parametrize("twins", KINDS, indirect=True)
+def test_a_hook_of_all_modules(twins):
+    seen = []
+
+    def hook(module, x, y):
+        seen.append(type(module))
+        return 2 * y if isinstance(module, nn.BatchNorm2d) else None
+
+    eager, fused, inputs = twins
+    with nn.modules.module.register_module_forward_hook(hook):
+        assert_alike(eager, fused, inputs)
+        assert_calls(eager, fused, inputs, seen)
+    calls = len(seen)
+    assert_alike(eager, fused, inputs)
+    assert len(seen) == calls
+
+
+def assert_calls(eager, fused, inputs, seen):
+    """The fused module calls as many modules of each torch class as the eager one does."""
+    counts = []
+    for module in (eager, fused):
+        seen.clear()
+        module(*inputs)
+        counts.append([sum(kind is k for k in seen) for kind in (nn.Conv2d, nn.BatchNorm2d)])
+    assert counts[0] == counts[1] != [0, 0]
+
+
+# ---- settings of a user's own classes
+
+
+class Scaled(Cell):
+    def __init__(self, *args, scale=1.0):
+        super().__init__(*args)
+        self.scale = scale
+
+    def forward(self, s0, s1, weights):
+        return self.scale * super().forward(s0, s1, weights)
+
+
+@pytest.fixture
+def scaled_cells(request):
+    eager = Scaled(2, 2, 6, 8, C, False, False).double()
+    fused = copy.deepcopy(eager)
+    assert not fastnas.accelerate(fused).left
+    return eager, fused, cell_inputs()
+
+
+@pytest.mark.parametrize("duplicate", [lambda m: m, copy.deepcopy, pickled])
+def test_a_setting_changed_since_the_check(scaled_cells, calls, duplicate):
+    eager, fused, inputs = scaled_cells
+    eager.scale = fused.scale = 2.0
+    fused = duplicate(fused)
+    calls.clear()
+    assert_alike(eager, fused, inputs)
+    assert not calls
+    eager.scale = fused.scale = 1.0
+    assert_alike(eager, fused, inputs)
+    assert calls["run_cell"]
+
+
+def test_marks_that_libraries_leave_are_no_settings(scaled_cells, calls):
+    eager, fused, inputs = scaled_cells
+    fused._is_wrapped = fused._ops[1]._is_wrapped = True
+    calls.clear()
+    assert_alike(eager, fused, inputs)
+    assert calls["run_cell"]
+
+
+def test_an_array_as_a_setting(scaled_cells):
+    """Arrays have no one truth value to be compared by."""
+    eager, fused, inputs = scaled_cells
+    for module in (eager, fused):
+        module._ops[0].mask = torch.ones(3)
+        module(*inputs)
+    for module in (eager, fused):
+        module._ops[0].mask = torch.zeros(3)
+    assert_alike(eager, fused, inputs)
+
+
+# ---- what it costs
+
+
+@pytest.mark.parametrize("twins", KINDS, indirect=True)
+def test_modes_and_weights_may_change_without_reading_again(twins, monkeypatch):
+    _, fused, inputs = twins
+    read = []
+    monkeypatch.setattr(reading, "Facts", lambda *parts: read.append(parts))
+    with torch.no_grad():
+        for p in fused.parameters():
+            p.add_(1)
+        for training in (False, True, False, True):
+            fused.train(training)
+            fused(*inputs)
+    assert not read
+
+
+@pytest.mark.parametrize("twins", ["fastnas", "accelerate"], indirect=True)
+def test_update_bn_of_torch(twins):
+    """It sets every momentum to None, and back."""
+    eager, fused, inputs = twins
+    data = [torch.randn_like(inputs[0]) for _ in range(3)]
+    for module in (eager, fused):
+        wrapped = OfOneInput(module, *inputs[1:])
+        torch.optim.swa_utils.update_bn(data, wrapped)
+    assert_alike(eager, fused, inputs)
+
+
+class OfOneInput(nn.Module):
+    def __init__(self, cell, *others):
+        super().__init__()
+        self.cell = cell
+        self.others = others
+
+    def forward(self, s0):
+        return self.cell(s0, *self.others)
