@@ -37,7 +37,7 @@ class CpuBackend(NativeBackend):
         x = laid_out(x, LAST)
         stride, C = len(params), sum(p.shape[0] for p in params)
         y = _new_channels_last(x, x.shape[0], C, *(-(-size // stride) for size in x.shape[2:]))
-        stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype))
+        stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
         if running is not None:
             stats.copy_(running)
         if y.numel():
@@ -89,10 +89,10 @@ class CpuBackend(NativeBackend):
         )  # fmt: skip
         threads = torch.get_num_threads()
         size = self.module.relu_conv_bn_workspace(*fixed, 0, threads)
-        space = torch.empty(size, dtype=torch.uint8)
+        space = torch.empty(size, dtype=torch.uint8, device=on)
         run = getattr(self.module, f"relu_conv_bn_{direction}")
         run(*fixed, address(space, on), threads)
 
 
 def _new_channels_last(like: Tensor, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=like.dtype, memory_format=LAST)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=LAST)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from fastnas.nn.reading import Parts
 from fastnas.nn.recognise import CellParts, candidate_modules
@@ -62,7 +63,7 @@ def faint(w: Tensor, zero: bool) -> Tensor:
     for i, row in enumerate(small.view(-1, K)):
         # All columns of a cell have their turn; an edge alone begins with its last.
         chosen = row[(K - 1 + i) % 2 :: 2]
-        chosen *= 10.0 ** (-2 * torch.arange(1, len(chosen) + 1).to(w))
+        chosen *= 10.0 ** (-2 * torch.arange(1, len(chosen) + 1, device=w.device).to(w))
         if zero and len(chosen):
             chosen[-1] = 0
     return small
@@ -101,10 +102,11 @@ def _observe(
 ) -> dict[str, Tensor | None]:
     """Output, gradients and buffers of a training step, then the output in evaluation mode.
 
-    Runs on a copy of the module, cast to `dtype` (None: as it is): nothing that a forward keeps
-    in the module, tensor or not, is moved by being tried out.
+    Args:
+        module: a copy that may be changed.
+        dtype: what it is cast to; None: it stays as it is.
     """
-    module = copy.deepcopy(module).to(dtype) if dtype else copy.deepcopy(module)
+    module = module.to(dtype) if dtype else module
     inputs = [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in inputs]
     leaves = {f"input {i}": t for i, t in enumerate(inputs)}
     for name, p in module.named_parameters():
@@ -131,21 +133,22 @@ def disagreement(
 ) -> str | None:
     """Where the module's own forward and forward(module, *inputs) differ, or None.
 
-    In float64 if both run in it, else in float32, else in the dtypes that the module has.
+    In float64 if both run in it, else in float32, else in the dtypes that the module has. Each runs
+    on a copy: nothing that a forward keeps in the module, tensor or not, is moved by the trial.
     """
-    if inputs[0].is_meta:
-        return "it is on the meta device, where nothing can be compared"
-    try:
-        copy.deepcopy(module)
-    except Exception as error:
-        return f"no copy can be made of it, to be tried out: {error}"
+    if inputs[0].is_meta or isinstance(inputs[0], FakeTensor):
+        return "its tensors have no values that could be compared"
     for dtype in (torch.float64, torch.float32, None):
         allowed = torch.finfo(dtype or inputs[0].dtype).eps ** 0.5
+        try:
+            first, second = copy.deepcopy(module), copy.deepcopy(module)
+        except Exception as error:
+            return f"no copy can be made of it, to be tried out: {error}"
         what = "its own forward"
         try:
-            expected = _observe(module, type(module).forward, inputs, dtype)
+            expected = _observe(first, type(module).forward, inputs, dtype)
             what = "the fused forward"
-            given = _observe(module, forward, inputs, dtype)
+            given = _observe(second, forward, inputs, dtype)
         except Exception as error:
             if dtype is None:
                 return f"{what} fails on a random input: {error}"

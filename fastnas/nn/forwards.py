@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.final_norms import SumParts, foldable, norm_sum, pass_norms, run_to_norm
-from fastnas.nn.fused import can_run, run_cell, run_edge
+from fastnas.nn.fused import can_run, run_cell, run_edge, why_eager
 from fastnas.nn.mixed_op import select
 from fastnas.nn.reading import Parts, Reading
 from fastnas.nn.recognise import CellParts, MixedOpParts, candidate_modules, is_cell
@@ -83,8 +83,9 @@ def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tens
     *x, w = args
     if not all(isinstance(state, Tensor) for state in x):
         return "its input is not a tensor"
-    if torch.is_autocast_enabled(x[0].device.type):
-        return "autocast is on"
+    reason = why_eager(x[0])
+    if reason is not None:
+        return reason
     w = _as_tensor(w, x[0])
     if list(w.shape) != shape:
         return f"the mixing weights have shape {list(w.shape)}; {shape} is fused"

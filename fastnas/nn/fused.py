@@ -45,6 +45,13 @@ class NoiseDraw:
         return NoiseDraw.unpacked(to_device(self.packed(), device))
 
 
+def why_eager(x: Tensor) -> str | None:
+    """Why no kernel may see x, whatever the module, or None."""
+    if x.is_meta:
+        return "a tensor on the meta device has no values"
+    return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
+
+
 def can_run(
     parts: CellParts | MixedOpParts, x: Tensor, training: bool, backend: str | None = None
 ) -> str | None:
@@ -53,8 +60,9 @@ def can_run(
         return f"x has shape {list(x.shape)}; [N, C, H, W] is needed"
     if x.dtype not in OPS["mixed_edges"].dtypes["eager"]:
         return f"mixed_edges has no {x.dtype}"
-    if torch.is_autocast_enabled(x.device.type):
-        return "autocast is on"
+    reason = why_eager(x)
+    if reason is not None:
+        return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
     if any(weight.dtype != x.dtype for weight in weights_of(parts.plan.convs[:1])):

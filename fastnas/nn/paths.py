@@ -56,6 +56,8 @@ def check_paths(who: str, w: Paths, edges: int) -> None:
         raise ValueError(
             f"{who}: choice has shape {shape}; [{edges}] or [paths, {edges}] is needed"
         )
+    if w.choice.is_meta:
+        raise ValueError(f"{who}: choice is on the meta device; its values are needed")
     if w.weight.shape != w.choice.shape:
         raise ValueError(
             f"{who}: weight has shape {list(w.weight.shape)}; that of choice, {shape}, is needed"

@@ -74,7 +74,7 @@ class SkipNoise:
         """(r mean, r s) as float64 [2], the form in which the kernels read it."""
         check_number("amplitude", amplitude)
         values = [amplitude * self.centre, amplitude * self.spread]
-        return torch.tensor(values, dtype=torch.float64, device=device)
+        return torch.tensor(values, dtype=torch.float64, device=device or "cpu")
 
 
 @typed
