@@ -236,10 +236,11 @@ def _difference(
         return way.forward(m, replace(settings, reading=reading, strict=True), *x)
 
     *x, w = inputs
-    reason = disagreement(module, forward, inputs)
-    if reason is None and disagreement(module, forward, (*x, faint(w, zero=True))) is not None:
-        settings.skips_zeros = True
-        reason = disagreement(module, forward, (*x, faint(w, zero=False)))
-        if reason is not None:
-            reason = f"at weights near 0 {reason}"
+    for skips_zeros in (False, True):
+        settings.skips_zeros = skips_zeros
+        small = faint(w, zero=not skips_zeros)
+        trials = {"": inputs, " at weights near 0": (*x, small)}
+        reason = disagreement(module, forward, trials)
+        if reason is None:
+            break
     return reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,58 +97,82 @@ def _set_mode(module: nn.Module, training: bool) -> None:
 def _observe(
     module: nn.Module,
     forward: Callable[..., Any],
-    inputs: Sequence[Tensor],
+    trials: Mapping[str, Sequence[Tensor]],
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor | None]:
-    """Output, gradients and buffers of a training step, then the output in evaluation mode.
+    """Output, gradients and buffers of a training step on each input, one after the other.
+
+    At the end the output in evaluation mode, on the first.
 
     Args:
         module: a copy that may be changed.
-        dtype: what it is cast to; None: it stays as it is.
+        trials: the inputs, by what is said of them where something differs.
+        dtype: what module and inputs are cast to; None: they stay as they are.
     """
     module = module.to(dtype) if dtype else module
-    inputs = [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in inputs]
-    leaves = {f"input {i}": t for i, t in enumerate(inputs)}
-    for name, p in module.named_parameters():
-        if p.is_floating_point():
-            leaves[name] = p.requires_grad_()
-    with _seeded(inputs[0].device), torch.enable_grad():
-        _set_mode(module, True)
-        y = forward(module, *(1 * t for t in inputs))
-        if not isinstance(y, Tensor):
-            raise TypeError(f"its forward returns a {type(y).__name__}, not a tensor")
-        generator = torch.Generator().manual_seed(1)
-        dy = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
-        grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True)
-        buffers = {name: buffer.double() for name, buffer in module.named_buffers()}
+    params = {n: p.requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
+    cast = {
+        what: [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in inputs]
+        for what, inputs in trials.items()
+    }
+    first = next(iter(cast.values()))
+    seen: dict[str, Tensor | None] = {}
+    with _seeded(first[0].device), torch.enable_grad():
+        for what, inputs in cast.items():
+            step = _step(module, forward, inputs, params)
+            seen |= {name + what: value for name, value in step.items()}
         _set_mode(module, False)
         with torch.no_grad():
-            in_evaluation = forward(module, *inputs)
-    seen = {"output": y.detach(), "output in evaluation mode": in_evaluation, **buffers}
-    return {**seen, **{f"gradient of {name}": grad for name, grad in zip(leaves, grads)}}
+            seen["output in evaluation mode"] = forward(module, *first)
+    return seen
+
+
+def _step(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    params: Mapping[str, Tensor],
+) -> dict[str, Tensor | None]:
+    _set_mode(module, True)
+    y = forward(module, *(1 * t for t in inputs))
+    if not isinstance(y, Tensor):
+        raise TypeError(f"its forward returns a {type(y).__name__}, not a tensor")
+    generator = torch.Generator().manual_seed(1)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64, device="cpu").to(y)
+    leaves = {**{f"input {i}": t for i, t in enumerate(inputs)}, **params}
+    grads = torch.autograd.grad(y, list(leaves.values()), dy, allow_unused=True)
+    return {
+        "output": y.detach(),
+        **{f"gradient of {name}": grad for name, grad in zip(leaves, grads)},
+        **{n: b.to(torch.float64, copy=True) for n, b in module.named_buffers()},
+    }
 
 
 def disagreement(
-    module: nn.Module, forward: Callable[..., Tensor], inputs: Sequence[Tensor]
+    module: nn.Module, forward: Callable[..., Tensor], trials: Mapping[str, Sequence[Tensor]]
 ) -> str | None:
     """Where the module's own forward and forward(module, *inputs) differ, or None.
 
     In float64 if both run in it, else in float32, else in the dtypes that the module has. Each runs
     on a copy: nothing that a forward keeps in the module, tensor or not, is moved by the trial.
+
+    Args:
+        trials: as `_observe` takes them.
     """
-    if inputs[0].is_meta or isinstance(inputs[0], FakeTensor):
+    like = next(iter(trials.values()))[0]
+    if like.is_meta or isinstance(like, FakeTensor):
         return "its tensors have no values that could be compared"
     for dtype in (torch.float64, torch.float32, None):
-        allowed = torch.finfo(dtype or inputs[0].dtype).eps ** 0.5
+        allowed = torch.finfo(dtype or like.dtype).eps ** 0.5
         try:
             first, second = copy.deepcopy(module), copy.deepcopy(module)
         except Exception as error:
             return f"no copy can be made of it, to be tried out: {error}"
         what = "its own forward"
         try:
-            expected = _observe(first, type(module).forward, inputs, dtype)
+            expected = _observe(first, type(module).forward, trials, dtype)
             what = "the fused forward"
-            given = _observe(second, forward, inputs, dtype)
+            given = _observe(second, forward, trials, dtype)
         except Exception as error:
             if dtype is None:
                 return f"{what} fails on a random input: {error}"
