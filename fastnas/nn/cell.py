@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.backends.layout import state_format
+from fastnas.checks import check_choice, check_hint, check_int, check_type
 from fastnas.nn.dag import Dag
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
@@ -18,6 +20,7 @@ from fastnas.nn.mixed_op import MixedOp, reading_of
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng, sampled_params, stays_on_device
+from fastnas.reference.arguments import check_images
 
 
 class Cell(Dag, reference.Cell):
@@ -64,7 +67,10 @@ class Cell(Dag, reference.Cell):
         draw: level and the streams of the nodes, int64 [nodes, 2], of several paths
         [paths, nodes, 2]; None draws them.
         """
-        self.check_weights(w)
+        check_images("s0", s0)
+        check_images("s1", s1)
+        self.check_weights("w", w, s1)
+        self.check_draw(draw, w)
         paths = w.number if isinstance(w, Paths) else None
         parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
         if isinstance(parts, str):
@@ -102,12 +108,16 @@ class SearchNetwork(reference.SearchNetwork):
         Raises:
             ValueError: a cell does not run on the fused ops.
         """
-        return memory_report(self, batch, (size, size) if isinstance(size, int) else size)
+        sides = (size, size) if isinstance(size, int) else size
+        check_int("batch", batch, 1)
+        check_hint("size", sides, tuple[int, int])
+        for side in sides:
+            check_int("size", side, 1)
+        return memory_report(self, batch, sides)
 
     def set_memory(self, memory: str) -> None:
         """What the fused cells hold for backward: "fast", "lean" or "minimal" (`mixed_edges`)."""
-        if memory not in MEMORY:
-            raise ValueError(f"memory is {memory!r}; allowed: {', '.join(MEMORY)}")
+        check_choice("memory", memory, MEMORY)
         self.memory = memory
         for module in self.modules():
             if isinstance(module, Cell | MixedOp):
@@ -120,6 +130,7 @@ class SearchNetwork(reference.SearchNetwork):
         host) at once. Giving the same draw to two passes gives them the same noise (the unrolled
         step needs that).
         """
+        check_int("paths", paths, 1)
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
@@ -159,8 +170,9 @@ class SearchNetwork(reference.SearchNetwork):
                 statistics and gradients are those of a pass for each, one after the other.
             draw: of `draw`.
         """
-        self._check(x, weights)
-        paths = number_of_paths("SearchNetwork", weights)
+        self.check_inputs(x, weights)
+        check_type("draw", draw, NoiseDraw, NoneType)
+        paths = number_of_paths("weights", weights)
         draw = self.draw(x.device, paths or 1) if draw is None else draw
         if cast(Dag, self.cells[0]).why_not_fused(x) is None:
             # Here a copy to the layout of fused cells is one of the images only.
@@ -190,16 +202,3 @@ class SearchNetwork(reference.SearchNetwork):
         here = slice(i * nodes, (i + 1) * nodes)
         rng = draw.rng[here] if paths is None else draw.rng.unflatten(0, (paths, -1))[:, here]
         return NoiseDraw(draw.level, rng)
-
-    def _check(self, x: Tensor, weights: Weights) -> None:
-        channels = self.stem[0].in_channels
-        if x.dim() != 4 or x.shape[1] != channels:
-            raise ValueError(
-                f"SearchNetwork: images have shape {list(x.shape)}; [N, {channels}, H, W] is needed"
-            )
-        used = {dag.cell_type for dag in self.dags()}
-        missing = sorted(used - set(weights))
-        if missing:
-            raise ValueError(
-                f"SearchNetwork: weights has {sorted(weights)}; {', '.join(missing)} is missing"
-            )

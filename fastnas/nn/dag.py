@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.checks import check_type
 from fastnas.nn.facts import is_plain
 from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.mixed_op import MixedOp, Terms, select
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.recognise import CellParts
+from fastnas.reference.arguments import check_shape
 
 
 class Dag(reference.Dag):
@@ -32,16 +35,18 @@ class Dag(reference.Dag):
         parts = self.parts()
         return parts if isinstance(parts, str) else None
 
-    def check_weights(self, w: CellWeights) -> None:
-        """ValueError unless they are of as many edges and candidates."""
-        edges, candidates = len(self._ops), len(cast(MixedOp, self._ops[0])._ops)
+    def check_weights(self, name: str, w: object, x: Tensor) -> None:
         if isinstance(w, Paths):
-            check_paths("Cell", w, edges)
-        elif w.shape != (edges, candidates):
-            raise ValueError(
-                f"Cell: w has shape {list(w.shape)}; [{edges}, {candidates}] is needed, edges by"
-                " candidates"
-            )
+            check_paths(name, w, len(self._ops))
+        else:
+            super().check_weights(name, w, x)
+
+    def check_draw(self, draw: object, w: CellWeights) -> None:
+        """ValueError or TypeError unless there is a stream for each node of each path."""
+        check_type("draw", draw, NoiseDraw, NoneType)
+        paths = [] if not isinstance(w, Paths) or w.number is None else [w.number]
+        if isinstance(draw, NoiseDraw):
+            check_shape("draw.rng", draw.rng, [*paths, self.nodes, 2])
 
     def run(
         self, inputs: Sequence[Tensor], w: CellWeights, draw: NoiseDraw | None = None

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import check_type
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.nn.plan import Plan
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
@@ -30,6 +31,13 @@ class NoiseDraw:
 
     level: Tensor
     rng: Tensor
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("level", torch.float64), ("rng", torch.int64)):
+            t = getattr(self, name)
+            check_type(name, t, Tensor)
+            if t.dtype != dtype or t.shape[-1:] != (2,):
+                raise ValueError(f"{name} is {t.dtype} {list(t.shape)}; {dtype} [..., 2] is needed")
 
     def packed(self) -> Tensor:
         """Level float64 [2] and streams int64 [n, 2] as int64 [2 + 2 n]: one copy moves both."""

@@ -26,6 +26,7 @@ from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.reading import Reading, structure
 from fastnas.nn.recognise import CellParts, MixedOpParts
 from fastnas.ops import draw_rng, has_kernel, mixed_sum
+from fastnas.reference.arguments import check_images, check_mixing
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero
 
@@ -154,18 +155,15 @@ class MixedOp(reference.MixedOp):
     def forward(self, x: Tensor, w: CellWeights) -> Tensor:
         """x [N, C, H, W], w [K], or `Paths` of one edge and x [paths N, C, H, W]
         -> [N, C, H / stride, W / stride]."""
+        check_images("x", x)
         if isinstance(w, Paths):
-            check_paths("MixedOp", w.as_edge(), 1)
-        elif w.shape != (len(self._ops),):
-            raise ValueError(
-                f"MixedOp: w has shape {list(w.shape)}; [{len(self._ops)}] is needed, one weight"
-                " per candidate"
-            )
+            check_paths("w", w.as_edge(), 1)
+        else:
+            check_mixing("w", w, [len(self._ops)], x)
         rows = w.as_edge().rows() if isinstance(w, Paths) else []
         if any(not 0 <= k < len(self._ops) for (k,), _ in rows):
             raise ValueError(
-                f"MixedOp: choice is {[k for (k,), _ in rows]}; 0 to {len(self._ops) - 1} is"
-                " allowed"
+                f"w.choice is {[k for (k,), _ in rows]}; 0 to {len(self._ops) - 1} is allowed"
             )
         groups = x.chunk(len(rows)) if rows else (x,)
         parts = self.fused_parts(groups[0])

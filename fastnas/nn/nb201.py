@@ -10,6 +10,7 @@ from fastnas.nn.cell import SearchNetwork
 from fastnas.nn.dag import Dag
 from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.paths import CellWeights, Paths, Weights
+from fastnas.reference.arguments import check_images
 from fastnas.reference.nb201_search import CELL_TYPE
 from fastnas.spaces import Layout
 
@@ -26,7 +27,9 @@ class NB201Cell(Dag, reference.NB201Cell):
 
     def forward(self, x: Tensor, w: CellWeights, draw: NoiseDraw | None = None) -> Tensor:
         """x [N, C, H, W], w [6, K] or `Paths` -> [N, C, H, W]; paths and draw as in `Cell`."""
-        self.check_weights(w)
+        check_images("x", x)
+        self.check_weights("w", w, x)
+        self.check_draw(draw, w)
         return self.run([x], w, draw)
 
 

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from fastnas.checks import check_flag, check_type
+from fastnas.reference.arguments import check_floating
+
 
 class Paths(NamedTuple):
     """One path or several through the cells of a type: y_j = sum_{e into j} w_e o_{k_e}(x_e).
@@ -49,19 +52,23 @@ Weights = Mapping[str, CellWeights]
 """Cell type ("normal", "reduce") to mixing weights [E, K] or sampled paths."""
 
 
-def check_paths(who: str, w: Paths, edges: int) -> None:
-    """ValueError unless choice and weight are [edges] or [paths, edges]."""
+def check_paths(name: str, w: Paths, edges: int) -> None:
+    """ValueError or TypeError unless choice and weight are [edges] or [paths, edges]."""
+    check_type(f"{name}.choice", w.choice, Tensor)
+    check_flag(f"{name}.siblings", w.siblings)
     shape = list(w.choice.shape)
+    if w.choice.dtype != torch.int64:
+        raise TypeError(f"{name}.choice is {w.choice.dtype}; torch.int64 is needed")
     if w.choice.dim() not in (1, 2) or shape[-1] != edges or 0 in shape:
         raise ValueError(
-            f"{who}: choice has shape {shape}; [{edges}] or [paths, {edges}] is needed"
+            f"{name}.choice has shape {shape}; [{edges}] or [paths, {edges}] is needed"
         )
     if w.choice.is_meta:
-        raise ValueError(f"{who}: choice is on the meta device; its values are needed")
+        raise ValueError(f"{name}.choice is on the meta device; its values are needed")
+    check_floating(f"{name}.weight", w.weight)
     if w.weight.shape != w.choice.shape:
-        raise ValueError(
-            f"{who}: weight has shape {list(w.weight.shape)}; that of choice, {shape}, is needed"
-        )
+        given = list(w.weight.shape)
+        raise ValueError(f"{name}.weight has shape {given}; that of choice, {shape}, is needed")
 
 
 def number_of_paths(who: str, weights: Mapping[str, CellWeights]) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from fastnas.checks import check_choice, short
+from fastnas.checks import check_choice, check_type, short
 from fastnas.reference.skip_noise import KINDS, MIXTURES
 
 FORMS = ("none", *(f"{kind}_{mixture}" for kind in KINDS for mixture in MIXTURES))
@@ -19,6 +20,30 @@ def check_shape(name: str, t: Tensor, shape: Sequence[int | None]) -> None:
     ):
         needed = ", ".join("*" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} has shape {list(t.shape)}; [{needed}] is needed")
+
+
+def check_floating(name: str, t: object) -> None:
+    """`t` is a dense tensor of a floating point dtype."""
+    check_type(name, t, Tensor)
+    assert isinstance(t, Tensor)
+    if not t.is_floating_point() or t.layout != torch.strided:
+        kind = str(t.dtype if t.layout == torch.strided else t.layout)
+        raise TypeError(f"{name} is {kind}; a dense floating point tensor is needed")
+
+
+def check_images(name: str, x: object, channels: int | None = None) -> None:
+    """`x` is [N, C, H, W]."""
+    check_floating(name, x)
+    check_shape(name, x, [None, channels, None, None])  # type: ignore[arg-type]
+
+
+def check_mixing(name: str, w: object, shape: Sequence[int], x: Tensor) -> None:
+    """`w` are mixing weights, on the device of x."""
+    check_floating(name, w)
+    assert isinstance(w, Tensor)
+    check_shape(name, w, shape)
+    if w.device != x.device:
+        raise ValueError(f"{name} is on {w.device}, x on {x.device}; one device is needed")
 
 
 def check_terms(name: str, terms: Sequence[Tensor | None], w: Tensor) -> None:

@@ -5,12 +5,14 @@ with other than two edges after xiaomi-automl/FairDARTS ``fairdarts/model.py`` (
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastnas.checks import typed
+from fastnas.checks import check_number, typed
+from fastnas.reference.arguments import check_images
 from fastnas.reference.primitives import FactorizedReduce, Identity, ReLUConvBN, primitive
 from fastnas.spaces import CellType, Genotype
 
@@ -203,6 +205,7 @@ class EvalNetwork(nn.Module):
 
     @drop_path.setter
     def drop_path(self, p: float) -> None:
+        check_number("drop_path", p)
         if not 0.0 <= p < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {p}")
         self._drop_path = float(p)
@@ -210,6 +213,7 @@ class EvalNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """[N, in_channels, H, W] -> logits [N, num_classes], and those of the auxiliary
         classifier in training where there is one, else None."""
+        check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
         auxiliary = None
         s0 = s1 = self.stem(x)
         for i, cell in enumerate(self.cells):

@@ -6,10 +6,12 @@ Source: Dong & Yang, ICLR 2020, arXiv 2001.00326, section 2.1 and figure 1; D-X-
 """
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
 from fastnas.checks import typed
+from fastnas.reference.arguments import check_images
 from fastnas.reference.primitives import Identity, ReLUConvBN, Zero
 from fastnas.spaces import NB201Genotype
 
@@ -146,6 +148,7 @@ class NB201EvalNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, in_channels, H, W] -> logits [N, num_classes]."""
+        check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
         x = self.stem(x)
         for cell in self.cells:
             x = cell(x)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fastnas.checks import typed
+from fastnas.reference.arguments import check_images
 from fastnas.reference.nb201 import nb201_last, nb201_operation, nb201_stages
 from fastnas.reference.search_network import Dag, Factory, SearchNetwork, Weights
 from fastnas.reference.single_path import SinglePathDag, SinglePathNetwork
@@ -50,6 +51,8 @@ class NB201Cell(Dag):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [N, C, H, W] of the cell or block before, w [6, K] -> [N, C, H, W]."""
+        check_images("x", x)
+        self.check_weights("w", w, x)
         return self.run([x], w)
 
 

@@ -12,12 +12,13 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.checks import check_int, typed
+from fastnas.checks import check_choice, check_int, check_number, check_type, short, typed
+from fastnas.reference.arguments import check_images, check_mixing
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
 from fastnas.reference.skip_noise import SkipNoise, skip_noise
-from fastnas.spaces import CellType, Layout, Space
+from fastnas.spaces import OPS, CellType, Layout, Space
 
 Factory = Callable[[int, int], nn.Module]
 """(C, stride) to a module [N, C, H, W] -> [N, C, H / stride, W / stride]."""
@@ -61,6 +62,9 @@ class MixedOp(nn.Module):
             raise ValueError("MixedOp: candidates is empty; at least one is needed")
         if not 0 <= skip_drop_path < 1:
             raise ValueError(f"skip_drop_path is {skip_drop_path}; 0 <= p < 1 is allowed")
+        for i, candidate in enumerate(candidates):
+            if isinstance(candidate, str):
+                check_choice(f"candidates[{i}]", candidate, [*(extra or {}), *OPS])
         self._ops = nn.ModuleList(_build(c, C, stride, extra or {}) for c in candidates)
         named = [k for k, c in enumerate(candidates) if c == "skip_connect"]
         self.skips = tuple(named if skips is None else skips)
@@ -72,6 +76,8 @@ class MixedOp(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x [N, C, H, W], w [K] -> [N, C, H / stride, W / stride]."""
+        check_images("x", x)
+        check_mixing("w", w, [len(self._ops)], x)
         outputs = [op(x) for op in self._ops]
         for k in self.skips if self.training else ():
             if self.noise is not None:
@@ -117,6 +123,11 @@ class Dag(nn.Module):
         """Indices of the edges into node 0 .. nodes - 1 after the inputs; one from each state."""
         first = sum(range(self.inputs, self.inputs + node))
         return range(first, first + self.inputs + node)
+
+    def check_weights(self, name: str, w: object, x: Tensor) -> None:
+        """ValueError or TypeError unless they are of as many edges and candidates as here."""
+        candidates = len(cast(MixedOp, self._ops[0])._ops)
+        check_mixing(name, w, [len(self._ops), candidates], x)
 
     def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What the nodes read of the cell's inputs."""
@@ -179,6 +190,9 @@ class Cell(Dag):
 
     def forward(self, s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
         """s0, s1 [N, C', H', W'] of the two cells before, w [E, K] -> [N, nodes C, H, W]."""
+        check_images("s0", s0)
+        check_images("s1", s1)
+        self.check_weights("w", w, s1)
         return self.run([s0, s1], w)
 
 
@@ -257,8 +271,21 @@ class SearchNetwork(nn.Module):
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Images [N, in_channels, H, W] and the mixing weights of all cell types -> logits."""
+        self.check_inputs(x, weights)
         found = self.features(self.stem(x), weights)
         return self.classifier(self.global_pooling(found).flatten(1))
+
+    def check_inputs(self, x: Tensor, weights: Mapping[str, Any]) -> None:
+        """ValueError or TypeError unless they are what `forward` takes."""
+        check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
+        check_type("weights", weights, Mapping)
+        needed = {dag.cell_type: dag for dag in self.dags()}
+        missing = sorted(set(needed) - set(weights))
+        if missing:
+            given = sorted(map(str, weights))
+            raise ValueError(f"weights has {short(given)}; {', '.join(missing)} is missing")
+        for cell_type, dag in needed.items():
+            dag.check_weights(f"weights[{cell_type!r}]", weights[cell_type], x)
 
     def dags(self) -> Iterator[Dag]:
         """The cells that are searched."""
@@ -269,7 +296,10 @@ class SearchNetwork(nn.Module):
         return (module for module in self.modules() if isinstance(module, MixedOp))
 
     def set_noise_amplitude(self, amplitude: float) -> None:
-        """r of the noise (`SkipNoise`) on every edge, 1 where it does not decay."""
+        """r of the noise (`SkipNoise`) on every edge, 1 where it does not decay; 0 or more."""
+        check_number("amplitude", amplitude)
+        if amplitude < 0:
+            raise ValueError(f"amplitude is {amplitude}; 0 or more is allowed")
         for op in self.mixed_ops():
             op.noise_amplitude = amplitude
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastnas.checks import typed
-from fastnas.reference.arguments import check_paths
+from fastnas.checks import check_type, typed
+from fastnas.reference.arguments import check_paths, check_shape
 from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
 from fastnas.reference.search_network import Cell, Dag, MixedOp, SearchNetwork
@@ -63,6 +63,12 @@ class SinglePathDag(Dag):
     """x_j = sum_e h_e[k] o_k(x_e), k = choice_e; `siblings` adds sum_{o != k} h_e[o], a 0."""
 
     siblings = False
+
+    def check_weights(self, name: str, w: object, x: Tensor) -> None:
+        check_type(name, w, HardWeights)
+        assert isinstance(w, HardWeights)
+        super().check_weights(f"{name}.h", w.h, x)
+        check_shape(f"{name}.choice", w.choice, [len(self._ops)])
 
     def run(self, inputs: Sequence[Tensor], w: HardWeights) -> Tensor:  # type: ignore[override]
         h, choice = w

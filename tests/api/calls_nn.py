@@ -86,7 +86,77 @@ def networks(module: Any) -> list[Call]:
     ]  # fmt: skip
 
 
+def paths_of(*shape: int) -> Argument:
+    """Paths of all cell types, wrong in one field."""
+
+    def weights(**fields: Any) -> dict[str, Any]:
+        paths = fused.Paths(torch.zeros(shape, dtype=torch.int64), torch.ones(shape))
+        return dict.fromkeys(("normal", "reduce"), paths._replace(**fields))
+
+    return one_of(
+        weights, **{
+            "lists": weights(choice=[0] * shape[-1]), "floats": weights(choice=torch.ones(shape)),
+            "one edge more": weights(choice=torch.zeros(shape[-1] + 1, dtype=torch.int64)),
+            "meta": weights(choice=torch.zeros(shape, dtype=torch.int64, device="meta")),
+            "another candidate": weights(choice=torch.full(shape, 9)),
+            "far below": weights(choice=torch.full(shape, -2)),
+            "None as weight": weights(weight=None), "integers": weights(weight=torch.ones(1).int()),
+            "another weight": weights(weight=torch.ones(7)), "siblings": weights(siblings="yes"),
+        },
+    ).called("choice")  # fmt: skip
+
+
+def network(**options: Any) -> Any:
+    return fused.SearchNetwork(SMALL, 4, 3, 1, **options)
+
+
+def noisy() -> Any:
+    return network(noise=SkipNoise())
+
+
+stream = tensor(1, 2, dtype=torch.int64).but("another rank", "a larger first axis", "meta")
+draw = instance(lambda: noisy().draw(), optional=True)
+three_draws = instance(lambda: noisy().draw(paths=3), optional=True)
+three_draws = three_draws.plus(short=noisy().draw())
 CALLS = [
+    Call("Cell", lambda s0, s1, w, draw: fused.Cell(SMALL, "normal", 3, 3, 4, False)(
+        s0, s1, w, draw), {"s0": image, "s1": image, "w": tensor(2, 2), "draw": draw},
+        "nn.Cell.forward"),
+    Call("Cell", lambda s0, s1, w: reference.Cell(SMALL, "normal", 3, 3, 4, False)(s0, s1, w),
+        {"s0": image, "s1": image, "w": tensor(2, 2)}, "reference.Cell.forward"),
+    Call("NB201Cell", lambda x, w, draw: fused.NB201Cell(spaces.get_space("nb201"), 3)(
+        x, w, draw), {"x": image, "w": tensor(6, 5), "draw": three_draws}, "nn.NB201Cell.forward"),
+    Call("NB201Cell", fused.NB201Cell, {"space": nb201, "C": channels}),
+    Call("SearchNetwork", lambda x, weights, draw: noisy()(x, weights, draw), {
+        "x": image, "weights": weights_of(2, 2, "normal", "reduce"), "draw": draw},
+        "nn.SearchNetwork.forward with a draw"),
+    Call("Paths", lambda x, weights: network()(x, weights), {
+        "x": image, "weights": paths_of(2)}, "nn.SearchNetwork.forward of a path"),
+    Call("Paths", lambda x, weights: network()(x, weights), {
+        "x": image, "weights": paths_of(3, 2)}, "nn.SearchNetwork.forward of paths"),
+    Call("SearchNetwork", lambda batch, size: network().memory_report(batch, size), {
+        "batch": integer(2, 1), "size": integer(8, 1).but("a list")}, "memory_report"),
+    Call("SearchNetwork", lambda memory: network().set_memory(memory), {
+        "memory": choice("fast")}, "set_memory"),
+    Call("SearchNetwork", lambda amplitude: noisy().set_noise_amplitude(amplitude), {
+        "amplitude": number(1.0, 0.0)}, "set_noise_amplitude"),
+    Call("SearchNetwork", lambda paths: noisy().draw(paths=paths), {
+        "paths": integer(1, 1)}, "draw"),
+    Call("SearchNetwork", lambda memory: network(memory=memory), {
+        "memory": choice("fast")}, "nn.SearchNetwork with a memory"),
+    Call("NoiseDraw", fused.NoiseDraw, {
+        "level": tensor(2, dtype=torch.float64).but("another rank", "meta", "sparse"),
+        "rng": stream.but("sparse")}),
+    Call("EvalNetwork", lambda drop_path, in_channels: fused.EvalNetwork(
+        spaces.parse(DARTS), 4, 3, 2, drop_path=drop_path, in_channels=in_channels), {
+        "drop_path": drop, "in_channels": integer(3, 1)}, "EvalNetwork with options"),
+    Call("EvalNetwork", lambda drop_path: setattr(
+        fused.EvalNetwork(spaces.parse(DARTS), 4, 3, 2), "drop_path", drop_path), {
+        "drop_path": drop}, "EvalNetwork.drop_path"),
+    Call("EvalNetwork", lambda x: fused.EvalNetwork(spaces.parse(DARTS), 4, 3, 2)(x), {
+        "x": image}, "EvalNetwork.forward"),
+    Call("NB201EvalNetwork", lambda x: fused.NB201EvalNetwork(spaces.parse(NB201), 4, 3, 1)(x), {
+        "x": image}, "NB201EvalNetwork.forward"),
     *networks(fused),
     *networks(reference),
     Call("ArchParameters", fused.ArchParameters, {

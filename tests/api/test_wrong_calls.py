@@ -7,7 +7,7 @@ import wrong_calls
 from calls_tables import TABLES
 
 NUMBERS = range(600)
-TESTED = ("ops", "reference", "report", "search", "spaces", "strategies")
+TESTED = ("nn", "ops", "reference", "report", "search", "spaces", "strategies")
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))

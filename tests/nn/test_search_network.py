@@ -197,7 +197,7 @@ def test_candidates_by_module_and_by_own_name():
         (lambda: nn.SearchNetwork(get_space("S2"), 0, 10, 3), "C is 0"),
         (
             lambda: nn.SearchNetwork(get_space("S2"), 4, 10, 3)(torch.ones(1, 1, 8, 8), {}),
-            r"images have shape \[1, 1, 8, 8\]; \[N, 3, H, W\] is needed",
+            r"x has shape \[1, 1, 8, 8\]; \[\*, 3, \*, \*\] is needed",
         ),
         (
             lambda: nn.SearchNetwork(get_space("S2"), 4, 10, 3)(torch.ones(1, 3, 8, 8), {}),
