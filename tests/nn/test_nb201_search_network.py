@@ -212,7 +212,7 @@ def test_accelerate_leaves_it_as_it_is():
             lambda: nn.NB201SearchNetwork(SPACE, 4, 10, 1)(
                 torch.ones(1, 3, 8, 8), {"normal": torch.ones(6, 4)}
             ),
-            r"w has shape \[6, 4\]; \[6, 5\] is needed",
+            r"weights\['normal'\] has shape \[6, 4\]; \[6, 5\] is needed",
         ),
         (
             lambda: nn.NB201SearchNetwork(SPACE, 4, 10, 1).memory_report(8, 32),

@@ -217,5 +217,5 @@ def test_bad_input():
         ours(x, {"normal": paths(2, 14), "reduce": torch.ones(14, 8)})
     op = nn.MixedOp(SPACE.normal[0], 4, 1)
     nowhere = Paths(torch.tensor(-1), torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"MixedOp: choice is \[-1\]; 0 to 7 is allowed"):
+    with pytest.raises(ValueError, match=r"w.choice is \[-1\]; 0 to 7 is allowed"):
         op(x[:, :1].expand(-1, 4, -1, -1), nowhere)
