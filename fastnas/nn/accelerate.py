@@ -124,7 +124,9 @@ def accelerate(
 
     A call that the fused ops cannot serve (autocast, evaluation mode with gradients, a batch norm
     frozen for itself, another device) runs the module's own forward and logs the reason once.
-    Operations may be exchanged or hooked later: they are read again. Copies (`copy.deepcopy`,
+    Each call looks whether the module still is what was read: operations that were exchanged,
+    hooked or set otherwise are read again, and where a class has another forward, or a module of
+    its own class other settings, than were compared, the module's own forward runs. Copies (`copy.deepcopy`,
     pickle) are as fast as the original. `nn.DataParallel` is not served: its replicas share
     their forward with the first; use DistributedDataParallel.
 
@@ -134,11 +136,13 @@ def accelerate(
         backend: as in `mixed_sum`.
         check: run each module on a small random input, in training and evaluation mode, by its
             own forward and by the new one, and leave it as it is where output, gradients or
-            running statistics differ: noise in its own forward, other ways to mix. Parameters,
-            buffers and torch's generator are as before afterwards; hooks inside an operation
-            that runs by its own module are called. What a forward does only later (an
-            attribute that is 0 now) no check can see, and a network that the loop builds anew
-            (`new()` of the unrolled step) is to be accelerated itself.
+            running statistics differ: noise in its own forward, other ways to mix. It runs copies,
+            so that nothing in the module moves; a module that cannot be copied, or is on the meta
+            device, is left. Hooks inside an operation that runs by its own module are called. A
+            forward that leaves out candidates of weight 0 runs itself where a weight is 0, which
+            each call then has to read. What a forward makes of objects that it keeps, or of values
+            in its own buffers, no check can see, and a network that the loop builds anew (`new()`
+            of the unrolled step) is to be accelerated itself.
 
     Returns:
         Which modules were replaced by what, and which were left, and why.
