@@ -8,13 +8,17 @@ import torch
 from torch import Tensor
 
 from fastnas.backends.address import laid_out
+from fastnas.backends.transforms import is_transformed
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def common_format(x: Sequence[Tensor]) -> torch.memory_format:
-    """channels_last if every tensor is laid out so and not also contiguous, else contiguous."""
-    if all(map(Tensor.is_contiguous, x)):
+    """channels_last if every tensor is laid out so and not also contiguous, else contiguous.
+
+    Under a transform contiguous: torch cannot say how a tensor that stands for many is laid out.
+    """
+    if all(map(Tensor.is_contiguous, x)) or is_transformed():
         return torch.contiguous_format
     layout = _CHANNELS_LAST.get(x[0].dim())
     if layout is not None and all(t.is_contiguous(memory_format=layout) for t in x):
@@ -39,9 +43,10 @@ def state_format(x: Tensor) -> torch.memory_format:
     """The format of what the ops of a fused cell make of a state [N, C, H, W] like x.
 
     Channels last on the CPU, where channels fill the vectors; NCHW on a GPU, where pixels fill the
-    warps.
+    warps, and under a transform, as in `common_format`.
     """
-    return torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+    on_cpu = x.device.type == "cpu" and not is_transformed()
+    return torch.channels_last if on_cpu else torch.contiguous_format
 
 
 def channels_and_pixels(like: Tensor, layout: torch.memory_format) -> tuple[int, int]:

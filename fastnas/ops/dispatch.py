@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import BackendError, choose
+from fastnas.backends.transforms import is_transformed
 from fastnas.ops.flops import serve_counters
 from fastnas.ops.table import OPS
 
@@ -53,13 +53,6 @@ def is_plain_call() -> bool:
 def own_output(t: Tensor) -> Tensor:
     """`t`, copied where it is empty: backends share that one, and torch gives outputs a history."""
     return t if t.numel() else t.clone()
-
-
-def is_transformed() -> bool:
-    """Whether `torch.func` or forward-mode differentiation rewrites what is called."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def needs_graph(leaves: Iterable[Tensor]) -> bool:

@@ -106,14 +106,6 @@ def test_backward_knows_nothing_of_a_later_update(backend: Target) -> None:
         assert torch.equal(got, want[name])  # type: ignore[arg-type]
 
 
-def test_double_backward_says_that_there_is_none(backend: Target) -> None:
-    inputs = small(backend)
-    y = live(inputs, backend.name, (True,) * 4)
-    (dw,) = torch.autograd.grad(y.square().sum(), inputs.w, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dw.sum().backward()
-
-
 @pytest.mark.backends("eager", "cpu")  # there is no fp64 on a GPU
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("training", [True, False])

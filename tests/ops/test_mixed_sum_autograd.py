@@ -92,15 +92,6 @@ def test_a_term_changed_in_place_is_noticed_if_it_is_needed(backend: Target, w_n
         y.backward(inputs.dy)
 
 
-@pytest.mark.parametrize("form", [None, "gaussian_additive"])
-def test_double_backward_says_that_there_is_none(backend: Target, form: str | None) -> None:
-    inputs = small(backend, form)
-    y = call(inputs, backend.name, True, True)
-    (dw,) = torch.autograd.grad(y.square().sum(), inputs.w, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dw.sum().backward()
-
-
 @pytest.mark.backends("eager", "cpu")
 @pytest.mark.parametrize("form", NOISE)
 def test_gradcheck(backend: Target, form: str | None) -> None:

@@ -64,15 +64,6 @@ def test_what_is_saved_is_tiny(backend: Target, topology: str) -> None:
     assert sum(t.nbytes for t in others) == 24
 
 
-def test_double_backward_says_that_there_is_none(backend: Target) -> None:
-    inputs = small(backend, "none")
-    alpha = inputs.alpha.requires_grad_()
-    weight = draw(inputs, backend.name).weight
-    (dalpha,) = torch.autograd.grad(weight.square().sum(), alpha, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dalpha.sum().backward()
-
-
 def test_gradients_accumulate(backend: Target) -> None:
     inputs = small(backend, "pairs")
     once = run(inputs, backend.name)

@@ -43,10 +43,10 @@ class Case:
         return {"rtol": 1e-9, "atol": 1e-9} if double else {"rtol": 2e-3, "atol": 2e-3}
 
 
-def mixed_sum(target: Target, form: str | None = None) -> Case:
+def mixed_sum(target: Target, form: str | None = None, layout: str = "contiguous") -> Case:
     noise = None if form is None else noise_of(form)
-    given = make((2, 3, 4), 3, target.widest("mixed_sum"), target.device,
-                 noise=noise, noisy=[1] if form else [])  # fmt: skip
+    given = make((2, 3, 2, 2), 3, target.widest("mixed_sum"), target.device,
+                 noise=noise, noisy=[1] if form else [], layouts=[layout])  # fmt: skip
     # The same tensor in two places has two gradients.
     places = [0, 1, 1, 2]
 
@@ -168,6 +168,7 @@ def paths(target: Target, topology: str) -> Case:
 CASES: dict[str, Callable[[Target], Case]] = {
     "mixed_sum": mixed_sum,
     **{f"mixed_sum {form}": lambda t, form=form: mixed_sum(t, form) for form in FORMS},
+    "mixed_sum channels last": lambda t: mixed_sum(t, layout="channels_last"),
     "mixed_norm_sum": lambda t: mixed_norm_sum(t, True),
     "mixed_norm_sum evaluation": lambda t: mixed_norm_sum(t, False),
     "mixed_norm_sum noise": lambda t: mixed_norm_sum(t, True, "uniform_multiplicative"),
@@ -247,15 +248,25 @@ HESSIANS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
     "torch.func": lambda f, x: torch.func.hessian(f)(x),
     "torch.func reverse": lambda f, x: torch.func.jacrev(torch.func.jacrev(f))(x),
 }
+VECTORIZED = ("autograd vectorized", "autograd forward over reverse")
 
 
 @pytest.mark.backends("eager", "cpu")
 @pytest.mark.parametrize("how", HESSIANS)
 @EVERY_CASE
 def test_hessians(backend: Target, name: str, how: str) -> None:
+    """By each of torch's ways that can do it for the reference.
+
+    `vmap` lacks rules for backward passes of convolutions and pools: the op fails there as well.
+    """
     case = CASES[name](backend)
     first = case.leaves[0].detach()
     want = torch.autograd.functional.hessian(loss_of(case.reference, case.leaves), first)
+    if how in VECTORIZED and name.startswith("mixed_edges"):
+        for f in (case.reference, case.op):
+            with pytest.raises(RuntimeError, match=r"vmap|Batching rule"):
+                HESSIANS[how](loss_of(f, case.leaves), first)
+        return
     got = HESSIANS[how](loss_of(case.op, case.leaves), first)
     scale = want.abs().max().clamp(min=1)
     assert scale > 1 or want.abs().max() > 1e-3
@@ -319,6 +330,7 @@ def test_compiles_where_no_gradient_is_wanted(backend: Target, name: str, mode: 
     case = CASES[name](backend)
     if name == "mixed_edges sampled":
         pytest.skip("the choice is read on the host, which breaks the graph")
+    torch._dynamo.reset()  # the limit of recompilations is one of the code, shared by all cases
     compiled = torch.compile(lambda *leaves: case.op(leaves), fullgraph=True, backend="aot_eager")
     leaves = [t.detach().requires_grad_(mode == "no_grad") for t in case.leaves]
     with torch.set_grad_enabled(mode != "no_grad"):
@@ -330,6 +342,7 @@ def test_compiles_where_no_gradient_is_wanted(backend: Target, name: str, mode: 
 @pytest.mark.backends("cpu")
 @pytest.mark.parametrize("terms", range(1, 9))
 def test_any_number_of_terms_compiles_without_a_gradient(backend: Target, terms: int) -> None:
+    torch._dynamo.reset()
     given = make((2, 3), terms, torch.float32)
     f = torch.compile(lambda x, w: fastnas.mixed_sum(x, w), fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(f(given.x, given.w), fastnas.mixed_sum(given.x, given.w))
