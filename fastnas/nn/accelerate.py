@@ -127,8 +127,8 @@ def accelerate(
     Each call looks whether the module still is what was read: operations that were exchanged,
     hooked or set otherwise are read again, and where a class has another forward, or a module of
     its own class other settings, than were compared, the module's own forward runs. Copies
-    (`copy.deepcopy`, pickle) are as fast as the original. `nn.DataParallel` is not served: its replicas share
-    their forward with the first; use DistributedDataParallel.
+    (`copy.deepcopy`, pickle) are as fast as the original. `nn.DataParallel` is not served: its
+    replicas share their forward with the first; use DistributedDataParallel.
 
     Args:
         model: the network, on the device where it is to run.
