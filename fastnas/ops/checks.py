@@ -203,8 +203,13 @@ def check_running(
     if pair is None and training:
         return
     is_pair = isinstance(pair, list | tuple) and len(pair) == 2
-    if not (is_pair and all(_keeps_statistics(t, channels, device, training) for t in pair)):
-        _refuse_running(f"{op}: {name}", pair, is_pair, channels, device)
+    if (
+        is_pair
+        and _keeps_statistics(pair[0], channels, device, training)
+        and _keeps_statistics(pair[1], channels, device, training)
+    ):
+        return
+    _refuse_running(f"{op}: {name}", pair, is_pair, channels, device)
 
 
 def _keeps_statistics(t: Any, channels: int, device: torch.device, training: bool) -> bool:
@@ -213,7 +218,7 @@ def _keeps_statistics(t: Any, channels: int, device: torch.device, training: boo
         and t.is_floating_point()
         and t.shape == (channels,)
         and t.device == device
-        and not (training and _why_not_written(t))
+        and (not training or (t.is_contiguous() and not t.is_neg()) or not _why_not_written(t))
     )
 
 
@@ -222,7 +227,7 @@ def _why_not_written(t: Tensor) -> str:
 
     torch.compile updates a copy, and cannot ask for the flag.
     """
-    if torch.compiler.is_compiling() or (t.is_contiguous() and not t.is_neg()):
+    if torch.compiler.is_compiling():
         return ""
     if t.dim() == 1 and t.shape[0] > 1 and t.stride(0) == 0:
         return " (expanded: all channels are one place in memory)"
