@@ -218,7 +218,7 @@ def _keeps_statistics(t: Any, channels: int, device: torch.device, training: boo
         and t.is_floating_point()
         and t.shape == (channels,)
         and t.device == device
-        and (not training or (t.is_contiguous() and not t.is_neg()) or not _why_not_written(t))
+        and not (training and _why_not_written(t))
     )
 
 
@@ -227,7 +227,7 @@ def _why_not_written(t: Tensor) -> str:
 
     torch.compile updates a copy, and cannot ask for the flag.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or (t.is_contiguous() and not t.is_neg()):
         return ""
     if t.dim() == 1 and t.shape[0] > 1 and t.stride(0) == 0:
         return " (expanded: all channels are one place in memory)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from fastnas.backends import BackendError, choose
 from fastnas.backends.transforms import is_transformed
 from fastnas.ops.flops import serve_counters
 from fastnas.ops.table import OPS
-
-_REQUIRES_GRAD = attrgetter("requires_grad")
 
 
 def choose_backend(op: str, like: Tensor, backend: str | None, terms: int = 1) -> str:
@@ -64,7 +61,8 @@ def needs_graph(leaves: Iterable[Tensor]) -> bool:
     Where no gradient is needed none is entered: that is cheaper, and dynamo fails on a Function
     none of whose inputs needs one.
     """
-    return torch.is_grad_enabled() and any(map(_REQUIRES_GRAD, leaves)) and not is_transformed()
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
+    return wanted and not is_transformed()
 
 
 def wants_graph_of_backward(grad: Tensor) -> bool:
