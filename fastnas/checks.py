@@ -15,6 +15,8 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+import torch
+
 LONGEST = 60
 LONGEST_NUMBER = 128
 """Bits of an integer that is written out."""
@@ -97,13 +99,15 @@ def typed(function: F) -> F:
     """Checks the arguments of each call of a function by its annotations, elements included.
 
     A number has to be finite, a `float` may be a whole number, a `Sequence` is a list, a tuple, a
-    range or an array. Not for functions that torch.compile traces.
+    range or an array. Nothing is checked while torch.compile traces, which cannot follow it.
     """
     signature = inspect.signature(function)
     hints: dict[str, Any] = {}
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         if not hints:  # not earlier: an annotation may name a class that is defined below
             hints.update(get_type_hints(function))
         for name, value in signature.bind(*args, **kwargs).arguments.items():
