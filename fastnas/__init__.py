@@ -1,11 +1,23 @@
-"""fastnas: differentiable architecture search, the same mathematics in less time and memory."""
+"""fastnas: differentiable architecture search, the same mathematics in less time and memory.
+
+Names are imported when they are first used: the command line is there before torch is, and answers
+Ctrl-C from its start.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from fastnas._version import __version__
-from fastnas.allocator import keep_freed_memory
-from fastnas.backends import BackendError, use_backend
-from fastnas.nn import accelerate, decelerate
-from fastnas.ops import PathSample, mixed_edges, mixed_norm_sum, mixed_sum, sample_paths
-from fastnas.reference import SkipNoise
+
+if TYPE_CHECKING:
+    from fastnas.allocator import keep_freed_memory
+    from fastnas.backends import BackendError, use_backend
+    from fastnas.nn.accelerate import accelerate, decelerate
+    from fastnas.ops.mixed_edges import mixed_edges
+    from fastnas.ops.mixed_norm_sum import mixed_norm_sum
+    from fastnas.ops.mixed_sum import mixed_sum
+    from fastnas.ops.sample_paths import PathSample, sample_paths
+    from fastnas.reference import SkipNoise
 
 __all__ = [
     "BackendError",
@@ -21,3 +33,27 @@ __all__ = [
     "sample_paths",
     "use_backend",
 ]
+
+_PACKAGES = ("backends", "nn", "ops", "reference", "spaces")
+_HOMES = {
+    **dict.fromkeys(["BackendError", "use_backend"], "backends"),
+    **dict.fromkeys(["PathSample", "mixed_edges", "mixed_norm_sum", "mixed_sum"], "ops"),
+    **dict.fromkeys(["accelerate", "decelerate"], "nn"),
+    "sample_paths": "ops",
+    "SkipNoise": "reference",
+    "keep_freed_memory": "allocator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"fastnas.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastnas' has no attribute {name!r}")
+    # Kept, so that it is looked up once.
+    found = globals()[name] = getattr(import_module(f"fastnas.{_HOMES[name]}"), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PACKAGES, *_HOMES])

@@ -2,19 +2,22 @@
 
 import sys
 
+from fastnas import signals
 from fastnas.extras import MissingPackage, require
 
 
 def main() -> None:
     """Runs the command line; a library that is absent is one line on stderr and exit code 2."""
-    try:
-        require("typer", "rich")
-        from fastnas import cli
+    with signals.handled():
+        try:
+            require("typer", "rich")
+            from fastnas import cli
 
-        cli.main()
-    except MissingPackage as error:
-        print(f"fastnas: error: {error}", file=sys.stderr)
-        sys.exit(2)
+            signals.started()
+            cli.main()
+        except MissingPackage as error:
+            print(f"fastnas: error: {error}", file=sys.stderr)
+            sys.exit(2)
 
 
 if __name__ == "__main__":

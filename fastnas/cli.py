@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import shlex
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -37,6 +39,7 @@ from fastnas.search.progress import plain_console
 from fastnas.search.sample import COUNTS, sampled_cells
 from fastnas.search.settings_file import number
 from fastnas.search.text_file import file_path
+from fastnas.signals import Stopped
 from fastnas.spaces.distribution import LENGTH
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 
@@ -277,13 +280,13 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-INTERRUPTED = 130
-"""The exit code of Ctrl-C."""
+RESUMABLE = ("search", "train")
 
 
 def main() -> None:
     """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged,
-    or was refused something by the system, one line and exit code 1."""
+    or was refused something by the system, one line and exit code 1; one that a signal stopped,
+    one line and the code of the signal."""
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
@@ -299,11 +302,21 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder that has vanished: at any moment of a run
         name = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{name}{error.strerror or error}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    if code == INTERRUPTED:  # typer returns it too: some of its versions catch Ctrl-C themselves
-        print("fastnas: stopped; --resume goes on from the last checkpoint", file=sys.stderr)
+    except Stopped as stop:
+        print(f"fastnas: {_how_to_go_on(stop, sys.argv[1:])}", file=sys.stderr)
+        sys.exit(stop.code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
+    """What was saved of a run that a signal has stopped, and the command that continues it."""
+    name = signal.Signals(stop.number).name
+    if not arguments or arguments[0] not in RESUMABLE:
+        return f"stopped by {name}"
+    again = [] if "--resume" in arguments else ["--resume"]
+    saved = "" if stop.saved is None else f" {stop.saved} is saved;"
+    command = shlex.join(["fastnas", *arguments, *again])
+    return f"stopped by {name};{saved} this goes on: {command}"
 
 
 def _fail(message: str, code: int = 2) -> typing.NoReturn:

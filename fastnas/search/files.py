@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -16,19 +17,24 @@ def is_partial(path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`path` holds either what it held before or all that `write` wrote, whenever power fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name per path, not a random one: a killed run leaves one stray file at most.
-    temporary = path.with_name(f".{path.name}{PARTIAL}")
+    """`path` holds either what it held before or all that `write` wrote, whenever power fails.
+
+    Its folder has to be there: one that has vanished under a run is an error, not made again.
+    """
+    # Of this thread alone, so that two who write the same file do not write into each other.
+    temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk needs its space back
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)  # the one that the user knows
         raise
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk needs its space back
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

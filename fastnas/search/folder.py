@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fastnas.search.config import FolderConfig, config_text, make_config
 from fastnas.search.files import is_partial, write_text
+from fastnas.search.identity import FREE, LAST_STAGE, differences
+from fastnas.search.resumable import ResumableRun
 from fastnas.search.text_file import file_path
 
 CONFIG = "config.json"
 LOCK = ".lock"
-# May differ between a run and its continuation: they change no result.
-FREE = {
-    "out",
-    "data_dir",
-    "threads",
-    "tensorboard",
-    "checkpoint_every",
-    "compare_steps",
-    "cuda_graph",
-    "budget",
-    "table",
-    "table_report",
-}
-# A search's last stage, the training of what it derived, has not begun without its checkpoint;
-# until then its settings may change as well, so that one which fails there loses no search.
-LAST_STAGE = {"train_epochs", "train_channels", "train_layers", "train_batch_size", "train_lr"}
+OWNER = ".owner"
 LAST_CHECKPOINT = "train.pt"
 
 
@@ -40,77 +29,113 @@ class RunFolderError(ValueError):
 
 
 @contextmanager
-def claimed_folder(config: FolderConfig, resume: bool) -> Iterator[Path]:
-    """The run's folder, claimed as by `claim_folder` and locked while the run lives.
+def claimed_folder(
+    config: FolderConfig, resume: bool, run: ResumableRun | None = None
+) -> Iterator[Path]:
+    """The run's folder, made if need be, with its config, and locked while the run lives.
+
+    Args:
+        resume: go on with the run that it holds, if any.
+        run: goes back to the checkpoint that the folder holds, where there is one.
 
     Raises:
-        RunFolderError: as `claim_folder`, or another run that lives has the folder.
+        RunFolderError: it holds a run and `resume` is off, or one of other settings, threads or
+            data, all of which are named; or it is no folder, cannot be written, or another run
+            that lives has it. Nothing in it has been touched then.
+        CheckpointError: as `ResumableRun.read`.
     """
     out = file_path(config.out)
+    with _locked(out):
+        if os.path.lexists(out / CONFIG):  # pathlib raises for a name that is too long
+            if not resume:
+                raise RunFolderError(
+                    f"{out} holds a run; continue it with --resume, or name another folder with"
+                    " --out"
+                )
+            _go_on(config, out, run)
+        else:
+            _check_empty(out)
+            _keep(config, out)
+        yield out
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder is this process's; the system takes it back when the process dies, however."""
     try:
         if not os.path.lexists(out / CONFIG):
             _check_empty(out)
         out.mkdir(parents=True, exist_ok=True)
-        # The system releases it when the process dies, however it dies.
         lock = FileLock(out / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
         raise RunFolderError(
-            f"{out} is in use by another run; wait for its end, or name another folder with --out"
+            f"{out} is in use by another run{_owner(out)}; wait for its end, or name another folder"
+            " with --out"
         ) from None
     except OSError as error:
         raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
     try:
-        yield claim_folder(config, resume)
+        try:
+            for left in filter(is_partial, out.iterdir()):
+                left.unlink()
+            (out / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        except OSError as error:
+            raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
+        yield
     finally:
+        with suppress(OSError):  # the folder has vanished
+            (out / OWNER).unlink()
         lock.release()
 
 
-def claim_folder(config: FolderConfig, resume: bool) -> Path:
-    """Makes the run's folder and writes its config there.
-
-    Raises:
-        RunFolderError: it holds a run and `resume` is off, or one with other settings, or is no
-            folder, or cannot be written. Nothing in it has been touched then.
-    """
-    out = file_path(config.out)
-    path = out / CONFIG
-    if os.path.lexists(path):  # pathlib raises for a name that is too long
-        if not resume:
-            raise RunFolderError(
-                f"{out} holds a run; continue it with --resume, or name another folder with --out"
-            )
-        if _check_same(config, path):
-            write_text(path, config_text(config))
-        return out
+def _owner(out: Path) -> str:
+    """Which process has the folder, as far as it has said so."""
     try:
-        _check_empty(out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(path, config_text(config))
+        text = (out / OWNER).read_text()
+    except (OSError, ValueError):
+        return ""
+    return f", {text}" if text else ""
+
+
+def _go_on(config: FolderConfig, out: Path, run: ResumableRun | None) -> None:
+    """Compares the run in the folder with this one, and goes back to its checkpoint."""
+    differing = _differing_settings(config, out)
+    checkpoint = None if run is None else out / run.checkpoint
+    state = None
+    if run is not None and checkpoint is not None and checkpoint.exists():
+        state = run.read(checkpoint)
+        differing |= run.differences(state)
+    if differing:
+        raise RunFolderError(f"{out} holds another run: {', '.join(differing.values())}")
+    if run is not None and checkpoint is not None and state is not None:
+        run.restore(state, checkpoint)
+    _keep(config, out)
+
+
+def _keep(config: FolderConfig, out: Path) -> None:
+    """Writes config.json, where it does not say that already."""
+    path, text = out / CONFIG, config_text(config)
+    try:
+        if not path.exists() or path.read_text() != text:
+            write_text(path, text)
     except OSError as error:
         raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
-    return out
 
 
 def _check_empty(out: Path) -> None:
-    if out.exists() and any(not is_partial(p) and p.name != LOCK for p in out.iterdir()):
+    ours = {LOCK, OWNER}
+    if out.exists() and any(not is_partial(p) and p.name not in ours for p in out.iterdir()):
         raise RunFolderError(f"{out} is not empty and holds no run; name another with --out")
 
 
-def _check_same(config: FolderConfig, path: Path) -> bool:
-    """Refuses a run of other settings; returns whether those of the last stage have changed."""
+def _differing_settings(config: FolderConfig, out: Path) -> dict[str, str]:
+    """Of config.json, which is there before the first checkpoint is."""
+    path = out / CONFIG
     try:
         settings = json.loads(path.read_text())
         before = make_config(type(config), settings)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} is broken, so its run cannot be resumed: {error}") from error
-    names = [name for name in settings if getattr(before, name) != getattr(config, name)]
-    free = FREE if (path.parent / LAST_CHECKPOINT).exists() else FREE | LAST_STAGE
-    differing = [
-        f"{name} {getattr(before, name)!r} -> {getattr(config, name)!r}"
-        for name in names
-        if name not in free
-    ]
-    if differing:
-        raise RunFolderError(f"{path.parent} was run with other settings: {', '.join(differing)}")
-    return not LAST_STAGE.isdisjoint(names)
+    free = FREE if (out / LAST_CHECKPOINT).exists() else FREE | LAST_STAGE
+    return differences(asdict(before), asdict(config), free)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -100,6 +101,15 @@ class Images:
         std = variance.sqrt().clamp(min=SMALLEST_STD)
         device = self.train.device
         return mean.float().to(device), std.float().to(device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all images and labels, by which a resumed run knows its data again."""
+        found = hashlib.blake2b(digest_size=16)
+        for part in (self.train, self.train_labels, self.test, self.test_labels):
+            found.update(f"{part.dtype} {list(part.shape)}".encode())
+            found.update(part.cpu().contiguous().numpy().data)
+        return found.hexdigest()
 
     @typed
     def normalise(self, batch: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fastnas import signals
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -20,6 +22,8 @@ from fastnas.search.checkpoint import (
 )
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.diverged import DivergedError, first_not_finite
+from fastnas.search.identity import FREE, LAST_STAGE, differences
+from fastnas.search.images import Images
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 
@@ -40,10 +44,13 @@ class ResumableRun:
 
     kind: ClassVar[str]
     """What its checkpoints say they are of."""
+    checkpoint: ClassVar[str]
+    """The name of the file, in the folder of the run, that keeps them."""
     summed: ClassVar[tuple[str, ...]]
     """Names of the figures in `sums`."""
     config: SearchConfig | TrainConfig
     device: torch.device
+    images: Images
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -149,32 +156,52 @@ class ResumableRun:
             f" {self.steps_per_epoch}; {self.advice()}; {kept}"
         )
 
+    def identity(self) -> dict[str, Any]:
+        """What a run that goes on from a checkpoint of this one has to have as well."""
+        free = FREE | LAST_STAGE
+        return {
+            **{name: value for name, value in asdict(self.config).items() if name not in free},
+            "threads": torch.get_num_threads(),
+            "fingerprint of the data": self.images.fingerprint,
+        }
+
     def run(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
         """Goes on to the last epoch.
 
         Args:
             checkpoint: where the state is kept; None: it is not.
-        """
-        while not self.finished:
-            self.start_epoch()
-            self._run_steps(checkpoint, bar)
-            self.check_finite()
-            self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
-            self.sums = dict.fromkeys(self.summed, 0.0)
-            self.epoch += 1
-            self.step = 0
-            logs.epoch(self.history[-1])
-            bar.line(self.epoch_line())
-            self.save(checkpoint)
 
-    def _run_steps(self, checkpoint: Path | None, bar: StepBar) -> None:
+        Raises:
+            DivergedError: a loss, or what a step left, is not finite.
+            Stopped: a signal has asked for it, where signals are handled. The state of that step is
+                in the checkpoint.
+        """
+        with signals.deferred() as stop:
+            while not self.finished:
+                self.start_epoch()
+                self._run_steps(checkpoint, bar, stop)
+                self._end_epoch(checkpoint, logs, bar)
+            stop.check(self._saved)
+
+    def _end_epoch(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
+        self.check_finite()
+        self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
+        self.sums = dict.fromkeys(self.summed, 0.0)
+        self.epoch += 1
+        self.step = 0
+        logs.epoch(self.history[-1])
+        bar.line(self.epoch_line())
+        self.save(checkpoint)
+
+    def _run_steps(self, checkpoint: Path | None, bar: StepBar, stop: signals.Stop) -> None:
         every = self.config.checkpoint_every
         started, steps = time.perf_counter(), 0
         while self.step < self.steps_per_epoch:
             self.run_step()
             self.step += 1
             steps += 1
-            saves = every and self.step % every == 0
+            stops = stop.number is not None
+            saves = stops or (every and self.step % every == 0)
             shows = steps == STEPS_SHOWN or time.perf_counter() - started > SECONDS_SHOWN
             if not (saves or shows or self.step == self.steps_per_epoch):
                 continue
@@ -184,6 +211,8 @@ class ResumableRun:
             bar.advance(steps, self.progress(means, seconds / steps))
             if saves:
                 self.save(checkpoint)
+            if stops:
+                stop.check(self._saved)
             started, steps = time.perf_counter(), 0
 
     def save(self, path: Path | None) -> None:
@@ -196,6 +225,7 @@ class ResumableRun:
             return
         self.check_finite()
         state = {
+            "run": self.identity(),
             "epoch": self.epoch,
             "step": self.step,
             "seconds": self.seconds,
@@ -212,18 +242,72 @@ class ResumableRun:
         self._saved = f"{path}, after {self.epoch} epochs and {self.step} steps,"
 
     def resume(self, path: Path) -> None:
-        """Goes back to the state that a checkpoint holds, bit for bit."""
+        """Goes back to the state that a checkpoint of this run holds, bit for bit.
+
+        Raises:
+            CheckpointError: as `read` and `restore`; or it is of a run of other settings, threads
+                or data.
+        """
+        state = self.read(path)
+        differing = self.differences(state)
+        if differing:
+            raise CheckpointError(
+                f"checkpoint {path} is of another run: {', '.join(differing.values())}"
+            )
+        self.restore(state, path)
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """The state in a checkpoint; CheckpointError where it is none of such a run."""
         state = load_checkpoint(path, self.kind)
+        problem = self._problem(state)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {path} holds no state of a {self.kind}: {problem}")
+        return state
+
+    def _problem(self, state: Mapping[str, Any]) -> str | None:
+        """What no run can have saved."""
+        own = ["run", "epoch", "step", "seconds", "sums", "history", "random"]
+        absent = [k for k in (*own, *self.generators(), *self.parts()) if k not in state]
+        if absent:
+            return f"{absent[0]} is missing"
+        for name, kind in (("run", dict), ("sums", dict), ("history", list), ("epoch", int),
+                           ("step", int), ("seconds", float)):  # fmt: skip
+            if type(state[name]) is not kind:
+                return f"{name} is no {kind.__name__}"
+        epoch, step, sums = state["epoch"], state["step"], state["sums"]
+        if not 0 <= epoch <= self.epochs or len(state["history"]) != epoch:
+            return f"epoch is {epoch} of {self.epochs}, of which {len(state['history'])} are told"
+        if not 0 <= step <= (self.steps_per_epoch if epoch < self.epochs else 0):
+            return f"step is {step} of {self.steps_per_epoch}"
+        numbers = [state["seconds"], *sums.values()]
+        if set(sums) != set(self.summed) or not all(map(math.isfinite, numbers)):
+            return "its sums are not finite numbers of this run"
+        return None
+
+    def differences(self, state: Mapping[str, Any]) -> dict[str, str]:
+        """What the run that saved a state has otherwise than this one, by its name."""
+        return differences(state["run"], self.identity())
+
+    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+        """Goes to a state that `read` has read from `path`.
+
+        Raises:
+            CheckpointError: it does not fit, or holds a number that is not finite. The run is no
+                longer usable then.
+        """
         try:
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
             for name, generator in self.generators().items():
                 generator.set_state(state[name])
-            self.epoch, self.step = state["epoch"], state["step"]
-            self.seconds, self.sums = state["seconds"], dict(state["sums"])
-            self.history = list(state["history"])
-            self._saved_as(path)
             restore_random_state(state["random"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # a state dict made by hand raises anything
             text = " ".join(str(error).split())
             raise CheckpointError(f"checkpoint {path} does not fit this run: {text}") from error
+        bad = first_not_finite(self.parts())
+        if bad is not None:
+            raise CheckpointError(f"checkpoint {path} is of no use: {bad} is not finite")
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.seconds, self.sums = state["seconds"], dict(state["sums"])
+        self.history = list(state["history"])
+        self._saved_as(path)

@@ -26,10 +26,8 @@ from fastnas.search.run_report import (
     train_text,
     write_report,
 )
-from fastnas.search.searcher import CHECKPOINT as SEARCH_CHECKPOINT
 from fastnas.search.searcher import Searcher, to_text
 from fastnas.search.setting import load_data, seeded
-from fastnas.search.trainer import CHECKPOINT as TRAIN_CHECKPOINT
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, to_json
 from fastnas.strategies.anasod import OnDistributions
@@ -58,9 +56,7 @@ def run_search(
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
-    with claimed_folder(config, resume) as out:
-        if resume and (out / SEARCH_CHECKPOINT).exists():
-            searcher.resume(out / SEARCH_CHECKPOINT)
+    with claimed_folder(config, resume, searcher) as out:
         console.print(
             f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
         )
@@ -117,9 +113,7 @@ def run_train(
     console = console or plain_console()
     genotype = read_genotype(config.genotype)
     trainer = Trainer(config, genotype)
-    with claimed_folder(config, resume) as out:
-        if resume and (out / TRAIN_CHECKPOINT).exists():
-            trainer.resume(out / TRAIN_CHECKPOINT)
+    with claimed_folder(config, resume, trainer) as out:
         console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
         test_accuracy = trainer.train(out, console)
         _leave_genotype(out, genotype, f"trained on {config.data}")

@@ -70,6 +70,7 @@ class Searcher(ResumableRun):
     """
 
     kind = "search"
+    checkpoint = CHECKPOINT
     summed = ("train_loss", "train_accuracy", "valid_loss")
     config: SearchConfig
 
@@ -121,7 +122,8 @@ class Searcher(ResumableRun):
         return self.strategy.derive(self.arch, self.space)
 
     def search(self, out: Path, console: Console) -> None:
-        """Searches on to the last epoch, leaving checkpoints and logs in `out`."""
+        """Searches on to the last epoch, leaving checkpoints and logs in `out`, made if need be."""
+        out.mkdir(parents=True, exist_ok=True)
         logs = Logs(out / "tensorboard", self.config.tensorboard, self.epoch)
         total = self.config.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
@@ -243,8 +245,8 @@ class Searcher(ResumableRun):
         """The context of the run's backend."""
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
-    def resume(self, path: Path) -> None:
-        super().resume(path)
+    def restore(self, state: Mapping[str, Any], path: Path) -> None:
+        super().restore(state, path)
         if isinstance(self.bilevel, GraphedBilevel):
             self.bilevel.forget()
 

@@ -31,7 +31,7 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
-from fastnas.spaces import AnyGenotype, NB201Genotype
+from fastnas.spaces import AnyGenotype, NB201Genotype, to_json
 
 CHECKPOINT = "train.pt"
 TEST_BATCH = 256
@@ -50,6 +50,7 @@ class Trainer(ResumableRun):
     """
 
     kind = "training"
+    checkpoint = CHECKPOINT
     summed = ("train_loss", "train_accuracy")
     config: TrainConfig
 
@@ -63,6 +64,7 @@ class Trainer(ResumableRun):
         super().__init__()
         config.validate()
         self.names = names
+        self.genotype = genotype
         self.config = config = config.completed(genotype)
         self.device = seeded(config)
         self.images = load_data(config, self.device) if images is None else images
@@ -117,8 +119,10 @@ class Trainer(ResumableRun):
         """Trains on to the last epoch; returns the test accuracy after it.
 
         Args:
-            out: where checkpoints and logs are left; None: nothing is.
+            out: where checkpoints and logs are left, made if need be; None: nothing is.
         """
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
         logs = Logs(out and out / "tensorboard-train", self.config.tensorboard, self.epoch)
         total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
@@ -126,6 +130,10 @@ class Trainer(ResumableRun):
             self.run(out and out / CHECKPOINT, logs, bar)
         logs.close()
         return float(self.history[-1]["test_accuracy"])
+
+    def identity(self) -> dict[str, Any]:
+        """With the genotype itself: the file that a config names may hold another by now."""
+        return {**super().identity(), "genotype": to_json(self.genotype)}
 
     def parts(self) -> dict[str, Any]:
         return {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}

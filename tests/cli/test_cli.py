@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from fastnas import __version__, cli
 from fastnas.backends.chooser import forget_choices
-from fastnas.search.checkpoint import save_checkpoint
+from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig
 from fastnas.search.fields import bounds_of
 
@@ -55,7 +55,7 @@ NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
         (["search", "--device", "abacus"], "device is 'abacus'"),
         (["search", "--data", "mnist"], "unknown data set 'mnist'"),
         (["search", "--data", "absent.npz"], "absent.npz"),
-        (["search", "--batch-size", "5000"], "batch_size is 5000; expected at most"),
+        (["search", "--batch-size", "5000"], "batch_size is 5000; at most 719 is allowed"),
         (
             ["search", "--config", "absent.yaml"],
             "config file absent.yaml cannot be read: No such file",
@@ -119,7 +119,7 @@ def test_broken_checkpoint(fastnas, tmp_path, damage):
     code, _, error = fastnas("search", *flags)
     assert code == 0, error
     path = tmp_path / "run/search.pt"
-    state = torch.load(path)
+    state = load_checkpoint(path, "search")
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:5000])
     elif damage == "other network":

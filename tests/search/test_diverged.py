@@ -73,7 +73,7 @@ def test_every_method_stops_at_a_rate_that_diverges(method, tmp_path):
     expected = r"^search diverged: .* (is nan|is inf|not finite) in epoch 1, step \d of 4; a lower"
     with pytest.raises(DivergedError, match=expected):
         run_search(config, console=QUIET)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.json"}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -149,7 +149,7 @@ def test_a_training_stops(tmp_path):
     settings = {**TRAINING, "out": str(tmp_path / "run"), "lr": 1e30}
     with pytest.raises(DivergedError, match=r"^training diverged: .* a lower lr than 1e\+30 may"):
         run_train(make_config(TrainConfig, settings), console=QUIET)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.json"}
     trainer = Trainer(make_config(TrainConfig, TRAINING), parse(GENOTYPE))
     trainer.step = 1
     trainer.network.stem[1].running_var.fill_(-1.0)

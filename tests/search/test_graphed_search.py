@@ -3,14 +3,14 @@
 import logging
 
 import pytest
-import torch
 from host_recorder import HostRecorder
 from rich.console import Console
 from test_runs import difference
 
 from fastnas.search import searcher as searcher_module
+from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.folder import claim_folder
+from fastnas.search.folder import claimed_folder
 from fastnas.search.searcher import Searcher
 
 TINY = {
@@ -58,7 +58,7 @@ def run(out, stop_after=None, resume=False, **settings):
     except Stop:
         assert stop_after is not None
     assert searcher.is_graphed == settings.get("cuda_graph", False)
-    found = torch.load(path)
+    found = load_checkpoint(path, "search")
     del found["seconds"]
     return found
 
@@ -94,15 +94,16 @@ def test_resuming_drops_what_was_captured(as_on_cuda, tmp_path):
     fresh.save(tmp_path / "start.pt")
     searcher.resume(tmp_path / "start.pt")
     searcher.search(tmp_path / "again", Console(quiet=True))
-    found = torch.load(tmp_path / "again/search.pt")
+    found = load_checkpoint(tmp_path / "again/search.pt", "search")
     del found["seconds"]
     assert difference(found, expected) is None
 
 
 def test_graphs_may_come_and_go_in_a_folder(tmp_path):
     settings = {**TINY, "out": str(tmp_path / "run")}
-    claim_folder(make_config(SearchConfig, settings), resume=False)
-    claim_folder(make_config(SearchConfig, {**settings, "cuda_graph": True}), resume=True)
+    for resume, more in ((False, {}), (True, {"cuda_graph": True})):
+        with claimed_folder(make_config(SearchConfig, {**settings, **more}), resume):
+            pass
 
 
 def test_without_a_gpu_one_reason_is_logged(tmp_path, caplog):

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from fastnas.search.config import ConfigError, SearchConfig, TrainConfig, make_config
 from fastnas.search.evaluators.training import TrainingEvaluator
-from fastnas.search.folder import RunFolderError, claim_folder
+from fastnas.search.folder import RunFolderError, claimed_folder
 from fastnas.search.runs import run_search, run_train
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import get_space
@@ -122,9 +122,11 @@ def test_an_evaluator_refuses_before_its_study(tmp_path):
 def test_a_setting_of_the_last_stage_may_change_until_it_begins(name, tmp_path):
     first = config(tmp_path, "digits")
     changed = config(tmp_path, "digits", **{name: 3})
-    folder = claim_folder(first, resume=False)
-    assert claim_folder(changed, resume=True) == folder
-    (folder / "train.pt").touch()
-    assert claim_folder(changed, resume=True) == folder  # it is the run's setting now
-    with pytest.raises(RunFolderError, match=f"other settings: {name} 3"):
-        claim_folder(first, resume=True)
+    with claimed_folder(first, resume=False) as folder:
+        pass
+    with claimed_folder(changed, resume=True):
+        (folder / "train.pt").touch()
+    with claimed_folder(changed, resume=True):  # it is the run's setting now
+        pass
+    with pytest.raises(RunFolderError, match=f"another run: {name} 3"), claimed_folder(first, True):
+        pass

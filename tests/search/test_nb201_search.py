@@ -9,6 +9,7 @@ from nb201_tables import REPORTED, SEEN, rows, write
 from rich.console import Console
 
 from fastnas.__main__ import main
+from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import ConfigError, SearchConfig, make_config
 from fastnas.search.evaluators import EvaluationError
 from fastnas.search.runs import run_search
@@ -62,7 +63,7 @@ def test_every_method(tmp_path, settings):
     assert parse((tmp_path / "run/genotype.json").read_text()) == parse(report["genotype"])
     assert report["step_speedup_vs_eager"] > 0 and report["saved_bytes_ratio_vs_eager"] > 0
     assert "skips_reduce" not in report
-    state = torch.load(tmp_path / "run/search.pt")
+    state = load_checkpoint(tmp_path / "run/search.pt", "search")
     assert list(state["arch"]) == ["normal"] and state["arch"]["normal"].isfinite().all()
     figures = state["history"][0]
     assert figures["skips_normal"] == report["genotype"].count("skip_connect")
@@ -83,7 +84,7 @@ def test_what_a_run_leaves(tmp_path):
 def test_the_logits_move_towards_what_helps(tmp_path):
     """With Adam at 0.1 a few dozen steps on digits decide some edge."""
     report = search(tmp_path / "run", method="darts", epochs=4, images=256, arch_lr=0.1)
-    w = torch.load(tmp_path / "run/search.pt")["arch"]["normal"].softmax(-1)
+    w = load_checkpoint(tmp_path / "run/search.pt", "search")["arch"]["normal"].softmax(-1)
     assert float(w.max()) > 0.5
     assert report["genotype"].count("none") < 6
 
@@ -138,7 +139,7 @@ def test_gdas_does_what_its_code_does_in_each_space():
     [
         ({"method": "rome"}, "method rome samples which edges a node keeps; a cell of space nb201"),
         ({"method": "rome-v1"}, "method rome-v1 samples which edges"),
-        ({"layers": 0}, "layers is 0; at least 1 is needed"),
+        ({"layers": 0}, "layers is 0; a whole number is needed, 1 to 256"),
         ({"memory": "minimal"}, "memory is 'minimal', which is for fused cells; space nb201 has"),
         ({"space": "NB201"}, "no search space 'NB201'; there are S0, S1, S2, S3, S4, nb201"),
     ],

@@ -13,6 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import SearchConfig, TrainConfig, make_config
 from fastnas.search.folder import RunFolderError
 from fastnas.search.runs import run_search, run_train
@@ -81,6 +82,7 @@ def test_what_a_run_leaves(tmp_path):
     report = search(tmp_path / "run", tensorboard=True)
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
+        ".lock",
         "config.json",
         "search.pt",
         "train.pt",
@@ -105,7 +107,7 @@ def test_a_seed_fixes_the_search(tmp_path):
     first = search(tmp_path / "a", train_epochs=0, compare_steps=0)
     again = search(tmp_path / "b", train_epochs=0, compare_steps=0)
     other = search(tmp_path / "c", train_epochs=0, compare_steps=0, seed=1)
-    states = [torch.load(tmp_path / n / "search.pt") for n in "abc"]
+    states = [load_checkpoint(tmp_path / n / "search.pt", "search") for n in "abc"]
     assert first["genotype"] == again["genotype"]
     assert torch.equal(states[0]["arch"]["normal"], states[1]["arch"]["normal"])
     assert not torch.equal(states[0]["arch"]["normal"], states[2]["arch"]["normal"])
@@ -114,7 +116,7 @@ def test_a_seed_fixes_the_search(tmp_path):
 
 def test_arch_start_epoch_holds_the_logits(tmp_path):
     search(tmp_path / "run", arch_start_epoch=2, train_epochs=0, compare_steps=0)
-    state = torch.load(tmp_path / "run/search.pt")
+    state = load_checkpoint(tmp_path / "run/search.pt", "search")
     assert state["arch_optimizer"]["state"] == {}
     assert all(epoch["valid_loss"] is None for epoch in state["history"])
 
@@ -150,7 +152,7 @@ def test_train_a_nas_bench_201_cell(tmp_path):
     assert "| normal | 3 | skip_connect from 0, avg_pool_3x3 from 1, nor_conv_1x1 from 2 |" in (
         (tmp_path / "run/report.md").read_text()
     )
-    state = torch.load(tmp_path / "run/train.pt")
+    state = load_checkpoint(tmp_path / "run/train.pt", "training")
     assert state["network"]["cells.0.layers.0.op.1.weight"].shape == (2, 2, 3, 3)
     assert state["optimizer"]["param_groups"][0]["nesterov"] is True
     again = run_train(make_config(TrainConfig, settings), resume=True, console=QUIET)
@@ -183,7 +185,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(RunFolderError, match="holds a run; continue it with --resume"):
         search(tmp_path / "run", epochs=1)
     config = make_config(SearchConfig, {**TINY, "out": str(tmp_path / "run"), "epochs": 3})
-    with pytest.raises(RunFolderError, match="other settings: epochs 1 -> 3"):
+    with pytest.raises(RunFolderError, match="another run: epochs 1 -> 3"):
         run_search(config, resume=True, console=QUIET)
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
 
@@ -199,8 +201,8 @@ def command(out, *flags):
 def results(out: Path):
     """Everything but the clock."""
     found = {}
-    for name in ("search.pt", "train.pt"):
-        state = torch.load(out / name)
+    for name, kind in (("search.pt", "search"), ("train.pt", "training")):
+        state = load_checkpoint(out / name, kind)
         del state["seconds"]
         found[name] = state
     found["genotype"] = (out / "genotype.json").read_text()

@@ -191,6 +191,7 @@ def test_from_config_to_report(name, table, tmp_path):
     report = run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
     left = {path.name for path in (tmp_path / "a").iterdir()}
     expected = [
+        ".lock",
         "config.json",
         "study.db",
         "genotype.txt",

@@ -60,7 +60,13 @@ class SupernetEvaluator:
         except ConfigError as error:
             raise EvaluationError(f"{folder} holds no search: {error}") from error
         searcher = Searcher(config)
-        searcher.resume(folder / CHECKPOINT)
+        path = folder / CHECKPOINT
+        state = searcher.read(path)
+        differing = searcher.differences(state)
+        differing.pop("threads", None)  # a supernet is evaluated with any number
+        if differing:
+            raise EvaluationError(f"{path} is of another run: {', '.join(differing.values())}")
+        searcher.restore(state, path)
         try:
             return cls(searcher)
         except ValueError as error:

@@ -1,0 +1,109 @@
+"""What Ctrl-C and SIGTERM do to the command line: a run saves its step first, all else just ends.
+
+Only the command line asks for this (`handled`); whoever uses the library keeps Python's handlers.
+It imports nothing of fastnas, so that it is there before torch is imported, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""Signals, and the exit codes by which shells know them."""
+
+
+class Stopped(SystemExit):
+    """A signal ends the process; `code` is its exit code.
+
+    Of `SystemExit`, not of `KeyboardInterrupt`: optuna counts an evaluation that a
+    KeyboardInterrupt ends as one that has failed, and click turns it into an error of its own.
+
+    Args:
+        number: of the signal.
+        saved: what the run has saved, and where; None: there was nothing to save.
+    """
+
+    def __init__(self, number: int, saved: str | None = None) -> None:
+        super().__init__(CODES[signal.Signals(number)])
+        self.number = number
+        self.saved = saved
+
+
+class Stop:
+    """Whether a signal has asked a loop to stop."""
+
+    number: int | None = None
+
+    def check(self, saved: str | None = None) -> None:
+        """Raises `Stopped`, with what is saved by now, where a signal has asked for it."""
+        if self.number is not None:
+            raise Stopped(self.number, saved)
+
+
+_loops: list[Stop] = []
+"""The loops under way that stop by themselves, the innermost last."""
+_is_starting = False
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """The first signal stops the process as `_stop` says; a second one ends it at once.
+
+    In the main thread only, as Python has it.
+    """
+    global _is_starting
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, _stop) for s in CODES}
+    _is_starting = True
+    try:
+        yield
+    finally:
+        _is_starting = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def started() -> None:
+    """Says that all is imported: from here on signals raise `Stopped`."""
+    global _is_starting
+    _is_starting = False
+
+
+@contextmanager
+def deferred() -> Iterator[Stop]:
+    """A loop that looks at its `Stop` after each step, and saves before it stops.
+
+    Raises:
+        Stopped: at the end, where the loop has ended before it looked again.
+    """
+    stop = Stop()
+    _loops.append(stop)
+    try:
+        yield stop
+    finally:
+        _loops.remove(stop)
+    stop.check()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in CODES:  # the next signal ends the process, also in a call that takes minutes
+        signal.signal(each, signal.SIG_DFL)
+    if _is_starting:
+        # Raised in the middle of an import, it may become an error of that module.
+        _say("fastnas: stopped\n")
+        os._exit(CODES[signal.Signals(number)])
+    if not _loops:
+        raise Stopped(number)
+    for loop in _loops:
+        loop.number = number
+    _say("fastnas: stopping after this step; once more stops at once\n")
+
+
+def _say(line: str) -> None:
+    """To stderr, past Python's buffers, which the interrupted code may be writing to."""
+    with suppress(OSError):  # closed
+        os.write(2, line.encode())
