@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 NATIVE := $(shell find csrc kernels -type f) CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
-.PHONY: install search test fuzz sanitize bench gpu lint clean
+.PHONY: install search test fuzz sanitize stress bench gpu lint clean
 
 install: $(STAMP)
 
@@ -45,6 +45,11 @@ sanitize: $(STAMP)
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 $(FUZZ) --module build/sanitize/_C*.so
+
+# Damages, interrupts and starts twice what a user runs; fills the disk under it. About 40 minutes.
+stress: $(STAMP)
+	for script in damage interruptions pairs disk_full; do \
+		echo "$$script:"; $(BIN)/python tests/stress/$$script.py --seed $(SEED) || exit 1; done
 
 bench: $(STAMP)
 	$(BIN)/fastnas bench all

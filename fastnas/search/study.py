@@ -23,6 +23,7 @@ import numpy as np
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from fastnas.search.claims import Claims
 from fastnas.search.config import ConfigError
@@ -122,7 +123,7 @@ class Study:
                 heard = len(values)
             if len(values) >= budget:
                 return
-            with _quiet():
+            with _quiet(), _refusals():
                 self._fail_stale()
                 if len(self._live()) < budget or self._trials(TrialState.WAITING):
                     self._study.optimize(self._evaluate, n_trials=1)
@@ -309,6 +310,16 @@ def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
 def text_of(cell: AnyGenotype) -> str:
     """In the format of its kind that `fastnas.spaces.parse` reads."""
     return dump(cell, "nb201" if isinstance(cell, NB201Genotype) else "json")
+
+
+@contextmanager
+def _refusals() -> Any:
+    """What a database refuses, as on a full disk, is one line."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise StudyError(f"the study's database refuses: {reason}") from error
 
 
 @contextmanager

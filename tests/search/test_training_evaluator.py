@@ -81,7 +81,11 @@ def test_a_study_of_trainings(tmp_path):
         ("epoch: 1\n", ConfigError, "unknown setting 'epoch'; did you mean epochs"),
         ("data: none.npz\n", DataError, "none.npz"),
         ("images: 1\n", ConfigError, "1 images are too few"),
-        ("epochs: one\n", ConfigError, r"config file .*train.yaml: epochs is 'one'; a whole number"),
+        (
+            "epochs: one\n",
+            ConfigError,
+            r"config file .*train.yaml: epochs is 'one'; a whole",
+        ),
         ("images: 100\n", ConfigError, "batch_size is 96; at most 80 is allowed"),
     ],
 )
