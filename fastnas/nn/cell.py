@@ -16,14 +16,14 @@ from fastnas.checks import check_choice, check_hint, check_int, check_type
 from fastnas.nn.dag import Dag
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp, reading_of
+from fastnas.nn.mixed_op import MixedOp, Read
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng, sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
 
 
-class Cell(Dag, reference.Cell):
+class Cell(Read, Dag, reference.Cell):
     """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
@@ -35,7 +35,7 @@ class Cell(Dag, reference.Cell):
     memory = "lean"
 
     def parts(self) -> CellParts | str:
-        return cast(CellParts | str, reading_of(self).read(self))
+        return cast(CellParts | str, self._reading.read(self))
 
     def noise_form(self) -> str:
         """`SkipNoise.form` of the noise on the skips in training, or "none"."""

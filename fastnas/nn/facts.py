@@ -12,6 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+GUARDED = ("training", "momentum", "eps", "stride", "padding", "dilation", "kernel_size",
+           "count_include_pad")  # fmt: skip
+"""Settings that compiled code is guarded by: each guard costs a call of it 2 us, so not all."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _CONTENTS = ("_modules", "_parameters", "_buffers", *HOOKS)
 """Dicts of a module that change in place."""
@@ -74,6 +77,20 @@ class Facts:
             *({**own, **{name: _contents(own, name) for name in _CONTENTS}} for own in owns),
             *(_contents(own, name) for own in self.outlines for name in _CONTENTS),
         ]
+
+        self.guarded = [
+            (module, name, value)
+            for module in whole
+            for name, value in vars(module).items()
+            if name in GUARDED
+        ]
+
+    def guard(self) -> bool:
+        """Modes and settings again, in terms that torch.compile guards where it traces them.
+
+        Hooks are not among them: torch does not guard those of any module.
+        """
+        return all(getattr(module, name) == value for module, name, value in self.guarded)
 
     def _patched(self) -> list[bool]:
         return ["forward" in own for own in self.outlines]

@@ -42,7 +42,21 @@ class Terms:
     norms: Norms = field(default_factory=dict)
 
 
-class MixedOp(reference.MixedOp):
+class Read:
+    """A module that is read: it has its `Reading` from the moment it is made, or copied.
+
+    torch.compile cannot follow the making of one while it traces.
+    """
+
+    _reading: Reading[CellParts | MixedOpParts]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__new__(cls)
+        vars(made)["_reading"] = Reading(structure)
+        return made
+
+
+class MixedOp(Read, reference.MixedOp):
     """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others summed by
     `mixed_norm_sum`, with the batch norms that they end in, or by `mixed_sum`.
 
@@ -56,7 +70,7 @@ class MixedOp(reference.MixedOp):
 
     def parts(self) -> MixedOpParts | str:
         """The candidates as the fused op knows them, or the first that it does not know."""
-        parts = cast(MixedOpParts | str, reading_of(self).read(self))
+        parts = cast(MixedOpParts | str, self._reading.read(self))
         if not isinstance(parts, str) and parts.foreign:
             return next(iter(parts.foreign.values()))
         return parts
@@ -195,13 +209,6 @@ class MixedOp(reference.MixedOp):
         if not noisy:
             return x
         return self.reduce([x], torch.ones(1, device=x.device), [0], None)
-
-
-def reading_of(module: nn.Module) -> Reading[CellParts | MixedOpParts]:
-    """The module's own, made at its first call."""
-    if "_reading" not in vars(module):
-        module._reading = Reading(structure)  # type: ignore[assignment]
-    return cast("Reading[CellParts | MixedOpParts]", module._reading)
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:

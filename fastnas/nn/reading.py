@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
+import torch
 from torch import nn
 
 from fastnas.nn.facts import Facts, has_global_hooks
@@ -153,6 +154,8 @@ class Reading(Generic[P]):
     def read(self, module: nn.Module) -> P | str:
         """The parts, read again where the module has changed; or why there are none."""
         reason = _look(self, module)
+        if torch.compiler.is_compiling() and module.training in self.seen:
+            self.seen[module.training].facts.guard()
         return cast(P, self.seen[module.training].found) if reason is None else reason
 
     def _read(self, module: nn.Module) -> _Seen:

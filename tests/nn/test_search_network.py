@@ -230,3 +230,15 @@ def test_the_weight_step_saves_no_candidate_for_frozen_weights():
         shapes.clear()
         op.reduce(outputs, torch.ones(2), [], None)
     assert tuple(x.shape) not in shapes
+
+
+def test_compiles_at_its_first_call():
+    """Nothing that it keeps of its modules may be made while torch.compile traces."""
+    space = get_space("S3")
+    eager = reference.SearchNetwork(space, 2, 10, 1)
+    fused = nn.SearchNetwork(space, 2, 10, 1)
+    fused.load_state_dict(eager.state_dict())
+    w = {cell: alpha.softmax(-1) for cell, alpha in nn.ArchParameters(space).alphas().items()}
+    x = torch.randn(2, 3, 8, 8)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(fused, backend="eager")(x, w), eager(x, w))
