@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"spaces", "reference", "extras"},
     "allocator": set(),
     "extras": set(),
+    "signals": set(),
     "info": {"ops", "backends", *NATIVE},
     "search": {
         "strategies",
@@ -39,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "backends",
         "extras",
+        "signals",
     },
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}
