@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -54,10 +55,17 @@ _is_starting = False
 def handled() -> Iterator[None]:
     """The first signal stops the process as `_stop` says; a second one ends it at once.
 
-    In the main thread only, as Python has it.
+    Outside the main thread nothing changes, as only there Python lets a handler be set. A signal
+    that is ignored stays so: the caller (nohup, a shell's background job) has asked for it.
     """
     global _is_starting
-    before: dict[signal.Signals, Any] = {s: signal.signal(s, _stop) for s in CODES}
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in CODES}
+    before = {s: old for s, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, _stop)
     _is_starting = True
     try:
         yield
@@ -91,7 +99,8 @@ def deferred() -> Iterator[Stop]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     for each in CODES:  # the next signal ends the process, also in a call that takes minutes
-        signal.signal(each, signal.SIG_DFL)
+        if signal.getsignal(each) is _stop:
+            signal.signal(each, signal.SIG_DFL)
     if _is_starting:
         # Raised in the middle of an import, it may become an error of that module.
         _say("fastnas: stopped\n")

@@ -234,7 +234,7 @@ class TrainConfig(RunConfig):
     channels: int | None = option(None, "channels of the first cells (36; nb201: 16)", CHANNELS)
     layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)", LAYERS)
     epochs: int | None = option(None, "epochs (600; nb201: 200)", EPOCHS)
-    batch_size: int | None = option(None, "images per batch (96; nb201: 256)", BATCH)
+    batch_size: int | None = option(None, "images per batch (96; nb201: 256; at most all)", BATCH)
     images: int | None = option(None, "train on this many images (default: all)", SOME)
     lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)", RATE)
     momentum: float = option(0.9, "of SGD", MOMENTUM)

@@ -75,6 +75,8 @@ def _locked(out: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
+    except NotImplementedError as error:  # older versions of filelock have no other way
+        raise RunFolderError(f"{out} cannot hold a run: its disk has no locks") from error
     try:
         try:
             for left in filter(is_partial, out.iterdir()):

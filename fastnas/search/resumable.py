@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fastnas import signals
 from fastnas.search.checkpoint import (
@@ -26,6 +27,7 @@ from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.images import Images
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
+from fastnas.search.saved_state import problem_of_optimizer, problem_of_state
 
 SECONDS_SHOWN = 0.5
 STEPS_SHOWN = 16
@@ -48,6 +50,8 @@ class ResumableRun:
     """The name of the file, in the folder of the run, that keeps them."""
     summed: ClassVar[tuple[str, ...]]
     """Names of the figures in `sums`."""
+    remembered: ClassVar[Mapping[str, type]] = {}
+    """Figures of past epochs that it reads again, and their types."""
     config: SearchConfig | TrainConfig
     device: torch.device
     images: Images
@@ -259,30 +263,13 @@ class ResumableRun:
     def read(self, path: Path) -> dict[str, Any]:
         """The state in a checkpoint; CheckpointError where it is none of such a run."""
         state = load_checkpoint(path, self.kind)
-        problem = self._problem(state)
+        parts = [*self.generators(), *self.parts()]
+        problem = problem_of_state(
+            state, parts, self.summed, self.remembered, self.epochs, self.steps_per_epoch
+        )
         if problem is not None:
             raise CheckpointError(f"checkpoint {path} holds no state of a {self.kind}: {problem}")
         return state
-
-    def _problem(self, state: Mapping[str, Any]) -> str | None:
-        """What no run can have saved."""
-        own = ["run", "epoch", "step", "seconds", "sums", "history", "random"]
-        absent = [k for k in (*own, *self.generators(), *self.parts()) if k not in state]
-        if absent:
-            return f"{absent[0]} is missing"
-        for name, kind in (("run", dict), ("sums", dict), ("history", list), ("epoch", int),
-                           ("step", int), ("seconds", float)):  # fmt: skip
-            if type(state[name]) is not kind:
-                return f"{name} is no {kind.__name__}"
-        epoch, step, sums = state["epoch"], state["step"], state["sums"]
-        if not 0 <= epoch <= self.epochs or len(state["history"]) != epoch:
-            return f"epoch is {epoch} of {self.epochs}, of which {len(state['history'])} are told"
-        if not 0 <= step <= (self.steps_per_epoch if epoch < self.epochs else 0):
-            return f"step is {step} of {self.steps_per_epoch}"
-        numbers = [state["seconds"], *sums.values()]
-        if set(sums) != set(self.summed) or not all(map(math.isfinite, numbers)):
-            return "its sums are not finite numbers of this run"
-        return None
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, str]:
         """What the run that saved a state has otherwise than this one, by its name."""
@@ -298,6 +285,9 @@ class ResumableRun:
         try:
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
+                wrong = isinstance(part, Optimizer) and problem_of_optimizer(part)
+                if wrong:
+                    raise ValueError(f"{name}: {wrong}")
             for name, generator in self.generators().items():
                 generator.set_state(state[name])
             restore_random_state(state["random"])

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from rich.console import Console
@@ -72,6 +72,7 @@ class Searcher(ResumableRun):
     kind = "search"
     checkpoint = CHECKPOINT
     summed = ("train_loss", "train_accuracy", "valid_loss")
+    remembered: ClassVar = {"skips_normal": int, "genotype": str, "collapsed": bool}
     config: SearchConfig
 
     def __init__(self, config: SearchConfig, images: Images | None = None) -> None:

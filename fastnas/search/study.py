@@ -25,6 +25,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from fastnas import signals
 from fastnas.search.claims import Claims
 from fastnas.search.config import ConfigError
 from fastnas.search.evaluators import Evaluation, Evaluator
@@ -114,21 +115,25 @@ class Study:
 
         Raises:
             EvaluationError: as the evaluator; what was evaluated before stays.
+            Stopped: a signal has asked for it, where signals are handled; after the evaluation
+                under way, but for a training, which ends after its step and is done again.
         """
         self._budget, heard = budget, 0
-        while True:
-            values = [t.values[0] for t in self._trials(TrialState.COMPLETE)]
-            if told is not None and len(values) > heard:
-                told(len(values) - heard, max(values))
-                heard = len(values)
-            if len(values) >= budget:
-                return
-            with _quiet(), _refusals():
-                self._fail_stale()
-                if len(self._live()) < budget or self._trials(TrialState.WAITING):
-                    self._study.optimize(self._evaluate, n_trials=1)
-                else:  # the others may die yet
-                    time.sleep(POLL_SECONDS)
+        with signals.deferred() as stop:
+            while True:
+                values = [t.values[0] for t in self._trials(TrialState.COMPLETE)]
+                if told is not None and len(values) > heard:
+                    told(len(values) - heard, max(values))
+                    heard = len(values)
+                if len(values) >= budget:
+                    return
+                stop.check(f"the study, after {len(values)} evaluations,")
+                with _quiet(), _refusals():
+                    self._fail_stale()
+                    if len(self._live()) < budget or self._trials(TrialState.WAITING):
+                        self._study.optimize(self._evaluate, n_trials=1)
+                    else:  # the others may die yet
+                        time.sleep(POLL_SECONDS)
 
     def result(self) -> Result:
         """StudyError where nothing was evaluated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -65,12 +66,17 @@ class Trainer(ResumableRun):
         config.validate()
         self.names = names
         self.genotype = genotype
-        self.config = config = config.completed(genotype)
+        is_default = config.batch_size is None
+        config = config.completed(genotype)
         self.device = seeded(config)
         self.images = load_data(config, self.device) if images is None else images
         try:
-            self.network = self._build(genotype).to(self.device)
             chosen = chosen_images(self.images, config.images, config.seed)
+            if is_default:  # as the public code, which takes what there is
+                size = min(config.resolved("batch_size"), len(chosen))
+                config = replace(config, batch_size=size)
+            self.config = config
+            self.network = self._build(genotype).to(self.device)
             self._check_batches(genotype, len(chosen))
             self.batches = Batches(chosen, config.resolved("batch_size"), config.seed)
             augment = augmentation(config, self.images, config.resolved("cutout"))

@@ -32,7 +32,7 @@ def test_a_living_run_refuses_another_and_a_killed_one_does_not(tmp_path, resume
     process.start()
     assert here.poll(30)
     with (
-        pytest.raises(RunFolderError, match="in use by another run"),
+        pytest.raises(RunFolderError, match=f"another run, process {process.pid} on "),
         claimed_folder(_config(out), resume=True),
     ):
         pass
@@ -49,3 +49,25 @@ def test_the_lock_goes_with_a_run_that_fails(tmp_path):
             claimed_folder(_config(tmp_path / "run"), resume=resume),
         ):
             raise ValueError("mine")
+
+
+def test_one_process_has_a_folder_once(tmp_path):
+    """Programs that call the library are protected as the command line is."""
+    with (
+        claimed_folder(_config(tmp_path / "run"), resume=False),
+        pytest.raises(RunFolderError, match=f"another run, process {os.getpid()} on "),
+        claimed_folder(_config(tmp_path / "run"), resume=True),
+    ):
+        pass
+
+
+def test_a_disk_without_locks_is_one_line(tmp_path, monkeypatch):
+    def acquire(self):
+        raise NotImplementedError("use SoftFileLock instead")
+
+    monkeypatch.setattr("fastnas.search.folder.FileLock.acquire", acquire)
+    with (
+        pytest.raises(RunFolderError, match="cannot hold a run: its disk has no locks"),
+        claimed_folder(_config(tmp_path / "run"), resume=False),
+    ):
+        pass

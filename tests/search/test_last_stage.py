@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import ConfigError, SearchConfig, TrainConfig, make_config
 from fastnas.search.evaluators.training import TrainingEvaluator
 from fastnas.search.folder import RunFolderError, claimed_folder
@@ -67,6 +68,12 @@ def test_the_default_batch_is_what_there_is(tmp_path):
     """40 images, not the 96 of the published setting."""
     report = run_search(config(tmp_path, images(tmp_path)), console=QUIET)
     assert report["test_images"] == 10 and report["test_accuracy"] is not None
+
+
+def test_a_training_of_few_images_takes_them_all_at_once(tmp_path):
+    """40, not the 96 of the published setting; the batch that a user asks for is another matter."""
+    assert train(tmp_path, images(tmp_path), batch_size=None)["test_images"] == 10
+    assert load_checkpoint(tmp_path / "t/train.pt", "training")["batches"]["batch_size"] == 40
 
 
 def test_without_a_last_stage_nothing_of_it_is_refused(tmp_path):

@@ -86,7 +86,7 @@ def test_a_study_of_trainings(tmp_path):
             ConfigError,
             r"config file .*train.yaml: epochs is 'one'; a whole",
         ),
-        ("images: 100\n", ConfigError, "batch_size is 96; at most 80 is allowed"),
+        ("images: 100\nbatch_size: 81\n", ConfigError, "batch_size is 81; at most 80 is allowed"),
     ],
 )
 def test_bad_settings(text, error, message, tmp_path):
