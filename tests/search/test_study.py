@@ -1,17 +1,19 @@
 """Evaluators and studies: tables, budgets, several workers, and workers that are killed."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 from nb201_tables import MEASURED, REPORTED, SEEN, rows, write
 from rich.console import Console
 
+from fastnas import signals
 from fastnas.search.config import StudyConfig, make_config
 from fastnas.search.evaluators import EvaluationError, TableEvaluator, read_table
 from fastnas.search.evaluators.table import explained_variance
@@ -22,6 +24,7 @@ from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import get_black_box
 
 study = pytest.importorskip("fastnas.search.study", reason="no Optuna")
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture(scope="module")
@@ -227,66 +230,84 @@ def test_from_config_to_report(name, table, tmp_path):
     assert run_study(more, resume=True, console=Console(quiet=True))["evaluations"] == 8
 
 
-WORKER = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[4:]
-from fastnas.search.evaluators import TableEvaluator
-from test_study import opened
-from nb201_tables import SEEN
+class Logged(TableEvaluator):
+    """Takes a while, and writes down the seed of each evaluation that it begins."""
 
-class Slow(TableEvaluator):
+    log: Path
+
     def evaluate(self, cells, seeds):
-        with open(sys.argv[3], "a") as log:
-            print(*seeds, file=log, flush=True)
+        with self.log.open("a") as file:
+            print(*seeds, file=file, flush=True)
         time.sleep(0.05)
         return super().evaluate(cells, seeds)
 
-opened(Path(sys.argv[1]), Slow(sys.argv[2], SEEN), grace_seconds=2).run(24)
-"""
+
+def work(folder, evaluator, together, budget, **options):
+    together.wait()
+    opened(folder, evaluator, **options).run(budget)
 
 
-OPENER = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = sys.argv[4:]
-from fastnas.search.evaluators import TableEvaluator
-from test_study import opened
-from nb201_tables import SEEN
-
-evaluator = TableEvaluator(sys.argv[2], SEEN)
-(Path(sys.argv[1]) / f"ready{sys.argv[3]}").touch()
-while len(list(Path(sys.argv[1]).glob("ready*"))) < 3:
-    time.sleep(0.001)
-opened(Path(sys.argv[1]), evaluator).run(6)
-"""
+def workers(count, *arguments, **options):
+    """Forked, which import nothing anew."""
+    together = FORK.Barrier(count)
+    started = [
+        FORK.Process(target=work, args=(*arguments[:2], together, *arguments[2:]), kwargs=options)
+        for _ in range(count)
+    ]
+    for worker in started:
+        worker.start()
+    return started
 
 
-def test_workers_that_begin_at_once_share_a_study(table, evaluator, tmp_path):
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", OPENER, str(tmp_path), str(table)]
-    paths = [here, os.path.dirname(here)]
-    workers = [subprocess.Popen([*command, str(i), *paths]) for i in range(3)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+def codes(started):
+    for worker in started:
+        worker.join(120)
+    return [worker.exitcode for worker in started]
+
+
+def test_workers_that_begin_at_once_share_a_study(evaluator, tmp_path):
+    assert codes(workers(3, tmp_path, evaluator, 6)) == [0, 0, 0]
     assert len(opened(tmp_path, evaluator).result().cells) == 6
 
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_two_workers_lose_and_repeat_nothing(kill, table, evaluator, tmp_path):
     """Not when one is killed either: its evaluation, and no other, is done again."""
-    log = tmp_path / "log"
-    here = os.path.dirname(__file__)
-    command = [sys.executable, "-c", WORKER, str(tmp_path), str(table), str(log)]
-    command += [here, os.path.dirname(here)]
-    workers = [subprocess.Popen(command) for _ in range(2)]
+    logged = Logged(table, SEEN)
+    log = logged.log = tmp_path / "log"
+    started = workers(2, tmp_path, logged, 24, grace_seconds=2)
     if kill:
         while not log.exists() or len(log.read_text().splitlines()) < 8:
-            assert workers[0].poll() is None
+            assert started[0].is_alive()
             time.sleep(0.02)
-        workers[0].send_signal(signal.SIGKILL)
-    codes = [worker.wait(timeout=120) for worker in workers]
-    assert codes == [-signal.SIGKILL if kill else 0, 0]
+        started[0].kill()
+    assert codes(started) == [-signal.SIGKILL if kill else 0, 0]
     begun = log.read_text().split()
     assert len(opened(tmp_path, evaluator).result().cells) == 24
     assert len(begun) == len(set(begun))  # a trial that is done again has a number of its own
     assert 24 <= len(begun) <= 24 + kill
+
+
+def test_a_signal_stops_between_evaluations(evaluator, tmp_path):
+    """And what goes on from there is the study that nothing has stopped."""
+
+    class Preempted:
+        layout = evaluator.layout
+        calls = 0
+
+        def evaluate(self, cells, seeds):
+            self.calls += 1
+            if self.calls == 4:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return evaluator.evaluate(cells, seeds)
+
+    whole, parts = tmp_path_of(tmp_path, "whole"), tmp_path_of(tmp_path, "parts")
+    opened(whole, evaluator).run(9)
+    with signals.handled():
+        signals.started()
+        with pytest.raises(signals.Stopped) as caught:
+            opened(parts, Preempted()).run(9)
+    assert caught.value.saved == "the study, after 4 evaluations,"
+    opened(parts, evaluator).run(9)
+    ours, theirs = (opened(folder, evaluator).result() for folder in (parts, whole))
+    assert ours.cells == theirs.cells and ours.points == theirs.points
