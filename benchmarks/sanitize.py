@@ -22,7 +22,8 @@ from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
 from fastnas.benchmarks.ops.sample_paths import SamplePathsCase
 from fastnas.benchmarks.search.providers import Size
 from fastnas.benchmarks.search.single_path import PROVIDERS, build
-from fastnas.ops import OPS, choice_on_device
+from fastnas.ops import OPS
+from fastnas.ops.device_choice import choice_on_device
 from fastnas.reference import TOPOLOGIES
 
 ODD = (3, 5, 7, 9)

@@ -19,7 +19,8 @@ from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp, Read
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.recognise import CellParts
-from fastnas.ops import draw_rng, sampled_params, stays_on_device
+from fastnas.ops import draw_rng
+from fastnas.ops.device_choice import sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
 
 

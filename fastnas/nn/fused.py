@@ -13,15 +13,10 @@ from fastnas.checks import check_type
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.nn.plan import Plan
 from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
-from fastnas.ops import (
-    OPS,
-    choose_backend,
-    mixed_edges,
-    relu_conv_bn,
-    sampled_norms,
-    stays_on_device,
-    to_device,
-)
+from fastnas.ops import OPS, mixed_edges, relu_conv_bn
+from fastnas.ops.device_choice import sampled_norms, stays_on_device
+from fastnas.ops.dispatch import choose_backend
+from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
 
 

@@ -25,7 +25,8 @@ from fastnas.nn.fused import NoiseDraw, can_run, run_edge
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.reading import Reading, structure
 from fastnas.nn.recognise import CellParts, MixedOpParts
-from fastnas.ops import draw_rng, has_kernel, mixed_sum
+from fastnas.ops import draw_rng, mixed_sum
+from fastnas.ops.dispatch import has_kernel
 from fastnas.reference.arguments import check_images, check_mixing
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.primitives import Zero

@@ -76,6 +76,12 @@ def check_noise(
         check_shape(name, t, [2])
 
 
+def check_clip(grad_clip: float) -> None:
+    """A largest norm of a gradient is above 0."""
+    if not grad_clip > 0:
+        raise ValueError(f"grad_clip is {grad_clip}; a number above 0 is needed")
+
+
 def check_flags(name: str, flags: Sequence[bool], count: int) -> None:
     """A flag for each of `count` terms."""
     if len(flags) != count:

@@ -129,6 +129,7 @@ def _check(
     if len(x) != table.inputs:
         raise ValueError(f"x has {len(x)} states; the table has {table.inputs} inputs")
     for i, state in enumerate(x):
+        check_shape(f"x[{i}]", state, [None] * 4)
         check_shape(f"x[{i}]", state, [x[0].shape[0], x[0].shape[1], None, None])
     check_shape("w", w, [len(table.edges), table.candidates])
     shapes = table.param_shapes(x[0].shape[1])

@@ -96,7 +96,11 @@ def terms_read(
     normed: Sequence[bool], training: bool, needs_dz: Sequence[bool], needs_dw: bool
 ) -> list[bool]:
     """Which terms backward reads: all for dw, else those whose statistics depend on them."""
-    check_flags("normed", normed, len(needs_dz))
+    check_flags("normed", normed, len(normed))
+    if len(normed) != len(needs_dz):
+        raise ValueError(
+            f"normed has {len(normed)} flags, needs_dz {len(needs_dz)}; each needs one a term"
+        )
     return [needs_dw or (training and n and d) for n, d in zip(normed, needs_dz)]
 
 

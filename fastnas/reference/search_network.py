@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.checks import check_choice, check_int, check_number, check_type, short, typed
-from fastnas.reference.arguments import check_images, check_mixing
+from fastnas.reference.arguments import check_clip, check_images, check_mixing
 from fastnas.reference.eval_network import drop_path
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
@@ -304,6 +304,7 @@ class SearchNetwork(nn.Module):
             op.noise_amplitude = amplitude
 
 
+@typed
 def search_step(
     network: SearchNetwork,
     alphas: Mapping[str, Tensor],
@@ -318,6 +319,8 @@ def search_step(
     Each half computes all gradients, those of the params in the architecture step and those of
     the logits in the weight step included: the baseline that the benchmarks compare with.
     """
+
+    check_clip(grad_clip)
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         weights = {cell: torch.softmax(alpha, dim=-1) for cell, alpha in alphas.items()}

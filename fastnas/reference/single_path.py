@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastnas.checks import check_type, typed
-from fastnas.reference.arguments import check_paths, check_shape
+from fastnas.checks import check_int, check_type, typed
+from fastnas.reference.arguments import check_clip, check_paths, check_shape
 from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
 from fastnas.reference.search_network import Cell, Dag, MixedOp, SearchNetwork
@@ -107,6 +107,7 @@ class SinglePathNetwork(SearchNetwork):
         return super().forward(x, weights)  # type: ignore[arg-type]
 
 
+@typed
 def single_path_step(
     network: SinglePathNetwork,
     sample: Callable[[], Mapping[str, HardWeights]],
@@ -122,6 +123,9 @@ def single_path_step(
     With several samples (ROME eq. 11 and 12) their gradients are added for the weights and
     averaged for the logits. Returns the training loss of the last.
     """
+
+    check_int("samples", samples, 1)
+    check_clip(grad_clip)
 
     def accumulate(batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
         for _ in range(samples):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnas.checks import check_fields, typed
-from fastnas.ops import to_device
+from fastnas.ops.transfer import to_device
 
 
 @dataclass(frozen=True)

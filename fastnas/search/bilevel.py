@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
-from fastnas.ops import to_device
+from fastnas.ops.transfer import to_device
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
 from fastnas.strategies.accumulation import ParamsProblem

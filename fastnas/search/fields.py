@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastnas.bounds import Bounds, whole
-from fastnas.checks import check_type, short
+from fastnas.checks import check_type, short, typed
 from fastnas.search.settings_file import read_settings_text
 from fastnas.strategies import BLACK_BOX, STRATEGIES
 from fastnas.strategies.method import Method
@@ -118,6 +118,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     return config
 
 
+@typed
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a YAML or JSON file; ConfigError says why it holds none."""
     try:
@@ -126,5 +127,6 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config file {error}") from error
 
 
+@typed
 def config_text(config: FolderConfig) -> str:
     return json.dumps(asdict(config), indent=2) + "\n"

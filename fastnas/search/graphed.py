@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fastnas.nn import NoiseDraw
-from fastnas.ops import choice_on_device, staged, to_device
+from fastnas.ops.device_choice import choice_on_device
+from fastnas.ops.transfer import staged, to_device
 from fastnas.search.bilevel import Batch, Bilevel, Inputs
 from fastnas.search.optimizers import being_captured, is_capturable, state_tensors
 from fastnas.search.recorder import Recorder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.checks import short
-from fastnas.ops import to_device
+from fastnas.ops.transfer import to_device
 from fastnas.search.augment import Augment
 from fastnas.search.batches import split_indices
 from fastnas.search.config import ConfigError, RunConfig

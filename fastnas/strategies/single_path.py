@@ -14,7 +14,8 @@ from fastnas.bounds import Bounds, whole
 from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
-from fastnas.ops import PathSample, draw_rng, sample_paths, to_device
+from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.ops.transfer import to_device
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import ParamsProblem, accumulate

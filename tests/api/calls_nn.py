@@ -114,6 +114,38 @@ def noisy() -> Any:
     return network(noise=SkipNoise())
 
 
+def sampled() -> dict[str, reference.HardWeights]:
+    """The first candidate on every edge."""
+    h, choice = torch.tensor([[1.0, 0.0]] * 2), torch.zeros(2, dtype=torch.int64)
+    return dict.fromkeys(("normal", "reduce"), reference.HardWeights(h, choice))
+
+
+def step(train: Any, valid: Any, alphas: Any, grad_clip: Any) -> Any:
+    net = reference.SearchNetwork(SMALL, 4, 3, 1)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2)]
+    return reference.search_step(net, alphas, *optimizers, train, valid, grad_clip)
+
+
+def single_path_step(train: Any, valid: Any, samples: Any, grad_clip: Any) -> Any:
+    net = reference.SinglePathNetwork(SMALL, 4, 3, 1)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for _ in range(2)]
+    return reference.single_path_step(
+        net, sampled, *optimizers, train, valid, samples=samples, grad_clip=grad_clip
+    )
+
+
+batch = one_of(
+    lambda: (torch.rand(2, 3, 8, 8), torch.tensor([0, 1])),
+    **{"None": None, "a number": 3, "images": (torch.rand(2, 3, 8, 8),), "lists": ([0], [1])},
+)
+clip = number(5.0, above=0.0)
+hard = one_of(sampled, **{
+    "None": None, "a number": 3, "mixing weights": {"normal": torch.rand(2, 2)},
+    "none of a cell": {"normal": sampled()["normal"]},
+    "lists": dict.fromkeys(("normal", "reduce"), ([[1.0, 0.0]] * 2, [0, 0])),
+    "one edge": {t: reference.HardWeights(w.h[:1], w.choice) for t, w in sampled().items()},
+})  # fmt: skip
+
 stream = tensor(1, 2, dtype=torch.int64).but("another rank", "a larger first axis", "meta")
 draw = instance(lambda: noisy().draw(), optional=True)
 three_draws = instance(lambda: noisy().draw(paths=3), optional=True)
@@ -126,6 +158,18 @@ CALLS = [
         {"s0": image, "s1": image, "w": tensor(2, 2)}, "reference.Cell.forward"),
     Call("NB201Cell", lambda x, w, draw: fused.NB201Cell(spaces.get_space("nb201"), 3)(
         x, w, draw), {"x": image, "w": tensor(6, 5), "draw": three_draws}, "nn.NB201Cell.forward"),
+    Call("search_step", step, {
+        "train": batch, "valid": batch, "grad_clip": clip, "alphas": one_of(
+            lambda: {t: torch.zeros(2, 2, requires_grad=True) for t in ("normal", "reduce")},
+            **{"None": None, "a number": 3, "lists": {"normal": [[0.0]]}})}),
+    Call("single_path_step", single_path_step, {
+        "train": batch, "valid": batch, "samples": integer(1, 1), "grad_clip": clip}),
+    Call("SinglePathNetwork", lambda x, weights: reference.SinglePathNetwork(SMALL, 4, 3, 1)(
+        x, weights), {"x": image, "weights": hard}, "SinglePathNetwork.forward"),
+    Call("SinglePathNetwork", reference.SinglePathNetwork, {
+        "space": space, "C": channels, "num_classes": classes, "layers": layers}),
+    Call("NB201SinglePathNetwork", reference.NB201SinglePathNetwork, {
+        "space": nb201, "C": channels, "num_classes": classes, "layers": integer(1, 1)}),
     Call("NB201Cell", fused.NB201Cell, {"space": nb201, "C": channels}),
     Call("SearchNetwork", lambda x, weights, draw: noisy()(x, weights, draw), {
         "x": image, "weights": weights_of(2, 2, "normal", "reduce"), "draw": draw},

@@ -66,7 +66,7 @@ CALLS = [
         "running": running(2), "momentum": momentum, "training": flag(True),
         "backend": backend}),
     Call("mixed_edges", ops.mixed_edges, {
-        "x": sequence(image(), 1, fixed=True), "w": tensor(1, 2),
+        "x": sequence(image().but("a larger first axis"), 1, fixed=True), "w": tensor(1, 2),
         "params": one_of(list, **{"None": None, "a number": 1, "one more": [torch.zeros(1)]}),
         "table": instance(lambda: TABLE), "running": running(1), "momentum": momentum,
         "training": flag(True), "eps": eps, "noise": required_noise, "level": level,

@@ -75,7 +75,8 @@ CALLS = [
         "params": sequence(tensor(CHANNELS, CHANNELS, 1, 1), 1),
         "stats": tensor(2, CHANNELS), "training": flag(True), "eps": eps}),
     Call("mixed_edges", reference.mixed_edges, {
-        "x": sequence(tensor(2, CHANNELS, 4, 4), 1, fixed=True), "w": tensor(1, 1),
+        "x": sequence(tensor(2, CHANNELS, 4, 4).but("a larger first axis"), 1, fixed=True),
+        "w": tensor(1, 1),
         "params": one_of(list, **{"None": None, "a number": 1, "one more": [torch.zeros(1)]}),
         "table": instance(lambda: TABLE), "stats": tensor(0, 2, CHANNELS), "training": flag(True),
         "eps": eps}),

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from functools import partial
+import tempfile
+from functools import cache, partial
+from pathlib import Path
 
+import nb201_tables
 import torch
+from nb201_tables import SEEN
 from wrong_values import Call, choice, flag, instance, integer, number, one_of, tensor, text
 
 from fastnas import spaces
 from fastnas.search.archive import divide
 from fastnas.search.augment import Augment
 from fastnas.search.batches import Batches, split_indices
-from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig, make_config
+from fastnas.search.config import (
+    SearchConfig,
+    StudyConfig,
+    TrainConfig,
+    config_text,
+    make_config,
+    read_settings,
+)
 from fastnas.search.data import load_images
+from fastnas.search.evaluators import TableEvaluator, read_table
 from fastnas.search.images import Images, resize
 from fastnas.search.monitor import entropy, has_collapsed, observe
 
@@ -27,6 +39,18 @@ def pixels(n: int = 6) -> torch.Tensor:
 def images() -> Images:
     labels = torch.tensor([0, 1, 0, 1, 0, 1])
     return Images("own", pixels(), labels, pixels(), labels, 2)
+
+
+@cache
+def table_file() -> Path:
+    """A table of all cells."""
+    return nb201_tables.write(Path(tempfile.mkdtemp()) / "table.csv")
+
+
+def settings_file() -> Path:
+    path = Path(tempfile.mkdtemp()) / "settings.yaml"
+    path.write_text("lr: 0.1")
+    return path
 
 
 labels = tensor(6, dtype=torch.int64).but("a larger first axis", "meta", "sparse")
@@ -84,10 +108,23 @@ CALLS = [
     Call("SearchConfig", partial(config, SearchConfig), {
         **settings, "device": choice("cpu").but("unknown", "empty"), "method": choice("darts")},
         "SearchConfig"),
-    Call("TrainConfig", partial(config, TrainConfig), settings, "TrainConfig"),
+    Call("TrainConfig", partial(config, TrainConfig), {
+        **settings, "channels": integer(36, 1, 4096, optional=True),
+        "epochs": integer(3, 1, 10**6, optional=True)}, "TrainConfig"),
     Call("StudyConfig", lambda **given: config(StudyConfig, evaluator="train:x.yaml", **given), {
         "method": choice("random"), "budget": integer(10, 1, 10**9), "seed": SEED,
         "length": integer(8, 1, 128, optional=True)}, "StudyConfig"),
+    Call("config_text", config_text, {"config": instance(SearchConfig)}),
+    Call("read_settings", read_settings, {
+        "path": one_of(settings_file, **{"None": None, "a number": 3, "bytes": b"x.yaml",
+            "missing": Path("missing.yaml"), "a folder": Path(".")}).called("config file")}),
+    Call("read_table", lambda path, columns: read_table(path, columns), {
+        "path": one_of(table_file, **{"None": None, "a number": 3, "missing": "missing.csv",
+            "a folder": "."}).called("table"),
+        "columns": one_of(lambda: SEEN, **{"None": None, "a number": 3, "unknown": "no-such"}
+            ).called("column")}),
+    Call("TableEvaluator", lambda cell, column: TableEvaluator(table_file(), SEEN).score(
+        cell, column), {"cell": instance(lambda: spaces.parse(NB201)), "column": choice(SEEN)}),
     Call("make_config", make_config, {
         "kind": instance(lambda: SearchConfig), "settings": one_of(dict, **{"None": None,
             "a number": 3, "a list": [], "text": "lr", "an unknown one": {"lrr": 1}, "a number as"

@@ -81,7 +81,7 @@ CALLS = [
     *methods("noise_amplitude", epoch=integer(0, 0), epochs=integer(10, 1)),
     *methods("space", space=space),
     *methods("mixing_weights", arch=instance(logits)),
-    *methods("derive", arch=arch, space=space.plus(**{"another space": spaces.get_space("S0")})),
+    *methods("derive", arch=arch, space=space),
     *(
         Call("BlackBox", strategies.get_black_box(name).propose, {
             "domain": instance(lambda: Cells(NB201Slots())), "past": observations,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
+
 import pytest
 import wrong_calls
 from calls_tables import TABLES
+
+import fastnas
 
 NUMBERS = range(600)
 TESTED = ("nn", "ops", "reference", "report", "search", "spaces", "strategies")
@@ -50,3 +56,42 @@ def test_every_verdict_can_be_given(function: str, kind: str, monkeypatch, tmp_p
     monkeypatch.setattr(wrong_calls, "HANG", 1.0)
     found = list(wrong_calls.verdicts(range(2), wrong_calls.Cases(tables="own_tables")))
     assert [verdict.kind.startswith(kind) for verdict in found] == [True, True], found
+
+
+UNCHECKED = {
+    "Dag": "what Cell and NB201Cell have in common",
+    "FolderConfig": "what configs have in common, as RunConfig",
+    "RunConfig": "as FolderConfig",
+    "Evaluator": "a protocol",
+    "Edge": "checked by EdgeTable, which takes it, as EdgeTerm",
+    "EdgeTerm": "as Edge",
+    "HardWeights": "checked by the networks that take it",
+    "Evaluation": "a result, as PathSample and Report",
+    "PathSample": "as Evaluation",
+    "Report": "as Evaluation",
+    "weighted_sum": "the baseline of the benchmarks: what is timed is the public code",
+    "keep_freed_memory": "takes nothing, as check_environment",
+    "check_environment": "as keep_freed_memory",
+    "Held": "what backends are called with by the ops, which check it, as OpInfo and Request",
+    "OpInfo": "as Held",
+    "Request": "as Held",
+    "accumulation_dtype": "as Held",
+    "choose": "as Held",
+}
+"""Public names without a wrong call, and why."""
+
+
+def test_every_public_name_has_wrong_calls() -> None:
+    covered = {call.covers for table in TABLES.values() for call in table}
+    public: set[str] = set()
+    for module in pkgutil.walk_packages(fastnas.__path__, "fastnas."):
+        if module.name.partition(".kernels")[1] or module.name.endswith(("._C", "._cuda")):
+            continue
+        found = importlib.import_module(module.name)
+        for name in getattr(found, "__all__", ()):
+            value = getattr(found, name)
+            is_error = inspect.isclass(value) and issubclass(value, Exception)
+            if (inspect.isclass(value) or inspect.isroutine(value)) and not is_error:
+                public.add(name)
+    assert public - covered == set(UNCHECKED) & public
+    assert set(UNCHECKED) <= public | set(fastnas.__all__)

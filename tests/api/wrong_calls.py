@@ -28,9 +28,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from json import dumps, loads
+from pathlib import Path
 from typing import IO, Any
 
 from wrong_values import Argument, Call
+
+sys.path.append(str(Path(__file__).parents[1]))  # where nb201_tables is
 
 HANG = 5.0
 """Seconds."""

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fastnas.ops import staged, to_device
+from fastnas.ops.transfer import staged, to_device
 
 
 def test_on_the_cpu_nothing_is_copied():

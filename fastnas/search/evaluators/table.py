@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnas.checks import short
+from fastnas.checks import check_type, short, typed
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.settings_file import number
 from fastnas.search.text_file import TextFileError, file_path, read_text
@@ -47,6 +47,9 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
         EvaluationError: no such file or column, a cell is missing, given twice or malformed, or an
             accuracy is none.
     """
+    check_type("path", path, str, Path)
+    for column in columns:
+        check_type("columns", column, str)
     path = file_path(path)
     if "NATS-tss" in path.name:
         return _nats_bench(path, columns)
@@ -157,6 +160,7 @@ class TableEvaluator:
         epochs = re.search(r"_(\d+)ep$", column)
         self._epochs = float(epochs[1]) if epochs else 0.0
 
+    @typed
     def entry(self, cell: AnyGenotype) -> dict[str, float]:
         """Column to accuracy, 0 to 1."""
         if not isinstance(cell, NB201Genotype):
@@ -165,7 +169,10 @@ class TableEvaluator:
 
     def score(self, cell: AnyGenotype, column: str) -> dict[str, float]:
         """A cell's accuracy in a column, the best that is there, and the cell's rank from 1."""
-        accuracy = self.entry(cell)[column]
+        entry = self.entry(cell)
+        if column not in entry:
+            raise EvaluationError(f"column is {short(column)}; allowed: {', '.join(entry)}")
+        accuracy = entry[column]
         others = [row[column] for row in self._table.values()]
         rank = 1 + sum(other > accuracy for other in others)
         return {"accuracy": accuracy, "best": max(others), "rank": rank}
