@@ -69,6 +69,8 @@ class Augment:
                 f"fill is {fill.dtype} of shape {list(fill.shape)}; expected floating point"
                 f" [{images.shape[1]}]"
             )
+        if fill is not None and fill.is_meta:
+            raise ValueError("fill is on the meta device; its values are needed")
         if not (self.crop or self.flip or self.cutout):
             return images
         draws = to_device(self.draw(images.shape, generator), images.device)

@@ -81,7 +81,8 @@ CALLS = [
     Call("sample_paths", ops.sample_paths, {
         "alpha": tensor(4, 3), "beta": tensor(4), "nodes": sequence(integer(2, 1), 2, fixed=True),
         "tau": number(1.0, above=0.0).but("inf"), "topology": choice("top2"),
-        "paths": integer(2, 1), "rng": tensor(2, dtype=torch.int64), "backend": backend}),
+        "paths": integer(2, 1), "rng": tensor(2, dtype=torch.int64, optional=True),
+        "backend": backend}),
     Call("draw_rng", ops.draw_rng, {"count": integer(1, 0)}),
     Call("use_backend", lambda name: backends.use_backend(name).__enter__(), {
         "name": choice("eager").called("use_backend")}, "use_backend"),
