@@ -78,8 +78,8 @@ CALLS = [
         "x": sequence(tensor(2, CHANNELS, 4, 4).but("a larger first axis"), 1, fixed=True),
         "w": tensor(1, 1),
         "params": one_of(list, **{"None": None, "a number": 1, "one more": [torch.zeros(1)]}),
-        "table": instance(lambda: TABLE), "stats": tensor(0, 2, CHANNELS).but("a larger first axis"),
-        "training": flag(True), "eps": eps}),
+        "table": instance(lambda: TABLE), "training": flag(True), "eps": eps,
+        "stats": tensor(0, 2, CHANNELS).but("a larger first axis")}),
     Call("logits_per_node", reference.logits_per_node, {
         "nodes": nodes.but("one more", "one less", "empty"), "topology": topology}),
     Call("sample_paths", reference.sample_paths, {
