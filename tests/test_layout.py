@@ -26,9 +26,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"backends", "reference"},
     "nn": {"ops", "backends", "spaces", "reference"},
     "strategies": {"nn", "ops", "spaces", "reference", "extras"},
-    "report": {"spaces", "reference", "extras"},
+    "report": {"spaces", "reference", "extras", "files"},
     "allocator": set(),
     "extras": set(),
+    "files": set(),
     "signals": set(),
     "info": {"ops", "backends", *NATIVE},
     "search": {
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "report",
         "backends",
         "extras",
+        "files",
         "signals",
     },
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastnas.benchmarks.harness.schema import Row, by_case, read_csv, speedup
 from fastnas.benchmarks.harness.verify import EAGER
-from fastnas.search.files import write_text
+from fastnas.files import write_text
 
 FIGURES, PATHS = "figures", "paths"
 """Blocks of the README, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""

@@ -21,7 +21,7 @@ import torch
 
 import fastnas
 from fastnas.benchmarks.harness.timing import Roof, Timing
-from fastnas.search.files import write_text
+from fastnas.files import write_text
 
 PASSES = ("fwd", "bwd", "fwd+bwd", "step", "saved")
 """What is timed; "saved" is a forward of which only the memory is measured."""

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from fastnas import reference
 from fastnas.benchmarks.harness.schema import current_conditions, refuse_existing
 from fastnas.benchmarks.harness.verify import SEED
-from fastnas.search.files import write_text
+from fastnas.files import write_text
 from fastnas.spaces import get_space
 
 SHAPE = (64, 16, 32, 32)

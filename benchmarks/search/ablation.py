@@ -26,8 +26,8 @@ from rich.console import Console
 
 from fastnas.benchmarks.harness.readme import updated
 from fastnas.benchmarks.harness.schema import current_conditions
+from fastnas.files import write_text
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.files import write_text
 from fastnas.search.searcher import CHECKPOINT, Searcher
 
 SAMPLES = 7

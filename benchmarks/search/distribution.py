@@ -24,9 +24,9 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from fastnas.benchmarks.harness.readme import updated
+from fastnas.files import write_text
 from fastnas.report.figures import save_figure
 from fastnas.search.evaluators.table import by_distribution, explained_variance, read_table
-from fastnas.search.files import write_text
 from fastnas.spaces import AnyGenotype, to_nb201
 from fastnas.spaces.distribution import NB201Slots
 from fastnas.strategies import BLACK_BOX, get_black_box

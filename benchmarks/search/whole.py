@@ -17,8 +17,8 @@ from time import perf_counter
 from typing import Any
 
 from fastnas.benchmarks.harness.schema import current_conditions
+from fastnas.files import write_text
 from fastnas.search.checkpoint import CheckpointError, load_checkpoint
-from fastnas.search.files import write_text
 from fastnas.search.searcher import CHECKPOINT
 
 METHOD = "noisy-darts"

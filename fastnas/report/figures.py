@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fastnas.checks import typed
+from fastnas.files import write_atomically
 
 SUFFIXES = (".png", ".svg")
 DPI = 160
@@ -43,6 +45,8 @@ def write_title(figure: Figure, title: str, **style: Any) -> None:
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Write a figure as PNG or SVG, as the suffix says; equal figures give equal bytes.
 
+    A picture that was there stays whole where the new one cannot be written.
+
     Raises:
         ValueError: if the suffix is neither .png nor .svg.
     """
@@ -50,4 +54,6 @@ def save_figure(figure: Figure, path: Path | str) -> None:
     kind = path.suffix.lower()[1:]
     with matplotlib.rc_context({"svg.hashsalt": "fastnas"}):
         metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(path, format=kind, dpi=DPI, metadata=metadata)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=kind, dpi=DPI, metadata=metadata)
+    write_atomically(path, lambda file: file.write(drawn.getvalue()))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastnas.search.files import write_atomically
+from fastnas.files import write_atomically
 
 VERSION = 2
 HEADER = f"fastnas checkpoint {VERSION}\n".encode()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from fastnas.files import is_partial, write_text
 from fastnas.search.config import FolderConfig, config_text, make_config
-from fastnas.search.files import is_partial, write_text
 from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.resumable import ResumableRun
 from fastnas.search.text_file import file_path

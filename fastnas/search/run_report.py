@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastnas._version import __version__
-from fastnas.search.files import write_text
+from fastnas.files import write_text
 from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype
 
 REPORT_JSON = "report.json"

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fastnas.files import write_text
 from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
@@ -15,7 +16,6 @@ from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.derived import check_derived, train_derived
 from fastnas.search.evaluators import TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
-from fastnas.search.files import write_text
 from fastnas.search.folder import claimed_folder
 from fastnas.search.genotype_file import read_genotype
 from fastnas.search.progress import plain_console, stage

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from fastnas.extras import require
+from fastnas.files import write_text
 from fastnas.report.curves import draw_best_so_far
 from fastnas.report.simplex import draw_simplex
 from fastnas.search.config import ConfigError, StudyConfig
 from fastnas.search.evaluators import Evaluator, TableEvaluator
 from fastnas.search.evaluators.supernet import SupernetEvaluator
 from fastnas.search.evaluators.training import TrainingEvaluator
-from fastnas.search.files import write_text
 from fastnas.search.folder import claimed_folder
 from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_report import REPORT_MD, study_text, write_report

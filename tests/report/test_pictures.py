@@ -360,3 +360,18 @@ def test_entropy_is_drawn_from_0_to_1():
     axes = {a.get_title(): a for a in history_figure(history).axes}
     assert axes["alpha entropy"].get_ylim() == (0.0, 1.0)
     assert axes["loss"].get_ylim() != (0.0, 1.0)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left")
+
+    path = tmp_path / "cell.png"
+    path.write_text("before")
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        save_figure(Figure(), path)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastnas.files import write_atomically
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -12,7 +13,6 @@ from fastnas.search.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from fastnas.search.files import write_atomically
 
 
 def test_round_trip_with_weights_only(tmp_path):
