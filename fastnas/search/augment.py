@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastnas.checks import check_fields, typed
 from fastnas.ops.transfer import to_device
+from fastnas.reference.arguments import check_floating, check_shape
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,19 @@ class Augment:
             is switched on.
 
         Raises:
-            TypeError: if the images are not floating point.
-            ValueError: if they are not four-dimensional, or the generator is not on the CPU.
+            TypeError: if the images or the fill are not dense and floating point.
+            ValueError: if their shapes are others, or the generator is not on the CPU.
         """
-        if not images.is_floating_point():
-            raise TypeError(f"images have dtype {images.dtype}; expected floating point")
+        check_floating("images", images)
         if images.dim() != 4:
             raise ValueError(f"images have shape {list(images.shape)}; expected [B, C, H, W]")
         if generator.device.type != "cpu":
             raise ValueError(f"generator is on {generator.device}; expected a CPU generator")
-        if fill is not None and (fill.shape != images.shape[1:2] or not fill.is_floating_point()):
-            raise ValueError(
-                f"fill is {fill.dtype} of shape {list(fill.shape)}; expected floating point"
-                f" [{images.shape[1]}]"
-            )
-        if fill is not None and fill.is_meta:
-            raise ValueError("fill is on the meta device; its values are needed")
+        if fill is not None:
+            check_floating("fill", fill)
+            check_shape("fill", fill, [images.shape[1]])
+            if fill.is_meta:
+                raise ValueError("fill is on the meta device; its values are needed")
         if not (self.crop or self.flip or self.cutout):
             return images
         draws = to_device(self.draw(images.shape, generator), images.device)

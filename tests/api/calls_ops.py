@@ -70,10 +70,12 @@ CALLS = [
         "params": one_of(list, **{"None": None, "a number": 1, "one more": [torch.zeros(1)]}),
         "table": instance(lambda: TABLE), "running": running(1), "momentum": momentum,
         "training": flag(True), "eps": eps, "noise": required_noise, "level": level,
-        "rng": tensor(1, 2, dtype=torch.int64), "memory": choice("lean"), "backend": backend}),
+        "rng": tensor(1, 2, dtype=torch.int64, optional=True), "memory": choice("lean"),
+        "backend": backend}),
     Call("relu_conv_bn", ops.relu_conv_bn, {
         "x": image().but("a larger first axis"), "params": sequence(
-            tensor(CHANNELS, CHANNELS, 1, 1), 1, fixed=True).but("with a larger first axis"),
+            tensor(CHANNELS, CHANNELS, 1, 1), 1, fixed=True).but("with a larger first axis")
+            .called("running"),
         "running": one_of(lambda: (torch.zeros(CHANNELS), torch.ones(CHANNELS)), **{"a number": 1,
             "text": "ab", "one": (torch.zeros(CHANNELS),), "lists": ([0.0] * 4, [1.0] * 4)}),
         "momentum": momentum, "training": flag(True), "eps": eps, "paths": integer(1, 1),

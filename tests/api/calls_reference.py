@@ -72,7 +72,7 @@ CALLS = [
         "needs_dz": flags, "needs_dw": flag(True)}),
     Call("relu_conv_bn", reference.relu_conv_bn, {
         "x": tensor(2, CHANNELS, 4, 4).but("a larger first axis"),
-        "params": sequence(tensor(CHANNELS, CHANNELS, 1, 1), 1),
+        "params": sequence(tensor(CHANNELS, CHANNELS, 1, 1), 1).called("stats"),
         "stats": tensor(2, CHANNELS), "training": flag(True), "eps": eps}),
     Call("mixed_edges", reference.mixed_edges, {
         "x": sequence(tensor(2, CHANNELS, 4, 4).but("a larger first axis"), 1, fixed=True),

@@ -25,11 +25,19 @@ def test_the_valid_calls_are_accepted(table: str, tmp_path, monkeypatch) -> None
 
 
 def test_wrong_calls_are_refused_by_name() -> None:
-    faults = [
-        str(verdict)
-        for verdict in wrong_calls.verdicts(NUMBERS, wrong_calls.Cases(only=TESTED))
-        if not verdict.is_clean
-    ]
+    assert_clean(NUMBERS, wrong_calls.Cases(only=TESTED))
+
+
+def test_single_wrong_values_are_refused_by_name() -> None:
+    """One in seven of them, so that it is quick; which are drawn above is up to chance."""
+    cases = wrong_calls.Cases(singles=True)
+    assert_clean(range(0, len(wrong_calls.singles(cases.calls())), 7), cases)
+
+
+def assert_clean(numbers: range, cases: wrong_calls.Cases) -> None:
+    found = list(wrong_calls.verdicts(numbers, cases))
+    assert len(found) == len(numbers)
+    faults = [str(verdict) for verdict in found if not verdict.is_clean]
     assert not faults, "\n".join(faults)
 
 

@@ -134,7 +134,7 @@ def test_bad_input_is_named() -> None:
         Augment(cutout=-2)
     with pytest.raises(TypeError, match=r"cutout is 1\.5"):
         Augment(cutout=1.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"torch\.uint8; expected floating point"):
+    with pytest.raises(TypeError, match=r"images is torch\.uint8; a dense floating point"):
         Augment(1)(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), generator())
     with pytest.raises(ValueError, match=r"\[3, 4, 4\]; expected \[B, C, H, W\]"):
         Augment(1)(torch.zeros(3, 4, 4), generator())

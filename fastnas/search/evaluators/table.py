@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnas.checks import check_type, short, typed
+from fastnas.checks import check_choice, check_type, short, typed
 from fastnas.search.evaluators.base import Evaluation, EvaluationError
 from fastnas.search.settings_file import number
 from fastnas.search.text_file import TextFileError, file_path, read_text
@@ -170,8 +170,7 @@ class TableEvaluator:
     def score(self, cell: AnyGenotype, column: str) -> dict[str, float]:
         """A cell's accuracy in a column, the best that is there, and the cell's rank from 1."""
         entry = self.entry(cell)
-        if column not in entry:
-            raise EvaluationError(f"column is {short(column)}; allowed: {', '.join(entry)}")
+        check_choice("column", column, entry)
         accuracy = entry[column]
         others = [row[column] for row in self._table.values()]
         rank = 1 + sum(other > accuracy for other in others)
