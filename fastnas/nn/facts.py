@@ -78,6 +78,7 @@ class Facts:
             *(_contents(own, name) for own in self.outlines for name in _CONTENTS),
         ]
 
+        self.children = [(own, list(own.values())) for m in self.modules if (own := m._modules)]
         self.guarded = [
             (module, name, value)
             for module in whole
@@ -86,11 +87,13 @@ class Facts:
         ]
 
     def guard(self) -> bool:
-        """Modes and settings again, in terms that torch.compile guards where it traces them.
+        """Children, modes and settings again, in terms that torch.compile guards as it traces them.
 
         Hooks are not among them: torch does not guard those of any module.
         """
-        return all(getattr(module, name) == value for module, name, value in self.guarded)
+        return all(list(now.values()) == then for now, then in self.children) and all(
+            getattr(module, name) == value for module, name, value in self.guarded
+        )
 
     def _patched(self) -> list[bool]:
         return ["forward" in own for own in self.outlines]
