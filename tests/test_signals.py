@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from tiny_runs import answer_signals
 
 from fastnas import signals
 
@@ -22,7 +23,7 @@ START = [sys.executable, "-m", "fastnas"]
 def start(folder, *arguments, **options):
     return subprocess.Popen(
         [*START, *arguments], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True, **options,
+        text=True, **{"preexec_fn": answer_signals, **options},
     )  # fmt: skip
 
 
@@ -64,7 +65,9 @@ with signals.handled():
 
 def test_the_second_signal_ends_a_step_at_once():
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", LONG_STEP], text=True, **pipes)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG_STEP], text=True, preexec_fn=answer_signals, **pipes
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline().startswith("fastnas: stopping after this step; once more")

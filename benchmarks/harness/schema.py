@@ -174,6 +174,7 @@ def write_csv(rows: Sequence[Row], path: Path | str, overwrite: bool = False) ->
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([_text(getattr(row, f.name)) for f in fields(Row)] for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text.getvalue())
 
 

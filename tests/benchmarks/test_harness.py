@@ -240,7 +240,8 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize("op", OPS)
 def test_every_provider_of_an_op_can_be_skipped(op):
     problem = op_cases("cpu", op, quick=True, full=False)[0].problem("cpu", True)
-    assert {*problem.forwards} <= {EAGER, *OP_PROVIDERS}
+    ours = "fastnas-cuda-host"  # of other tests, where they ran before in this process
+    assert {*problem.forwards} - {ours} <= {EAGER, *OP_PROVIDERS}
 
 
 def test_result_path(tmp_path):

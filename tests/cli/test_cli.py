@@ -9,6 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from fastnas import __version__, cli
+from fastnas.backends import BACKENDS
 from fastnas.backends.chooser import forget_choices
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig
@@ -189,7 +190,7 @@ def test_info_names_the_variable_that_is_wrong(fastnas, monkeypatch):
     forget_choices()
     assert code == 2 and "mixed_sum" in out
     assert error == (
-        "fastnas: error: FASTNAS_BACKEND is 'gpu'; allowed: eager, cpu, cuda, triton, auto\n"
+        f"fastnas: error: FASTNAS_BACKEND is 'gpu'; allowed: {', '.join([*BACKENDS, 'auto'])}\n"
     )
 
 

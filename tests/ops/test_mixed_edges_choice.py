@@ -16,6 +16,7 @@ from targets import Target
 from torch import Tensor
 
 import fastnas
+from fastnas.ops.device_choice import choice_on_device, sampled_params
 from fastnas.reference import EdgeTable
 
 OP = "mixed_edges"
@@ -34,7 +35,7 @@ def reader(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     if "cuda" not in request.node.name:
         pytest.skip("only kernels on CUDA read a choice")
-    with fastnas.ops.choice_on_device():
+    with choice_on_device():
         yield
 
 
@@ -126,11 +127,11 @@ def test_on_the_device_it_has_zeros(backend: Target) -> None:
     inputs = given(choice, target=backend)
     params = [p.requires_grad_() for p in inputs.params]
     choice = choice.to(inputs.w.device)
-    with fastnas.ops.choice_on_device():
+    with choice_on_device():
         y = fastnas.mixed_edges(inputs.x, inputs.w, params, inputs.table, choice=choice,
                                 backend=backend.name)  # fmt: skip
     y.backward(inputs.dy)
-    moved = fastnas.ops.sampled_params(inputs.table, choice)
+    moved = sampled_params(inputs.table, choice)
     assert len(moved) == len(params)
     assert 0 < moved.sum() < len(moved)
     for p, sampled_here in zip(params, moved):

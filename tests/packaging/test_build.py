@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ NATIVE = sorted(Path(fastnas.__file__).parent.glob("_*.so"))
 
 # What a run uses of the native module: the mixed sum of three ones and three twos.
 MIXED_SUM = (
-    "import torch, fastnas, fastnas.kernels, fastnas.benchmarks;"
+    "import torch, fastnas._C, fastnas.kernels, fastnas.benchmarks;"
     "x = [torch.ones(3)] * 2;"
     "print(fastnas.__file__, fastnas._C.__file__);"
     "print(fastnas.mixed_sum(x, torch.tensor([1.0, 2.0]), backend='cpu').tolist())"
@@ -99,8 +98,7 @@ def sdist(tmp_path_factory):
     command = [sys.executable, "-m", "build", "--sdist", "--no-isolation", "-o", out, checkout(out)]
     done = run(command, env=os.environ | {"FASTNAS_BUILD": "python"})
     assert done.returncode == 0, done.stderr
-    with tarfile.open(next(out.glob("*.tar.gz"))) as archive:
-        archive.extractall(out, filter="data")
+    shutil.unpack_archive(next(out.glob("*.tar.gz")), out)
     return next(out.glob("fastnas-*/"))
 
 

@@ -5,7 +5,7 @@ import logging
 import pytest
 from host_recorder import HostRecorder
 from rich.console import Console
-from test_runs import difference
+from tiny_runs import difference
 
 from fastnas.search import searcher as searcher_module
 from fastnas.search.checkpoint import load_checkpoint

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tiny_runs import command, difference, finish, left_behind, main, results
+from tiny_runs import answer_signals, command, difference, finish, left_behind, main, results
 
 STARTED = 0.3
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -22,8 +22,9 @@ METHODS = ((), ("--method=rome", "--samples=2"))
 def interrupted(arguments: list[str], after: float, by: signal.Signals) -> str | None:
     """Starts a run and ends it; returns what is wrong with how it ended."""
     process = subprocess.Popen(
-        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+        arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=answer_signals,
+    )  # fmt: skip
     time.sleep(after)
     process.send_signal(by)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -39,6 +40,12 @@ def command(out: Path, *flags: str) -> list[str]:
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The run to its end."""
     return subprocess.run(arguments, check=False, capture_output=True, text=True)
+
+
+def answer_signals() -> None:
+    """For a process that is to be started: what runs in the background ignores Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def results(out: Path) -> dict[str, Any]:
