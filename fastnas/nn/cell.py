@@ -48,10 +48,12 @@ class Cell(Read, Dag, reference.Cell):
         parts = self.parts()
         if isinstance(parts, str):
             return parts
-        for op, edge in zip(self._ops, parts.edges):
-            reason = cast(MixedOp, op).refusal(edge)
+        for op, edge in zip(cast(list[MixedOp], self._ops), parts.edges):
+            reason = op.refusal(edge)
             if reason is not None:
                 return reason
+            if op.overridden("forward"):
+                return f"{type(op).__name__} has a forward of its own"
         return can_run(parts, s1, self.training) or parts
 
     def why_not_fused(self, x: Tensor) -> str | None:

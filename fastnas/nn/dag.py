@@ -73,7 +73,8 @@ class Dag(reference.Dag):
         siblings: bool = False,
     ) -> Tensor:
         """Of a path, w [E], the candidates in `row` alone."""
-        if not all(map(is_plain, self._ops)):
+        ops = cast(list[MixedOp], self._ops)
+        if any(op.overridden("forward") or not is_plain(op) for op in ops):
             return self._by_modules(inputs, w, row, siblings)
         states = self.input_states(inputs)
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]

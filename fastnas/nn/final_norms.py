@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.facts import is_plain
+from fastnas.nn.facts import behaviour, is_plain
 from fastnas.nn.fused import count_batch, running_of
-from fastnas.nn.recognise import candidate_modules, layers_of
+from fastnas.nn.recognise import candidate_modules, layers_of, why_not_norm
 from fastnas.ops import mixed_norm_sum
 from fastnas.reference.primitives import DilConv, ReLUConvBN, SepConv
 
@@ -21,7 +21,7 @@ Norms = Mapping[int, nn.BatchNorm2d]
 # A module whose forward is one of these does nothing but run its layers in order.
 _IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
 # Of torch's own, as long as nobody exchanges them.
-_PASSED_OVER = {nn.Sequential.forward, nn.BatchNorm2d.forward}
+_PASSED_OVER = behaviour(nn.Sequential), behaviour(nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,10 @@ def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
     """
     layers = layers_of(op)
     norm = layers[-1] if layers else None
-    if type(norm) is not nn.BatchNorm2d:
-        return None
-    if norm.weight is not None or norm.bias is not None or norm.momentum is None:
-        return None
-    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+    if type(norm) is not nn.BatchNorm2d or why_not_norm(norm) is not None:
         return None
     skipped = passed_over(op)
-    known = all(type(part).forward in _PASSED_OVER for part in skipped[1:])
+    known = all(behaviour(type(part)) in _PASSED_OVER for part in skipped[1:])
     return norm if known and all(map(is_plain, skipped)) else None
 
 

@@ -89,13 +89,21 @@ class MixedOp(Read, reference.MixedOp):
         return parts if isinstance(parts, str) else None
 
     def refusal(self, parts: MixedOpParts) -> str | None:
-        """What the settings of this op ask that the fused op does not do, or None."""
+        """What the settings or methods of this op ask that the fused op does not do, or None."""
+        own = self.overridden("terms", "mix", "reduce")
+        if own:
+            return f"it has a method `{own[0]}` of its own"
         if self.training and self.skip_drop_path:
             return "skip_drop_path drops samples after the noise"
         skips = [k for k, c in enumerate(parts.candidates) if c and c.name == "skip_connect"]
         if self.noise is not None and list(self.skips) != skips:
             return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
         return None
+
+    def overridden(self, *methods: str) -> list[str]:
+        """Those of the methods that a subclass, or this very object, has in place of these here."""
+        own, kind = vars(self), type(self)
+        return [m for m in methods if m in own or getattr(kind, m) is not getattr(MixedOp, m)]
 
     def terms(
         self, x: Tensor, pools: dict[Any, Tensor] | None = None, only: int | None = None
@@ -150,8 +158,7 @@ class MixedOp(Read, reference.MixedOp):
 
     def _sums_by_kernel(self, z: Sequence[Tensor]) -> bool:
         """Whether `reduce` is the one above, and there is a kernel that does the norms as well."""
-        overridden = type(self).reduce is not MixedOp.reduce or "reduce" in vars(self)
-        return not overridden and has_kernel("mixed_norm_sum", z[0], len(z))
+        return not self.overridden("reduce") and has_kernel("mixed_norm_sum", z[0], len(z))
 
     def _noise_options(
         self, noisy: Sequence[int], draw: NoiseDraw | None, device: torch.device

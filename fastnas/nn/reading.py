@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, cast
 import torch
 from torch import nn
 
-from fastnas.nn.facts import Facts, has_global_hooks
+from fastnas.nn.facts import Facts, behaviour, guard_compiled, has_global_hooks
 from fastnas.nn.final_norms import SumParts, passed_over
 from fastnas.nn.recognise import (
     CellParts,
@@ -24,15 +24,16 @@ from fastnas.reference import primitives
 Parts = CellParts | MixedOpParts | SumParts
 P = TypeVar("P", bound=Parts)
 
-_KNOWN = {
-    kind.forward
+_KNOWN = tuple(
+    behaviour(kind)
     for kind in (
         nn.ModuleList, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d,
         nn.AvgPool2d, nn.Identity, primitives.Identity, primitives.Zero, primitives.ReLUConvBN,
         primitives.DilConv, primitives.SepConv, primitives.FactorizedReduce,
     )
-}  # fmt: skip
-"""Forwards known to do what the structure of their modules says, and to read no other setting."""
+)  # fmt: skip
+"""Of the classes known to do what the structure of their modules says, and to read no other setting
+than those that `recognise` looks at."""
 
 _OF_TORCH = {*vars(nn.Module()), "forward"}
 """Attributes of a module that are no settings of its class."""
@@ -83,47 +84,51 @@ _Pickled = tuple[list[type[nn.Module]], list[tuple[type[nn.Module], dict[str, Ha
 
 
 class Checked:
-    """The forwards of classes, and the settings, with which a module was run and compared.
+    """The functions of classes, and the settings, with which a module was run and compared.
 
-    Copies are the same object; pickled, the forwards are those that the classes have on loading.
+    Copies are the same object; pickled, the functions are those that the classes have on loading.
     """
 
     def __init__(self, parts: Iterable[nn.Module] = ()) -> None:
-        own = [part for part in parts if type(part).forward not in _KNOWN]
-        self.forwards: dict[type[nn.Module], Any] = {type(part): type(part).forward for part in own}
+        own = [part for part in parts if behaviour(type(part)) not in _KNOWN]
+        self.behaviours = {type(part): behaviour(type(part)) for part in own}
         self.settings = [(type(part), _settings(part)) for part in own]
 
     def __deepcopy__(self, _: object) -> Checked:
         return self
 
     def __getstate__(self) -> _Pickled:
-        return list(self.forwards), self.settings
+        return list(self.behaviours), self.settings
 
     def __setstate__(self, state: _Pickled) -> None:
         kinds, self.settings = state
-        self.forwards = {kind: kind.forward for kind in kinds}
+        self.behaviours = {kind: behaviour(kind) for kind in kinds}
 
     def why_not(self, parts: Iterable[nn.Module]) -> str | None:
         """Which of the parts has a forward, or settings, of which nothing is known."""
         for part in parts:
             kind = type(part)
-            if kind.forward in _KNOWN:
+            runs = behaviour(kind)
+            if runs in _KNOWN:
                 continue
-            if self.forwards.get(kind) is not kind.forward:
+            if self.behaviours.get(kind) != runs:
                 return f"{kind.__name__} has a forward that was not compared with the fused ops"
             known = [settings for of, settings in self.settings if of is kind]
-            new = min((_new(_settings(part), settings) for settings in known), key=len)
+            new = min((_new(kind, _settings(part), settings) for settings in known), key=len)
             if new:
                 return f"{kind.__name__} was compared with other settings: {', '.join(new)}"
         return None
 
 
-def _new(settings: dict[str, Hashable], known: dict[str, Hashable]) -> list[str]:
+def _new(
+    kind: type[nn.Module], settings: dict[str, Hashable], known: dict[str, Hashable]
+) -> list[str]:
     """Names of the settings that are not as they were known.
 
-    Private ones that were not there are no settings: torch and other libraries leave such marks.
+    Private ones that were not there are no settings, but for those in place of something of the
+    class: torch and other libraries leave such marks.
     """
-    names = [name for name in settings if name in known or not name.startswith("_")]
+    names = [n for n in settings if n in known or not n.startswith("_") or hasattr(kind, n)]
     gone = [name for name in known if name not in settings]
     return gone + [name for name in names if name not in known or settings[name] != known[name]]
 
@@ -147,15 +152,15 @@ class Reading(Generic[P]):
     checked: Checked | None = None
     seen: dict[bool, _Seen] = field(default_factory=dict)
     """By mode, as a search changes between the two."""
+    compiled: list[Facts] = field(default_factory=list)
+    """Those with which compiled code was traced."""
 
     def __getstate__(self) -> dict[str, object]:
-        return {"reader": self.reader, "checked": self.checked, "seen": {}}
+        return {"reader": self.reader, "checked": self.checked, "seen": {}, "compiled": []}
 
     def read(self, module: nn.Module) -> P | str:
         """The parts, read again where the module has changed; or why there are none."""
         reason = _look(self, module)
-        if torch.compiler.is_compiling() and module.training in self.seen:
-            self.seen[module.training].facts.guard()
         return cast(P, self.seen[module.training].found) if reason is None else reason
 
     def _read(self, module: nn.Module) -> _Seen:
@@ -176,6 +181,9 @@ def _look(reading: Reading[Any], module: nn.Module) -> str | None:
     seen = reading.seen.get(module.training)
     if seen is None or not seen.facts.hold():
         seen = reading.seen[module.training] = reading._read(module)
+    if torch.compiler.is_compiling():
+        guard_compiled(seen.facts)
+        reading.compiled.append(seen.facts)
     return seen.found if isinstance(seen.found, str) else None
 
 

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar, cast
 
 from torch import Tensor, nn
 
-from fastnas.nn.facts import hooks
+from fastnas.nn.facts import has_own_forward, hooks
 from fastnas.nn.plan import Plan
 
 Read = TypeVar("Read")
@@ -139,7 +139,7 @@ def _need_plain(module: nn.Module) -> None:
     for name, part in module.named_modules():
         who = type(part).__name__ + (f" ({name})" if name else "")
         _need(not any(hooks(part)), f"{who} has hooks")
-        _need("forward" not in vars(part), f"{who} has a forward of its own instance")
+        _need(not has_own_forward(part), f"{who} has a forward of its own instance")
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -193,13 +193,23 @@ def _need_conv(
 
 
 def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
-    needed = {"num_features": channels, "affine": False, "track_running_stats": True}
-    _need_fields(norm, "batch norm", **needed)
-    _need(norm.weight is None and norm.bias is None, "batch norm has a scale or a shift")
-    missing = norm.running_mean is None or norm.running_var is None
-    _need(not missing, "batch norm has no running statistics")
-    momentum = norm.momentum
-    _need(momentum is not None, "batch norm has momentum None; a number is needed")
+    _need_fields(norm, "batch norm", num_features=channels, affine=False)
+    reason = why_not_norm(norm)
+    _need(reason is None, str(reason))
+
+
+def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
+    """Why no fused op computes the batch norm, or None."""
+    if norm.weight is not None or norm.bias is not None:
+        return "batch norm has a scale or a shift"
+    if not norm.track_running_stats:
+        return f"batch norm has track_running_stats {norm.track_running_stats}; True is needed"
+    buffers = norm._buffers
+    if buffers.get("running_mean") is None or buffers.get("running_var") is None:
+        return "batch norm has no running statistics"
+    if "num_batches_tracked" not in buffers:
+        return "batch norm has no buffer `num_batches_tracked`"
+    return "batch norm has momentum None; a number is needed" if norm.momentum is None else None
 
 
 def _need_relu(relu: nn.ReLU) -> None:
@@ -380,7 +390,7 @@ def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
 
 def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
     _need(not any(hooks(module)), f"edge {e} has hooks")
-    _need("forward" not in vars(module), f"edge {e} has a forward of its own instance")
+    _need(not has_own_forward(module), f"edge {e} has a forward of its own instance")
     edge = mixed_op_parts(module)
     if isinstance(edge, str):
         raise _Foreign(f"edge {e}: {edge}")

@@ -127,6 +127,24 @@ def own_forward(path):
     return change
 
 
+def own_method(path, name):
+    """A method that the forward of the module's class calls, or that calls it."""
+
+    def change(module):
+        part = module.get_submodule(path)
+        method = getattr(type(part), name)
+        setattr(part, name, lambda *x: 2 * method(part, *x))
+
+    return change
+
+
+def with_statistics_that_are_no_buffers(module):
+    norm = module.get_submodule(AVG)[1]
+    mean = norm.running_mean + 1
+    del norm.running_mean
+    norm.running_mean = mean
+
+
 def of_a_subclass(module):
     part = module.get_submodule(SEP)
     kind = type(part)
@@ -173,6 +191,7 @@ CHANGES = {
     "statistics of batches in one": one(DIL + ".op.3", track_running_stats=False),
     "statistics removed": without_statistics,
     "statistics exchanged": with_other_statistics,
+    "statistics in attributes": with_statistics_that_are_no_buffers,
     "batches not counted": one(AVG + ".1", num_batches_tracked=None),
     "scale and shift": scaled,
     "a frozen norm": lambda m: m.get_submodule(AVG).eval(),
@@ -195,6 +214,9 @@ CHANGES = {
     "forward of a layer": own_forward(SEP + ".op.5"),
     "forward of a norm": own_forward(AVG + ".1"),
     "forward of the preprocessing": own_forward("preprocess1"),
+    "what a convolution calls": own_method(SEP + ".op.2", "_conv_forward"),
+    "what calls an operation": own_method(SEP, "_call_impl"),
+    "what calls a mixed op": own_method("_ops.3", "_call_impl"),
     "another class": of_a_subclass,
     "a layer exchanged": leaky,
     "a layer more": with_another_layer,
@@ -271,6 +293,7 @@ SUM_CHANGES = {
     "forward of an operation": own_forward("_ops.0"),
     "forward of its layers": own_forward("_ops.0.op"),
     "forward of a norm": own_forward("_ops.3.2"),
+    "what calls a norm": own_method("_ops.3.2", "_call_impl"),
     "forward hook": hooked("_ops.3", "register_forward_hook", lambda m, x, y: 2 * y),
     "hook of a norm": hooked("_ops.2.op.2", "register_forward_hook", lambda m, x, y: 2 * y),
     "another class": lambda m: setattr(m._ops[0], "__class__", Doubled),
@@ -301,13 +324,23 @@ def test_a_sum(twins, name):
 
 
 def doubled(forward):
-    return lambda module, x: 2 * forward(module, x)
+    return lambda module, *x: 2 * forward(module, *x)
 
 
-@pytest.mark.parametrize("kind", [nn.Conv2d, nn.BatchNorm2d, nn.Sequential])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (nn.Conv2d, "forward"),
+        (nn.BatchNorm2d, "forward"),
+        (nn.Sequential, "forward"),
+        (nn.Conv2d, "_conv_forward"),
+        (nn.Module, "_call_impl"),
+        (nn.Module, "__call__"),
+    ],
+)
 @pytest.mark.parametrize("twins", KINDS, indirect=True)
-def test_the_forward_of_a_class_of_torch(twins, kind, monkeypatch):
-    monkeypatch.setattr(kind, "forward", doubled(kind.forward))
+def test_a_method_of_a_class_of_torch(twins, kind, method, monkeypatch):
+    monkeypatch.setattr(kind, method, doubled(getattr(kind, method)))
     assert_alike(*twins)
 
 
@@ -346,6 +379,40 @@ def assert_calls(eager, fused, inputs, seen):
     assert counts[0] == counts[1] != [0, 0]
 
 
+# ---- what a subclass of ours overrides
+
+
+class OfTwice(own.MixedOp):
+    def forward(self, x, w):
+        return 2 * super().forward(x, w)
+
+
+class SumOfTwice(own.MixedOp):
+    def reduce(self, *arguments):
+        return 2 * super().reduce(*arguments)
+
+
+class MixOfTwice(own.MixedOp):
+    def mix(self, *arguments):
+        return 2 * super().mix(*arguments)
+
+
+class EagerTwice(reference.MixedOp):
+    def forward(self, x, w):
+        return 2 * super().forward(x, w)
+
+
+def cell_of(base, kind):
+    return type("Cell", (base,), {"mixed_op": kind})(SPACE, "normal", 6, 8, C, False).double()
+
+
+@pytest.mark.parametrize("kind", [OfTwice, SumOfTwice, MixOfTwice])
+def test_what_a_subclass_overrides_is_run(kind):
+    eager, fused = cell_of(reference.Cell, EagerTwice), cell_of(own.Cell, kind)
+    fused.load_state_dict(eager.state_dict())
+    assert_alike(eager, fused, cell_inputs())
+
+
 # ---- settings of a user's own classes
 
 
@@ -355,7 +422,10 @@ class Scaled(Cell):
         self.scale = scale
 
     def forward(self, s0, s1, weights):
-        return self.scale * super().forward(s0, s1, weights)
+        return self._scaled(super().forward(s0, s1, weights))
+
+    def _scaled(self, y):
+        return self.scale * y
 
 
 @pytest.fixture
@@ -377,6 +447,17 @@ def test_a_setting_changed_since_the_check(scaled_cells, calls, duplicate):
     eager.scale = fused.scale = 1.0
     assert_alike(eager, fused, inputs)
     assert calls["run_cell"]
+
+
+def test_a_helper_of_a_class(scaled_cells, monkeypatch):
+    monkeypatch.setattr(Scaled, "_scaled", lambda module, y: 3 * y)
+    assert_alike(*scaled_cells)
+
+
+def test_a_helper_of_one_module(scaled_cells):
+    eager, fused, inputs = scaled_cells
+    eager._scaled = fused._scaled = lambda y: 3 * y
+    assert_alike(eager, fused, inputs)
 
 
 def test_marks_that_libraries_leave_are_no_settings(scaled_cells, calls):
