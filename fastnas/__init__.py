@@ -36,13 +36,19 @@ __all__ = [
 
 _PACKAGES = ("backends", "nn", "ops", "reference", "spaces")
 _HOMES = {
-    **dict.fromkeys(["BackendError", "use_backend"], "backends"),
-    **dict.fromkeys(["PathSample", "mixed_edges", "mixed_norm_sum", "mixed_sum"], "ops"),
-    **dict.fromkeys(["accelerate", "decelerate"], "nn"),
-    "sample_paths": "ops",
+    "BackendError": "backends",
+    "PathSample": "ops",
     "SkipNoise": "reference",
+    "accelerate": "nn",
+    "decelerate": "nn",
     "keep_freed_memory": "allocator",
+    "mixed_edges": "ops",
+    "mixed_norm_sum": "ops",
+    "mixed_sum": "ops",
+    "sample_paths": "ops",
+    "use_backend": "backends",
 }
+"""Where each public name comes from."""
 
 
 def __getattr__(name: str) -> Any:

@@ -36,7 +36,7 @@ class Stopped(SystemExit):
 
 
 class Stop:
-    """Whether a signal has asked a loop to stop."""
+    """Tells a loop whether a signal has asked it to stop, and by which."""
 
     number: int | None = None
 
@@ -83,7 +83,7 @@ def started() -> None:
 
 @contextmanager
 def deferred() -> Iterator[Stop]:
-    """A loop that looks at its `Stop` after each step, and saves before it stops.
+    """Lets a loop stop by itself: it looks at its `Stop` after each step, and saves before it does.
 
     Raises:
         Stopped: at the end, where the loop has ended before it looked again.

@@ -34,9 +34,6 @@ def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_fo
 
 def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
     """The tensors in this format, copied where they are not."""
-    in_rows = layout is torch.contiguous_format and all(map(Tensor.is_contiguous, x))
-    if in_rows and not any(map(Tensor.is_neg, x)):
-        return list(x)
     return [laid_out(t, layout) for t in x]
 
 

@@ -16,15 +16,16 @@ from fastnas.checks import check_choice, check_hint, check_int, check_type
 from fastnas.nn.dag import Dag
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp, Read
+from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
+from fastnas.nn.reading import HasReading
 from fastnas.nn.recognise import CellParts
 from fastnas.ops import draw_rng
 from fastnas.ops.device_choice import sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
 
 
-class Cell(Read, Dag, reference.Cell):
+class Cell(HasReading, Dag, reference.Cell):
     """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node

@@ -23,8 +23,8 @@ from fastnas.nn.final_norms import (
 )
 from fastnas.nn.fused import NoiseDraw, can_run, run_edge
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
-from fastnas.nn.reading import Reading, structure
-from fastnas.nn.recognise import CellParts, MixedOpParts
+from fastnas.nn.reading import HasReading
+from fastnas.nn.recognise import MixedOpParts
 from fastnas.ops import draw_rng, mixed_sum
 from fastnas.ops.dispatch import has_kernel
 from fastnas.reference.arguments import check_images, check_mixing
@@ -43,21 +43,7 @@ class Terms:
     norms: Norms = field(default_factory=dict)
 
 
-class Read:
-    """A module that is read: it has its `Reading` from the moment it is made, or copied.
-
-    torch.compile cannot follow the making of one while it traces.
-    """
-
-    _reading: Reading[CellParts | MixedOpParts]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        made = super().__new__(cls)
-        vars(made)["_reading"] = Reading(structure)
-        return made
-
-
-class MixedOp(Read, reference.MixedOp):
+class MixedOp(HasReading, reference.MixedOp):
     """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others summed by
     `mixed_norm_sum`, with the batch norms that they end in, or by `mixed_sum`.
 

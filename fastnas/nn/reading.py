@@ -174,6 +174,20 @@ class Reading(Generic[P]):
         return _Seen(found, Facts(whole, outlines))
 
 
+class HasReading:
+    """Gives a module of fastnas its `Reading` at the moment it is made, or copied.
+
+    torch.compile cannot follow the making of one while it traces.
+    """
+
+    _reading: Reading[CellParts | MixedOpParts]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        made = super().__new__(cls)
+        vars(made)["_reading"] = Reading(structure)
+        return made
+
+
 def _look(reading: Reading[Any], module: nn.Module) -> str | None:
     """Brings `seen` up to date; why the module cannot be fused, or None."""
     if has_global_hooks():

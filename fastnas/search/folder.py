@@ -103,16 +103,19 @@ def _owner(out: Path) -> str:
 def _go_on(config: FolderConfig, out: Path, run: ResumableRun | None) -> None:
     """Compares the run in the folder with this one, and goes back to its checkpoint."""
     differing = _differing_settings(config, out)
-    checkpoint = None if run is None else out / run.checkpoint
-    state = None
-    if run is not None and checkpoint is not None and checkpoint.exists():
+    if run is None or not (out / run.checkpoint).exists():
+        _refuse(out, differing)
+    else:
+        checkpoint = out / run.checkpoint
         state = run.read(checkpoint)
-        differing |= run.differences(state)
-    if differing:
-        raise RunFolderError(f"{out} holds another run: {', '.join(differing.values())}")
-    if run is not None and checkpoint is not None and state is not None:
+        _refuse(out, differing | run.differences(state))
         run.restore(state, checkpoint)
     _keep(config, out)
+
+
+def _refuse(out: Path, differing: dict[str, str]) -> None:
+    if differing:
+        raise RunFolderError(f"{out} holds another run: {', '.join(differing.values())}")
 
 
 def _keep(config: FolderConfig, out: Path) -> None:

@@ -104,7 +104,7 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all images and labels, by which a resumed run knows its data again."""
+        """Hashes all images and labels, by which a resumed run knows its data again."""
         found = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.train_labels, self.test, self.test_labels):
             found.update(f"{part.dtype} {list(part.shape)}".encode())
