@@ -12,7 +12,7 @@ from fastnas._version import __version__
 if TYPE_CHECKING:
     from fastnas.allocator import keep_freed_memory
     from fastnas.backends import BackendError, use_backend
-    from fastnas.nn.accelerate import accelerate, decelerate
+    from fastnas.dropin.accelerate import accelerate, decelerate
     from fastnas.ops.mixed_edges import mixed_edges
     from fastnas.ops.mixed_norm_sum import mixed_norm_sum
     from fastnas.ops.mixed_sum import mixed_sum
@@ -34,13 +34,13 @@ __all__ = [
     "use_backend",
 ]
 
-_PACKAGES = ("backends", "nn", "ops", "reference", "spaces")
+_PACKAGES = ("backends", "dropin", "nn", "ops", "reference", "spaces")
 _HOMES = {
     "BackendError": "backends",
     "PathSample": "ops",
     "SkipNoise": "reference",
-    "accelerate": "nn",
-    "decelerate": "nn",
+    "accelerate": "dropin",
+    "decelerate": "dropin",
     "keep_freed_memory": "allocator",
     "mixed_edges": "ops",
     "mixed_norm_sum": "ops",

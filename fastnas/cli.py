@@ -19,29 +19,30 @@ from fastnas._version import __version__
 from fastnas.allocator import keep_freed_memory
 from fastnas.backends import BackendError
 from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
+from fastnas.blackbox import BLACK_BOX
+from fastnas.blackbox.config import StudyConfig
 from fastnas.bounds import THREADS, Bounds
+from fastnas.data.load import DataError
+from fastnas.evaluators import EvaluationError
+from fastnas.runs.sample import COUNTS, sampled_cells
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
     ConfigError,
     FolderConfig,
     SearchConfig,
-    StudyConfig,
     TrainConfig,
     make_config,
     read_settings,
 )
-from fastnas.search.data import DataError
 from fastnas.search.diverged import DivergedError
-from fastnas.search.evaluators import EvaluationError
 from fastnas.search.fields import SEEDS, bounds_of, hints_of
-from fastnas.search.folder import RunFolderError
 from fastnas.search.progress import plain_console
-from fastnas.search.sample import COUNTS, sampled_cells
+from fastnas.search.run_folder import RunFolderError
 from fastnas.search.settings_file import number
-from fastnas.search.text_file import file_path
 from fastnas.signals import Stopped
 from fastnas.spaces.distribution import LENGTH
-from fastnas.strategies import BLACK_BOX, STRATEGIES
+from fastnas.strategies import STRATEGIES
+from fastnas.text_file import file_path
 
 USER_ERRORS = (
     BackendError,
@@ -113,11 +114,16 @@ def _config_command(
         run(make_config(choose(settings), settings), resume=resume, console=plain_console())
 
     settings: dict[str, tuple[tuple[type, ...], Field[Any]]] = {}
+    texts: dict[str, list[str]] = {}
     for kind in kinds:
         hints = hints_of(kind)
         for f in fields(kind):
             settings.setdefault(f.name, (hints[f.name], f))
-    parameters = [_flag(f, types[0]) for types, f in settings.values()]
+            texts.setdefault(f.name, []).append(f.metadata["help"])
+    parameters = [
+        _flag(f, types[0], "; ".join(dict.fromkeys(texts[f.name])))
+        for types, f in settings.values()
+    ]
     parameters += [
         _parameter("config", str | None, None, typer.Option(help="YAML or JSON file of settings")),
         _parameter("resume", bool, False, typer.Option(help="go on with the run in --out, if any")),
@@ -128,13 +134,13 @@ def _config_command(
     return command
 
 
-def _flag(f: Field[Any], kind: type) -> inspect.Parameter:
-    """The flag of a field; None where it is not given."""
+def _flag(f: Field[Any], kind: type, text: str) -> inspect.Parameter:
+    """Makes the flag of a field, which is None where it is not given."""
     bounds, choices = bounds_of(f), f.metadata["choices"]
     allowed = [str(bounds)] if bounds else [", ".join(choices)] if choices else []
     default = [] if f.default is None or f.default == "" else [f"default: {f.default}"]
     notes = "; ".join([*allowed, *default])
-    help_text = f"{f.metadata['help']} ({notes})" if notes else f.metadata["help"]
+    help_text = f"{text} ({notes})" if notes else text
     name = f.name.replace("_", "-")
     if f.name == "genotype":
         flag: Any = typer.Argument(help=help_text, show_default=False)
@@ -155,17 +161,17 @@ def _parameter(name: str, kind: Any, default: Any, flag: Any) -> inspect.Paramet
 
 def _search(config: FolderConfig, **arguments: Any) -> None:
     if isinstance(config, StudyConfig):
-        from fastnas.search.study_run import run_study
+        from fastnas.runs.study import run_study
 
         run_study(config, **arguments)
     elif isinstance(config, SearchConfig):
-        from fastnas.search.runs import run_search
+        from fastnas.runs.search import run_search
 
         run_search(config, **arguments)
 
 
 def _train(config: TrainConfig, **arguments: Any) -> None:
-    from fastnas.search.runs import run_train
+    from fastnas.runs.search import run_train
 
     run_train(config, **arguments)
 

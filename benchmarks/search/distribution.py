@@ -24,14 +24,14 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from fastnas.benchmarks.harness.readme import updated
+from fastnas.blackbox import BLACK_BOX, get_black_box
+from fastnas.blackbox.domains import unseen_cell
+from fastnas.blackbox.methods import Observation
+from fastnas.evaluators.table import by_distribution, explained_variance, read_table
 from fastnas.files import write_text
 from fastnas.report.figures import save_figure
-from fastnas.search.evaluators.table import by_distribution, explained_variance, read_table
 from fastnas.spaces import AnyGenotype, to_nb201
 from fastnas.spaces.distribution import NB201Slots
-from fastnas.strategies import BLACK_BOX, get_black_box
-from fastnas.strategies.black_box import Observation
-from fastnas.strategies.domains import unseen_cell
 
 BUDGETS = tuple(range(10, 201, 10))
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}

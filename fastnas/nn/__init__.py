@@ -1,6 +1,5 @@
 """Modules: the mixed op, cell and search network on fused ops, and the network of a genotype."""
 
-from fastnas.nn.accelerate import Report, accelerate, decelerate
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
 from fastnas.nn.fused import NoiseDraw
@@ -21,9 +20,6 @@ __all__ = [
     "NB201SearchNetwork",
     "NoiseDraw",
     "Paths",
-    "Report",
     "SearchNetwork",
-    "accelerate",
     "count_parameters",
-    "decelerate",
 ]

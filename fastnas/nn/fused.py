@@ -16,8 +16,8 @@ from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
 from fastnas.ops import OPS, mixed_edges, relu_conv_bn
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend
-from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
+from fastnas.transfer import to_device
 
 
 @dataclass(frozen=True)

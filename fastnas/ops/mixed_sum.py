@@ -27,8 +27,8 @@ from fastnas.ops.dispatch import (
     wants_graph_of_backward,
 )
 from fastnas.ops.table import OPS
-from fastnas.ops.transfer import to_device
 from fastnas.reference import SkipNoise
+from fastnas.transfer import to_device
 
 torch.library.define(
     "fastnas::mixed_sum_fwd",

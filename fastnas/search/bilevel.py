@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
-from fastnas.ops.transfer import to_device
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
 from fastnas.strategies.accumulation import ParamsProblem
 from fastnas.strategies.hypergradient import Problem
+from fastnas.transfer import to_device
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and labels [N]."""

@@ -18,22 +18,13 @@ from fastnas.search.fields import (
     read_settings,
 )
 from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
-from fastnas.spaces.distribution import LENGTH
-from fastnas.strategies import (
-    BLACK_BOX,
-    STRATEGIES,
-    BlackBox,
-    Strategy,
-    get_black_box,
-    get_strategy,
-)
+from fastnas.strategies import STRATEGIES, Strategy, get_strategy
 
 __all__ = [
     "ConfigError",
     "FolderConfig",
     "RunConfig",
     "SearchConfig",
-    "StudyConfig",
     "TrainConfig",
     "config_text",
     "make_config",
@@ -95,9 +86,7 @@ def _is_unicode(text: str) -> bool:
 class SearchConfig(RunConfig):
     """A search. None stands for the method's published setting, or for "not this method's"."""
 
-    method: str = option(
-        "noisy-darts", f"one of {', '.join(STRATEGIES)}; black-box {', '.join(BLACK_BOX)}"
-    )
+    method: str = option("noisy-darts", f"one of {', '.join(STRATEGIES)}")
     space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
     table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
     table_report: str | None = option(None, "its column (c10_test_200ep)")
@@ -173,7 +162,7 @@ class SearchConfig(RunConfig):
     def strategy(self) -> Strategy:
         """The method with its options; ConfigError where one is another method's or wrong."""
         own = {name: value for name, value in self._published.items() if name in METHOD_OPTIONS}
-        return _built(get_strategy, self, METHOD_OPTIONS, own)
+        return built(get_strategy, self, METHOD_OPTIONS, own)
 
     def resolved(self, name: str) -> Any:
         """A setting, or the method's published one where it is None."""
@@ -288,72 +277,13 @@ TRAINING: dict[str, dict[str, Any]] = {
 """DARTS (section 3.2) and NAS-Bench-201 (table 1; it does not clip, `grad_clip` does)."""
 
 
-@dataclass(frozen=True)
-class StudyConfig(FolderConfig):
-    """A black-box search. None stands for the method's default, or for "not this method's"."""
-
-    method: str = option("anasod-bo", f"one of {', '.join(BLACK_BOX)}")
-    evaluator: str = option(
-        "",
-        "table:FILE, of NAS-Bench-201; supernet:FOLDER of a search; train:FILE, settings of train",
-    )
-    length: int | None = option(None, "train: operations of a cell (as the space has them)", LENGTH)
-    space: str | None = option(None, "train: space of the cells (S0)")
-    table_column: str | None = option(None, "what the search sees (c10_valid_12ep)")
-    table_report: str | None = option(None, "what is reported of its best cell (c10_test_200ep)")
-    budget: int = option(100, "evaluations, of all workers together", SOME)
-    study: str | None = option(None, "URL of the study's database (default: a file in --out)")
-    concentration: float | None = option(None, "anasod: of the Dirichlet prior (1)")
-    initial: int | None = option(None, "bo: random points before the first fit (10)")
-    arch_rate: float | None = option(None, "reinforce: step of the logits (0.1; anasod: 0.05)")
-    population: int | None = option(None, "evolution: cells alive (10)")
-    sample: int | None = option(None, "evolution: of which the best has a child (3)")
-
-    def strategy(self) -> BlackBox:
-        """The method with its options; ConfigError where one is another method's or wrong."""
-        return _built(get_black_box, self, STUDY_OPTIONS)
-
-    def validate(self) -> None:
-        super().validate()
-        self.strategy()
-        kind, _, where = self.evaluator.partition(":")
-        if kind not in EVALUATORS or not where:
-            raise ConfigError(
-                f"evaluator is {self.evaluator!r}; table:FILE, supernet:FOLDER or train:FILE is"
-                " needed"
-            )
-        for other, names in EVALUATORS.items():
-            for name in names:
-                if other != kind and getattr(self, name) is not None:
-                    raise ConfigError(
-                        f"{name} is {getattr(self, name)!r}, which evaluator {kind} does not take"
-                    )
-
-    def resolved(self, name: str) -> str:
-        """A column of the table."""
-        value = getattr(self, name)
-        return TABLE_COLUMNS[name] if value is None else value
-
-
-EVALUATORS: dict[str, tuple[str, ...]] = {
-    "table": ("table_column", "table_report"),
-    "supernet": (),
-    "train": ("space", "length"),
-}
-"""What each takes."""
-TABLE_COLUMNS = {"table_column": "c10_valid_12ep", "table_report": TABLE_REPORT}
-STUDY_OPTIONS = tuple(
-    dict.fromkeys(name for method in BLACK_BOX.values() for name in method.options)
-)
-
-
-def _built(
+def built(
     get: Callable[..., Any],
     config: Any,
     names: Sequence[str],
     published: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The config's method with the options given, else those published, else its defaults."""
+    """Returns the method with the options given, else those published, else its defaults."""
     given = {name: getattr(config, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     try:

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from fastnas.bounds import Bounds, whole
 from fastnas.checks import check_type, short, typed
 from fastnas.search.settings_file import read_settings_text
-from fastnas.strategies import BLACK_BOX, STRATEGIES
-from fastnas.strategies.method import Method
+from fastnas.strategies import STRATEGIES
 
 SEEDS = whole(0, 2**63 - 1)
 """So that a run may count on from its seed, for what torch takes as one."""
@@ -44,7 +43,7 @@ def bounds_of(f: Field[Any]) -> Bounds | None:
 
 @cache
 def _method_bounds() -> dict[str, Bounds]:
-    methods: list[type[Method]] = [*STRATEGIES.values(), *BLACK_BOX.values()]
+    methods = STRATEGIES.values()
     return {name: bounds for method in methods for name, bounds in method.all_bounds().items()}
 
 

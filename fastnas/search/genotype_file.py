@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from fastnas.search.config import ConfigError
-from fastnas.search.text_file import TextFileError, file_path, read_text
 from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype, parse
 from fastnas.spaces.distribution import LENGTH
+from fastnas.text_file import TextFileError, file_path, read_text
 
 LARGEST = 1 << 18
 """Bytes of a genotype's file."""

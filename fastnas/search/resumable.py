@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas import signals
+from fastnas.data.dataset import Images
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -24,7 +25,6 @@ from fastnas.search.checkpoint import (
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.search.identity import FREE, LAST_STAGE, differences
-from fastnas.search.images import Images
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 from fastnas.search.saved_state import problem_of_optimizer, problem_of_state

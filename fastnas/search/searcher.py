@@ -14,21 +14,12 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.backends import AUTO, choose, use_backend
+from fastnas.data.batches import Batches, split_indices
+from fastnas.data.load import Images
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
 from fastnas.ops import OPS
-from fastnas.search.batches import Batches, split_indices
 from fastnas.search.bilevel import Bilevel
-from fastnas.search.config import ConfigError, SearchConfig
-from fastnas.search.data import Images
-from fastnas.search.graphed import GraphedBilevel, why_not_graphed
-from fastnas.search.logs import Logs
-from fastnas.search.monitor import has_collapsed, observe
-from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
-from fastnas.search.progress import StepBar, memory_text
-from fastnas.search.recalibrate import recalibrated
-from fastnas.search.recorder import CudaRecorder
-from fastnas.search.resumable import ResumableRun
-from fastnas.search.setting import (
+from fastnas.search.build import (
     Answers,
     Pipeline,
     accuracy,
@@ -41,6 +32,15 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
+from fastnas.search.config import ConfigError, SearchConfig
+from fastnas.search.graphed import GraphedBilevel, why_not_graphed
+from fastnas.search.logs import Logs
+from fastnas.search.monitor import has_collapsed, observe
+from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
+from fastnas.search.progress import StepBar, memory_text
+from fastnas.search.recalibrate import recalibrated
+from fastnas.search.recorder import CudaRecorder
+from fastnas.search.resumable import ResumableRun
 from fastnas.spaces import (
     AnyGenotype,
     NB201Genotype,

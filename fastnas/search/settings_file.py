@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from fastnas.search.text_file import read_text
 from fastnas.spaces import strict_json
+from fastnas.text_file import read_text
 
 LARGEST = 1 << 20
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")

@@ -13,14 +13,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
+from fastnas.data.batches import Batches
+from fastnas.data.load import Images
 from fastnas.nn import EvalNetwork, NB201EvalNetwork, count_parameters
-from fastnas.search.batches import Batches
-from fastnas.search.config import ConfigError, TrainConfig
-from fastnas.search.data import Images
-from fastnas.search.logs import Logs
-from fastnas.search.progress import StepBar, memory_text
-from fastnas.search.resumable import ResumableRun
-from fastnas.search.setting import (
+from fastnas.search.build import (
     Answers,
     Pipeline,
     accuracy,
@@ -32,6 +28,10 @@ from fastnas.search.setting import (
     load_data,
     seeded,
 )
+from fastnas.search.config import ConfigError, TrainConfig
+from fastnas.search.logs import Logs
+from fastnas.search.progress import StepBar, memory_text
+from fastnas.search.resumable import ResumableRun
 from fastnas.spaces import AnyGenotype, NB201Genotype, to_json
 
 CHECKPOINT = "train.pt"

@@ -23,6 +23,9 @@ from fastnas.checks import check_int, check_number, check_texts, check_type, sho
 from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
 from fastnas.spaces.space import CELL_TYPES, Space
 
+ANASOD = "Wan et al., WACV 2022, arXiv 2111.04670; reconstructed"
+"""Source of the methods that search distributions."""
+
 Counts = tuple[int, ...]
 """How many slots each operation has."""
 

@@ -16,9 +16,8 @@ from fastnas.bounds import whole
 from fastnas.checks import check_int
 from fastnas.nn import ArchParameters
 from fastnas.spaces import AnyGenotype, Space
-from fastnas.spaces.distribution import OperationDistribution, slots_of
+from fastnas.spaces.distribution import ANASOD, OperationDistribution, slots_of
 from fastnas.strategies.base import Strategy, check_logits
-from fastnas.strategies.black_box import ANASOD
 from fastnas.strategies.darts import DARTS
 from fastnas.strategies.gdas import GDAS
 from fastnas.strategies.margins import Undecided, within_noise

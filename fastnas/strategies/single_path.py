@@ -15,13 +15,13 @@ from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths
-from fastnas.ops.transfer import to_device
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import ParamsProblem, accumulate
 from fastnas.strategies.base import Batch, Strategy, check_epoch
 from fastnas.strategies.derivation import kept_edges
 from fastnas.strategies.hypergradient import Problem, first_order
+from fastnas.transfer import to_device
 
 SCHEDULES = ("linear", "exponential", "constant")
 ACCUMULATIONS = ("mean", "sum")

@@ -12,20 +12,14 @@ from nb201_tables import SEEN
 from wrong_values import Call, choice, flag, instance, integer, number, one_of, tensor, text
 
 from fastnas import spaces
-from fastnas.search.archive import divide
-from fastnas.search.augment import Augment
-from fastnas.search.batches import Batches, split_indices
-from fastnas.search.config import (
-    SearchConfig,
-    StudyConfig,
-    TrainConfig,
-    config_text,
-    make_config,
-    read_settings,
-)
-from fastnas.search.data import load_images
-from fastnas.search.evaluators import TableEvaluator, read_table
-from fastnas.search.images import Images, resize
+from fastnas.blackbox.config import StudyConfig
+from fastnas.data.augment import Augment
+from fastnas.data.batches import Batches, split_indices
+from fastnas.data.dataset import Images, resize
+from fastnas.data.load import load_images
+from fastnas.data.npz import divide
+from fastnas.evaluators import TableEvaluator, read_table
+from fastnas.search.config import SearchConfig, TrainConfig, config_text, make_config, read_settings
 from fastnas.search.monitor import entropy, has_collapsed, observe
 
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"

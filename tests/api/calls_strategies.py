@@ -8,10 +8,10 @@ import numpy as np
 from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of
 
 from fastnas import spaces, strategies
+from fastnas.blackbox.domains import Cells
+from fastnas.blackbox.methods import Observation
 from fastnas.nn import ArchParameters
 from fastnas.spaces.distribution import NB201Slots
-from fastnas.strategies.black_box import Observation
-from fastnas.strategies.domains import Cells
 
 OPTIONS: dict[str, Argument] = {
     "order": integer(1, 1, 2),

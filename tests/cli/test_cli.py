@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 from fastnas import __version__, cli
 from fastnas.backends import BACKENDS
 from fastnas.backends.chooser import forget_choices
+from fastnas.blackbox.config import StudyConfig
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
-from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig
+from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import bounds_of
 
 GENOTYPE = (
@@ -141,7 +142,7 @@ def test_broken_checkpoint(fastnas, tmp_path, damage):
 
 def test_flags_and_file_build_one_config(fastnas, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr("fastnas.search.runs.run_search", lambda config, **_: seen.append(config))
+    monkeypatch.setattr("fastnas.runs.search.run_search", lambda config, **_: seen.append(config))
     (tmp_path / "a.yaml").write_text("epochs: 3\nseed: 5\nflip: true\n")
     code, _, error = fastnas("search", "--config", "a.yaml", "--seed", "7", "--no-flip")
     assert code == 0, error

@@ -30,10 +30,11 @@ import typer.main
 from fastnas import cli
 from fastnas.__main__ import main
 from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
+from fastnas.blackbox.config import StudyConfig
 from fastnas.bounds import THREADS, Bounds
-from fastnas.search.config import SearchConfig, StudyConfig, TrainConfig
+from fastnas.runs.sample import COUNTS
+from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import SEEDS, bounds_of
-from fastnas.search.sample import COUNTS
 from fastnas.spaces.distribution import LENGTH
 
 SECONDS = 5.0

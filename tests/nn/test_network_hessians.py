@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from fastnas import nn as fused_nn
 from fastnas import reference
-from fastnas.nn import accelerate
+from fastnas.dropin import accelerate
 from fastnas.spaces import get_space
 
 Loss = Callable[[nn.Module, dict[str, Tensor], list[Tensor], int], Tensor]

@@ -1,4 +1,4 @@
-"""The rule that every op is held to (DESIGN.md, section 3), element by element and by norms.
+"""Holds every op to one rule, element by element and by norms.
 
 With e the fp64 reference on the same inputs upcast and g what eager torch gives in the dtype at
 hand, an output o passes element by element where

@@ -7,23 +7,23 @@ from pathlib import Path
 import pytest
 
 import fastnas.search
+from fastnas.blackbox import BLACK_BOX
+from fastnas.blackbox.config import STUDY_OPTIONS, StudyConfig
 from fastnas.search.config import (
     METHOD_OPTIONS,
-    STUDY_OPTIONS,
     ConfigError,
     SearchConfig,
-    StudyConfig,
     TrainConfig,
     config_text,
     make_config,
     read_settings,
 )
 from fastnas.search.fields import bounds_of, hints_of
-from fastnas.strategies import BLACK_BOX, STRATEGIES
+from fastnas.strategies import STRATEGIES
 
 SOURCES = "\n".join(
     path.read_text()
-    for path in Path(fastnas.search.__file__).parent.glob("*.py")
+    for path in Path(fastnas.search.__file__).parents[1].glob("*/*.py")
     if path.name != "config.py"
 )
 

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from fastnas import cli
+from fastnas.evaluators.supernet import SupernetEvaluator
+from fastnas.evaluators.training import TrainingEvaluator
 from fastnas.nn import ArchParameters
+from fastnas.runs.search import run_search, run_train
 from fastnas.search.config import SearchConfig, TrainConfig, make_config
 from fastnas.search.diverged import DivergedError, first_not_finite
-from fastnas.search.evaluators.supernet import SupernetEvaluator
-from fastnas.search.evaluators.training import TrainingEvaluator
-from fastnas.search.runs import run_search, run_train
 from fastnas.search.searcher import CHECKPOINT, Searcher
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import get_space, parse

@@ -10,7 +10,7 @@ from tiny_runs import difference
 from fastnas.search import searcher as searcher_module
 from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.folder import claimed_folder
+from fastnas.search.run_folder import claimed_folder
 from fastnas.search.searcher import Searcher
 
 TINY = {

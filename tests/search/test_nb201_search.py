@@ -9,10 +9,10 @@ from nb201_tables import REPORTED, SEEN, rows, write
 from rich.console import Console
 
 from fastnas.__main__ import main
+from fastnas.evaluators import EvaluationError
+from fastnas.runs.search import run_search
 from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import ConfigError, SearchConfig, make_config
-from fastnas.search.evaluators import EvaluationError
-from fastnas.search.runs import run_search
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import NB201Genotype, parse
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastnas.runs.search import run_search
 from fastnas.search.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.folder import RunFolderError
-from fastnas.search.runs import run_search
+from fastnas.search.run_folder import RunFolderError
 from fastnas.search.searcher import Searcher
 
 QUIET = Console(quiet=True)

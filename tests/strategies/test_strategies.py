@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from fastnas.blackbox import BLACK_BOX
 from fastnas.nn import ArchParameters
 from fastnas.spaces import get_space, uniform_space
-from fastnas.strategies import BLACK_BOX, STRATEGIES, get_strategy
+from fastnas.strategies import STRATEGIES, get_strategy
 from fastnas.strategies.derivation import derive_top_edges
 
 SPACE = get_space("S0")

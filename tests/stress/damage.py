@@ -10,9 +10,9 @@ from pathlib import Path
 from rich.console import Console
 from tiny_runs import SETTINGS, difference, main, results
 
+from fastnas.runs.search import run_search
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.runs import run_search
 
 SECTOR = 512
 

@@ -17,9 +17,9 @@ import torch
 from rich.console import Console
 from tiny_runs import SETTINGS, difference, main, results
 
+from fastnas.runs.search import run_search
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.folder import RunFolderError
-from fastnas.search.runs import run_search
+from fastnas.search.run_folder import RunFolderError
 from fastnas.search.searcher import Searcher
 
 RAN, REFUSED, FAILED = 0, 2, 1

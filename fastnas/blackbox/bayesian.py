@@ -1,0 +1,107 @@
+"""Bayesian optimisation with a Gaussian process, of cells or of distributions over operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastnas.blackbox.domains import Domain, Point
+from fastnas.blackbox.methods import BlackBox, Observation
+from fastnas.bounds import whole
+from fastnas.extras import require
+from fastnas.spaces.distribution import ANASOD
+
+POOL, TOPS = 1000, 5
+"""Random points, and best observed ones whose neighbours join them, where not all are listed."""
+
+
+class Bayesian(BlackBox):
+    """Proposes the points of the largest expected improvement under a Gaussian process.
+
+    Its target is -log(error), standardised; its kernel Matern-5/2 of distributions, of cells that
+    of the Hamming distance, with a length scale for each feature; its noise is learned, and of
+    distributions takes up what wiring changes. The incumbent is the largest posterior mean at an
+    observed point, for a lucky cell is no proof of its distribution. Points of a batch, and those
+    that are being evaluated, count as if their posterior mean had been observed.
+
+    Options:
+        initial: random points before the first fit.
+    """
+
+    name = "bo"
+    source = "log expected improvement: Ament et al., NeurIPS 2023, arXiv 2310.20708"
+    options = {"initial": 10}
+    bounds = {"initial": whole(2, 10**5)}
+
+    initial: int
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        require("botorch")
+        from fastnas.blackbox.gaussian_process import Process
+
+        self._process = Process
+
+    def _propose(
+        self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
+    ) -> list[Observation]:
+        known = [(one.point, one.value) for one in past if one.value is not None]
+        first = max(0, self.initial - len(past))
+        found = [Observation(domain.random(rng)) for _ in range(min(count, first))]
+        if len(found) == count:
+            return found
+        if len(known) < 2:  # the first points are all being evaluated
+            return [*found, *(Observation(domain.random(rng)) for _ in range(count - len(found)))]
+        pending = [one.point for one in past if one.value is None]
+        pending += [one.point for one in found]
+        asked = list(dict.fromkeys([*self._candidates(domain, known, rng), *pending]))
+        index = {point: i for i, point in enumerate(asked)}
+        process = self._process(
+            domain.features([point for point, _ in known]),
+            [float(value) for _, value in known if value is not None],
+            domain.features(asked),
+            categorical=domain.is_categorical,
+        )
+        for point in pending:
+            process.believe(index[point])
+        taken = set() if domain.is_noisy else {index[o.point] for o in past if o.point in index}
+        while len(found) < count:
+            scores = process.log_improvement()
+            if len(taken) < len(asked):
+                scores[list(taken)] = -torch.inf
+            best = _argmax(scores, rng)
+            found.append(Observation(asked[best]))
+            if not domain.is_noisy:
+                taken.add(best)
+            process.believe(best)
+        return found
+
+    def _candidates(
+        self, domain: Domain, known: Sequence[tuple[Point, float | None]], rng: np.random.Generator
+    ) -> list[Point]:
+        listed = domain.everything()
+        if listed is not None:
+            return listed
+        tops = sorted(known, key=lambda pair: -(pair[1] or 0.0))[:TOPS]
+        near = [near for point, _ in tops for near in [point, *domain.neighbours(point)]]
+        drawn = [domain.random(rng) for _ in range(POOL)]
+        return list(dict.fromkeys([*near, *drawn]))
+
+
+def _argmax(values: Tensor, rng: np.random.Generator) -> int:
+    """Of equal ones a random one."""
+    best = torch.nonzero(values == values.max()).flatten()
+    return int(best[rng.integers(len(best))])
+
+
+class AnasodBayesian(Bayesian):
+    """ANASOD-BO: Bayesian optimisation on the simplex."""
+
+    name = "anasod-bo"
+    source = ANASOD
+    options: ClassVar = {**Bayesian.options, "concentration": 1.0}
+    on_distributions = True

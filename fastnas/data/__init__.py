@@ -1,0 +1,1 @@
+"""Reads images, splits and augments them, and hands out batches."""

@@ -1,0 +1,106 @@
+"""Accuracies of a trained supernet's paths: weight sharing, no training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from fastnas import reference
+from fastnas.evaluators.base import Evaluation, EvaluationError
+from fastnas.nn import Paths
+from fastnas.search.build import Answers
+from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
+from fastnas.search.diverged import DivergedError
+from fastnas.search.run_folder import CONFIG
+from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.spaces import AnyGenotype
+from fastnas.spaces.distribution import SlotLayout, slots_of
+from fastnas.strategies.derivation import path_of
+from fastnas.text_file import file_path
+
+AT_ONCE = 4
+"""Cells in one pass of the network, which shares its stem and the calls."""
+
+
+class SupernetEvaluator:
+    """Runs each cell as a path of the supernet, on images of the logits, with the batch norms'
+    statistics of the batch: the running ones are those of all that was trained.
+
+    Args:
+        searcher: of a search that was run.
+
+    Raises:
+        ValueError: its space offers other candidates on other edges.
+    """
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.layout: SlotLayout = slots_of(searcher.space)
+        self.network = copy.deepcopy(searcher.network).train()
+        self.network.set_noise_amplitude(0.0)
+        for module in self.network.modules():
+            if isinstance(module, reference.MixedOp):
+                module.skip_drop_path = 0.0
+
+    @classmethod
+    def of_run(cls, folder: Path | str) -> SupernetEvaluator:
+        """Of the folder of a search.
+
+        Raises:
+            EvaluationError: it holds none, or one whose space has other candidates on other edges;
+                others as `Searcher` and its checkpoints.
+        """
+        folder = file_path(folder)
+        try:
+            config = make_config(SearchConfig, read_settings(folder / CONFIG))
+        except ConfigError as error:
+            raise EvaluationError(f"{folder} holds no search: {error}") from error
+        searcher = Searcher(config)
+        path = folder / CHECKPOINT
+        state = searcher.read(path)
+        differing = searcher.differences(state)
+        differing.pop("threads", None)  # a supernet is evaluated with any number
+        if differing:
+            raise EvaluationError(f"{path} is of another run: {', '.join(differing.values())}")
+        searcher.restore(state, path)
+        try:
+            return cls(searcher)
+        except ValueError as error:
+            raise EvaluationError(f"{folder}: {error}") from error
+
+    @torch.no_grad()
+    def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
+        """Several cells in a pass; nothing is random but what `seeds` drew the cells with."""
+        found: list[Evaluation] = []
+        for first in range(0, len(cells), AT_ONCE):
+            found += self._together(cells[first : first + AT_ONCE])
+        return found
+
+    def _together(self, cells: Sequence[AnyGenotype]) -> list[Evaluation]:
+        start, searcher = perf_counter(), self.searcher
+        labels, device = searcher.pipeline.images.train_labels, searcher.device
+        try:
+            paths = [path_of(cell, searcher.space) for cell in cells]
+        except ValueError as error:
+            raise EvaluationError(str(error)) from error
+        weights = {}
+        for cell_type in searcher.space.cell_types:
+            choice = torch.stack([path[cell_type] for path in paths]).to(device)
+            weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
+        answers = Answers(device)
+        with searcher.on_backend():
+            for index, batch in searcher.plain(searcher.evaluation_index):
+                answers.add(self.network(batch, weights), labels[index])
+        if not answers.finite:
+            raise DivergedError(
+                "a logit of the supernet's paths is not finite; searching with a lower lr than"
+                f" {searcher.config.resolved('lr')} may help"
+            )
+        images = len(searcher.evaluation_index)
+        accuracies = (answers.right / images).tolist()
+        seconds = (perf_counter() - start) / len(cells)
+        return [Evaluation(accuracy, seconds=seconds) for accuracy in accuracies]

@@ -1,0 +1,159 @@
+"""The search step of a run beside the eager step of the public code, on the same machine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from copy import copy, deepcopy
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastnas import reference
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
+from fastnas.runs.eager_memory import why_eager_does_not_fit
+from fastnas.runs.saved_bytes import saved_bytes
+from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.build import in_channels_last
+from fastnas.search.graphed import GraphedBilevel
+from fastnas.search.optimizers import adam, capturable_on, sgd
+from fastnas.search.searcher import Searcher
+
+logger = logging.getLogger("fastnas")
+
+Step = Callable[[], None]
+
+
+def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
+    """What a report says of this run beside eager, whatever becomes of the comparison.
+
+    Eager may need more memory than there is, which is what many come here for. So its bytes are
+    estimated first; and a comparison that fails costs its figures, not the run.
+
+    Returns:
+        As `compare_with_eager`, or `uncompared` with the reason.
+    """
+    try:
+        reason = why_eager_does_not_fit(searcher)
+        if reason is None:
+            return {**compare_with_eager(searcher, steps), "not_compared": None}
+    except (RuntimeError, MemoryError, ValueError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = f"the comparison failed: {text}"
+    logger.warning("fastnas: not compared with eager: %s", reason)
+    return uncompared(reason)
+
+
+def uncompared(reason: str | None) -> dict[str, Any]:
+    """The figures of a report without a comparison; None is the reason where none was wanted."""
+    return {
+        "step_speedup_vs_eager": None,
+        "saved_bytes_ratio_vs_eager": None,
+        "not_compared": reason,
+    }
+
+
+def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
+    """First-order search steps, this run's and eager's in turn, on copies of the run's networks.
+
+    Ours is timed from CUDA graphs where the run uses them. Eager is the method's `eager_step`:
+    NCHW, all gradients in both halves, skip noise from torch's generator where the method has
+    noise, sampled paths one after the other. Both share sizes, batches and threads. Saved bytes
+    are the most that autograd holds for backward at any moment of a step, params, buffers and
+    images excluded.
+
+    Returns:
+        step_seconds, eager_step_seconds (medians), step_speedup_vs_eager, saved_bytes,
+        eager_saved_bytes, saved_bytes_ratio_vs_eager (eager over ours).
+    """
+    searcher.network.train()
+    train = searcher.pipeline(searcher.train_batches.next())
+    valid = searcher.pipeline(searcher.valid_batches.next())
+    layout = searcher.space.layout
+    eager_kind = searcher.strategy.eager_networks[layout]
+    networks = _copy(searcher, SEARCH_NETWORKS[layout]), _copy(searcher, eager_kind)
+    ours, eager = _bilevel(searcher, networks[0]), _eager_step(searcher, networks[1], train, valid)
+    pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
+    seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
+    for turn in range(steps + 1):
+        for name, step in pairs if turn % 2 else reversed(pairs):
+            elapsed = _timed(step, searcher.device)
+            if turn > 0:  # the first turn warms up
+                seconds[name].append(elapsed)
+    saved = {}
+    # Without graphs: autograd saves when a step is captured, not when it is replayed.
+    passes = [("ours", _step(ours, train, valid)), ("eager", eager)]
+    for (name, step), network in zip(passes, networks):
+        excluded = [*network.parameters(), *network.buffers(), train[0], valid[0]]
+        saved[name] = saved_bytes(step, exclude=excluded)
+    medians = {name: median(values) for name, values in seconds.items()}
+    return {
+        "step_seconds": medians["ours"],
+        "eager_step_seconds": medians["eager"],
+        "step_speedup_vs_eager": medians["eager"] / medians["ours"],
+        "saved_bytes": saved["ours"],
+        "eager_saved_bytes": saved["eager"],
+        "saved_bytes_ratio_vs_eager": saved["eager"] / saved["ours"],
+    }
+
+
+def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
+    assert isinstance(network, SearchNetwork)
+    if searcher.config.channels_last:
+        in_channels_last(network)
+    arch = deepcopy(searcher.arch)
+    strategy = copy(searcher.strategy)
+    if "order" in strategy.options:
+        setattr(strategy, "order", 1)  # noqa: B010 - not every method has it
+    return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
+
+
+def _step(bilevel: Bilevel | GraphedBilevel, train: Batch, valid: Batch) -> Step:
+    def step() -> None:
+        bilevel.arch_step(valid, train)
+        bilevel.weight_step(train)
+
+    return step
+
+
+def _eager_step(
+    searcher: Searcher, network: reference.SearchNetwork, train: Batch, valid: Batch
+) -> Step:
+    train, valid = (train[0].contiguous(), train[1]), (valid[0].contiguous(), valid[1])
+    arch = deepcopy(searcher.arch)
+    optimizers = _still_optimizers(network, arch)
+
+    def step() -> None:
+        searcher.strategy.eager_step(network, arch, optimizers, train, valid)
+
+    return step
+
+
+def _still_optimizers(
+    network: nn.Module, arch: ArchParameters
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """The optimizers of a search with rate 0, so that every timed step does the same work."""
+    capturable = capturable_on(next(network.parameters()).device)
+    params = sgd(
+        network.parameters(), lr=0.0, capturable=capturable, momentum=0.9, weight_decay=3e-4
+    )
+    return params, adam(arch.parameters(), lr=0.0, capturable=capturable)
+
+
+def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.SearchNetwork:
+    network = searcher.build(kind).to(searcher.device)
+    network.load_state_dict(searcher.network.state_dict())
+    return network.train()
+
+
+def _timed(step: Step, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

@@ -1,0 +1,105 @@
+"""The last stage of a search: the short training of the network that it derived."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from fastnas.data.load import Images
+from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
+from fastnas.search.trainer import CHECKPOINT, Trainer
+from fastnas.spaces import AnyGenotype, Space, get_space, to_json
+from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
+
+BATCH_SIZE = 96
+NAMES = {"batch_size": "train_batch_size", "lr": "train_lr"}
+"""What a search calls the settings of the training, which a refusal has to name."""
+
+
+def check_derived(config: SearchConfig, images: Images) -> None:
+    """Refuses, before a search begins, what its last stage would refuse.
+
+    The training is built as it will be, of a cell of convolutions: each ends in a batch norm, so
+    what can be trained of it can be trained of every cell of the space.
+
+    Raises:
+        ConfigError: naming the setting of the search.
+    """
+    if config.train_epochs:
+        space = config.strategy().space(get_space(config.space))
+        _trainer(config, _convolutions(space), images)
+
+
+def train_derived(
+    config: SearchConfig,
+    genotype: AnyGenotype,
+    images: Images,
+    out: Path,
+    resume: bool,
+    console: Console,
+) -> dict[str, Any]:
+    """Trains the network of a genotype; returns what the report says of it, None if it is off.
+
+    Args:
+        images: those of the search.
+        resume: go on with the training that `out` holds, if any.
+
+    Raises:
+        CheckpointError, DivergedError: as `Trainer`.
+    """
+    if config.train_epochs == 0:
+        return dict.fromkeys(
+            ("test_accuracy", "parameters", "train_epochs", "train_seconds", "test_images")
+        )
+    trainer = _trainer(config, genotype, images)
+    checkpoint = out / CHECKPOINT
+    if resume and checkpoint.exists():
+        trainer.resume(checkpoint)
+    console.print(f"training the derived network, {trainer.parameters:,} parameters", style="bold")
+    if not trainer.finished:
+        trainer.train(out, console)
+    return {
+        "test_accuracy": trainer.history[-1]["test_accuracy"],
+        "parameters": trainer.parameters,
+        "train_epochs": config.train_epochs,
+        "train_seconds": trainer.seconds,
+        "test_images": len(images.test),
+    }
+
+
+def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Trainer:
+    shared = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    settings = TrainConfig(
+        **shared,
+        genotype=to_json(genotype),
+        channels=config.train_channels,
+        layers=config.resolved("train_layers"),
+        epochs=config.train_epochs,
+        batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train)),
+        lr=config.train_lr,
+        cutout=config.cutout,
+        drop_path=0.0,
+        auxiliary=False,
+        test_every=0,
+    )
+    return Trainer(settings, genotype, images, NAMES)
+
+
+def _convolutions(space: Space) -> AnyGenotype:
+    """A cell with convolutions wherever the space offers one."""
+
+    def preference(names: tuple[str, ...]) -> list[float]:
+        return [float("conv" in name) - (name == "none") for name in names]
+
+    weights: dict[str, Tensor] = {
+        cell: torch.tensor([preference(names) for names in space.candidates(cell)])
+        for cell in space.cell_types
+    }
+    if space.layout == "nb201":
+        return derive_every_edge(weights["normal"], space)
+    return derive_top_edges(weights, space)

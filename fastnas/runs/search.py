@@ -1,0 +1,165 @@
+"""Whole runs: search (then train what it derives, then compare), and train. All the CLI does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fastnas.evaluators import TableEvaluator
+from fastnas.evaluators.supernet import SupernetEvaluator
+from fastnas.files import write_text
+from fastnas.report.cell_drawing import genotype_figure
+from fastnas.report.curves import draw_history
+from fastnas.report.figures import save_figure
+from fastnas.runs.compare import comparison, uncompared
+from fastnas.runs.derived import check_derived, train_derived
+from fastnas.runs.report import (
+    REPORT_MD,
+    environment,
+    search_text,
+    train_text,
+    write_report,
+)
+from fastnas.search.build import load_data, seeded
+from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.genotype_file import read_genotype
+from fastnas.search.progress import plain_console, stage
+from fastnas.search.run_folder import claimed_folder
+from fastnas.search.searcher import Searcher, to_text
+from fastnas.search.trainer import Trainer
+from fastnas.spaces import AnyGenotype, to_json
+from fastnas.strategies.anasod import OnDistributions
+
+
+def run_search(
+    config: SearchConfig, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Searches, trains the derived network shortly, compares with eager, reports.
+
+    Leaves in config.out: config.json, search.pt and train.pt (checkpoints), genotype.json,
+    cell.png, cell.svg, history.png, tensorboard logs, report.json, report.md.
+
+    Args:
+        resume: go on with the run that config.out holds, if any.
+
+    Returns:
+        What report.json holds.
+
+    Raises:
+        ConfigError, DataError, BackendError, CheckpointError, RunFolderError: with nothing
+            overwritten.
+    """
+    console = console or plain_console()
+    table = _table(config)
+    images = load_data(config, seeded(config))
+    check_derived(config, images)
+    searcher = Searcher(config, images)
+    with claimed_folder(config, resume, searcher) as out:
+        console.print(
+            f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
+        )
+        searcher.search(out, console)
+
+        found = searcher.strategy.undecided(searcher.arch, searcher.space)
+        undecided = {cell: str(choices) for cell, choices in found.items() if choices.count}
+        for cell, choices in undecided.items():
+            console.print(f"undecided: {choices} of the {cell} cell are within the initial noise")
+        genotype = _final_genotype(searcher, console)
+        _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+        draw_history(searcher.history, out / "history.png")
+        report: dict[str, Any] = {
+            "method": config.method,
+            "space": config.space,
+            "data": config.data,
+            "seed": config.seed,
+            "epochs": config.epochs,
+            "genotype": to_text(genotype),
+            "undecided": undecided,
+            "collapsed": searcher.history[-1]["collapsed"],
+            **{
+                f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
+                for cell in searcher.space.cell_types
+            },
+            "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
+            **_distribution(searcher),
+            "table": table and {table.column: table.score(genotype, table.column)},
+            "search_seconds": searcher.seconds,
+            "backend": searcher.backend,
+            "cuda_graph": searcher.is_graphed,
+            "environment": environment(searcher.device),
+            **train_derived(config, genotype, images, out, resume, console),
+            **uncompared("it did not end" if config.compare_steps else None),
+        }
+        # First: eager may need more memory than there is, and the system then kills the process.
+        write_report(out, report, search_text(report, genotype))
+        if config.compare_steps:
+            with stage(console, f"timing {config.compare_steps} steps beside eager"):
+                report |= comparison(searcher, config.compare_steps)
+            write_report(out, report, search_text(report, genotype))
+        console.print(f"\nreport: {out / REPORT_MD}")
+        return report
+
+
+def run_train(
+    config: TrainConfig, *, resume: bool = False, console: Console | None = None
+) -> dict[str, Any]:
+    """Trains a genotype and reports its test accuracy; arguments and errors as `run_search`.
+
+    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
+    logs, report.json, report.md.
+    """
+    console = console or plain_console()
+    genotype = read_genotype(config.genotype)
+    trainer = Trainer(config, genotype)
+    with claimed_folder(config, resume, trainer) as out:
+        console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
+        test_accuracy = trainer.train(out, console)
+        _leave_genotype(out, genotype, f"trained on {config.data}")
+        report = {
+            "data": config.data,
+            "seed": config.seed,
+            "epochs": trainer.epochs,
+            "genotype": to_text(genotype),
+            "parameters": trainer.parameters,
+            "test_accuracy": test_accuracy,
+            "test_images": len(trainer.images.test),
+            "train_seconds": trainer.seconds,
+            "environment": environment(trainer.device),
+        }
+        write_report(out, report, train_text(report, genotype))
+        console.print(f"\nreport: {out / REPORT_MD}")
+        return report
+
+
+def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
+    """What the search derives; of a distribution the supernet's best of some cells."""
+    strategy = searcher.strategy
+    if not isinstance(strategy, OnDistributions):
+        return searcher.genotype()
+    cells = strategy.cells(searcher.arch, searcher.space, strategy.final_cells)
+    with stage(console, f"evaluating {len(cells)} cells of the distribution"):
+        found = SupernetEvaluator(searcher).evaluate(cells, range(len(cells)))
+    return max(zip(cells, found), key=lambda pair: pair[1].accuracy)[0]
+
+
+def _table(config: SearchConfig) -> TableEvaluator | None:
+    """Where the derived cell is looked up."""
+    if config.table is None:
+        return None
+    return TableEvaluator(config.table, config.resolved("table_report"))
+
+
+def _distribution(searcher: Searcher) -> dict[str, Any]:
+    strategy = searcher.strategy
+    if not isinstance(strategy, OnDistributions):
+        return {}
+    return {"distribution": strategy.distribution(searcher.arch, searcher.space).as_dict()}
+
+
+def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
+    write_text(out / "genotype.json", to_json(genotype) + "\n")
+    figure = genotype_figure(genotype, title=title)
+    for suffix in ("png", "svg"):
+        save_figure(figure, out / f"cell.{suffix}")

@@ -1,0 +1,172 @@
+"""The parts that searching and training build alike: device, data, batches, learning rate."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastnas.checks import short
+from fastnas.data.augment import Augment
+from fastnas.data.batches import split_indices
+from fastnas.data.load import Images, load_images
+from fastnas.search.config import ConfigError, RunConfig
+from fastnas.text_file import file_path
+from fastnas.transfer import to_device
+
+DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+# Mirroring an image changes what it shows, or is not done in the published settings.
+NOT_MIRRORED = {"digits", "svhn"}
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one; ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # torch.device takes cpu:7 too, and computes on the one CPU there is.
+    if not DEVICES.fullmatch(name):
+        raise ConfigError(f"device is {short(name)}; cpu, cuda, cuda:N and auto are allowed")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device is {name!r}; there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def seeded(config: RunConfig) -> torch.device:
+    """Seeds and sizes the process for a run; returns its device."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    random.seed(config.seed)
+    np.random.seed(config.seed % 2**32)  # noqa: NPY002
+    return pick_device(config.device)
+
+
+def load_data(config: RunConfig, device: torch.device) -> Images:
+    images = load_images(
+        config.data, data_dir=file_path(config.data_dir), image_size=config.image_size
+    )
+    return images.to(device)
+
+
+def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
+    """The config's, by default crop 1 for digits, crop 4 and mirroring for photographs."""
+    digits = images.name == "digits"
+    crop = (1 if digits else 4) if config.crop is None else config.crop
+    flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
+    return Augment(crop=crop, flip=flip, cutout=cutout)
+
+
+def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
+    """Indices of `count` training images, the same mix of classes; None: of all of them."""
+    labels = images.train_labels.cpu()
+    if count is None or count >= len(labels):
+        return torch.arange(len(labels))
+    return split_indices(labels, count / len(labels), seed)[0]
+
+
+@dataclass
+class Pipeline:
+    """Batches of augmented, normalised images, all on the device."""
+
+    images: Images
+    augment: Augment
+    generator: torch.Generator
+    channels_last: bool = False
+
+    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Training images of an index [B], and their labels."""
+        index = to_device(index, self.images.train.device)
+        # Padded before they are normalised, as in the public code: black, not grey.
+        fill = -self.images.mean / self.images.std
+        batch = self.augment(
+            self.images.normalise(self.images.train[index]), self.generator, fill=fill
+        )
+        return self.laid_out(batch), self.images.train_labels[index]
+
+    def laid_out(self, batch: Tensor) -> Tensor:
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        return batch.contiguous(memory_format=layout)
+
+
+def check_batch_size(setting: str, size: int, images: int, use: str) -> None:
+    """Refuses a batch for which there are too few images.
+
+    Args:
+        setting: what the user calls the batch size.
+        use: what the images are for.
+
+    Raises:
+        ConfigError: there are fewer images than a batch has.
+    """
+    if size > images:
+        raise ConfigError(f"{setting} is {size}; at most {images} is allowed, the images {use}")
+
+
+def check_batch_norms(
+    setting: str, size: int, image: Sequence[int], run: Callable[[Tensor], object]
+) -> None:
+    """Refuses a batch of one image that a batch norm cannot be trained on.
+
+    Batch norm in training needs two values per channel, and a network brings small images down to
+    one. Two images are two values whatever their size. Of one, the shapes are followed through the
+    network on the device "meta", which computes nothing.
+
+    Args:
+        setting: what the user calls the batch size.
+        image: its shape, [C, H, W].
+        run: builds the network, on torch's default device, and passes images [1, C, H, W].
+
+    Raises:
+        ConfigError: a batch norm would see one value per channel.
+    """
+    if size > 1:
+        return
+    try:
+        with torch.random.fork_rng([]), torch.device("meta"):
+            run(torch.empty(size, *image))
+    except ValueError as error:
+        pixels = "x".join(map(str, image[1:]))
+        raise ConfigError(
+            f"{setting} is {size}; at least 2 is needed for images of {pixels} pixels, of which a"
+            " batch norm of the network sees a single value per channel"
+        ) from error
+
+
+def in_channels_last(network: nn.Module) -> None:
+    """Lays the convolution weights out channels last, in place."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
+    """Learning rate of an epoch, from `start` to `end` along half a cosine (SGDR, no restarts)."""
+    return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of right answers, float64 [] on their device."""
+    return (logits.argmax(-1) == labels).double().mean()
+
+
+class Answers:
+    """The right answers over the batches of a test, counted without waiting for the device.
+
+    Attributes:
+        right: int64 [], of several paths int64 [paths].
+        finite: bool [], whether every logit was finite.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.right = torch.zeros((), dtype=torch.int64, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Logits [N, classes] or [paths, N, classes], and labels [N]."""
+        self.right = self.right + (logits.argmax(-1) == labels).sum(-1)
+        self.finite = self.finite & logits.isfinite().all()
