@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of
 
-from fastnas import spaces, strategies
+from fastnas import blackbox, spaces, strategies
 from fastnas.blackbox.domains import Cells
 from fastnas.blackbox.methods import Observation
 from fastnas.nn import ArchParameters
@@ -40,7 +40,7 @@ OPTIONS: dict[str, Argument] = {
     "arch_rate": number(0.1, above=0.0, high=10.0),
     "initial": integer(10, 2),
 }
-METHODS: dict[str, type[Any]] = {**strategies.STRATEGIES, **strategies.BLACK_BOX}
+METHODS: dict[str, type[Any]] = {**strategies.STRATEGIES, **blackbox.BLACK_BOX}
 
 
 def logits(name: str = "S2") -> ArchParameters:
@@ -76,19 +76,19 @@ CALLS = [
         if cls.options
     ),
     Call("get_strategy", strategies.get_strategy, {"name": choice("darts").called("method")}),
-    Call("get_black_box", strategies.get_black_box, {"name": choice("random").called("method")}),
+    Call("get_black_box", blackbox.get_black_box, {"name": choice("random").called("method")}),
     *methods("start_epoch", **epochs),
     *methods("noise_amplitude", epoch=integer(0, 0), epochs=integer(10, 1)),
     *methods("space", space=space),
     *methods("mixing_weights", arch=instance(logits)),
     *methods("derive", arch=arch, space=space),
     *(
-        Call("BlackBox", strategies.get_black_box(name).propose, {
+        Call("BlackBox", blackbox.get_black_box(name).propose, {
             "domain": instance(lambda: Cells(NB201Slots())), "past": observations,
             "rng": instance(lambda: np.random.default_rng(0)), "count": integer(1, 1)},
             f"{name}.propose")
         for name in ("random", "local", "reinforce", "evolution")
     ),
-    Call("BlackBox", strategies.get_black_box("random").domain, {
+    Call("BlackBox", blackbox.get_black_box("random").domain, {
         "layout": instance(NB201Slots)}, "random.domain"),
 ]  # fmt: skip
