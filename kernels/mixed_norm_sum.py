@@ -50,11 +50,11 @@ def mixed_norm_sum_moments_kernel(
     count = tl.minimum(values - first, BLOCK_V).to(tl.float32)
     mean = tl.sum(b_z, 1) / count
     delta = tl.where(m, b_z - mean[:, None], 0.0)
-    rest = tl.sum(delta, 1)
-    correction = (rest / count).to(tl.float64)
+    deviations = tl.sum(delta, 1)
+    correction = (deviations / count).to(tl.float64)
     # NaN where the mean is inf, which it is to stay.
     correction = tl.where(tl.abs(correction) < float("inf"), correction, 0.0)
-    squares = centred_squares(tl.sum(delta * delta, 1), rest, correction)
+    squares = centred_squares(tl.sum(delta * delta, 1), deviations, correction)
     p_part = moments_ptr + (row * parts + i_part) * 2 * channels + c
     tl.store(p_part, mean.to(tl.float64) + correction, mask=c < channels)
     tl.store(p_part + channels, squares, mask=c < channels)

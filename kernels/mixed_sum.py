@@ -34,8 +34,8 @@ def _draw(
     if CHANNELS_LAST:
         o_memory = i_block * BLOCK + tl.arange(0, BLOCK)
         image = o_memory // (channels * pixels)
-        rest = o_memory % (channels * pixels)
-        o_nchw = (image * channels + rest % channels) * pixels + rest // channels
+        within = o_memory % (channels * pixels)
+        o_nchw = (image * channels + within % channels) * pixels + within // channels
         eps = element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN)
     else:
         o_quad = i_block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
@@ -44,9 +44,9 @@ def _draw(
 
 
 @triton.jit
-def centred_squares(squares, rest, correction):
+def centred_squares(squares, deviations, correction):
     """Of squared deviations from about the mean; rounding can leave them below 0. NaN stays."""
-    centred = squares.to(tl.float64) - rest.to(tl.float64) * correction
+    centred = squares.to(tl.float64) - deviations.to(tl.float64) * correction
     return tl.where(centred < 0, 0.0, centred)
 
 
@@ -55,9 +55,9 @@ def _two_passes(b_x, m, count):
     """Mean and centred squares in fp64, their sums in the type of b_x."""
     mean = tl.sum(b_x) / count
     delta = tl.where(m, b_x - mean, 0.0)
-    rest = tl.sum(delta)
-    correction = (rest / count).to(tl.float64)
-    squares = centred_squares(tl.sum(delta * delta), rest, correction)
+    deviations = tl.sum(delta)
+    correction = (deviations / count).to(tl.float64)
+    squares = centred_squares(tl.sum(delta * delta), deviations, correction)
     return mean.to(tl.float64) + correction, squares
 
 

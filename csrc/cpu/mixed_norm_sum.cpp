@@ -2,129 +2,13 @@
 // Compiled once per instruction set; FASTNAS_ISA names the namespace.
 #include "mixed_norm_sum.h"
 
-#include <algorithm>
-
 #include "../formulas/mixed_norm_sum.h"
-#include "tile.h"
+#include "mixed_norm_sum_tiles.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
 constexpr int kGroup = 4;
-constexpr int64_t kColumns = 1024;         // of a tile at most, where pixels follow each other
-constexpr int64_t kRepeatedColumns = 512;  // about, where channels do: shorter rows have fewer sums to fold
-constexpr int64_t kElements = 16384;       // of a tile: 64 KiB of fp32, read twice out of L2
-static_assert(kColumns <= kTile);
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Some rows and columns of the memory. Column j is of channel `channel + j / span % channels`.
-struct Tile {
-  int64_t row, rows, column, width;
-  int64_t channel, channels, span;
-  int64_t part;  // which partial sum of its channels
-};
-
-// Either layout as a matrix whose columns each belong to one channel: NCHW a row per image,
-// channels last as many pixels to a row as make it long, so that the last row may be short.
-struct Tiling {
-  int64_t n, channels, pixels, columns, rows;
-  int64_t span;    // neighbouring columns of one channel
-  int64_t pieces;  // tiles side by side that a channel is cut into
-  int64_t width, height, slices, parts;
-  int threads;
-
-  // A size of zero counts as one: nothing runs on it, but its parts can be asked for.
-  explicit Tiling(const MixedNormSumParams& p)
-      : n(p.sum.n), channels(std::max<int64_t>(1, p.channels)), pixels(std::max<int64_t>(1, p.pixels)),
-        threads(p.sum.threads) {
-    if (p.channels_last || pixels == 1) {
-      columns = channels * std::max<int64_t>(1, kRepeatedColumns / channels);
-      span = pieces = 1;
-      width = std::min(columns, kColumns);
-    } else {
-      columns = channels * pixels;
-      pieces = divide_up(pixels, kColumns);
-      span = pixels;
-      width = pieces > 1 ? kColumns : kColumns / pixels * pixels;
-    }
-    rows = divide_up(n, columns);
-    height = std::max<int64_t>(1, kElements / width);
-    slices = pieces > 1 ? channels * pieces : divide_up(columns, width);
-    parts = divide_up(rows, height) * pieces;
-  }
-
-  int64_t per_channel() const { return n / channels; }
-
-  Tile tile(int64_t index) const {
-    const int64_t down = index / slices, across = index % slices;
-    Tile t{down * height, 0, 0, 0, 0, 1, span, 0};
-    t.rows = std::min(height, rows - t.row);
-    if (pieces > 1) {
-      const int64_t begin = across % pieces * width;
-      t.channel = across / pieces;
-      t.column = t.channel * pixels + begin;
-      t.width = t.span = std::min(width, pixels - begin);
-      t.part = down * pieces + across % pieces;
-    } else {
-      t.column = across * width;
-      t.width = std::min(width, columns - t.column);
-      t.channel = t.column / span;
-      t.channels = std::min(channels, t.width / span);
-      t.part = down;
-    }
-    return t;
-  }
-
-  // f(row of the tile, its first element in memory, its elements)
-  template <class F>
-  void for_each_row(const Tile& t, F f) const {
-    for (int64_t r = 0; r < t.rows; ++r) {
-      const int64_t begin = (t.row + r) * columns + t.column;
-      f(r, begin, std::min(t.width, n - begin));
-    }
-  }
-
-  // Each thread has its own run of tiles; backwards finds in cache what the sweep before left there.
-  template <class F>
-  void for_each_tile(bool backwards, F f) const {
-    const int64_t tiles = divide_up(rows, height) * slices;
-    const int team = int(std::min<int64_t>(tiles, threads));
-#pragma omp parallel for schedule(static) num_threads(team) if (team > 1)
-    for (int member = 0; member < team; ++member) {
-      const int64_t begin = tiles * member / team, end = tiles * (member + 1) / team;
-      for (int64_t i = begin; i < end; ++i) f(tile(backwards ? begin + end - 1 - i : i));
-    }
-  }
-};
-
-// Sums by column to sums by channel.
-template <class A>
-void fold(const Tile& t, const A* column, A* channel) {
-  if (t.span == 1) {
-    std::copy_n(column, t.channels, channel);
-    for (int64_t j = t.channels; j < t.width; j += t.channels)
-      for (int64_t c = 0; c < t.channels; ++c) channel[c] += column[j + c];
-    return;
-  }
-  for (int64_t c = 0; c < t.channels; ++c, column += t.span) {
-    A sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < t.span; ++j) sum += column[j];
-    channel[c] = sum;
-  }
-}
-
-// f(channel of the tile) into every column of that channel.
-template <class A, class F>
-void spread(const Tile& t, A* column, F f) {
-  if (t.span == 1) {
-    for (int64_t c = 0; c < t.channels; ++c) column[c] = f(c);
-    for (int64_t j = t.channels; j < t.width; j += t.channels) std::copy_n(column, t.channels, column + j);
-    return;
-  }
-  for (int64_t c = 0; c < t.channels; ++c) std::fill_n(column + c * t.span, t.span, f(c));
-}
 
 // What is known of one term: a view of the parameters for the channels of a tile.
 template <class A>
@@ -159,8 +43,8 @@ void draw_row(const MixedNormSumParams& p, int k, int64_t begin, int64_t count, 
 // Two passes over a tile in cache, as moments.h, channel by channel.
 template <class T, class A>
 void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k) {
-  alignas(64) A sum[kColumns] = {}, mean[kColumns], squares[kColumns] = {}, rest[kColumns] = {};
-  alignas(64) A total[kColumns], total_rest[kColumns];
+  alignas(64) A sum[kColumns] = {}, mean[kColumns], squares[kColumns] = {}, deviations[kColumns] = {};
+  alignas(64) A total[kColumns], total_deviations[kColumns];
   const T* z = static_cast<const T*>(p.sum.x[k]);
   int64_t elements = 0;
   g.for_each_row(t, [&](int64_t, int64_t begin, int64_t width) {
@@ -176,17 +60,17 @@ void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k)
     for (int64_t i = 0; i < width; ++i) {
       const A delta = load(z[begin + i]) - mean[i];
       squares[i] += delta * delta;
-      rest[i] += delta;
+      deviations[i] += delta;
     }
   });
   fold(t, squares, sum);
-  fold(t, rest, total_rest);
+  fold(t, deviations, total_deviations);
   double* part = p.partial + 3 * ((p.norm[k] * g.parts + t.part) * g.channels + t.channel);
   for (int64_t c = 0; c < t.channels; ++c, part += 3) {
-    const double correction = double(total_rest[c]) / count;  // NaN where the mean is inf
+    const double correction = double(total_deviations[c]) / count;  // NaN where the mean is inf
     part[0] = count;
     part[1] = double(total[c]) + (std::isfinite(correction) ? correction : 0);
-    part[2] = clamp_variance(double(sum[c]) - double(total_rest[c]) * correction);
+    part[2] = clamp_variance(double(sum[c]) - double(total_deviations[c]) * correction);
   }
 }
 

@@ -12,14 +12,14 @@ template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) 
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < count; ++i) sum += S(v[i]);
   const S mean = sum / S(count);
-  S squares = 0, rest = 0;
-#pragma omp simd reduction(+ : squares, rest)
+  S squares = 0, deviations = 0;
+#pragma omp simd reduction(+ : squares, deviations)
   for (int64_t i = 0; i < count; ++i) {
     const S delta = S(v[i]) - mean;
     squares += delta * delta;
-    rest += delta;
+    deviations += delta;
   }
-  return moments_of_sums(double(count), double(mean), double(squares), double(rest));
+  return moments_of_sums(double(count), double(mean), double(squares), double(deviations));
 }
 
 template <class A> Moments moments_of(const A* v, int64_t count) {
@@ -42,17 +42,17 @@ template <class A> struct LaneMoments {
 // Of a plane [pixels][lanes], with sums of type S: a vector of A or of double.
 template <class S, class A> LaneMoments<A> two_pass_lanes(const A* plane, int64_t pixels) {
   constexpr int L = kLanes<A>;
-  S sum{}, squares{}, rest{};
+  S sum{}, squares{}, deviations{};
   for (int64_t p = 0; p < pixels; ++p) sum += __builtin_convertvector(get(plane + p * L), S);
   const S mean = sum / (S{} + float(pixels));
   for (int64_t p = 0; p < pixels; ++p) {
     const S d = __builtin_convertvector(get(plane + p * L), S) - mean;
     squares += d * d;
-    rest += d;
+    deviations += d;
   }
-  const Wide<A> left = __builtin_convertvector(rest, Wide<A>), count = Wide<A>{} + double(pixels);
-  return {__builtin_convertvector(mean, Wide<A>) + left / count,
-          __builtin_convertvector(squares, Wide<A>) - left * left / count};
+  const Wide<A> left_over = __builtin_convertvector(deviations, Wide<A>), count = Wide<A>{} + double(pixels);
+  return {__builtin_convertvector(mean, Wide<A>) + left_over / count,
+          __builtin_convertvector(squares, Wide<A>) - left_over * left_over / count};
 }
 
 // Mean and centred squares of channels, gathered image by image (Chan, Golub, LeVeque 1979).

@@ -47,17 +47,17 @@ inline int covered(int at, int stride, int size) {
 }
 
 // x [pixels][lanes] of `from`, y of `to`; `spare` holds from.rows x to.cols.
-template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* spare, A* y) {
+template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* columns, A* y) {
   const auto combine = [](Vec<A> a, Vec<A> b) { return larger(a, b); };
-  pool_columns(x, from, stride, to.cols, spare, combine);
-  pool_rows(spare, from, stride, to, combine,
+  pool_columns(x, from, stride, to.cols, columns, combine);
+  pool_rows(columns, from, stride, to, combine,
             [&](int h, int w, Vec<A> v) { put(y + (int64_t(h) * to.cols + w) * kLanes<A>, v); });
 }
 
-template <class A> void avg_pool(const A* x, const Grid& from, int stride, const Grid& to, A* spare, A* y) {
+template <class A> void avg_pool(const A* x, const Grid& from, int stride, const Grid& to, A* columns, A* y) {
   const auto combine = [](Vec<A> a, Vec<A> b) { return a + b; };
-  pool_columns(x, from, stride, to.cols, spare, combine);
-  pool_rows(spare, from, stride, to, combine, [&](int h, int w, Vec<A> v) {
+  pool_columns(x, from, stride, to.cols, columns, combine);
+  pool_rows(columns, from, stride, to, combine, [&](int h, int w, Vec<A> v) {
     const int count = covered(h, stride, from.rows) * covered(w, stride, from.cols);
     put(y + (int64_t(h) * to.cols + w) * kLanes<A>, v / A(count));
   });
@@ -74,16 +74,16 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
   for (int h = 0; h < to.rows; ++h) {
     const int c = h * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.rows ? c + 1 : c;
     for (int w = 0; w < to.cols; ++w) {
-      Vec<A> value = get(best + first * pitch + w * L), place = splat<A>(A(first));
+      Vec<A> value = get(best + first * pitch + w * L), winner = splat<A>(A(first));
       for (int r = first + 1; r <= last; ++r) {
         const Vec<A> v = get(best + r * pitch + w * L);
-        place = ((v > value) | (v != v)) ? splat<A>(A(r)) : place;
+        winner = ((v > value) | (v != v)) ? splat<A>(A(r)) : winner;
         value = larger(value, v);
       }
       const Vec<A> g = get(dy + h * pitch + w * L);
       for (int r = first; r <= last; ++r) {
         A* at = d + r * pitch + w * L;
-        put(at, get(at) + (place == splat<A>(A(r)) ? g : Vec<A>{}));
+        put(at, get(at) + (winner == splat<A>(A(r)) ? g : Vec<A>{}));
       }
     }
   }
@@ -92,15 +92,15 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
     A* to_row = dx + int64_t(r) * from.cols * L;
     for (int w = 0; w < to.cols; ++w) {
       const int c = w * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.cols ? c + 1 : c;
-      Vec<A> value = get(row + first * L), place = splat<A>(A(first));
+      Vec<A> value = get(row + first * L), winner = splat<A>(A(first));
       for (int k = first + 1; k <= last; ++k) {
         const Vec<A> v = get(row + k * L);
-        place = ((v > value) | (v != v)) ? splat<A>(A(k)) : place;
+        winner = ((v > value) | (v != v)) ? splat<A>(A(k)) : winner;
         value = larger(value, v);
       }
       const Vec<A> g = get(d + r * pitch + w * L);
       for (int k = first; k <= last; ++k)
-        put(to_row + k * L, get(to_row + k * L) + (place == splat<A>(A(k)) ? g : Vec<A>{}));
+        put(to_row + k * L, get(to_row + k * L) + (winner == splat<A>(A(k)) ? g : Vec<A>{}));
     }
   }
 }

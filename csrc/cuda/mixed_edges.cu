@@ -15,14 +15,14 @@ namespace {
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   const Tiling& t = plan.tiling;
   const int C = plan.C, group = int(blockIdx.x);
   float* const gram = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
-  float *const rest = gram + int64_t(C) * C, *const shift = rest + C;
-  for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = shift[c] = 0;
+  float *const deviations = gram + int64_t(C) * C, *const shift = deviations + C;
+  for (int c = int(threadIdx.x); c < C; c += kThreads) deviations[c] = shift[c] = 0;
   clear_tails(t, C, u);
   const auto load = [&](const Tile& tile, bool opens) {
     load_u(plan, h, tile, shift, u);
@@ -37,13 +37,13 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
     __syncthreads();
     load_u(plan, h, tile, shift, u);
   };
-  cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, rest); });
+  cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, deviations); });
 }
 
 // grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.
 __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   const int C = plan.C, entry = int(blockIdx.y * kThreads + threadIdx.x);
   if (entry >= C * C) return;
@@ -52,14 +52,14 @@ __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int firs
   const double total = double(plan.samples());
   double mean_i = 0, mean_j = 0, cov = 0;
   for (int g = 0; g < plan.groups; ++g) {
-    const float *rest = partial + g * plan.partial_size() + int64_t(C) * C, *shift = rest + C;
+    const float *deviations = partial + g * plan.partial_size() + int64_t(C) * C, *shift = deviations + C;
     const double n = plan.group_samples(g);
-    mean_i += n / total * (double(rest[i]) / n - double(shift[i]));
-    mean_j += n / total * (double(rest[j]) / n - double(shift[j]));
+    mean_i += n / total * (double(deviations[i]) / n - double(shift[i]));
+    mean_j += n / total * (double(deviations[j]) / n - double(shift[j]));
   }
   for (int g = 0; g < plan.groups; ++g) {
-    const float *gram = partial + g * plan.partial_size(), *rest = gram + int64_t(C) * C, *shift = rest + C;
-    const double n = plan.group_samples(g), a = double(rest[i]) / n, b = double(rest[j]) / n;
+    const float *gram = partial + g * plan.partial_size(), *deviations = gram + int64_t(C) * C, *shift = deviations + C;
+    const double n = plan.group_samples(g), a = double(deviations[i]) / n, b = double(deviations[j]) / n;
     const double off = (a - double(shift[i]) - mean_i) * (b - double(shift[j]) - mean_j);
     cov += (double(gram[entry]) + n * (off - a * b)) / total;
   }

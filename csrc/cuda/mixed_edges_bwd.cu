@@ -11,27 +11,27 @@ namespace {
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   float* const dy = u + tile_floats(plan);
   const int C = plan.C, group = int(blockIdx.x);
   float* const sums = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
-  float* const rest = sums + int64_t(C) * C;
-  for (int c = int(threadIdx.x); c < C; c += kThreads) rest[c] = 0;
+  float* const dy_sums = sums + int64_t(C) * C;
+  for (int c = int(threadIdx.x); c < C; c += kThreads) dy_sums[c] = 0;
   clear_tails(plan.tiling, C, u);
   clear_tails(plan.tiling, C, dy);
   const auto load = [&](const Tile& tile, bool) {
     load_u(plan, h, tile, h.shift, u);
     load_gradient(plan, h.dy, tile, dy);
   };
-  cross_group<Units, M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, rest); });
+  cross_group<Units, M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, dy_sums); });
 }
 
 // grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
 __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (co >= C) return;
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
 // grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
 __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   const int C = plan.C, i = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (i >= C) return;
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int 
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   DYNAMIC_SHARED(float, u);
   float* const dy = u + tile_floats(plan);
@@ -150,7 +150,7 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
 __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
   const Tiling& t = plan.strip_tiling;
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_one(job, Which::second)) return;
+  if (!is_wanted(job, Which::second)) return;
   const Half& h = *job;
   DYNAMIC_SHARED(float, sum);
   const Slab slab = slab_of_block(plan, t, at_once);
@@ -161,9 +161,9 @@ __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, in
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) {
     const int at = pixel_offset(t, slab.tile, i % pixels);
     if (at < 0) continue;
-    const int64_t place = int64_t(slab.first + i / pixels) * plan.out.pixels() + at;
-    const float v = get(h.in, slab.tile.image * h.in.image + place);
-    dv[slab.tile.image * plan.C * plan.out.pixels() + place] = relu_passes(v) ? sum[i] : 0.0f;
+    const int64_t offset = int64_t(slab.first + i / pixels) * plan.out.pixels() + at;
+    const float v = get(h.in, slab.tile.image * h.in.image + offset);
+    dv[slab.tile.image * plan.C * plan.out.pixels() + offset] = relu_passes(v) ? sum[i] : 0.0f;
   }
 }
 
@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
   const int pixels = t.tile.pixels(), C = plan.C;
   for (int i = int(threadIdx.x); i < slab.channels * pixels; i += kThreads) sum[i] = 0;
   for (int k = s.halves.first; k < s.halves.last; ++k)
-    if (const Half* h = plan.halves.at(k); is_one(h, Which::first))
+    if (const Half* h = plan.halves.at(k); is_wanted(h, Which::first))
       add_transposed(plan, *h, t, tile, slab.first, slab.channels, sum + at_once * pixels, sum);
   __syncthreads();
   const bool multiplicative = is_multiplicative(plan.form);
@@ -227,102 +227,6 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
     } else {
       put(s.dx, plan.wide, plane * t.grid.pixels() + at, dx);
     }
-  }
-}
-
-// --- gradients of the depthwise kernels ----------------------------------------------------------------------
-
-constexpr int kTapRows = 4;
-// Channels of which a block sums the taps at once: those whose strips its threads cover, if their patches fit.
-__device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h) {
-  const Grid tile = plan.strip_tiling.tile, patch = patch_size(h, plan.strip_tiling);
-  const int by_threads = kThreads / ((tile.rows + kTapRows - 1) / kTapRows * tile.cols);
-  const int by_patch = plan.patch_floats / patch.pixels();
-  return by_threads < 1 ? 1 : by_threads < by_patch ? by_threads : by_patch;
-}
-
-// All taps of a channel in registers, over the images of a group; then over the threads of the channel, in order.
-template <int K, int D, int S> __device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
-  constexpr int R = kTapRows, kReach = (R - 1) * S + (K - 1) * D + 1;
-  SHARED(float, totals, kThreads);
-  const Tiling& t = plan.strip_tiling;
-  const int group = int(blockIdx.x), cols = t.tile.cols, strips = (t.tile.rows + R - 1) / R;
-  const int a_channel = min(strips * cols, kThreads), at_once = channels_of_taps(plan, h);
-  const int C = plan.C, first = int(blockIdx.z) * at_once, channels = min(at_once, C - first);
-  if (channels <= 0) return;
-  const int c = int(threadIdx.x) / a_channel, item = int(threadIdx.x) % a_channel;
-  const Grid size = patch_size(h, t);
-  Patch patch{space, 0, 0, size.rows, size.cols};
-  float sum[K * K] = {};
-  for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-    for (int index = 0; index < t.count(); ++index) {
-      const Tile tile = tile_at(t, image, index);
-      patch.row = tile.row * S - h.pad(), patch.col = tile.col * S - h.pad();
-      __syncthreads();
-      stage(h.in, image, first, channels, true, patch);
-      __syncthreads();
-      if (c >= channels) continue;
-      const float* du = h.du + (image * C + first + c) * plan.out.pixels();
-      for (int k = item; k < strips * cols; k += a_channel) {
-        const int row = k / cols * R, col = k % cols;
-        float g[R];
-#pragma unroll
-        for (int r = 0; r < R; ++r) {
-          const bool inside = row + r < tile.rows && col < tile.cols;
-          g[r] = inside ? du[(tile.row + row + r) * t.grid.cols + tile.col + col] : 0.0f;
-        }
-        const float* from = space + (c * patch.rows + row * S) * patch.cols + col * S;
-#pragma unroll
-        for (int y = 0; y < kReach; ++y)
-#pragma unroll
-          for (int kx = 0; kx < K; ++kx) {
-            const float v = from[y * patch.cols + kx * D];
-#pragma unroll
-            for (int ky = 0; ky < K; ++ky) {
-              const int r = y - ky * D;
-              if (r >= 0 && r % S == 0 && r / S < R) sum[ky * K + kx] += g[r / S] * v;
-            }
-          }
-      }
-    }
-#pragma unroll
-  for (int k = 0; k < K * K; ++k) {
-    __syncthreads();
-    totals[threadIdx.x] = sum[k];
-    __syncthreads();
-    if (item != 0 || c >= channels) continue;
-    float total = 0;
-    for (int i = 0; i < a_channel; ++i) total += totals[c * a_channel + i];
-    h.dtaps[(int64_t(group) * C + first + c) * (K * K) + k] = total;
-  }
-}
-
-struct RunTaps {
-  const Plan& plan;
-  const Half& h;
-  float* space;
-  template <int K, int D, int S> __device__ void run() const { sum_taps<K, D, S>(plan, h, space); }
-};
-
-// grid (groups, halves, channels): partial sums of dL/dD.
-__global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
-  const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!job) return;
-  const Half& h = *job;
-  DYNAMIC_SHARED(float, space);
-  with_kernel(h.size, h.dilation, h.stride, RunTaps{plan, h, space});
-}
-
-// grid (halves)
-__global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
-  const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!job) return;
-  const Half& h = *job;
-  const int count = plan.C * h.taps_count();
-  for (int i = int(threadIdx.x); i < count; i += kThreads) {
-    double sum = 0;
-    for (int g = 0; g < plan.groups; ++g) sum += double(h.dtaps[int64_t(g) * count + i]);
-    put(h.dD, plan.wide, i, float(sum));
   }
 }
 
@@ -378,14 +282,7 @@ void launch_state(Launcher& run, int state) {
     run(dx_kernel, dim3(run.slabs(source.tiling, channels)), transposing_bytes(source.tiling, channels), channels,
         state);
   }
-  if (!plan.wants_params) return;
-  int most = 1;  // launches of blocks that a half of many channels a block does not need end at once
-  for (const Half& h : planner.all_halves(here)) {
-    const int channels = channels_of_taps(plan, h);
-    most = std::max(most, (plan.C + channels - 1) / channels);
-  }
-  run(taps_kernel, dim3(plan.groups, halves.count(), most), sizeof(float) * plan.patch_floats, halves.first);
-  run(fold_taps_kernel, dim3(halves.count()), 0, halves.first);
+  if (plan.wants_params) launch_taps(run, here);
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
 // grid (tiles and channels of all images, halves): u.
 __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_once, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   if (!h.u) return;
   DYNAMIC_SHARED(float, space);
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_o
 // `gathered`: these come first, from mean(u) and cov(u).
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int first, Which which, bool gathered) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!is_one(job, which)) return;
+  if (!is_wanted(job, which)) return;
   const Half& h = *job;
   const int C = plan.C, co = int(blockIdx.y) * kWarps + warp_index(), lane = lane_index();
   if (co >= C) return;

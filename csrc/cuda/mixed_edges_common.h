@@ -9,7 +9,7 @@ enum class Which { first, second, final, inner };  // of the halves; inner: firs
 
 namespace {
 
-__device__ bool is_one(const Half* h, Which which) {
+__device__ bool is_wanted(const Half* h, Which which) {
   if (!h) return false;
   switch (which) {
     case Which::first: return !h->second;
@@ -101,5 +101,6 @@ void launch_pools_and_reduces(Launcher& run, Range states);                     
 void launch_fold_plains(Launcher& run, Range states);                            // mean, rstd
 void launch_dots(Launcher& run, Range states);                                   // dL/dw, q: needs dL/dy and z
 void launch_plain_gradients(Launcher& run, Range states, bool wants_dx);
+void launch_taps(Launcher& run, Range states);                                   // dL/dD: needs du
 
 }  // namespace fastnas::cuda

@@ -196,6 +196,21 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   return c;
 }
 
+void Planner::add_reduce(const EdgeTerm& t, const Edge& e) {
+  Reduce r{};
+  r.x = state_planes(e.source);
+  for (int part = 0; part < 2; ++part) {
+    r.params[part] = p.params[t.param + part];
+    r.dparams[part] = p.dparams ? p.dparams[t.param + part] : nullptr;
+  }
+  r.plain = int(plains.size());
+  r.z = arena.take<float>(plane_size());
+  const int64_t matrix = int64_t(plan.C) * plan.width;
+  r.matrix = arena.take<float>(matrix), r.back = arena.take<float>(matrix);
+  if (backward()) r.dx = arena.take<float>(2 * plane_size());
+  reduces.push_back(r);
+}
+
 Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state) {
   const int C = plan.C;
   Plain n{};
@@ -216,18 +231,8 @@ Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state)
   };
   const bool gathers = p.training && !backward();
   if (n.strided) {
-    Reduce r{};
-    r.x = state_planes(e.source);
-    for (int part = 0; part < 2; ++part) {
-      r.params[part] = p.params[t.param + part];
-      r.dparams[part] = p.dparams ? p.dparams[t.param + part] : nullptr;
-    }
-    r.plain = int(plains.size());
-    r.z = arena.take<float>(plane_size());
-    r.matrix = arena.take<float>(int64_t(C) * plan.width), r.back = arena.take<float>(int64_t(C) * plan.width);
-    if (backward()) r.dx = arena.take<float>(2 * plane_size());
-    reduces.push_back(r);
-    n.z = own_planes(r.z, true);
+    add_reduce(t, e);
+    n.z = own_planes(reduces.back().z, true);
     if (gathers) n.gathered = gather(n.z);
   } else if (n.normed) {
     n.pool = pool_of(state, t, e.stride);
@@ -301,18 +306,18 @@ void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
   }
 }
 
-template <class T> T* Planner::place(const std::vector<T>& table) {
+template <class T> T* Planner::pack(const std::vector<T>& table) {
   const size_t at = image.size();
   image.resize(at + (table.size() * sizeof(T) + 15) / 16 * 16);
   if (!table.empty()) memcpy(image.data() + at, table.data(), table.size() * sizeof(T));
   return reinterpret_cast<T*>(at);  // an offset, until the address is known
 }
 
-void Planner::place_tables() {
-  plan.halves.all = place(halves), plan.gathered.all = place(gathered), plan.pools.all = place(pools);
-  plan.reduces.all = place(reduces), plan.plains.all = place(plains), plan.pool_plains = place(pool_plains);
-  plan.terms = place(terms), plan.sums = place(sums), plan.sources = place(sources);
-  picks.slots = place(slots), picks.candidates = place(candidates);
+void Planner::pack_tables() {
+  plan.halves.all = pack(halves), plan.gathered.all = pack(gathered), plan.pools.all = pack(pools);
+  plan.reduces.all = pack(reduces), plan.plains.all = pack(plains), plan.pool_plains = pack(pool_plains);
+  plan.terms = pack(terms), plan.sums = pack(sums), plan.sources = pack(sources);
+  picks.slots = pack(slots), picks.candidates = pack(candidates);
   tables = arena.take<char>(int64_t(image.size()));
   const auto move = [&](auto*& table) {
     table = reinterpret_cast<std::decay_t<decltype(table)>>(tables + reinterpret_cast<size_t>(table));

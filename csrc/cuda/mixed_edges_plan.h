@@ -243,7 +243,7 @@ class Planner {
       : p(params), element(params.dtype == DType::f32 ? 4 : 2),
         arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
     lay_out();
-    place_tables();
+    pack_tables();
   }
 
   int states() const { return p.inputs + p.nodes; }
@@ -300,10 +300,11 @@ class Planner {
   void begin_state();
   Candidate add_convolution(const EdgeTerm& t, const Edge& e);
   Candidate add_plain(int i, const EdgeTerm& t, const Edge& e, int state);
+  void add_reduce(const EdgeTerm& t, const Edge& e);
   int pool_of(int state, const EdgeTerm& t, int stride);
   void add_sums(const std::vector<std::vector<Term>>& by_edge);
-  void place_tables();
-  template <class T> T* place(const std::vector<T>& table);
+  void pack_tables();
+  template <class T> T* pack(const std::vector<T>& table);
 
   std::vector<float*> node_values;  // forward: their sums, the output itself where that is float; backward: gradients
 };

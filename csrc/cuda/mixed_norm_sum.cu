@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedN
   int k = 0;
   while (p.norm[k] != int(blockIdx.y)) ++k;
 
-  float v[kHeld], mean[View::kSums] = {}, squares[View::kSums] = {}, rest[View::kSums] = {};
+  float v[kHeld], mean[View::kSums] = {}, squares[View::kSums] = {}, deviations[View::kSums] = {};
   view.read(p.sum.x[k], v);
 #pragma unroll
   for (int slot = 0; slot < kHeld; ++slot) mean[View::sum_of(slot)] += v[slot];
@@ -95,20 +95,20 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedN
   for (int slot = 0; slot < kHeld; ++slot) {
     const float delta = view.has(slot) ? v[slot] - mean[View::sum_of(slot)] : 0.0f;
     squares[View::sum_of(slot)] += delta * delta;
-    rest[View::sum_of(slot)] += delta;
+    deviations[View::sum_of(slot)] += delta;
   }
   view.block_sums(squares, per_warp);
-  view.block_sums(rest, per_warp);
+  view.block_sums(deviations, per_warp);
   if (int(threadIdx.x) >= view.lanes) return;
 #pragma unroll
   for (int s = 0; s < View::kSums; ++s) {
     const int64_t channel = view.first_channel + view.column + s;
     if (channel >= g.channels) return;
-    const double correction = double(rest[s]) / double(view.count);  // NaN where the mean is inf
+    const double correction = double(deviations[s]) / double(view.count);  // NaN where the mean is inf
     double* part = p.partial + 3 * ((int64_t(blockIdx.y) * g.parts + view.part) * g.channels + channel);
     part[0] = double(view.count);
     part[1] = double(mean[s]) + (isfinite(correction) ? correction : 0);
-    part[2] = clamp_variance(double(squares[s]) - double(rest[s]) * correction);
+    part[2] = clamp_variance(double(squares[s]) - double(deviations[s]) * correction);
   }
 }
 

@@ -72,7 +72,7 @@ template <class S> __device__ S block_sum(S v, S* per_warp) {
 // Of the block's values, with sums of type S: two passes in registers. The same in every thread.
 template <class S>
 __device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double count, S* per_warp) {
-  S sum = 0, squares = 0, rest = 0;
+  S sum = 0, squares = 0, deviations = 0;
   for (int i = 0; i < kQuads; ++i)
     for (int j = 0; j < 4; ++j) sum += S(v[i][j]);
   const S mean = block_sum(sum, per_warp) / S(count);
@@ -80,11 +80,11 @@ __device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double 
     for (int j = 0; j < 4; ++j) {
       const S delta = 4 * quad_of(i) + j < n ? S(v[i][j]) - mean : S(0);
       squares += delta * delta;
-      rest += delta;
+      deviations += delta;
     }
   squares = block_sum(squares, per_warp);
-  rest = block_sum(rest, per_warp);
-  return moments_of_sums(count, double(mean), double(squares), double(rest));
+  deviations = block_sum(deviations, per_warp);
+  return moments_of_sums(count, double(mean), double(squares), double(deviations));
 }
 
 // grid (blocks, noisy terms): count, mean, squares of a block of a noisy term.

@@ -42,8 +42,8 @@ template <class A> struct Draw {
 // NCHW position of the element at a memory index.
 FASTNAS_HD int64_t logical_index(int64_t channels, int64_t pixels, int64_t memory) {
   if (channels == 0) return memory;
-  const int64_t image = memory / (channels * pixels), rest = memory % (channels * pixels);
-  return (image * channels + rest % channels) * pixels + rest / channels;
+  const int64_t image = memory / (channels * pixels), within = memory % (channels * pixels);
+  return (image * channels + within % channels) * pixels + within / channels;
 }
 FASTNAS_HD int64_t logical_index(const MixedSumParams& p, int64_t memory) {
   return logical_index(p.channels, p.pixels, memory);
@@ -70,9 +70,9 @@ FASTNAS_HD double unbiased_std(const Moments& m) { return sqrt(m.squares / (m.co
 FASTNAS_HD double clamp_variance(double var) { return var < 0 ? 0 : var; }  // rounding can pass below 0; NaN stays
 
 // Of `count` values, from the sums of their squared deviations from about their mean, and of these deviations.
-FASTNAS_HD Moments moments_of_sums(double count, double mean, double squares, double rest) {
-  const double correction = rest / count;
-  return {count, mean + correction, clamp_variance(squares - rest * correction)};
+FASTNAS_HD Moments moments_of_sums(double count, double mean, double squares, double deviations) {
+  const double correction = deviations / count;
+  return {count, mean + correction, clamp_variance(squares - deviations * correction)};
 }
 // Whether squares summed in fp32 can be trusted: they vanish below 1e-38 and overflow above 3e38, long before the
 // values themselves do. Where they cannot, the sums are made again in fp64.

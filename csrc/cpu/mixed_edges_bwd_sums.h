@@ -1,0 +1,261 @@
+// Backward of mixed_edges on the CPU, first part: its buffers, the sums over dy, and what is folded from them.
+#pragma once
+
+#include "mixed_edges_call.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+template <class T> struct BackwardSums : Call<T> {
+  using Base = Call<T>;
+  using typename Base::A;
+  using typename Base::Norm;
+  using typename Base::Scratch;
+  using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
+
+  std::vector<A*> crosses;        // [halves of one sweep][groups]: P = sum dy (u - mean u)^T, [width][width]
+  A *dy_sums, *dv_sums;           // [groups][width]; the latter per sep_conv into the node
+  A* dy_mean;                     // [nodes][width]
+  std::vector<A*> gradients;      // of each state, [N][pixels][C]
+  std::vector<bool> needed;       // of each state: some gradient hangs on its own
+  std::vector<int> writer;        // of each state: the edge that writes its gradient first, -1: none
+  A* dv;                          // [sep_convs into the node][N][pixels][C]
+  std::vector<A*> skip_dots;      // [terms]: [groups][2][width] of <dy, x + noise> and, multiplicative, sum of dy d
+  std::vector<A*> reduce_crosses; // [terms]: [groups][2][width][width]
+  double* fold_scratch;                  // [threads][2][width][width]
+  int most_halves = 0, most_inputs = 0;
+
+  BackwardSums(const MixedEdgesParams& params, bool measure) : Base(params, measure) {
+    std::vector<int> final_halves(p.nodes), inputs(p.nodes);
+    for (const auto& h : halves) {
+      const int node = this->edge_of(*h.term).target;
+      if (h.final) most_halves = std::max(most_halves, ++final_halves[node]);
+      else most_inputs = std::max(most_inputs, ++inputs[node]);
+    }
+    for (int i = 0; i < std::max(most_halves, most_inputs) * groups; ++i)
+      crosses.push_back(this->arena.template take<A>(int64_t(width) * width));
+    dy_sums = this->arena.template take<A>(int64_t(groups) * width);
+    dv_sums = this->arena.template take<A>(int64_t(std::max(1, most_inputs)) * groups * width);
+    dy_mean = this->arena.template take<A>(int64_t(p.nodes) * width);
+    dv = this->arena.template take<A>(int64_t(most_inputs) * p.images * out.pixels() * C);
+    for (int s = 0; s < this->states(); ++s) {
+      needed.push_back(s >= p.inputs || p.dx[s] != nullptr);
+      gradients.push_back(needed[s] ? this->arena.template take<A>(p.images * this->grids[s].pixels() * C) : nullptr);
+    }
+    skip_dots.resize(this->terms());
+    reduce_crosses.resize(this->terms());
+    for (int i = 0; i < this->terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (t.skip >= 0) skip_dots[i] = this->arena.template take<A>(int64_t(groups) * 2 * width);
+      if (t.op == EdgeOp::reduce_skip && p.dparams)
+        reduce_crosses[i] = this->arena.template take<A>(int64_t(groups) * 2 * width * width);
+    }
+    fold_scratch = this->arena.template take<double>(int64_t(this->scratch.size()) * 2 * C * width);
+    writer.assign(this->states(), -1);
+    for (int node = p.nodes - 1; node >= 0; --node)
+      for (int e = 0; e < p.edge_count; ++e)
+        if (p.edges[e].target == node && writer[p.edges[e].source] < 0 && has_convolutions(e))
+          writer[p.edges[e].source] = e;
+  }
+
+  bool has_convolutions(int e) const {
+    for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i)
+      if (p.terms[i].half >= 0 || p.terms[i].op == EdgeOp::reduce_skip) return true;
+    return false;
+  }
+  // Whether anything of an edge but dL/dw is wanted.
+  bool goes_on(const Edge& e) const { return p.dparams != nullptr || needed[e.source]; }
+  Pixels<A> gradient(int state, int64_t image) const {
+    return {gradients[state] + image * this->grids[state].pixels() * C, C};
+  }
+  Pixels<A> input_gradient(int slot, int64_t image) const {
+    return {dv + (slot * p.images + image) * out.pixels() * C, C};
+  }
+
+  // f(place among those of the node, half) over its final halves, or over its sep_convs' first ones.
+  template <class F> void for_halves(int node, bool final, F f) {
+    int slot = 0;
+    for (const auto& h : halves)
+      if (this->edge_of(*h.term).target == node && h.final == final) f(slot++, h);
+  }
+
+  void load_gradient(Scratch& s, int node, int64_t image) {
+    const auto at = gradient(p.inputs + node, image);
+    load_image<A, A>({at.data, at.stride}, out, C, s.g);
+  }
+
+  // --- sums over dy --------------------------------------------------------------------------------------
+
+  void add_sums(Scratch& s, int node, int group, int64_t image) {
+    const bool opens = image == this->first_image(group);
+    const int64_t pixels = out.pixels();
+    load_gradient(s, node, image);
+    if (opens) std::fill_n(dy_sums + int64_t(group) * width, width, A(0));
+    add_channel_sums(s.g, pixels, blocks, dy_sums + int64_t(group) * width);
+    int slot = 0;
+    for (int i = 0; i < this->terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (this->edge_of(t).target != node) continue;
+      if (t.half >= 0) {
+        const bool two = t.op == EdgeOp::sep_conv;
+        const Half<A>& h = halves[t.half + two];
+        A* sum = crosses[slot++ * groups + group];
+        if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
+        if (!this->keeps(h)) {
+          if (two) this->load_second_input(s, t, image);
+          else this->load_source(s, this->edge_of(t).source, image, false);
+        }
+        this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
+          outer(this->rows_of(s.g, rows), C, pixels, s.u, blocks, part.pixels(), part.pixels(), false, sum);
+        });
+        continue;
+      }
+      this->load_source(s, this->edge_of(t).source, image, true);
+      if (this->is_pool(t)) {
+        if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
+        centred_norm(s, i, s.z);
+        add_channel_dots(s.g, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
+      } else {
+        add_skip_sums(s, i, group, image, opens);
+      }
+    }
+  }
+
+  // z - mean(z) of a pool or strided skip. Overwrites s.u.
+  void centred_norm(Scratch& s, int i, A* z) {
+    const EdgeTerm& t = p.terms[i];
+    if (this->is_pool(t)) this->pool(t, s, z);
+    else this->reduce(t, s, s.u, z);
+    for (int b = 0; b < blocks; ++b) {
+      const Vec<A> mean = get(norms[i].mean + b * L);
+      for (int64_t k = 0; k < out.pixels(); ++k) {
+        A* at = z + (b * int64_t(out.pixels()) + k) * L;
+        put(at, get(at) - mean);
+      }
+    }
+  }
+
+  void add_skip_sums(Scratch& s, int i, int group, int64_t image, bool opens) {
+    const EdgeTerm& t = p.terms[i];
+    const int64_t pixels = out.pixels();
+    A *dots = skip_dots[i] + int64_t(group) * 2 * width, *sums = dots + width;
+    if (opens) std::fill_n(dots, 2 * width, A(0));
+    const bool strided = t.op == EdgeOp::reduce_skip, times = this->multiplicative();
+    const bool draws = this->noisy() && (p.dw || (times && strided));
+    if (draws) this->draw_noise(s, t, image, s.work);
+    if (!strided) {
+      if (!p.dw) return;
+      if (!draws) {
+        add_channel_dots(s.g, s.x, pixels, blocks, dots);
+        return;
+      }
+      combine(s.x, s.work, times, s.u);
+      add_channel_dots(s.g, s.u, pixels, blocks, dots);
+      return;
+    }
+    centred_norm(s, i, s.z);
+    const A* dy = s.g;
+    if (draws && times) {
+      combine(s.g, s.work, true, s.work);
+      dy = s.work;
+      add_channel_sums(dy, pixels, blocks, sums);
+    } else if (draws) {
+      add_channel_dots(s.g, s.work, pixels, blocks, dots);
+    }
+    if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
+    add_channel_dots(dy, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
+  }
+
+  void combine(const A* x, const A* d, bool times, A* to) {
+    for (int64_t k = 0; k < int64_t(out.pixels()) * width; k += L)
+      put(to + k, times ? get(x + k) * get(d + k) : get(x + k) + get(d + k));
+  }
+
+  double total(const A* partial, int64_t stride, int64_t at) const {
+    return sum_over_groups(partial, groups, stride, at);
+  }
+
+  // From partial sums to dL/dw, dL/dW and the matrices of dL/du.
+  void fold_sums(int node) {
+    for (int c = 0; c < width; ++c)
+      dy_mean[int64_t(node) * width + c] = A(total(dy_sums, width, c) / double(this->samples()));
+    fold_halves(node, true);
+    for (int i = 0; i < this->terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      if (t.half >= 0 || this->edge_of(t).target != node) continue;
+      double dw = 0;
+      if (this->has_norm(t)) {
+        Norm& n = norms[i];
+        for (int c = 0; c < width; ++c) n.rstd_q[c] = 0;
+        for (int c = 0; c < C; ++c) {
+          const double q = total(n.dot, width, c) * n.rstd[c] / double(this->samples());
+          n.rstd_q[c] = A(n.rstd[c] * q);
+          dw += q * double(this->samples());
+        }
+      }
+      if (t.skip >= 0)
+        for (int c = 0; c < C; ++c) dw += total(skip_dots[i], 2 * width, c);
+      if (p.dw) p.dw[t.edge * p.candidates + t.weight] = dw;
+    }
+  }
+
+  void fold_halves(int node, bool final) {
+    std::vector<const Half<A>*> chosen;
+    for_halves(node, final, [&](int, const Half<A>& h) { chosen.push_back(&h); });
+    this->for_each_job(int64_t(chosen.size()), [&](int64_t i) {
+      const A* sums = final ? dy_sums : dv_sums + i * groups * width;
+      fold_half_gradient(*chosen[i], int(i), sums, fold_scratch + thread_number() * 2 * C * width);
+    });
+  }
+
+  void fold_half_gradient(const Half<A>& h, int slot, const A* sums, double* B) {
+    const double samples = double(this->samples()), scale = this->scale_of(h);
+    const T* pointwise = this->param(h.param + 1);
+    const A* S = p.gram ? static_cast<const A*>(p.gram) + int64_t(h.index) * C * C : nullptr;
+    T* dW = p.dparams ? static_cast<T*>(p.dparams[h.param + 1]) : nullptr;
+    double* row = B + int64_t(C) * width;
+    std::vector<double> P(width), W(width), bias(width, 0.0);
+    std::fill_n(B, int64_t(C) * width, 0.0);
+    std::fill_n(h.from_dy, int64_t(C) * width, A(0));
+    double dw = 0;
+    for (int co = 0; co < C; ++co) {
+      std::fill(P.begin(), P.end(), 0.0);
+      for (int g = 0; g < groups; ++g) {
+        const A* partial = crosses[slot * groups + g] + int64_t(co) * width;
+        for (int ci = 0; ci < C; ++ci) P[ci] += double(partial[ci]);
+      }
+      double q = 0;
+      for (int ci = 0; ci < C; ++ci) {
+        P[ci] /= samples;
+        W[ci] = load(pointwise[int64_t(co) * C + ci]);
+        q += W[ci] * P[ci];
+      }
+      q *= h.rstd[co];
+      dw += q * samples;
+      const double mean = total(sums, width, co) / samples;
+      for (int ci = 0; ci < C; ++ci) {
+        const double a = folded(scale, h.rstd[co], W[ci]);
+        h.from_dy[int64_t(co) * width + ci] = A(a);
+        bias[ci] -= a * mean;
+      }
+      if (dW) {
+        std::fill_n(row, C, 0.0);
+        for (int i = 0; i < C; ++i)
+          for (int j = 0; j < C; ++j) row[j] += W[i] * double(S[int64_t(i) * C + j]);
+        for (int ci = 0; ci < C; ++ci)
+          dW[int64_t(co) * C + ci] =
+              store<T>(A(pointwise_gradient(scale, samples, h.rstd[co], q, P[ci], row[ci])));
+      }
+      const double coefficient = centring(scale, h.rstd[co], q);
+      for (int i = 0; i < C; ++i) {
+        const double wi = coefficient * W[i];
+        for (int j = 0; j < C; ++j) B[int64_t(i) * width + j] += wi * W[j];
+      }
+    }
+    for (int i = 0; i < C; ++i)
+      for (int j = 0; j < width; ++j) h.from_u[int64_t(i) * width + j] = j < C ? A(-B[int64_t(i) * width + j]) : A(0);
+    for (int c = 0; c < width; ++c) h.du_bias[c] = A(bias[c]);
+    if (h.final && p.dw) p.dw[h.term->edge * p.candidates + h.term->weight] = dw;
+  }
+};
+
+}  // namespace fastnas::FASTNAS_ISA

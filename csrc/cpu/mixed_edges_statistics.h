@@ -1,0 +1,210 @@
+// Forward of mixed_edges on the CPU, first part: what every batch norm needs, gathered image by image, then folded.
+#pragma once
+
+#include "mixed_edges_call.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+template <class T> struct Statistics : Call<T> {
+  using Base = Call<T>;
+  using typename Base::A;
+  using typename Base::Norm;
+  using typename Base::Scratch;
+  using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
+
+  // Gram partials of the halves whose statistics one sweep gathers: [halves][groups].
+  struct Gram {
+    A *products, *deviations, *shift;  // [width][width]; sums of u + shift; minus the mean of the group's first rows
+  };
+  std::vector<Gram> grams;
+  double* fold_scratch;  // [threads][3][width][width] for folding
+  int gathered;
+
+  Statistics(const MixedEdgesParams& params, bool measure) : Base(params, measure) {
+    std::vector<int> first(p.nodes + 1), second(p.nodes + 1);
+    for (const auto& h : halves) {
+      const int source = this->edge_of(*h.term).source, level = source < p.inputs ? 0 : source - p.inputs + 1;
+      ++(is_first(h) ? first : second)[level];
+    }
+    gathered = p.training ? std::max(*std::max_element(first.begin(), first.end()),
+                                     *std::max_element(second.begin(), second.end()))
+                          : 0;
+    for (int i = 0; i < gathered * groups; ++i)
+      grams.push_back({this->arena.template take<A>(int64_t(width) * width), this->arena.template take<A>(width),
+                       this->arena.template take<A>(width)});
+    fold_scratch = this->arena.template take<double>(int64_t(this->scratch.size()) * 2 * C * width);
+  }
+
+  bool is_first(const Half<A>& h) const { return h.index == h.term->half; }
+
+  // f(place among those gathered, half) over the first or second halves that leave the states [from, to).
+  template <class F> void for_halves(int from, int to, bool first, F f) {
+    int slot = 0;
+    for (const auto& h : halves) {
+      const int source = this->edge_of(*h.term).source;
+      if (source >= from && source < to && is_first(h) == first) f(slot++, h);
+    }
+  }
+
+  // Adds an image's u to the mean and Gram matrix of its half, centred by the group's first rows.
+  void gather_gram(Scratch& s, const Half<A>& h, const A* in, int slot, int group, bool opens) {
+    Gram& gram = grams[slot * groups + group];
+    if (opens) {
+      std::fill_n(s.work, width, A(0));
+      std::fill_n(gram.products, int64_t(width) * width, A(0));
+      std::fill_n(gram.deviations, width, A(0));
+      std::fill_n(gram.shift, width, A(0));
+    }
+    for_each_rows<A>(out, blocks, [&](Rows rows) {
+      const int pixels = rows.count() * out.cols;
+      const auto compute = [&] {
+        depthwise(in, this->half_grid(h), h.taps, h.kernel, gram.shift, rows, out.cols, blocks, s.u);
+      };
+      if (opens && rows.first == 0) {
+        compute();
+        add_channel_sums(s.u, pixels, blocks, s.work);
+        for (int c = 0; c < width; ++c) gram.shift[c] = -s.work[c] / A(pixels);
+      }
+      compute();
+      add_channel_sums(s.u, pixels, blocks, gram.deviations);
+      outer(s.u, C, pixels, s.u, blocks, pixels, pixels, true, gram.products);
+    });
+  }
+
+  // First sweep over a state: statistics of pools, skips and first halves of all edges that leave it.
+  void gather_first(Scratch& s, int state, int group, int64_t image) {
+    const int64_t before = image - this->first_image(group);
+    const Grid& grid = this->grids[state];
+    bool done[2][2] = {}, raw = false;
+    for (int i = 0; i < this->terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      const Edge& e = this->edge_of(t);
+      if (e.source != state) continue;
+      if (this->is_pool(t) && !done[t.op == EdgeOp::avg_pool][e.stride - 1]) {
+        done[t.op == EdgeOp::avg_pool][e.stride - 1] = true;
+        this->pool(t, s, s.z);
+        this->pooled(state, t.op, e.stride).add_image(s.z, out.pixels(), C, group, before * out.pixels());
+      } else if (t.op == EdgeOp::reduce_skip) {
+        this->reduce(t, s, s.u, s.z);
+        this->reduce_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
+      } else if (t.op == EdgeOp::skip && is_relative(p.form) && !raw) {
+        raw = true;
+        this->state_moments[state].add_image(s.x, grid.pixels(), C, group, before * grid.pixels());
+      }
+    }
+  }
+
+  void gather_first_halves(Scratch& s, int from, int to, int state, int group, int64_t image) {
+    for_halves(from, to, true, [&](int slot, const Half<A>& h) {
+      if (this->edge_of(*h.term).source == state)
+        gather_gram(s, h, s.relu_x, slot, group, image == this->first_image(group));
+    });
+  }
+
+  void gather_second_halves(Scratch& s, int from, int to, int group, int64_t image) {
+    for_halves(from, to, false, [&](int slot, const Half<A>& h) {
+      this->compute_second_input(s, *h.term, image, p.v != nullptr);
+      gather_gram(s, h, s.v, slot, group, image == this->first_image(group));
+    });
+  }
+
+  void fold_halves(int from, int to, bool first) {
+    std::vector<const Half<A>*> chosen;
+    for_halves(from, to, first, [&](int, const Half<A>& h) { chosen.push_back(&h); });
+    this->for_each_job(int64_t(chosen.size()),
+                       [&](int64_t i) { fold_statistics(*chosen[i], int(i), fold_scratch + thread_number() * 2 * C * width); });
+  }
+
+  // mean(u) and cov(u) from the groups' partial sums, then var(W u) = diag(W S W^T), then the folded matrix.
+  void fold_statistics(const Half<A>& h, int slot, double* work) {
+    double *S = work, *row = work + int64_t(C) * width;
+    std::vector<double> mean(C, 0.0);
+    const double total = double(this->samples());
+    for (int g = 0; g < groups; ++g) {
+      const Gram& gram = grams[slot * groups + g];
+      const double n = group_samples(g);
+      for (int c = 0; c < C; ++c) mean[c] += n / total * (double(gram.deviations[c]) / n - double(gram.shift[c]));
+    }
+    std::fill_n(S, int64_t(C) * width, 0.0);
+    std::vector<double> deviation(width, 0.0), delta(width, 0.0);
+    for (int g = 0; g < groups; ++g) {
+      const Gram& gram = grams[slot * groups + g];
+      const double n = group_samples(g);
+      for (int c = 0; c < C; ++c) {
+        deviation[c] = double(gram.deviations[c]) / n;
+        delta[c] = deviation[c] - double(gram.shift[c]) - mean[c];
+      }
+      for (int i = 0; i < C; ++i)
+        for (int j = i / L * L; j < C; ++j)
+          S[int64_t(i) * width + j] +=
+              (double(gram.products[int64_t(i) * width + j]) + n * (delta[i] * delta[j] - deviation[i] * deviation[j])) / total;
+    }
+    for (int i = 0; i < C; ++i)
+      for (int j = 0; j < i / L * L; ++j) S[int64_t(i) * width + j] = S[int64_t(j) * width + i];
+    if (p.gram)
+      for (int i = 0; i < C; ++i)
+        for (int j = 0; j < C; ++j)
+          static_cast<A*>(p.gram)[(int64_t(h.index) * C + i) * C + j] = A(S[int64_t(i) * width + j]);
+
+    const T* pointwise = this->param(h.param + 1);
+    A* stats = this->stats_of(h.norm);
+    for (int co = 0; co < C; ++co) {
+      std::fill_n(row, C, 0.0);
+      double mean_z = 0, var = 0;
+      for (int i = 0; i < C; ++i) {
+        const double w = load(pointwise[int64_t(co) * C + i]);
+        mean_z += w * mean[i];
+        for (int j = 0; j < C; ++j) row[j] += w * S[int64_t(i) * width + j];
+      }
+      for (int j = 0; j < C; ++j) var += row[j] * load(pointwise[int64_t(co) * C + j]);
+      stats[co] = A(mean_z);
+      stats[C + co] = stored_variance<A>(var);
+    }
+    for (int c = 0; c < C; ++c) static_cast<A*>(p.shift)[int64_t(h.index) * C + c] = A(-mean[c]);
+    this->fold_half(h);
+  }
+  double group_samples(int g) const {
+    return double((this->first_image(g + 1) - this->first_image(g)) * out.pixels());
+  }
+
+  Moments finished(const ChannelMoments<A>& m, int channel, int64_t pixels) const {
+    return m.total(channel, width, groups, p.images, pixels);
+  }
+
+  // Pools, strided skips and noise of the edges that leave the states [from, to).
+  void fold_others(int from, int to) {
+    for (int i = 0; i < this->terms(); ++i) {
+      const EdgeTerm& t = p.terms[i];
+      const Edge& e = this->edge_of(t);
+      if (e.source < from || e.source >= to) continue;
+      if (t.op == EdgeOp::skip && is_relative(p.form))
+        p.std[t.skip] = whole_std(this->state_moments[e.source], this->grids[e.source].pixels());
+      if (!this->has_norm(t)) continue;
+      const ChannelMoments<A>& m =
+          t.op == EdgeOp::reduce_skip ? this->reduce_moments[i] : this->pooled(e.source, t.op, e.stride);
+      A* stats = this->stats_of(t.norm);
+      for (int c = 0; c < C; ++c) {
+        const Moments total = finished(m, c, out.pixels());
+        stats[c] = A(total.mean), stats[C + c] = stored_variance<A>(total.squares / total.count);
+      }
+      this->fold_norm(i);
+      if (t.op == EdgeOp::reduce_skip && is_relative(p.form)) p.std[t.skip] = normalised_std(norms[i], m);
+    }
+  }
+  // Of a whole tensor, from its channels.
+  double whole_std(const ChannelMoments<A>& m, int64_t pixels) const {
+    Moments total;
+    for (int c = 0; c < C; ++c) total = merge(total, finished(m, c, pixels));
+    return unbiased_std(total);
+  }
+  double normalised_std(const Norm& norm, const ChannelMoments<A>& m) const {
+    Moments total;
+    for (int c = 0; c < C; ++c) {
+      const Moments z = finished(m, c, out.pixels());
+      total = merge(total, {z.count, 0.0, z.squares * norm.rstd[c] * norm.rstd[c]});
+    }
+    return unbiased_std(total);
+  }
+};
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,326 @@
+// The machine on which the host runs CUDA kernels: fibers, barriers, blocks and grids. What it promises, and what it
+// does not model, is told in host_simt.h, the only file that includes this one.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <mutex>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+#define HOST_SIMT_VECTORS(type, name, align2)                      \
+  struct alignas(align2) name##2 { type x, y; };                   \
+  struct name##3 { type x, y, z; };                                \
+  struct alignas(16) name##4 { type x, y, z, w; };                 \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; } \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+HOST_SIMT_VECTORS(float, float, 8)
+HOST_SIMT_VECTORS(double, double, 16)
+HOST_SIMT_VECTORS(int, int, 8)
+HOST_SIMT_VECTORS(unsigned, uint, 8)
+#undef HOST_SIMT_VECTORS
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned vx = 1, unsigned vy = 1, unsigned vz = 1) : x(vx), y(vy), z(vz) {}
+};
+
+// Hidden: every shared library built from .cu files has a machine and a seed of its own.
+#pragma GCC visibility push(hidden)
+
+inline uint3 threadIdx, blockIdx;
+inline dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+namespace host_simt {
+
+#if defined(__x86_64__) && !defined(HOST_SIMT_UCONTEXT)
+using Context = void*;
+
+// swapcontext() without its system call: ten times faster. noipa, because the compiler must not
+// conclude from this body that registers and memory survive the call.
+__attribute__((naked, noinline, noipa)) inline void switch_context(Context*, Context*) {
+  asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n\t"
+      "movq %rsp, (%rdi); movq (%rsi), %rsp\n\t"
+      "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
+}
+
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  // Six registers, the address that ret takes, and a return address for entry, which has none.
+  void** top = reinterpret_cast<void**>(stack + bytes) - 8;
+  std::fill_n(top, 8, nullptr);
+  top[6] = reinterpret_cast<void*>(entry);
+  context = top;
+}
+#else
+using Context = ucontext_t;
+
+inline void switch_context(Context* from, Context* to) { swapcontext(from, to); }
+
+inline void make_context(Context& context, char* stack, size_t bytes, void (*entry)()) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = bytes;
+  makecontext(&context, entry, 0);
+}
+#endif
+
+enum class Wait { nothing, block_barrier, warp_barrier, vote, shuffle, exited };
+
+struct Operation {
+  Wait kind;
+  const char* file;
+  int line;
+  unsigned mask;   // lanes named by a warp operation
+  uint64_t value;  // what the thread gives, then what it gets
+  int source;      // lane to shuffle from
+};
+
+struct Thread {
+  Context context;
+  uint3 index;
+  Operation op;
+};
+
+struct SharedArray {
+  const void* declaration;
+  std::vector<unsigned char> bytes;
+};
+
+struct Machine {
+  std::mutex in_use;
+  uint64_t seed = 0, random_state = 0;
+  std::vector<Thread> threads;
+  Thread* current = nullptr;
+  Context scheduler;
+  char* stacks = nullptr;
+  std::vector<SharedArray> shared;
+  std::function<void()> kernel;
+  int error = 0;
+};
+inline Machine machine;
+
+constexpr size_t kMaxThreads = 1024;
+constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kGuardBytes = 64 * 1024;  // lowest part of each stack; the largest page size
+
+inline uint64_t random_bits() {  // splitmix64
+  uint64_t z = machine.random_state += 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+template <class T> void shuffled_range(std::vector<T>& out, T first, T count) {
+  out.resize(count);
+  for (T i = 0; i < count; ++i) {
+    const T j = T(random_bits() % (i + 1));
+    out[i] = out[j];
+    out[j] = first + i;
+  }
+}
+
+// In a fiber: hands over to the scheduler until the operation is done, returns what it yields.
+inline uint64_t wait_for(const Operation& op) {
+  Thread& self = *machine.current;
+  self.op = op;
+  switch_context(&self.context, &machine.scheduler);
+  return self.op.value;
+}
+
+inline void thread_main() {
+  machine.kernel();
+  wait_for({Wait::exited, "", 0, 0, 0, 0});
+  __builtin_unreachable();
+}
+
+inline void print_thread(const Thread& t) {
+  static const char* const kinds[] = {
+      "runs",            "waits in __syncthreads", "waits in __syncwarp",
+      "waits in a vote", "waits in a shuffle",     "has exited"};
+  fprintf(stderr, "; thread (%u,%u,%u) %s", t.index.x, t.index.y, t.index.z, kinds[int(t.op.kind)]);
+  if (t.op.line) fprintf(stderr, " at %s:%d", t.op.file, t.op.line);
+}
+
+inline void fail(const char* what, const Thread& a, const Thread& b) {
+  if (machine.error) return;
+  machine.error = 719;  // cudaErrorLaunchFailure
+  fprintf(stderr, "host_simt: %s: block (%u,%u,%u)", what, blockIdx.x, blockIdx.y, blockIdx.z);
+  print_thread(a);
+  if (&a != &b) print_thread(b);
+  fprintf(stderr, "\n");
+}
+
+// Does the warp operation that `self` waits in, if all lanes that it names have come.
+inline bool finish_warp_operation(Thread* warp, unsigned lanes, const Thread& self) {
+  const Operation op = self.op;
+  unsigned members = 0, ballot = 0;
+  uint64_t values[32];
+  if (!(op.mask >> (&self - warp) & 1)) fail("lane outside its own mask", self, self);
+  for (unsigned lane = 0; lane < lanes; ++lane) {
+    const Thread& t = warp[lane];
+    if (!(op.mask >> lane & 1)) continue;
+    if (t.op.kind == Wait::exited) {
+      if (op.kind == Wait::shuffle) fail("shuffle names a lane that has exited", self, t);
+      continue;
+    }
+    if (t.op.kind != op.kind || t.op.mask != op.mask) return false;
+    members |= 1u << lane;
+    values[lane] = t.op.value;
+    ballot |= unsigned(t.op.value != 0) << lane;
+  }
+  if (machine.error) return false;
+  for (unsigned lane = 0; lane < lanes; ++lane) {
+    if (!(members >> lane & 1)) continue;
+    Operation& got = warp[lane].op;
+    got.kind = Wait::nothing;
+    if (op.kind == Wait::vote) got.value = ballot;
+    if (op.kind == Wait::shuffle)
+      got.value = members >> got.source & 1 ? values[got.source] : ~uint64_t(0);
+  }
+  return true;
+}
+
+// Runs whole warps, threads [first, first + count), until each waits for something outside.
+inline void run_threads(unsigned first, unsigned count) {
+  std::vector<unsigned> order;
+  for (bool progress = true; progress && !machine.error;) {
+    progress = false;
+    shuffled_range(order, first, count);
+    for (const unsigned id : order) {
+      Thread& t = machine.threads[id];
+      if (t.op.kind != Wait::nothing) continue;
+      machine.current = &t;
+      threadIdx = t.index;
+      switch_context(&machine.scheduler, &t.context);
+    }
+    for (unsigned id = first; id < first + count; ++id) {
+      const Thread& t = machine.threads[id];
+      const unsigned warp = id / 32 * 32;
+      if (t.op.kind == Wait::warp_barrier || t.op.kind == Wait::vote || t.op.kind == Wait::shuffle)
+        progress |= finish_warp_operation(&machine.threads[warp],
+                                          std::min(32u, first + count - warp), t);
+    }
+  }
+}
+
+// False where there is no barrier to open: the block has ended or can not go on.
+inline bool open_block_barrier() {
+  const Thread* first = nullptr;
+  for (const Thread& t : machine.threads) {
+    if (t.op.kind == Wait::exited) continue;
+    if (!first) first = &t;
+    if (t.op.kind != first->op.kind || t.op.line != first->op.line ||
+        strcmp(t.op.file, first->op.file) != 0)
+      fail("divergent barrier", *first, t);
+  }
+  if (!first) return false;
+  if (first->op.kind != Wait::block_barrier) fail("warp operation never joined", *first, *first);
+  for (Thread& t : machine.threads)
+    if (t.op.kind == Wait::block_barrier) t.op.kind = Wait::nothing;
+  return !machine.error;
+}
+
+inline void run_block() {
+  const unsigned count = unsigned(machine.threads.size());
+  for (unsigned i = 0; i < count; ++i) {
+    machine.threads[i].op = {Wait::nothing, "", 0, 0, 0, 0};
+    char* const stack = machine.stacks + i * kStackBytes + kGuardBytes;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack, kStackBytes - kGuardBytes);  // frames that never returned
+#endif
+    make_context(machine.threads[i].context, stack, kStackBytes - kGuardBytes, thread_main);
+  }
+  for (SharedArray& array : machine.shared)
+    std::fill(array.bytes.begin(), array.bytes.end(), static_cast<unsigned char>(0xFF));
+  std::vector<unsigned> warps;
+  do {
+    if (random_bits() & 1) {
+      run_threads(0, count);
+    } else {
+      shuffled_range(warps, 0u, (count + 31) / 32);
+      for (const unsigned w : warps) run_threads(w * 32, std::min(32u, count - w * 32));
+    }
+  } while (!machine.error && open_block_barrier());
+}
+
+inline unsigned char* shared_array(const void* declaration, size_t bytes) {
+  for (SharedArray& array : machine.shared)
+    if (array.declaration == declaration) return array.bytes.data();
+  machine.shared.push_back({declaration, std::vector<unsigned char>(bytes, 0xFF)});
+  return machine.shared.back().bytes.data();
+}
+
+// Address space only, until a fiber touches its part. Kept for the life of the process.
+inline bool allocate_stacks() {
+  if (machine.stacks) return true;
+  void* memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return false;
+  machine.stacks = static_cast<char*>(memory);
+  for (size_t i = 0; i < kMaxThreads; ++i)
+    mprotect(machine.stacks + i * kStackBytes, kGuardBytes, PROT_NONE);
+  return true;
+}
+
+inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<void()> kernel) {
+  constexpr size_t kDefaultShared = 48 * 1024, kLargestShared = 227 * 1024;
+  const uint64_t threads = uint64_t(block.x) * block.y * block.z;
+  const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
+  if (threads == 0 || threads > kMaxThreads || block.z > 64 || blocks == 0 || grid.x > 0x7fffffffu ||
+      grid.y > 65535 || grid.z > 65535)
+    return 9;  // cudaErrorInvalidConfiguration
+  if (dynamic_bytes > kLargestShared) return 1;  // cudaErrorInvalidValue
+  const std::lock_guard<std::mutex> lock(machine.in_use);
+  if (!allocate_stacks()) return 2;  // cudaErrorMemoryAllocation
+  machine.random_state = machine.seed;
+  machine.error = 0;
+  machine.kernel = std::move(kernel);
+  machine.shared.clear();
+  shared_array(&machine, dynamic_bytes);
+  machine.threads.resize(threads);
+  for (unsigned i = 0; i < threads; ++i)
+    machine.threads[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+  blockDim = block;
+  gridDim = grid;
+  std::vector<uint64_t> order;
+  shuffled_range(order, uint64_t(0), blocks);
+  for (const uint64_t b : order) {
+    blockIdx = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y),
+                unsigned(b / grid.x / grid.y)};
+    run_block();
+    size_t used = 0;
+    for (const SharedArray& array : machine.shared) used += array.bytes.size();
+    if (used > (dynamic_bytes > kOptInBytes ? kLargestShared : kDefaultShared)) machine.error = 1;
+    if (machine.error) break;
+  }
+  return machine.error;
+}
+
+template <class T> T shuffle(unsigned mask, T value, int source, const char* file, int line) {
+  static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof(T));
+  bits = wait_for({Wait::shuffle, file, line, mask, bits, source});
+  memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+inline int lane() { return int((machine.current - machine.threads.data()) % 32); }
+
+}  // namespace host_simt
+
+#pragma GCC visibility pop
