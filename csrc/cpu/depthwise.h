@@ -1,11 +1,18 @@
 // Depthwise convolutions of one image, channels in the lanes: u = D * x, its transpose, and dD = <du, x>.
+//
+// Planes are padded (vector.h), so taps beyond the image read zeros and no column is tested against a
+// border. Kernel size, dilation and stride are template arguments: with constant offsets the loops over
+// taps unroll completely and the sums stay in registers. Measured on one core that does 76 GFMA/s: 45
+// (3x3), 64 (5x5), 63 (dilated 5x5).
 #pragma once
 
 #include "vector.h"
 
 namespace fastnas::FASTNAS_ISA {
 
-// Columns computed at once: their sums stay in registers while a row of taps passes by.
+// The columns of a row of output that are computed side by side. Their sums, one register each, live through all
+// taps, so a tap is loaded once for all of them and the dependent additions of one sum are kColumns instructions
+// apart. With 16 registers four sums, the tap and the loaded inputs are what fits without spilling.
 constexpr int kColumns = kVectorRegisters == 32 ? 8 : 4;
 
 struct Kernel {
@@ -14,6 +21,9 @@ struct Kernel {
   int taps() const { return size * size; }
 };
 
+// One strip of `columns` outputs of one row. Reads rows [first_row, last_row) of the taps only; the
+// others lie outside of the image. `flip` reads the taps backwards, `add` starts from what `out`
+// holds instead of from the bias.
 template <class A, int size, int dilation, int stride, bool flip, bool add, int columns>
 inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row, int last_row, Vec<A> bias, A* out) {
   constexpr int L = kLanes<A>;
@@ -33,8 +43,12 @@ inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row,
   for (int c = 0; c < columns; ++c) put(out + c * L, acc[c]);
 }
 
-// out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j dilation - pad] per channel
-// block (flip: D[size-1-i][size-1-j]; add: += instead of the bias). `in` is padded, `out` has any pitch.
+// out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j
+// dilation - pad] for a channel block.
+//
+// With `flip` the taps are turned by 180 degrees, which at stride 1 makes the transposed convolution, since every
+// kernel is odd and centred: the same code computes dx from du. `in` is a padded plane, `out` has a pitch of its
+// own. The bias is minus mean(u) when the caller wants u centred: that costs nothing here and saves a pass over u.
 template <class A, int size, int dilation, int stride, bool flip, bool add>
 void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, Rows rows, int cols, A* out,
                      int out_pitch) {
@@ -42,7 +56,8 @@ void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, 
   const int pitch = from.pitch();
   for (int h = rows.first; h < rows.last; ++h) {
     const int top = h * stride - pad;
-    // Rows of taps that lie outside are zeros: on 8x8 planes a third of a dilated 5x5.
+    // Rows of taps that lie outside read nothing but zeros and are left out: on 8x8 planes
+    // 12 of 40 rows of a dilated 5x5.
     int first = 0, last = size;
     while (first < last && top + first * dilation < 0) ++first;
     while (last > first && top + (last - 1) * dilation >= from.rows) --last;
@@ -61,7 +76,12 @@ void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, 
   }
 }
 
-// in[h stride + ...][...] += D[i][j] du[h][w]: the transpose of a strided convolution, into padded planes.
+// in[h stride + i dilation - pad][...] += D[i][j] du[h][w]: the transpose of a strided
+// convolution, into padded planes.
+//
+// At stride 2 most taps of a gathering transpose would meet no output, so du is scattered instead, a row of du and
+// one tap at a time. The sums of dx lie in memory, hence the caller clears the planes; columns beyond the image
+// land in the halo, rows beyond it are skipped, and the order of taps and rows fixes the order of the additions.
 template <class A>
 void depthwise_scatter(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from, A* dx) {
   constexpr int L = kLanes<A>;
@@ -79,6 +99,9 @@ void depthwise_scatter(const A* du, const Grid& to, const A* taps, const Kernel&
     }
 }
 
+// Sums `rows` rows of taps over a whole plane: every tap has a register, a pixel of du is loaded once
+// for all of them. The sums begin with what dtaps holds, the images of the group so far. Reading `in`
+// beyond the image meets the halo.
 template <class A, int size, int dilation, int stride, int first, int rows>
 inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, int du_pitch, A* dtaps) {
   constexpr int L = kLanes<A>, pad = dilation * (size - 1) / 2;
@@ -102,7 +125,10 @@ inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, 
   for (int t = 0; t < rows * size; ++t) put(dtaps + (first * size + t) * L, acc[t]);
 }
 
-// dD[i][j] += sum_hw du[h][w] in[h stride + i dilation - pad][...]; as many rows of taps at once as registers hold.
+// dD[i][j] += sum_hw du[h][w] in[h stride + i dilation - pad][...], as many rows of taps at once as registers
+// hold: all 25 taps of a 5x5 with 32 registers, two rows of it with 16. Four registers stay free for du and
+// the loads; g++'s predictive commoning takes them to carry loads over and spills sums, so CMakeLists.txt
+// turns it off (5x5: 38 to 62 GFMA/s).
 template <class A, int size, int dilation, int stride, int first = 0>
 void correlate_plane(const A* in, const Grid& from, const A* du, const Grid& to, int du_pitch, A* dtaps) {
   constexpr int fit = (kVectorRegisters - 4) / size, rows = size - first < fit ? size - first : fit;
@@ -111,7 +137,9 @@ void correlate_plane(const A* in, const Grid& from, const A* du, const Grid& to,
     correlate_plane<A, size, dilation, stride, first + rows>(in, from, du, to, du_pitch, dtaps);
 }
 
-// f(integral constants size, dilation, stride) for the kernels of the DARTS operations.
+// Calls f(integral constants size, dilation, stride): 3x3 and 5x5, dilated or not, and 7x7, at
+// strides 1 and 2. These are the kernels of the candidates there are; each is code of its own, so
+// another size is another instance here.
 template <class F> void with_kernel(const Kernel& k, F f) {
   using std::integral_constant;
   const auto strided = [&](auto size, auto dilation) {
@@ -127,8 +155,8 @@ template <class F> void with_kernel(const Kernel& k, F f) {
   else strided(integral_constant<int, 7>(), integral_constant<int, 1>());
 }
 
-// Some rows of the output over all channel blocks, unpadded [blocks][rows][cols][lanes].
-// taps [blocks][size^2][lanes], bias [blocks][lanes].
+// u of some rows of the output over all channel blocks, unpadded: [blocks][rows][cols][lanes]. taps are
+// [blocks][size^2][lanes], zero in the lanes past the last channel, and bias is [blocks][lanes].
 template <class A>
 void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kernel, const A* bias, Rows rows, int cols,
                int blocks, A* out) {
@@ -140,8 +168,9 @@ void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kerne
   });
 }
 
-// dx += D^T du, or = where `fresh` (at stride 1), dx padded planes of `from` whose halo is left alone at stride 1.
-// At stride 1 du is padded too, at stride 2 it is not.
+// dx += D^T du, or = where `fresh` (at stride 1 only), dx padded planes of `from`. At stride 1 this gathers from a
+// padded du and leaves dx's halo alone; `fresh` saves clearing dx, which the first convolution of an edge writes
+// whole. At stride 2 it scatters from an unpadded du.
 template <class A>
 void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from,
                           int blocks, bool fresh, A* dx) {
@@ -161,7 +190,8 @@ void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kern
   }
 }
 
-// dx = D^T du at stride 1, dx unpadded.
+// dx = D^T du at stride 1 into an unpadded dx, for the second half of a sep_conv, whose
+// dv no other convolution adds to.
 template <class A>
 void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, const Kernel& kernel, int blocks, A* dx) {
   with_kernel({kernel.size, kernel.dilation, 1}, [&](auto size, auto dilation, auto) {
@@ -172,7 +202,7 @@ void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, co
   });
 }
 
-// dtaps [blocks][size^2][lanes] += <du, shifted in>. du padded or not as in depthwise_transposed.
+// dtaps [blocks][size^2][lanes] += <du, shifted in>. du is padded or not as in depthwise_transposed.
 template <class A>
 void depthwise_correlate(const A* in, const Grid& from, const A* du, const Grid& to, const Kernel& kernel, int blocks,
                          A* dtaps) {

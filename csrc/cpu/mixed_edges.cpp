@@ -1,5 +1,14 @@
-// Forward of mixed_edges on the CPU: three sweeps over the images a level, statistics folded between them.
-// Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// Forward of mixed_edges on the CPU. Compiled once per instruction set; FASTNAS_ISA names the namespace.
+//
+// A level of the DAG (the inputs, then one node after the other) takes two sweeps over the images. The first writes
+// the node before, if there is one, and gathers the statistics of everything that leaves the level's states but the
+// second halves of sep_convs. The second computes v and gathers theirs. A last sweep writes the last node: 2 *
+// nodes + 1 sweeps, 9 for a DARTS cell. Between sweeps the partial sums are folded, C x C work. Outside of training
+// there is nothing to gather, and one sweep a node writes it.
+//
+// u of a first half is so computed twice, for its statistics and for v, that of a final half twice, for
+// its statistics and for the sum. Keeping it would cost a write and a read of 4 bytes an element, which
+// takes longer than its 9 to 25 FMA.
 #include "mixed_edges.h"
 
 #include "mixed_edges_bwd.h"
@@ -17,7 +26,9 @@ template <class T> struct Forward : Statistics<T> {
   using Base::gather_first, Base::gather_first_halves, Base::gather_second_halves, Base::fold_halves, Base::fold_others;
   using Base::Base;
 
-  // Last sweep: the sum of a node, written into its slice of the output.
+  // Writes one image of a node, the sum of all its edges' terms, into its slice of the output. The sum stays in
+  // s.y, in the accumulation dtype, until every term is in it: 16-bit dtypes round once, and no edge's output is
+  // ever stored. Terms are added in the order of the table.
   void sum_node(Scratch& s, int node, int64_t image) {
     const int64_t pixels = out.pixels();
     std::fill_n(s.y, pixels * width, A(0));
@@ -31,6 +42,7 @@ template <class T> struct Forward : Statistics<T> {
                       {static_cast<T*>(p.out) + image * pixels * stride + int64_t(node) * C, stride});
   }
 
+  // Adds one candidate's output, times its weight, to s.y.
   void add_term(Scratch& s, int i, int64_t image) {
     const EdgeTerm& t = p.terms[i];
     if (t.half >= 0) {
@@ -48,6 +60,10 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
+  // w BN(W u) = A (u - mean u), straight into the sum: the last depthwise output comes a few rows at a
+  // time, each piece is multiplied while it is in L1, and in memory setting "fast" stored for backward. The
+  // second half of a sep_conv starts from v, which its statistics sweep stored or which is computed again
+  // here, the same bits either way.
   void add_convolution(Scratch& s, const EdgeTerm& t, int64_t image) {
     const bool two = t.op == EdgeOp::sep_conv;
     const Half<A>& h = halves[t.half + two];
@@ -63,6 +79,8 @@ template <class T> struct Forward : Statistics<T> {
     });
   }
 
+  // z of a strided skip to BN(z): noise is drawn for the normalised value, so this one
+  // cannot be folded into a scale.
   void normalise(A* z, const Norm& norm) {
     for_each_pixel<A>(out, C, [&](int b, int h, int c, int) {
       A* at = z + (int64_t(b) * out.pixels() + h * out.cols + c) * L;
@@ -72,6 +90,7 @@ template <class T> struct Forward : Statistics<T> {
     });
   }
 
+  // w x, w (x + d) or w (x d). The noise d is drawn here, again in backward, and never stored.
   void add_skip(Scratch& s, const EdgeTerm& t, const A* value, int64_t image) {
     const A w = this->weight(t);
     const int64_t size = int64_t(out.pixels()) * width;
@@ -87,6 +106,8 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
+  // w BN(z) of a pool or strided skip. z - mean comes first: where both are large the difference is exact, while
+  // scale z - scale mean would cancel.
   void add_normalised(Scratch& s, const Norm& n) {
     for (int b = 0; b < blocks; ++b) {
       const Vec<A> scale = get(n.scale + b * L), mean = get(n.mean + b * L);
@@ -97,13 +118,17 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
+  // Outside of training: everything is folded at once, from the statistics that are given.
   void fold_running_statistics() {
     for (const auto& h : halves) this->fold_half(h);
     for (int i = 0; i < this->terms(); ++i)
       if (this->has_norm(p.terms[i])) this->fold_norm(i);
   }
 
-  // The statistics of everything that leaves the states [from, to); `summed`: the node computed just before.
+  // Gathers and folds the statistics of everything that leaves the states [from, to). `summed` is the node
+  // that became a state just now, or -1: its sum is written in the same sweep that gathers from it, image
+  // by image, so that the image is read back from cache. The sum needs nothing of the new state's
+  // statistics, only those folded before.
   void gather(int from, int to, int summed) {
     this->for_each_image([&](Scratch& s, int group, int64_t image) {
       if (summed >= 0) sum_node(s, summed, image);
@@ -124,6 +149,7 @@ template <class T> struct Forward : Statistics<T> {
     fold_halves(from, to, false);
   }
 
+  // The statistics of the inputs' edges first; then every node is summed as soon as all that enter it is folded.
   void run() {
     this->pack_taps();
     if (p.training) gather(0, p.inputs, -1);

@@ -1,4 +1,10 @@
 // The buffers of one call of mixed_edges, and the facts that forward and backward both ask for.
+//
+// Everything a call needs beyond its tensors lies in one workspace that Python allocates, so that kernels allocate
+// nothing and know nothing of torch. Laying it out and measuring it are the same code (Arena). The letters are
+// those of the algebra in formulas/mixed_edges.h: u is a depthwise output, z = W u a pointwise one, S = cov(u), A =
+// w r W the matrix into which a batch norm and its weight are folded, P = mean(dy (u - mean u)^T), B the centring
+// part of dL/du. M is the number of pixels of all images, `samples()`.
 #pragma once
 
 #include <vector>
@@ -11,18 +17,22 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// Depthwise -> pointwise -> batch norm. A sep_conv is two of them, a relu between.
+// Depthwise -> pointwise -> batch norm, the convolutional part of a candidate. A dil_conv is one of them; a
+// sep_conv is two, and relu(BN(z)) of the first is the input v of the second. Every half is held in folded form:
+// after the statistics are known, w BN(W u) = A (u - mean u), one product, and z itself is never formed.
 template <class A> struct Half {
   Kernel kernel;
   int norm, param, index;
   const EdgeTerm* term;
   bool final;              // its batch norm's output is weighted and summed; else it feeds the next half
-  int kept;                // place in `u`, -1: computed again
-  A *taps, *dtaps;         // [blocks][size^2][lanes]; gradient partials [groups] of it
-  A* shift;                // [blocks lanes]: minus mean(u), the bias that centres u
-  A* fold;                 // [C][blocks lanes]: A transposed
-  A* bias;                 // [blocks lanes] of A (u - mean u), or null: only eval mode has one
-  A *from_dy, *from_u, *du_bias;  // dL/du = from_dy dy + from_u (u - mean u) + du_bias
+  int kept;  // place in MixedEdgesParams::u; -1: u is computed again wherever it is needed
+  A *taps, *dtaps;  // [blocks][size^2][lanes]; partial sums of dL/dD, [groups] of the same
+  A* shift;  // [blocks lanes]: minus mean(u), given to the depthwise kernel as its bias, so that u comes out centred
+  A* fold;  // [C][blocks lanes]: A transposed, as product() wants it
+  A* bias;  // [blocks lanes]: -w r mean(z); null in training, where u is centred instead
+  // backward: dL/du = from_dy dy + from_u (u - mean u) + du_bias, which are A^T, -B and -A^T mean(dy). The mean of
+  // dy goes into the constant, so no pass subtracts it from dy.
+  A *from_dy, *from_u, *du_bias;
   double* rstd;            // [C]
 };
 
@@ -38,31 +48,37 @@ template <class T> struct Buffers {
   std::vector<Half<A>> halves;
   Arena arena;
 
-  // Per norm of a pool or reduce_skip.
+  // The batch norm behind a pool or a strided skip. Their z is formed: a pool is not linear, and a strided skip
+  // reads two sets of pixels, so neither has one u to fold.
   struct Norm {
     A *mean, *scale;   // [width]; scale = w r
     double* rstd;      // [C]
-    A *dot, *rstd_q;   // backward: [groups][width] of <dy, z - mean>; r q
+    A *dot, *rstd_q;  // backward: [groups][width] of <dy, z - mean>; r q
   };
+  // [terms]; those of other terms stay empty.
   std::vector<Norm> norms;
+  // Moments are partial sums by group of images. A pool's belong to the state it reads: all edges that leave the
+  // state with one stride share its statistics, though each keeps running statistics of its own.
   std::vector<ChannelMoments<A>> pool_moments;    // [states][op][stride]
   std::vector<ChannelMoments<A>> state_moments;   // [states], for relative noise
   std::vector<ChannelMoments<A>> reduce_moments;  // [terms]
   std::vector<A*> reduce_matrix;                  // [terms]: W1 then W2, [C][width] each, then both transposed
 
-  // What one thread needs for one image.
+  // What one thread needs for one image. All of it together is a dozen images (1 MiB in backward, at 16 channels of
+  // 32 x 32 in fp32), so it stays in L2 while the terms of a node are worked through.
   struct Scratch {
     A *x, *relu_x;     // source: unpadded as it is, padded after relu
-    A *v, *u, *work;      // second half's input (padded), depthwise output, spare
-    A *y, *g;          // sum of a node, gradient of a node
+    A *v, *u, *work;  // second half's input (padded); some rows of a depthwise output, or a whole z; free for any step
+    A *y, *g;  // sum of a node, or dL/dv; gradient of a node
     A *du, *dx, *z, *noise;
-    A *columns, *column_gradients;  // half-way through the pools of one channel block
-    int state = -1;    // whose image relu_x holds, and x where `raw`
+    A *columns, *column_gradients;  // between the two passes of a pool, and of its transpose
+    int state = -1;  // whose image relu_x holds, and x where `raw`: see load_source
     int64_t image = -1;
     bool raw = false;
   };
   std::vector<Scratch> scratch;
 
+  // With `measure` the arena starts at null and only counts; no pointer of this object may be followed then.
   Buffers(const MixedEdgesParams& params, bool measure)
       : p(params), C(params.channels), blocks(blocks_of<A>(C)), width(blocks * L),
         groups(group_count(params.images)),
@@ -87,10 +103,13 @@ template <class T> struct Buffers {
   int64_t first_image(int group) const { return p.images * group / groups; }
   const T* param(int i) const { return static_cast<const T*>(p.params[i]); }
   const Grid& half_grid(const Half<A>& h) const { return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term); }
+  // Moments of one kind of pool of a state at one stride, 1 or 2.
   ChannelMoments<A>& pooled(int state, EdgeOp op, int stride) {
     return pool_moments[(state * 2 + (op == EdgeOp::avg_pool)) * 2 + stride - 1];
   }
 
+  // In training the shift centres u and no bias is needed; in eval mode the running mean is no mean of this u, so u
+  // stays as it is and the constant of the batch norm goes into `bias`.
   void lay_out_halves() {
     int kept = 0;
     for (int i = 0; i < terms(); ++i) {
@@ -126,6 +145,8 @@ template <class T> struct Buffers {
     return {arena.template take<double>(int64_t(groups) * width), arena.template take<double>(int64_t(groups) * width)};
   }
 
+  // The matrices of a reduce_skip are laid out four times: both parts for the product
+  // forward, both for the one back.
   void lay_out_norms() {
     norms.resize(terms());
     reduce_moments.resize(terms());
@@ -149,6 +170,8 @@ template <class T> struct Buffers {
     }
   }
 
+  // Planes are as large as the largest state, whichever the thread works on. A thread beyond the number of groups
+  // would have no work, so it gets no scratch.
   void lay_out_scratch() {
     int64_t pixels = out.pixels(), padded = out.padded();
     for (const Grid& g : grids) {

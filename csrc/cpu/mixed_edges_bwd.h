@@ -1,4 +1,16 @@
 // Backward of mixed_edges on the CPU: node by node from the last, two sweeps over the images each.
+//
+// The first sweep of node j completes dL/d(node j): the first halves into node j + 1 give their share
+// (first_halves), the pools and skips of all edges that leave node j theirs, the output's gradient is added
+// (finish_state). At once, with the image in cache, it gathers the sums over that dL/dy for everything that enters
+// node j (add_sums). They are folded. The second sweep takes the sep_convs into node j from dy through their second
+// halves to dv, gathers P of their first halves (second_halves), and those are folded. Their first halves run in
+// the next node's first sweep: they need that fold, and that sweep has to read the same sources and dy anyway. A
+// sweep more does the inputs: 2 * nodes + 1, as in forward.
+//
+// Every image of a gradient is written by the thread that has the image, states in a fixed order, so
+// nothing is added to from two threads and no sum depends on their number. Weight gradients are
+// partial sums of the groups of images.
 #pragma once
 
 #include "mixed_edges_bwd_sums.h"
@@ -16,7 +28,11 @@ template <class T> struct Backward : BackwardSums<T> {
   using Base::centred_norm, Base::combine, Base::total, Base::add_sums, Base::fold_sums, Base::fold_halves;
   using Base::Base;
 
-  // du of a half from dy; padded where the convolution has stride 1. Adds to dL/dD.
+  // du of a half, then dL/dD: du = A^T dy - B (u - mean u) + constant, one product of two factors, written once,
+  // where at stride 1 it goes into a padded plane for the transposed convolution. u is made again a few rows at a
+  // time, or read where it was kept. The partial sums of dL/dD read du and `in`, the half's padded input, while
+  // both are in cache; they are left out when parameters are frozen. Channels of du past the last are 0, because
+  // the matrices are, so they add nothing.
   void depthwise_gradient(Scratch& s, const Half<A>& h, A* dy, const A* in, int group, int64_t image, bool opens) {
     const bool padded = h.kernel.stride == 1;
     if (padded) clear_halo(out, blocks, s.du);
@@ -34,7 +50,9 @@ template <class T> struct Backward : BackwardSums<T> {
     depthwise_correlate(in, this->half_grid(h), s.du, out, h.kernel, blocks, dtaps);
   }
 
-  // Second halves of the sep_convs into a node: dv, and the sums of the batch norm before it.
+  // Second halves of the sep_convs into a node, one image: du2 from dy, dv = D2^T du2 where v > 0 (v is the input
+  // itself, so it is its own mask), and the sums of dv that the first batch norm needs. dv is stored, because its
+  // batch norm must see all images before it can go further back.
   void second_halves(Scratch& s, int node, int group, int64_t image) {
     const bool opens = image == this->first_image(group);
     load_gradient(s, node, image);
@@ -61,7 +79,10 @@ template <class T> struct Backward : BackwardSums<T> {
     });
   }
 
-  // What the convolutions into a node give their sources.
+  // What the convolutions into a node give the gradients of their sources, one image: dy for a dil_conv, dv for a
+  // sep_conv, through du and the transposed depthwise convolution into s.dx, summed over the edge in padded planes,
+  // then once through the relu that all of them share. `mine` finds dv, which lies by slot whether or not an edge
+  // is skipped. `fresh`: the first convolution of an edge writes s.dx, so stride 1 clears nothing.
   void first_halves(Scratch& s, int node, int group, int64_t image) {
     const bool opens = image == this->first_image(group);
     load_gradient(s, node, image);
@@ -97,6 +118,7 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
+  // Adds s.dx where x > 0 to the state's gradient; the edge that comes first writes instead (writer).
   void add_to_source(Scratch& s, const Edge& edge, int e, int64_t image) {
     const Grid& grid = this->grids[edge.source];
     const bool first = writer[edge.source] == e;
@@ -111,7 +133,10 @@ template <class T> struct Backward : BackwardSums<T> {
     });
   }
 
-  // dz of a strided skip, its dW and what it gives to relu(x).
+  // A strided skip, one image: dz of its batch norm, then of each part the group's partial sum of dW = dz r^T, with
+  // r the part's pixels of relu(x), and W^T dz added to those pixels in s.dx. With multiplicative noise dy is dy d,
+  // and its mean comes from the sums gathered for it. A part multiplies its own C/2 channels alone (Factor::first),
+  // because 0 times the inf of another channel is NaN.
   void reduce_gradient(Scratch& s, int i, int group, int64_t image, bool opens) {
     const EdgeTerm& t = p.terms[i];
     const int64_t pixels = out.pixels();
@@ -154,7 +179,10 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
-  // The rest of a state's gradient: pools and skips of all edges that leave it, and the output's for a node.
+  // Completes the gradient of a state, one image: to what its convolutions gave it are added the pools and skips of
+  // all edges that leave it and, for a node, its slice of the output's gradient. An input's goes to dx, rounded
+  // once; a node's is kept in the accumulation dtype for the sums over it. Where no convolution leaves the state
+  // (writer < 0), nothing was written yet, and the sum begins with zeros.
   void finish_state(Scratch& s, int state, int64_t image) {
     if (!needed[state]) return;
     const Grid& grid = this->grids[state];
@@ -175,6 +203,11 @@ template <class T> struct Backward : BackwardSums<T> {
     store_image<A, A>(s.dx, grid, C, own);
   }
 
+  // Pools, each kind and stride of a state once: dz = w r (dy - mean dy - (z - mean) r q) of every edge that has
+  // one, with dy of the node it enters, is summed in s.y, then goes through the transposed pool together. z and
+  // its winners are computed again. All edges' dy are folded by now, since they enter later nodes. One
+  // transposed pool serves all edges, because it is linear in dz and its winners depend on x alone. q and the
+  // mean of dy are those of each edge and node.
   void pools(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
     for (EdgeOp op : {EdgeOp::max_pool, EdgeOp::avg_pool})
@@ -213,6 +246,8 @@ template <class T> struct Backward : BackwardSums<T> {
       }
   }
 
+  // Skips: w dy, or w d dy with the draws of forward, made again. Additive noise is constant in x; the standard
+  // deviation that it is relative to counts as a constant, too.
   void skips(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
     for (int i = 0; i < this->terms(); ++i) {
@@ -228,6 +263,9 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
+  // dL/dD and strided skips' dL/dW from the groups' partial sums, in fp64 and in their order, from the
+  // layout by channel block back to [C][taps] of the tensors. dL/dW of convolutions was folded from P.
+  // Rounding to the stored dtype comes last.
   void finish_parameters() {
     if (!p.dparams) return;
     for (const auto& h : halves) {
@@ -250,6 +288,8 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
+  // The order of the passes is told at the top of the file. The folded matrices of forward are made again from the
+  // kept statistics, which takes C^2 work a half and no pass over the data.
   void run() {
     this->pack_taps();
     this->for_each_job(int64_t(halves.size()), [&](int64_t i) { this->fold_half(halves[i]); });

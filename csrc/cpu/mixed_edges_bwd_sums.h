@@ -1,4 +1,11 @@
 // Backward of mixed_edges on the CPU, first part: its buffers, the sums over dy, and what is folded from them.
+//
+// The gradient of a batch norm needs mean(dy) and q = mean(dy zhat) of every channel, sums over all images, before
+// the first dL/du can be written. With z never formed, q comes from P = mean(dy (u - mean u)^T), a C x C matrix: q
+// is r * rowsum(W o P), and P and the kept S give dL/dw and dL/dW as well. So one sweep gathers P for every
+// convolution into a node, and the folds turn it into the three things that dL/du is made of:
+//  dL/du = A^T dy - B (u - mean u) - A^T mean(dy),   A = w diag(r) W,   B = W^T diag(w r^2 q) W.
+// u is computed again for both the sums and the products, from the state or from v; only "fast" reads it.
 #pragma once
 
 #include "mixed_edges_call.h"
@@ -12,18 +19,24 @@ template <class T> struct BackwardSums : Call<T> {
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
 
-  std::vector<A*> crosses;        // [halves of one sweep][groups]: P = sum dy (u - mean u)^T, [width][width]
-  A *dy_sums, *dv_sums;           // [groups][width]; the latter per sep_conv into the node
-  A* dy_mean;                     // [nodes][width]
-  std::vector<A*> gradients;      // of each state, [N][pixels][C]
-  std::vector<bool> needed;       // of each state: some gradient hangs on its own
-  std::vector<int> writer;        // of each state: the edge that writes its gradient first, -1: none
-  A* dv;                          // [sep_convs into the node][N][pixels][C]
+  std::vector<A*> crosses;  // [halves of one sweep][groups]: partial sums of dy (u - mean u)^T, [width][width]
+  A *dy_sums, *dv_sums;  // [groups][width] of dy; the same of dv, for each sep_conv into the node
+  A* dy_mean;  // [nodes][width], kept: the pools that leave a state are finished after the node they enter
+  // The gradients of the states are in the accumulation dtype, since all edges that leave a state add to its own,
+  // one after the other; a 16-bit sum would round every time.
+  std::vector<A*> gradients;  // of each state, [N][pixels][C]; null: not wanted
+  std::vector<bool> needed;  // of each state: some gradient hangs on its own; true of every node
+  std::vector<int> writer;  // of each state: the edge that writes its gradient first, -1: none; no pass clears gradients
+  A* dv;  // [sep_convs into the node][N][pixels][C]: dL/dv through the relu, from second to first half
   std::vector<A*> skip_dots;      // [terms]: [groups][2][width] of <dy, x + noise> and, multiplicative, sum of dy d
   std::vector<A*> reduce_crosses; // [terms]: [groups][2][width][width]
-  double* fold_scratch;                  // [threads][2][width][width]
+  double* fold_scratch;  // [threads][2][C][width]
   int most_halves = 0, most_inputs = 0;
 
+  // The cross matrices and dv are used again by every node, so they are as large as the node with most
+  // needs. `writer` is found in the order in which run() visits edges: nodes from the last, the edges into a
+  // node in their order. Strided skips keep a cross matrix of [width][width] for each of their two parts,
+  // but only if parameters have gradients.
   BackwardSums(const MixedEdgesParams& params, bool measure) : Base(params, measure) {
     std::vector<int> final_halves(p.nodes), inputs(p.nodes);
     for (const auto& h : halves) {
@@ -57,21 +70,25 @@ template <class T> struct BackwardSums : Call<T> {
           writer[p.edges[e].source] = e;
   }
 
+  // Whether the edge gives relu(x) a gradient, which first_halves writes; pools and
+  // skips are added by finish_state.
   bool has_convolutions(int e) const {
     for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i)
       if (p.terms[i].half >= 0 || p.terms[i].op == EdgeOp::reduce_skip) return true;
     return false;
   }
-  // Whether anything of an edge but dL/dw is wanted.
+  // Whether anything of an edge but dL/dw is wanted. With frozen parameters that is not so for the edges from an
+  // input without a gradient: they end at the sums over dy.
   bool goes_on(const Edge& e) const { return p.dparams != nullptr || needed[e.source]; }
   Pixels<A> gradient(int state, int64_t image) const {
     return {gradients[state] + image * this->grids[state].pixels() * C, C};
   }
+  // dL/dv of a sep_conv, by its slot among those into the node.
   Pixels<A> input_gradient(int slot, int64_t image) const {
     return {dv + (slot * p.images + image) * out.pixels() * C, C};
   }
 
-  // f(place among those of the node, half) over its final halves, or over its sep_convs' first ones.
+  // Calls f(slot among those of the node, half) over the node's final halves, or over its sep_convs' first ones.
   template <class F> void for_halves(int node, bool final, F f) {
     int slot = 0;
     for (const auto& h : halves)
@@ -85,6 +102,10 @@ template <class T> struct BackwardSums : Call<T> {
 
   // --- sums over dy --------------------------------------------------------------------------------------
 
+  // Adds one image to the sums over dy of a node: sum of dy, the cross matrix of every final half, <dy, z - mean>
+  // of every pool and strided skip, and what dL/dw of a skip needs. dy is complete here: finish_state came before,
+  // in the same sweep. `opens` clears the group's partial sums at its first image. Kept u need no source, so the
+  // images of a "fast" edge are not loaded.
   void add_sums(Scratch& s, int node, int group, int64_t image) {
     const bool opens = image == this->first_image(group);
     const int64_t pixels = out.pixels();
@@ -120,7 +141,8 @@ template <class T> struct BackwardSums : Call<T> {
     }
   }
 
-  // z - mean(z) of a pool or strided skip. Overwrites s.u.
+  // z - mean(z) of a pool or strided skip, computed again. Products with dy then need no correction by the mean,
+  // which would cancel. Overwrites s.u.
   void centred_norm(Scratch& s, int i, A* z) {
     const EdgeTerm& t = p.terms[i];
     if (this->is_pool(t)) this->pool(t, s, z);
@@ -134,6 +156,10 @@ template <class T> struct BackwardSums : Call<T> {
     }
   }
 
+  // What dL/dw of a skip needs, <dy, x + d> or <dy, x d>, where dL/dw is wanted. Additive noise on a strided
+  // skip adds <dy, d> to the <dy, BN(z)> that comes from the norm's own dots. Multiplicative noise turns its
+  // dy into dy d before the batch norm sees it, so the sum of dy d is gathered too: the mean of the node's
+  // dy is not what that norm needs.
   void add_skip_sums(Scratch& s, int i, int group, int64_t image, bool opens) {
     const EdgeTerm& t = p.terms[i];
     const int64_t pixels = out.pixels();
@@ -165,6 +191,7 @@ template <class T> struct BackwardSums : Call<T> {
     add_channel_dots(dy, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
   }
 
+  // to = x d, or x + d.
   void combine(const A* x, const A* d, bool times, A* to) {
     for (int64_t k = 0; k < int64_t(out.pixels()) * width; k += L)
       put(to + k, times ? get(x + k) * get(d + k) : get(x + k) + get(d + k));
@@ -174,7 +201,8 @@ template <class T> struct BackwardSums : Call<T> {
     return sum_over_groups(partial, groups, stride, at);
   }
 
-  // From partial sums to dL/dw, dL/dW and the matrices of dL/du.
+  // From the groups' partial sums to mean(dy), dL/dw, dL/dW and the matrices of dL/du. For pools and strided skips
+  // q comes from <dy, z - mean>; M q is their dL/dw, summed over channels.
   void fold_sums(int node) {
     for (int c = 0; c < width; ++c)
       dy_mean[int64_t(node) * width + c] = A(total(dy_sums, width, c) / double(this->samples()));
@@ -198,6 +226,9 @@ template <class T> struct BackwardSums : Call<T> {
     }
   }
 
+  // Folds the node's halves, one job each. Second halves take the sums of dy, first halves those of
+  // dv. Where an edge does not go on (goes_on), its first halves were not gathered: what is folded
+  // from the old sums is read by nobody.
   void fold_halves(int node, bool final) {
     std::vector<const Half<A>*> chosen;
     for_halves(node, final, [&](int, const Half<A>& h) { chosen.push_back(&h); });
@@ -207,6 +238,13 @@ template <class T> struct BackwardSums : Call<T> {
     });
   }
 
+  // From P and the sum of dy (or dv) of a half to dL/dw, dL/dW, A^T, -B and the constant of dL/du.
+  //
+  // Row by row of W, with the partial sums added in fp64 in the order of the groups:
+  //    q = r * (W o P),  dL/dw += M q,  dL/dW = w M r (P - q r W S),  B += w r^2 q W_co W_co^T,  constant -= A_co mean(dy).
+  // S is the covariance that forward kept; without it there is no dL/dW, and none is asked for. B is
+  // summed in fp64 and negated once. from_dy has a row per channel of dy, from_u a row per channel of u:
+  // both lie as product() wants them.
   void fold_half_gradient(const Half<A>& h, int slot, const A* sums, double* B) {
     const double samples = double(this->samples()), scale = this->scale_of(h);
     const T* pointwise = this->param(h.param + 1);

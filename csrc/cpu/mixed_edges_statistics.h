@@ -1,4 +1,9 @@
 // Forward of mixed_edges on the CPU, first part: what every batch norm needs, gathered image by image, then folded.
+//
+// A convolution's batch norm needs mean(z) and var(z) of z = W u over all images before a single output can be
+// written. z is linear in u, so both follow from mean(u) and S = cov(u):  mean(z) = W mean(u),  var(z) = diag(W S
+// W^T). A sweep therefore adds C x C Gram matrices (C/2 MAC an element, by symmetry) instead of forming z, storing
+// it and reading it again. Pools and strided skips form z in cache and add moments of its channels.
 #pragma once
 
 #include "mixed_edges_call.h"
@@ -12,14 +17,19 @@ template <class T> struct Statistics : Call<T> {
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
 
-  // Gram partials of the halves whose statistics one sweep gathers: [halves][groups].
+  // Partial sums of one half over one group of images. The Gram matrix is that of u + shift, where shift is minus
+  // the mean of the group's first rows: where u lies far from zero, raw second moments in fp32 would lose the
+  // variance when the square of the mean is taken off. The pivot need not be exact, the fold corrects for it.
   struct Gram {
-    A *products, *deviations, *shift;  // [width][width]; sums of u + shift; minus the mean of the group's first rows
+    A *products, *deviations, *shift;  // [width][width] of (u + shift)(u + shift)^T, upper lane blocks; [width] of their sums; [width]
   };
+  // [halves that one sweep gathers][groups], used again by every sweep.
   std::vector<Gram> grams;
-  double* fold_scratch;  // [threads][3][width][width] for folding
-  int gathered;
+  double* fold_scratch;  // [threads][2][C][width]
+  int gathered;  // the most halves that one sweep gathers
 
+  // A sweep gathers the first halves that leave a level's states, or the second ones. The level of a state: 0 for
+  // the inputs, then one per node, because node j is complete only after node j - 1.
   Statistics(const MixedEdgesParams& params, bool measure) : Base(params, measure) {
     std::vector<int> first(p.nodes + 1), second(p.nodes + 1);
     for (const auto& h : halves) {
@@ -37,7 +47,7 @@ template <class T> struct Statistics : Call<T> {
 
   bool is_first(const Half<A>& h) const { return h.index == h.term->half; }
 
-  // f(place among those gathered, half) over the first or second halves that leave the states [from, to).
+  // Calls f(slot in `grams`, half) over the first or second halves that leave the states [from, to).
   template <class F> void for_halves(int from, int to, bool first, F f) {
     int slot = 0;
     for (const auto& h : halves) {
@@ -46,7 +56,9 @@ template <class T> struct Statistics : Call<T> {
     }
   }
 
-  // Adds an image's u to the mean and Gram matrix of its half, centred by the group's first rows.
+  // Adds an image's u to the Gram matrix and the sums of its half. `opens` marks the group's first image, which
+  // clears the partial sums and sets the pivot: its first rows are computed once unshifted for their mean and then
+  // again shifted. Each piece of u is used while it is in L1, for the sums and for the products, and dropped.
   void gather_gram(Scratch& s, const Half<A>& h, const A* in, int slot, int group, bool opens) {
     Gram& gram = grams[slot * groups + group];
     if (opens) {
@@ -71,7 +83,9 @@ template <class T> struct Statistics : Call<T> {
     });
   }
 
-  // First sweep over a state: statistics of pools, skips and first halves of all edges that leave it.
+  // Gathers, from one image of a state, the moments of its pools (each kind and stride once, for all edges),
+  // of its strided skips, and of the state itself where noise is relative to the spread of x. `before`
+  // counts the group's earlier images.
   void gather_first(Scratch& s, int state, int group, int64_t image) {
     const int64_t before = image - this->first_image(group);
     const Grid& grid = this->grids[state];
@@ -94,6 +108,7 @@ template <class T> struct Statistics : Call<T> {
     }
   }
 
+  // The Gram matrices of all first halves that leave the state; reads relu_x of the image just loaded.
   void gather_first_halves(Scratch& s, int from, int to, int state, int group, int64_t image) {
     for_halves(from, to, true, [&](int slot, const Half<A>& h) {
       if (this->edge_of(*h.term).source == state)
@@ -101,6 +116,8 @@ template <class T> struct Statistics : Call<T> {
     });
   }
 
+  // v of every sep_conv, stored if the memory setting keeps it, and the Gram matrix of its second depthwise output.
+  // It needs the folded first halves, whose batch norm stands between: hence a sweep of its own.
   void gather_second_halves(Scratch& s, int from, int to, int group, int64_t image) {
     for_halves(from, to, false, [&](int slot, const Half<A>& h) {
       this->compute_second_input(s, *h.term, image, p.v != nullptr);
@@ -108,6 +125,7 @@ template <class T> struct Statistics : Call<T> {
     });
   }
 
+  // Folds the halves whose sums are complete, one job each: about C^3 multiplications in fp64.
   void fold_halves(int from, int to, bool first) {
     std::vector<const Half<A>*> chosen;
     for_halves(from, to, first, [&](int, const Half<A>& h) { chosen.push_back(&h); });
@@ -115,7 +133,15 @@ template <class T> struct Statistics : Call<T> {
                        [&](int64_t i) { fold_statistics(*chosen[i], int(i), fold_scratch + thread_number() * 2 * C * width); });
   }
 
-  // mean(u) and cov(u) from the groups' partial sums, then var(W u) = diag(W S W^T), then the folded matrix.
+  // From the groups' partial sums to mean(u), S, the statistics of z, the shift that
+  // backward uses, and the folded matrix.
+  //
+  // The first loop adds the groups' means: the mean of u in a group is deviations / n - shift. The second adds,
+  // with d the group's mean minus the whole mean and e = deviations / n the mean left after the shift,
+  //  sum (u - mean)(u - mean)^T = products + n (d d^T - e e^T),
+  // all in fp64 and group by group in their order. Only lane blocks on and above the diagonal are
+  // there; the rest is mirrored. A variance below 0, which rounding can leave of a constant channel, is
+  // stored as 0 (stored_variance).
   void fold_statistics(const Half<A>& h, int slot, double* work) {
     double *S = work, *row = work + int64_t(C) * width;
     std::vector<double> mean(C, 0.0);
@@ -171,7 +197,8 @@ template <class T> struct Statistics : Call<T> {
     return m.total(channel, width, groups, p.images, pixels);
   }
 
-  // Pools, strided skips and noise of the edges that leave the states [from, to).
+  // Pools, strided skips and noise of the edges that leave the states [from, to): statistics of z, folded scales,
+  // and the spread that relative noise is multiplied with.
   void fold_others(int from, int to) {
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
@@ -191,12 +218,14 @@ template <class T> struct Statistics : Call<T> {
       if (t.op == EdgeOp::reduce_skip && is_relative(p.form)) p.std[t.skip] = normalised_std(norms[i], m);
     }
   }
-  // Of a whole tensor, from its channels.
+  // The standard deviation of a whole tensor from the moments of its channels, as torch's std() of x.
   double whole_std(const ChannelMoments<A>& m, int64_t pixels) const {
     Moments total;
     for (int c = 0; c < C; ++c) total = merge(total, finished(m, c, pixels));
     return unbiased_std(total);
   }
+  // The same of a strided skip after its batch norm, which noise comes after: every channel has mean 0 there, and
+  // squares scaled by r^2. It is not exactly 1, because of eps and of channels that are constant.
   double normalised_std(const Norm& norm, const ChannelMoments<A>& m) const {
     Moments total;
     for (int c = 0; c < C; ++c) {

@@ -1,4 +1,9 @@
-// Tiles of a tensor with channels, in either layout, and what carries a value from a channel to its columns and back.
+// Tiles of a tensor with channels, in either layout, and what carries a value from a
+// channel to its columns and back.
+//
+// NCHW and channels last are both read as a matrix whose columns each belong to one channel, so one set
+// of loops serves both: statistics and sums are made by column, with unit stride and no test, and
+// folded to channels once per tile.
 #pragma once
 
 #include <algorithm>
@@ -9,21 +14,22 @@ namespace fastnas::FASTNAS_ISA {
 namespace {
 
 constexpr int64_t kColumns = 1024;         // of a tile at most, where pixels follow each other
-constexpr int64_t kRepeatedColumns = 512;  // about, where channels do: shorter rows have fewer sums to fold
+constexpr int64_t kRepeatedColumns = 512;  // about, where channels are neighbours: shorter rows have fewer sums to fold
 constexpr int64_t kElements = 16384;       // of a tile: 64 KiB of fp32, read twice out of L2
 static_assert(kColumns <= kTile);
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Some rows and columns of the memory. Column j is of channel `channel + j / span % channels`.
+// Some rows and columns of the matrix. Column j is of channel `channel + j / span % channels`.
 struct Tile {
   int64_t row, rows, column, width;
   int64_t channel, channels, span;
   int64_t part;  // which partial sum of its channels
 };
 
-// Either layout as a matrix whose columns each belong to one channel: NCHW a row per image,
-// channels last as many pixels to a row as make it long, so that the last row may be short.
+// Either layout as a matrix: NCHW a row per image, channels last as many pixels to a row as make it
+// long, so that the last row may be short. All of it is fixed by the shape: which sums are added
+// together never depends on the threads.
 struct Tiling {
   int64_t n, channels, pixels, columns, rows;
   int64_t span;    // neighbouring columns of one channel
@@ -82,7 +88,8 @@ struct Tiling {
     }
   }
 
-  // Each thread has its own run of tiles; backwards finds in cache what the sweep before left there.
+  // Calls f on all tiles, each thread having a run of its own. The second sweep of a pass goes backwards, because
+  // it then begins with what the first one left in the caches.
   template <class F>
   void for_each_tile(bool backwards, F f) const {
     const int64_t tiles = divide_up(rows, height) * slices;
@@ -95,7 +102,8 @@ struct Tiling {
   }
 };
 
-// Sums by column to sums by channel.
+// Sums by column to sums by channel: neighbours where pixels follow each other, every
+// channels-th where channels do.
 template <class A>
 void fold(const Tile& t, const A* column, A* channel) {
   if (t.span == 1) {
@@ -112,7 +120,7 @@ void fold(const Tile& t, const A* column, A* channel) {
   }
 }
 
-// f(channel of the tile) into every column of that channel.
+// Writes f(channel of the tile) into every column of that channel.
 template <class A, class F>
 void spread(const Tile& t, A* column, F f) {
   if (t.span == 1) {

@@ -1,5 +1,10 @@
-// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms read side by side.
-// Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms read side by side. Compiled once per
+// instruction set; FASTNAS_ISA names the namespace.
+//
+// The op waits for memory: forward reads K N and writes N elements, backward reads (K + 1) N and writes K N, and
+// two cores need 5.2 ms for that traffic at 8 terms of 64x16x32x32 (the kernels take 5.1). So a tile is read once
+// and used for everything: backward makes dw_k and dx_k in one pass over x_k and dy. Stores past the caches, which
+// would save reading the lines of y and dx first, were slower here (benchmarks/NOTES.md).
 #include "mixed_sum.h"
 
 #include "../formulas/mixed_sum.h"
@@ -9,15 +14,18 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// What lies 2 KiB ahead of each term is asked for a line at a time: the hardware alone keeps too few of so many streams
-// in flight. Beyond the end of an array it fetches what nobody needs, and never faults.
+// What lies 2 KiB ahead of each term is asked for a line at a time, and with intent to write where it will be
+// written: the hardware alone keeps too few of so many streams in flight. 0.5, 1, 3 and 4 KiB ahead were no better.
+// Beyond the end of an array the prefetch fetches what nobody needs, and never faults.
 constexpr int kLineBytes = 64, kBytesAhead = 2048, kVectors = kLineBytes / kVectorBytes;
 template <class A> constexpr int kLine = kVectors * kLanes<A>;
 template <bool kWrite = false, class T> void prefetch_ahead(const T* here) {
   __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead, kWrite);
 }
 
-// acc = (first ? 0 : acc) + sum of w x over up to kGroup terms, side by side: 8 x 2 KiB fit L1 beside the tile.
+// acc = (first ? 0 : acc) + the sum of w x over up to kGroup terms, side by side. Eight streams of
+// 2 KiB fit L1 beside the tile; acc is read and written once for all of them. Terms are added in
+// their order, element by element.
 constexpr int kGroup = 8;
 template <class T, class A>
 void add_terms(int terms, const T* const* x, const A* w, bool first, int64_t count, A* acc) {
@@ -38,6 +46,9 @@ void add_terms(int terms, const T* const* x, const A* w, bool first, int64_t cou
   }
 }
 
+// Sums one tile of all terms. Terms without noise wait until kGroup of them are there; noisy ones come
+// after them, one at a time, because each needs its tile of draws. For 16-bit dtypes the sum stays in
+// fp32 until all terms are in it.
 template <class T, class A>
 void fwd_tile(const MixedSumParams& p, int64_t begin, int64_t count) {
   alignas(64) A sum[kTile], scratch[kTile], v[kTile], d[kTile];
@@ -86,6 +97,8 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
 }
 
+// The common case of backward, dw and dx of a term without noise, in one pass: dy comes from L1, x and dx are asked
+// for ahead. The lanes' partial dots are added once a tile.
 template <class T, class A>
 A dot_and_store_scaled(A w, const A* dy, const T* x, int64_t count, T* dx) {
   Vec<A> lanes{};
@@ -107,6 +120,8 @@ A dot_and_store_scaled(A w, const A* dy, const T* x, int64_t count, T* dx) {
   return sum;
 }
 
+// One tile of every gradient; dw[k] is the block's partial sum. The noise is drawn again where dw needs v, or where
+// it scales dx (multiplicative noise); additive noise does not touch dx.
 template <class T, class A>
 void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw) {
   alignas(64) A dy_scratch[kTile], x_scratch[kTile], v_scratch[kTile], d[kTile], scaled[kTile];

@@ -1,4 +1,8 @@
-// Count, mean and centred squares of values in cache: two passes, exact where one would cancel (a mean 100 std away).
+// Count, mean and centred squares of values in cache.
+//
+// E[z^2] - E[z]^2 in fp32 is off by 1e-3 of the variance where the mean is 100 standard deviations away. So
+// everything here takes two passes: a mean first, then squares of the deviations from it. The rounded mean is not
+// quite the mean; the sum of the deviations (0 but for rounding) corrects both the mean and the squares.
 #pragma once
 
 #include "../formulas/mixed_sum.h"
@@ -6,7 +10,7 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// With sums of type S.
+// With sums of type S. Reassociating them is allowed here (omp simd), which is what lets g++ use vectors.
 template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) {
   S sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -22,24 +26,27 @@ template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) 
   return moments_of_sums(double(count), double(mean), double(squares), double(deviations));
 }
 
+// In fp32, and again in fp64 where squares in fp32 vanish or overflow (squares_fit_fp32).
 template <class A> Moments moments_of(const A* v, int64_t count) {
   const Moments m = two_pass_moments<A>(v, count);
   return std::is_same_v<A, double> || squares_fit_fp32(m) ? m : two_pass_moments<double>(v, count);
 }
 
-// A vector's lanes as doubles.
+// The lanes of a vector as doubles: a vector twice as wide, which the compiler splits in two.
 template <class A> struct WideOf {
   typedef double type __attribute__((vector_size(kLanes<A> * int(sizeof(double)))));
 };
 template <class A> using Wide = typename WideOf<A>::type;
 template <class A> Wide<A> widen(Vec<A> v) { return __builtin_convertvector(v, Wide<A>); }
 
-// Mean and centred squares of each lane.
+// Mean and centred squares of each lane, that is of each channel of a block.
 template <class A> struct LaneMoments {
   Wide<A> mean, squares;
 };
 
-// Of a plane [pixels][lanes], with sums of type S: a vector of A or of double.
+// Takes both passes over a plane [pixels][lanes], with sums of type S, a vector of A or of double.
+// The correction by the left-over deviations is made in fp64, because their square may lie below
+// what fp32 resolves of the squares.
 template <class S, class A> LaneMoments<A> two_pass_lanes(const A* plane, int64_t pixels) {
   constexpr int L = kLanes<A>;
   S sum{}, squares{}, deviations{};
@@ -55,7 +62,8 @@ template <class S, class A> LaneMoments<A> two_pass_lanes(const A* plane, int64_
           __builtin_convertvector(squares, Wide<A>) - left_over * left_over / count};
 }
 
-// Mean and centred squares of channels, gathered image by image (Chan, Golub, LeVeque 1979).
+// Mean and centred squares of channels, gathered image by image and merged (Chan, Golub, LeVeque 1979). An image is
+// one plane in cache, read twice; `before` is how many values of the channel the group has seen, 0 opens the group.
 template <class A> struct ChannelMoments {
   double *mean, *squares;  // [groups][blocks lanes]
 
@@ -74,6 +82,7 @@ template <class A> struct ChannelMoments {
     }
   }
 
+  // Merges the groups in their order, whatever thread gathered them.
   Moments total(int channel, int width, int groups, int64_t images, int64_t pixels) const {
     Moments sum;
     for (int g = 0; g < groups; ++g) {
@@ -84,6 +93,8 @@ template <class A> struct ChannelMoments {
   }
 
  private:
+  // Takes the plane again in fp64 if the squares of any channel in use do not fit fp32. Lanes past the last channel
+  // hold zeros, whose squares never fit; they do not count.
   static LaneMoments<A> plane_moments(const A* plane, int64_t pixels, int channels) {
     const LaneMoments<A> m = two_pass_lanes<Vec<A>>(plane, pixels);
     if constexpr (!std::is_same_v<A, double>)

@@ -1,4 +1,7 @@
 // Philox draws of a range of elements that follow each other in NCHW order.
+//
+// The counter of an element is its index in NCHW order, whatever the layout of the tensor, so a call draws the same
+// numbers on every backend. A Philox block serves four neighbours in that order, hence the quads below.
 #pragma once
 
 #include "../formulas/mixed_sum.h"
@@ -7,7 +10,9 @@ namespace fastnas::FASTNAS_ISA {
 
 constexpr int64_t kDrawTile = 1024;  // elements a call of draw_quads may fill
 
-// Integers first, floating point second: two loops that g++ vectorises, where it gives up on one.
+// Fills d with the draws of `quads` blocks from block `first` on. Integers come first, floating point
+// second, with the words in arrays of their own between them: g++ 12 vectorises these two loops and
+// gives up on one that does both.
 template <bool gaussian, class A>
 void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
   alignas(64) uint32_t words[4][kDrawTile / 4];
@@ -26,7 +31,8 @@ void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
   }
 }
 
-// The draws of the elements [begin, begin + count).
+// The draws of the elements [begin, begin + count). A range may begin inside of a Philox block: then the tile
+// begins with that block's first element, and the `lead` draws before the range are thrown away.
 template <class A> void draw_range(const Draw<A>& draw, int64_t begin, int64_t count, A* d) {
   const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;
   alignas(64) A tile[kDrawTile];

@@ -1,15 +1,20 @@
 // 3x3 pools of one channel block, channels in the lanes; pixels outside of the image do not count, as in torch.
-// Separable: columns first, then rows.
+//
+// Both pools are separable: a pass along the rows makes one value of up to three columns, a pass down the columns
+// one of up to three rows: at stride 1 that is 4 operations an output instead of 8. `columns` is the buffer between
+// the passes, [from.rows][to.cols][lanes]. Nothing of a pool is kept for backward: the winners of a maximum are
+// found again from x, where eager keeps an int64 index for each output, twice the size of the output in fp32.
 #pragma once
 
 #include "vector.h"
 
 namespace fastnas::FASTNAS_ISA {
 
-// As torch: NaN wins.
+// The maximum with torch's rule for NaN: a NaN replaces whatever came before it, so the last NaN of a window wins.
 template <class V> V larger(V best, V v) { return ((v > best) | (v != v)) ? v : best; }
 
-// to[r][w] = combine of the up to three columns around w stride, over all rows.
+// to[r][w] = combine of the up to three columns around w stride, over all rows. The arguments of `combine` keep the
+// order of the columns: `larger` prefers the first of equal values.
 template <class A, class F> void pool_columns(const A* x, const Grid& from, int stride, int cols, A* to, F combine) {
   constexpr int L = kLanes<A>;
   for (int h = 0; h < from.rows; ++h) {
@@ -24,7 +29,7 @@ template <class A, class F> void pool_columns(const A* x, const Grid& from, int 
   }
 }
 
-// f(column, combine of the up to three rows around h stride, output row).
+// Calls f(row, column, combine of the up to three rows around row stride).
 template <class A, class F, class G>
 void pool_rows(const A* x, const Grid& from, int stride, const Grid& to, F combine, G f) {
   constexpr int L = kLanes<A>;
@@ -41,12 +46,13 @@ void pool_rows(const A* x, const Grid& from, int stride, const Grid& to, F combi
   }
 }
 
-// Pixels that a window of one dimension covers.
+// The pixels that a window covers in one dimension; avg_pool divides by the product of
+// both (count_include_pad=False).
 inline int covered(int at, int stride, int size) {
   return 1 + (at * stride > 0) + (at * stride + 1 < size);
 }
 
-// x [pixels][lanes] of `from`, y of `to`; `spare` holds from.rows x to.cols.
+// x is [pixels][lanes] of `from`, y of `to`.
 template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* columns, A* y) {
   const auto combine = [](Vec<A> a, Vec<A> b) { return larger(a, b); };
   pool_columns(x, from, stride, to.cols, columns, combine);
@@ -54,6 +60,7 @@ template <class A> void max_pool(const A* x, const Grid& from, int stride, const
             [&](int h, int w, Vec<A> v) { put(y + (int64_t(h) * to.cols + w) * kLanes<A>, v); });
 }
 
+// The nine values are added unscaled and divided once, by the number of them that lie inside of the image.
 template <class A> void avg_pool(const A* x, const Grid& from, int stride, const Grid& to, A* columns, A* y) {
   const auto combine = [](Vec<A> a, Vec<A> b) { return a + b; };
   pool_columns(x, from, stride, to.cols, columns, combine);
@@ -63,13 +70,20 @@ template <class A> void avg_pool(const A* x, const Grid& from, int stride, const
   });
 }
 
-// dx += the transpose of max_pool: dy goes to the first largest pixel in row-major order, to the last NaN if there
-// is one. Columns first, so that the row is chosen before the column. `best` and `d` hold from.rows x to.cols.
+// dx += the transpose of max_pool: a window's dy goes to its first largest pixel in
+// row-major order, or to its last NaN.
+//
+// First the row is chosen, from the maxima of the rows (`best`), then the column inside of that row: this is
+// row-major order, and it needs 3 + 3 comparisons where searching the window needs 9. Each lane has its own winner,
+// so a winner is a vector of row or column numbers, and the gradient is blended into every candidate rather than
+// scattered. Windows overlap; they add into a pixel in the order in which they are visited, with no atomics and no
+// dependence on threads. `best` and `d` hold from.rows x to.cols.
 template <class A>
 void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, const Grid& to, A* best, A* d, A* dx) {
   constexpr int L = kLanes<A>;
   const int64_t pitch = int64_t(to.cols) * L;
   pool_columns(x, from, stride, to.cols, best, [](Vec<A> a, Vec<A> b) { return larger(a, b); });
+  // d[r][w]: what the windows of column w give to row r.
   memset(d, 0, sizeof(A) * from.rows * pitch);
   for (int h = 0; h < to.rows; ++h) {
     const int c = h * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.rows ? c + 1 : c;
@@ -87,6 +101,7 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
       }
     }
   }
+  // dx[r][...]: d handed on to the column of the row that won.
   for (int r = 0; r < from.rows; ++r) {
     const A* row = x + int64_t(r) * from.cols * L;
     A* to_row = dx + int64_t(r) * from.cols * L;
@@ -105,7 +120,8 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
   }
 }
 
-// dx += the transpose of avg_pool. `d` holds from.rows x to.cols.
+// dx += the transpose of avg_pool: dy over the window's count, spread over rows, then over columns. The division
+// comes first, because windows of different counts meet in one pixel. `d` holds from.rows x to.cols.
 template <class A>
 void avg_pool_transposed(const A* dy, const Grid& from, int stride, const Grid& to, A* d, A* dx) {
   constexpr int L = kLanes<A>;

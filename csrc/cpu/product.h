@@ -1,4 +1,9 @@
 // Products over the channels of one image, channels in the lanes: pointwise convolutions and Gram matrices.
+//
+// A pointwise convolution multiplies every pixel's vector of channels with one C x C matrix; a Gram or
+// cross matrix sums the outer products of two such vectors over the pixels. Both keep a tile of sums in
+// registers and stream one operand past it. Measured on one core that does 76 GFMA/s: products 44, 57, 62
+// at C = 16, 32, 64; Gram 45, 65, 67.
 #pragma once
 
 #include <type_traits>
@@ -7,7 +12,8 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// One addend of a product: u [blocks][plane][lanes] times matrix [channels of u][blocks out * lanes].
+// One addend of a product: u [blocks][plane][lanes] times matrix [channels of u][width]. The matrix is stored with
+// the input channel outermost (W transposed), so that the weights of one input channel are whole aligned vectors.
 template <class A> struct Factor {
   const A* u;
   const A* matrix;
@@ -16,6 +22,13 @@ template <class A> struct Factor {
   int first = 0;      // the first channel that counts; rows of the matrix before it are not read
 };
 
+// Computes `pixels` x `blocks` vectors of outputs. For every input channel the loop loads `blocks`
+// vectors of the matrix and one scalar of each pixel, which the FMA broadcasts: pixels * blocks FMAs for
+// blocks + pixels loads. The factors follow each other into the same sums: dL/du = from_dy dy + from_u u
+// is written once and never read back.
+//
+// A factor that begins at a channel `first` skips the rows of the matrix before it instead of finding zeros there:
+// the skipped channels of u belong to the other convolution of a strided pair, and 0 times their inf would be NaN.
 template <class A, int pixels, int blocks>
 inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int64_t pixel, int width, int block,
                          const A* bias, bool add, A* out, int64_t out_plane) {
@@ -53,14 +66,19 @@ inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int
     for (int b = 0; b < blocks; ++b) put(out + (block + b) * out_plane * L + p * L, acc[p][b]);
 }
 
-// out[p] (+)= bias + sum_f matrix_f^T u_f[p], all images unpadded except out, which has a pitch and a plane
-// size of its own (in pixels). bias may be null.
+// out[p] (+)= bias + sum_f matrix_f^T u_f[p]. All images are unpadded except out, which has a pitch and
+// a plane size (in pixels) of its own: du goes straight into a padded plane for the transposed
+// convolution. bias may be null.
+//
+// Two blocks of output channels share each broadcast scalar, with R pixels: 2 R = 16 sums of 32
+// registers (8 of 16), the rest hold the matrix and the operands. A single block takes 2 R pixels
+// instead, for as many independent sums.
 template <class A>
 void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, const A* bias, bool add, A* out,
              int out_pitch, int64_t out_plane) {
   constexpr int L = kLanes<A>, R = kVectorRegisters == 32 ? 8 : 4;
   const int width = blocks * L;
-  // Rows that follow each other without a gap are one row.
+  // Rows that follow each other without a gap are one row, which leaves fewer tails where planes are narrow.
   const bool flat = out_pitch == grid.cols;
   const int rows = flat ? 1 : grid.rows, cols = flat ? grid.pixels() : grid.cols;
   const auto block_step = [&](auto wide, int block) {
@@ -89,6 +107,9 @@ void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, 
   product(factors, count, grid, blocks, bias, add, out, grid.cols, grid.pixels());
 }
 
+// Adds a tile of `rows` x `blocks` vectors of a cross matrix: every sum is loaded once, lives in a register while
+// all pixels go past, and is stored once. Pixels come in order, so a matrix depends on the order of its calls and
+// on nothing else; the callers add the images of a group in order on one thread.
 template <class A, int rows, int blocks>
 inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, A* sum, int width) {
   constexpr int L = kLanes<A>;
@@ -113,8 +134,11 @@ inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, 
     for (int j = 0; j < blocks; ++j) put(sum + i * width + j * L, acc[i][j]);
 }
 
-// sum [channels of a][blocks of b * lanes] += sum_p a[p] b[p]^T over `pixels`; the planes of a and b may be larger.
-// With `upper` only the lane blocks on and above the diagonal (a is b then). Rows up to the next full tile are written.
+// sum [channels of a][width] += sum_p a[p] b[p]^T over `pixels`; the planes of a and b may be larger than that.
+//
+// With `upper` a and b are the same and only the lane blocks on and above the diagonal are computed, which at
+// C = 64 and 16 lanes saves 6 of 16 blocks; who reads the matrix mirrors it. Rows up to the next full tile are
+// written, so `sum` has `width` rows even where C is smaller.
 template <class A>
 void outer(const A* a, int a_channels, int64_t a_plane, const A* b, int b_blocks, int64_t b_plane, int64_t pixels,
            bool upper, A* sum) {
@@ -135,7 +159,8 @@ void outer(const A* a, int a_channels, int64_t a_plane, const A* b, int b_blocks
   }
 }
 
-// sum_p u[p], [blocks][lanes].
+// sums[blocks][lanes] += sum_p u[p]. Four sums run side by side, because one chain of additions would wait four
+// cycles for each; they are joined pairwise, always the same way.
 template <class A> void add_channel_sums(const A* u, int64_t pixels, int blocks, A* sums) {
   constexpr int L = kLanes<A>;
   for (int b = 0; b < blocks; ++b) {
@@ -149,7 +174,7 @@ template <class A> void add_channel_sums(const A* u, int64_t pixels, int blocks,
   }
 }
 
-// sum_p a[p] b[p] per channel.
+// sums[blocks][lanes] += sum_p a[p] b[p] per channel, in four chains as above.
 template <class A> void add_channel_dots(const A* a, const A* b, int64_t pixels, int blocks, A* sums) {
   constexpr int L = kLanes<A>;
   for (int k = 0; k < blocks; ++k) {

@@ -1,5 +1,11 @@
-// y = BN(W relu(x)) on the CPU. z is written where y will be and normalised in place, so backward, which needs
-// only y, holds nothing else. Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// y = BN(W relu(x)) on the CPU, the preprocessing of a cell. Compiled once per instruction set;
+// FASTNAS_ISA names the namespace.
+//
+// z is written where y will be and normalised in place, so backward needs x and y, which exist anyway; eager
+// holds relu(x) and z besides. Forward takes two sweeps over the images (z and its moments, then the
+// normalisation), backward two (sums over dy, then dz, dW and dx); the batch norm's barrier lies between them.
+// Unlike in mixed_edges there is no Gram fold: the input has up to 4 C channels, and their Gram matrix would
+// cost twice the product itself.
 #include "relu_conv_bn.h"
 
 #include <vector>
@@ -24,6 +30,8 @@ template <class T> struct Call {
   ChannelMoments<A> moments;
   A *mean, *rstd, *dy_mean, *q;  // [width]
   A *dy_sums, *dots, *crosses;   // [groups][width] twice, [groups][parts][width][in_width]
+  // What a thread needs for one image: x, relu(x) as one convolution reads it, z or dz,
+  // and y (or the second part of z).
   struct Scratch {
     A *x, *u, *z, *y;
   };
@@ -58,6 +66,8 @@ template <class T> struct Call {
   double samples() const { return double(p.images) * out.pixels(); }
   int64_t first_image(int group) const { return p.images * group / groups; }
 
+  // Lays out W twice, for the product forward (input channel outermost) and the one
+  // back (output channel outermost).
   void pack() {
     std::fill_n(forward, int64_t(parts) * in_C * width, A(0));
     std::fill_n(back, int64_t(parts) * C * in_width, A(0));
@@ -77,7 +87,8 @@ template <class T> struct Call {
   void load_x(Scratch& s, int64_t n) {
     load_image<T, A>(image(static_cast<const T*>(p.x), in, in_C, n), in, in_C, s.x);
   }
-  // relu(x) as a part's convolution reads it: every pixel, or (2h + part, 2w + part), zeros beyond the image.
+  // relu(x) as a part's convolution reads it: every pixel, or at stride 2 the pixels (2h + part, 2w + part). An odd
+  // image has no pixel there for the last row or column of the second part, which reads zeros.
   void input_of(const Scratch& s, int part, A* to) const {
     const int step = p.reduce ? 2 : 1;
     for_each_pixel<A>(out, in_C, [&](int b, int h, int w, int) {
@@ -107,6 +118,9 @@ template <class T> struct Call {
     }
   }
 
+  // First sweep: z, stored, and its moments. The statistics are those of z as it was rounded to the
+  // stored dtype, since that is what gets normalised: in a channel whose z are all alike the rounding
+  // error must not look like a deviation.
   void run_forward() {
     pack();
     if (!p.training) read_stats();
@@ -145,6 +159,8 @@ template <class T> struct Call {
     load_image<T, A>(image(static_cast<const T*>(p.y), out, C, n), out, C, s.y);
   }
 
+  // First sweep: mean(dy) and q = mean(dy y), which every dz needs, since the batch norm ties all pixels of a
+  // channel together. Second sweep: dz, in place of dy, then dW and dx from it.
   void run_backward() {
     pack();
     read_stats();
@@ -169,6 +185,10 @@ template <class T> struct Call {
               (int64_t(part) * width + part * rows + row) * in_width + ci)));
   }
 
+  // dz, the group's partial sum of dW = dz relu(x)^T, and dx = W^T dz where x > 0, of one image. At
+  // stride 2 the parts write disjoint pixels of dx, which is cleared before, for the pixels that neither
+  // reads. A part multiplies its own C/2 channels of dz alone (Factor::first): the others' rows of W are
+  // zeros, and 0 times an inf is NaN.
   void input_gradient(Scratch& s, int group, int64_t n) {
     load_x(s, n);
     load_gradient(s, n);

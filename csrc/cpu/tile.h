@@ -1,4 +1,8 @@
 // Tiles that stay in L1, their skip noise and its standard deviations: shared by mixed_sum and mixed_norm_sum.
+//
+// Work is cut into blocks of kBlock elements, fixed by the size alone, and blocks into tiles. Each block has its
+// own partial sum and belongs to one thread; partial sums are added in block order. Results therefore do not
+// depend on the number of threads.
 #pragma once
 
 #include <cstdlib>
@@ -11,10 +15,12 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-constexpr int64_t kTile = 1024;  // 4 KiB of fp32: a sum, a noisy term and its draws, and what is asked for ahead, fit a 32 KiB L1
+// 4 KiB of fp32. A tile of the sum, one of a noisy term and one of its draws, with the lines asked for ahead, fit
+// an L1 of 32 KiB. Tiles of 128, 256 and 512 elements were no faster (benchmarks/NOTES.md).
+constexpr int64_t kTile = 1024;
 static_assert(kBlock % kTile == 0 && kTile % 4 == 0 && kTile <= kDrawTile);
 
-// A tile in the accumulation dtype: where it lies if it is that already, else converted.
+// A tile in the accumulation dtype: in place if it is stored so already, else converted into `scratch`.
 template <class T, class A>
 const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
   const T* src = static_cast<const T*>(base) + begin;
@@ -26,7 +32,9 @@ const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
   }
 }
 
-// The draws of the elements [begin, begin + count) in memory order.
+// The draws of the elements [begin, begin + count) in memory order. Where memory is in NCHW order four
+// come out of each Philox block. Channels last, neighbours in memory are far apart in NCHW, so every
+// element computes its whole block.
 template <class A>
 void draw_tile(const MixedSumParams& p, int ordinal, int64_t begin, int64_t count, A* d) {
   const Draw<A> draw(p, ordinal);
@@ -49,7 +57,8 @@ Moments tile_moments(const void* x, int64_t begin, int64_t count) {
   return moments_of(load_tile<T, A>(x, begin, count, scratch), count);
 }
 
-// f(tile begin, tile size, block index) over all tiles; the tiles of a block stay on one thread.
+// Calls f(tile begin, tile size, block index) over all tiles. The tiles of a block stay on one thread and in order,
+// so f may add to the block's partial sum without a lock.
 template <class F>
 void for_each_tile(const MixedSumParams& p, F f) {
   const int64_t blocks = block_count(p.n);
@@ -62,7 +71,8 @@ void for_each_tile(const MixedSumParams& p, F f) {
   }
 }
 
-// Sums of the blocks, zero at first. Not a std::vector: its functions are shared between instruction sets.
+// Partial sums of the blocks, zero at first. It is no std::vector: functions of that are weak symbols, shared by
+// the object files of all instruction sets, and the linker might keep the AVX-512 copy for all of them.
 class Partials {
  public:
   explicit Partials(int64_t count) : sums_(static_cast<double*>(calloc(size_t(count), sizeof(double)))) {
@@ -77,6 +87,8 @@ class Partials {
   double* sums_;
 };
 
+// Fills p.std with the standard deviation of every noisy term over the whole tensor, for noise relative to it. The
+// moments of a block are merged tile by tile, those of the blocks in order.
 template <class T, class A>
 void standard_deviations(const MixedSumParams& p) {
   Partials partials(3 * block_count(p.n));

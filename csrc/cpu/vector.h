@@ -1,5 +1,9 @@
-// Compiler vectors of this instruction set's width, and images laid out for them: channels in the lanes,
-// [channel blocks][rows][columns][lanes], so that every plane size and every tap is an aligned full vector.
+// Compiler vectors of this instruction set's width, and images laid out for them.
+//
+// An image is [channel blocks][rows][columns][lanes]: the lanes of a vector are neighbouring channels of one pixel.
+// With pixels in the lanes a plane of 8 x 8 or of an odd width would leave lanes empty, and every horizontal tap
+// would need shifted, unaligned loads. This way every plane size and every tap is an aligned load of a full vector,
+// and nothing is shuffled. The lanes past the last channel hold zeros, so no loop over pixels has a tail.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +26,8 @@ constexpr int kVectorBytes = 32, kVectorRegisters = 16;
 constexpr int kVectorBytes = 16, kVectorRegisters = 16;
 #endif
 
+// One source serves every instruction set: the compiler's vector types become zmm, ymm, xmm or NEON registers. With
+// 32 registers the kernels keep twice as many sums in flight (kColumns in depthwise.h, R in product.h).
 inline int thread_number() {
 #if defined(_OPENMP)
   return omp_get_thread_num();
@@ -38,6 +44,8 @@ template <class A> constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
 template <class A> int blocks_of(int channels) { return (channels + kLanes<A> - 1) / kLanes<A>; }
 
+// Adds the lanes in their order, so the result depends on the instruction set, never
+// on a compiler's reduction tree.
 template <class A> Vec<A> get(const A* at) { return *reinterpret_cast<const Vec<A>*>(at); }
 template <class A> void put(A* at, Vec<A> v) { *reinterpret_cast<Vec<A>*>(at) = v; }
 template <class A> Vec<A> splat(A a) { return Vec<A>{} + a; }
@@ -47,11 +55,12 @@ template <class A> A sum_lanes(Vec<A> v) {
   return sum;
 }
 
-// As torch: NaN stays NaN, and its gradient passes.
+// As in torch: a comparison with NaN is false, so NaN stays NaN going forward, and its gradient passes going back.
 template <class V> V relu(V x) { return x < 0 ? V{} : x; }
 template <class V> V where_relu_passes(V x, V dy) { return x <= 0 ? V{} : dy; }
 
-// A vector of a stored dtype. 16-bit ones are converted as vectors: left to itself, g++ 12 goes lane by lane.
+// Loads and stores a vector of a stored dtype. 16-bit dtypes are widened and narrowed here as integer vectors,
+// because g++ 12 converts them lane by lane if it is left to find the vector form itself.
 typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
 template <class T, class A> Vec<A> load_vector(const T* from) {
@@ -81,7 +90,8 @@ template <class T, class A> void store_vector(T* to, Vec<A> v) {
   }
 }
 
-// `count` <= lanes values; the lanes beyond are 0.
+// Loads or stores `count` <= lanes values; the other lanes read as 0. A full load past the last channel would read
+// the next pixel's channels, or past the end of the tensor at the last pixel.
 template <class T, class A> Vec<A> load_lanes(const T* from, int count) {
   if (count == kLanes<A>) return load_vector<T, A>(from);
   Vec<A> v{};
@@ -93,8 +103,9 @@ template <class T, class A> void store_lanes(T* to, Vec<A> v, int count) {
   for (int l = 0; l < count; ++l) to[l] = store<T>(v[l]);
 }
 
-// Rows x columns of one image; a padded plane has a halo of zeros that every kernel may read.
-constexpr int kHalo = 4;  // dilated 5x5; a 7x7 needs 3
+// A padded plane has a halo of zeros around the image, wide enough for every kernel (a dilated 5x5 reaches 4
+// pixels, a 7x7 reaches 3). Convolutions and weight gradients therefore test no column against a border.
+constexpr int kHalo = 4;
 struct Grid {
   int rows, cols;
   int pixels() const { return rows * cols; }
@@ -103,7 +114,9 @@ struct Grid {
   int inside() const { return kHalo * pitch() + kHalo; }  // first pixel of the image in a padded plane
 };
 
-// Some rows of an image. Kernels that follow one another run over a few rows at a time, which stay in L1.
+// Some rows of an image. What one kernel writes and the next one reads is cut to rows of at most 8 KiB: u goes from
+// the depthwise kernel into the product while it is still in L1, beside the input rows and the folded matrix. With
+// whole images (64 KiB of fp32 at the first stage of a network) u made a trip to L2 and back for each of them.
 struct Rows {
   int first, last;
   int count() const { return last - first; }
@@ -116,13 +129,14 @@ template <class A, class F> void for_each_rows(const Grid& grid, int blocks, F f
   for (int h = 0; h < grid.rows; h += step) f(Rows{h, h + step < grid.rows ? h + step : grid.rows});
 }
 
-// One image of a channels-last tensor: `stride` elements from pixel to pixel.
+// One image of a channels-last tensor: `stride` elements from pixel to pixel, which is C, or nodes * C for a node,
+// whose values are a slice of the concatenated output of a cell.
 template <class T> struct Pixels {
   T* data;
   int64_t stride;
 };
 
-// f(block, row, column, lanes in use) over an image.
+// Calls f(block, row, column, lanes in use) for every vector of an image.
 template <class A, class F> void for_each_pixel(Rows rows, int cols, int channels, F f) {
   for (int b = 0; b < blocks_of<A>(channels); ++b) {
     const int used = channels - b * kLanes<A> < kLanes<A> ? channels - b * kLanes<A> : kLanes<A>;
@@ -134,8 +148,9 @@ template <class A, class F> void for_each_pixel(const Grid& grid, int channels, 
   for_each_pixel<A>(Rows{0, grid.rows}, grid.cols, channels, f);
 }
 
-// z of a strided pair of convolutions: channels below `half` of the first, the others of the second. Selected,
-// not added: a zero weight would turn the other part's inf into NaN.
+// Makes z of a strided pair of convolutions (FactorizedReduce): channels below C/2 are those of the
+// first, the others those of the second. The parts are selected, not multiplied by zeros and added: 0
+// times an inf of the other part is NaN.
 template <class A> void select_halves(int64_t pixels, int channels, const A* second, A* z) {
   for (int b = 0; b < blocks_of<A>(channels); ++b) {
     Vec<A> lane{};
@@ -146,7 +161,8 @@ template <class A> void select_halves(int64_t pixels, int channels, const A* sec
   }
 }
 
-// Pixels ahead of a load: a slice of a concatenated tensor is a stream that the hardware follows badly.
+// Loads of images ask for what lies this many pixels ahead. A node is one line in `nodes` of the concatenated
+// output, a stride that the hardware's prefetcher does not follow; asking made reading images 1.5 times faster.
 constexpr int kAhead = 24;
 template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }
 
@@ -167,7 +183,8 @@ template <class T, class A> void store_image(const A* from, const Grid& grid, in
   });
 }
 
-// The halo of every plane; the inside is left alone.
+// Writes zeros into the halo of every plane and leaves the inside alone: the caller fills that anyway, and clearing
+// whole planes would write every pixel twice.
 template <class A> void clear_halo(const Grid& grid, int blocks, A* padded) {
   const int64_t row = int64_t(grid.pitch()) * kLanes<A>, edge = int64_t(kHalo) * kLanes<A>;
   for (int b = 0; b < blocks; ++b) {
