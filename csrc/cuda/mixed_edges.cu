@@ -1,5 +1,10 @@
 // Forward of mixed_edges on CUDA: a few launches for each level of the DAG, all edges of it at once.
-// Statistics come from Gram matrices of u, partial sums by groups of images; u is never stored for them.
+//
+// A level takes 13: pools, moments and folds of what is no convolution; then for the first halves and for the
+// second u, the partial Gram matrices of u, two folds; v between them; and one kernel that adds the level's edges
+// to every node they enter. Statistics come from Gram matrices of u, so z is never formed before its batch norm is
+// known. Launches follow each other on one stream, which is the only barrier between blocks: no kernel waits for
+// another block, and there are no atomics, so the bits depend on the inputs alone.
 #include "mixed_edges.h"
 
 #include <stdexcept>
@@ -10,8 +15,13 @@
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, halves): partial Gram matrix of u + shift, the sum of u + shift, and the shift: minus the mean of the
-// group's first tile, so that no digits cancel.
+// grid (groups, halves): partial Gram matrix of u + shift, the sum of u + shift, and the shift: minus the mean of
+// the group's first tile, so that no digits cancel.
+//
+// A block walks all tiles of a group of images with the matrix in its registers, [C][C] split over its threads. The
+// shift is found from the first tile, which is then loaded again, shifted. It lies in global memory, where the fold
+// will read it too; the barriers order its writes before its reads. 32 groups fix the order of the sums, and give a
+// level of one edge (4 first halves) 128 blocks, about one for each of the 132 multiprocessors of an H100.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -40,7 +50,12 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
   cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, deviations); });
 }
 
-// grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums.
+// grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums, a thread per entry.
+//
+// With d the mean of a group minus the whole mean, e the mean left after the group's shift and n its pixels,
+//  n cov(group, about the whole mean) = gram + n (d_i d_j - e_i e_j).
+// fp64 throughout, groups in their order. Each thread sums the means of its row and column itself, which saves a
+// launch. cov stays fp64 for the fold; backward gets its fp32 copy.
 __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
   if (!is_wanted(job, which)) return;
@@ -69,6 +84,10 @@ __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int firs
 }
 
 // grid (groups, gathered): mean and centred squares of a channel, a warp each.
+//
+// One pass over global memory: deviations from a pivot, the group's first value, are summed with their squares, and
+// the correction takes the pivot's distance from the mean off again. Where the fp32 squares vanish or overflow the
+// warp goes over the group again in fp64.
 __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
   const Gathered* const job = plan.gathered.at(first + blockIdx.y);
   if (!job) return;
@@ -96,6 +115,11 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first)
 }
 
 // grid (tiles of all images, sums): what the edges of a level add to a node.
+//
+// Reads u of every final half and z of every other term, keeps the sum of a tile in registers, 64 floats a thread
+// at most, through all terms and writes it once. Each term's tile passes through the same shared memory, hence the
+// two barriers: one before it is overwritten, one before it is read. Terms are added in the table's order. Levels
+// before added to the same node in earlier launches; a block reads and writes only its own tile of that sum.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
   const Sum& s = plan.sums[first + blockIdx.y];
@@ -148,6 +172,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
 
 }  // namespace
 
+// Beyond kMostChannels a tile of four pixels would not fit 8192 floats.
 size_t mixed_edges_workspace(const MixedEdgesParams& p) {
   if (p.channels > kMostChannels)
     throw std::invalid_argument("mixed_edges on CUDA takes at most " + std::to_string(kMostChannels) +
@@ -155,6 +180,8 @@ size_t mixed_edges_workspace(const MixedEdgesParams& p) {
   return Planner(p, true).arena.used;
 }
 
+// Level by level; the first level has no node to wait for, each later one reads the
+// node that the level before closed.
 int mixed_edges_fwd(const MixedEdgesParams& p) {
   const Planner planner(p, false);
   Launcher run{planner, p.stream, planner.upload(p.stream)};

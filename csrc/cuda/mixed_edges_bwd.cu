@@ -1,5 +1,12 @@
-// Backward of mixed_edges on CUDA: state by state from the last; everything that leaves a state at once, so that the
-// gradient of the state is complete and written once. u is computed again, or read where it was kept.
+// Backward of mixed_edges on CUDA: state by state from the last; everything that leaves a state at once, so that
+// the gradient of the state is complete and written once. u is computed again, or read where it was kept.
+//
+// The order of the launches follows from what needs a sum over all images. dy of every node that the state's edges
+// enter is complete, as those nodes come later. (1) Pools, strided skips and their sums over dy; u; P = sum dy (u -
+// mean u)^T of the final halves, folded to dL/dw, dL/dW and the matrices of dL/du. (2) du, and dv of the sep_convs
+// through the transposed second convolution. (3) The same for their first halves, with dv in place of dy. (4) dL/dz
+// of pools and strided skips, dx, and dL/dD from du. 19 launches a state. No two blocks add to one address; partial
+// sums of groups of images are added in order by the folds.
 #include "mixed_edges.h"
 
 #include "mixed_edges_common.h"
@@ -8,6 +15,9 @@ namespace fastnas::cuda {
 namespace {
 
 // grid (groups, halves): partial sums of P = sum dy (u - mean u)^T and of dy.
+//
+// Two tiles lie in shared memory, u and dy, so a tile of all channels takes twice what gather_kernel needs. u is
+// centred by the exact mean: summing dy u^T and taking the means off afterwards would cancel.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -29,6 +39,10 @@ __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, W
 }
 
 // grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
+//
+// For row co: q = r <W_co, P_co>, from_dy = w r W_co, dL/dW_co = w M r (P_co - q r W_co S), and the factor w r^2 q
+// with which the row enters B. B itself is a sum over all rows, and rows belong to different blocks, so it waits
+// for the next launch. P is summed from the partial sums twice, for q and for dL/dW, rather than stored.
 __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
   if (!is_wanted(job, which)) return;
@@ -62,6 +76,9 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
 }
 
 // grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
+//
+// from_u = -B with B_ij = sum_co (w r^2 q)_co W_co,i W_co,j; du_bias = -A^T mean(dy), so that no kernel subtracts
+// the mean of dy from dy; dL/dw = M sum q, by the one warp that has row 0.
 __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
   if (!is_wanted(job, which)) return;
@@ -85,7 +102,8 @@ __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int 
   if (lane == 0 && i == 0 && h.final && plan.dw) plan.dw[h.weight] = q * double(plan.samples());
 }
 
-// grid (tiles of all images, halves): dL/du.
+// grid (tiles of all images, halves): dL/du = A^T dy - B (u - mean u) - A^T mean(dy), two products into one set of
+// sums, written once. Reads dy (or dv) and u, writes du [N, C, rows, cols] in fp32.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -109,8 +127,12 @@ __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Whic
 
 // --- depthwise convolutions, transposed ----------------------------------------------------------------------
 
-// sum += D^T du of some channels over a tile of the input's grid. Stride 2: few of each gradient's taps meet, so du
-// is read where it lies.
+// sum += D^T du of some channels over a tile of the input's grid, sum [channels][pixels] in shared memory.
+//
+// At stride 1 the transpose is the convolution with the taps turned by 180 degrees, so du is staged as a patch and
+// the strips of forward run on it. At stride 2 few of each gradient's taps meet an output (3x3: 1 to 4 of 9), so du
+// is read where it lies. The barriers: `space` may still be read by the half before, the patch must be there before
+// it is read, and sum must be there before the caller reads other threads' parts of it.
 __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t, const Tile& tile, int first,
                                int channels, float* space, float* sum) {
   const Taps taps{h.taps, plan.wide, true, int64_t(first) * h.taps_count()};
@@ -147,6 +169,7 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
 }
 
 // grid (tiles and channels of all images, halves): dL/dv, through the relu before a second half, kept in the first.
+// v is the half's own input, so it is the mask, too. Blocks write disjoint tiles.
 __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
   const Tiling& t = plan.strip_tiling;
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -167,7 +190,12 @@ __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, in
   }
 }
 
-// What the pools of a state give one of its pixels: of a maximum, the windows that it won.
+// What the pools of a state give one of its pixels: of a maximum, the windows that it
+// won; of a mean, its share of each.
+//
+// This gathers: the up to nine windows that cover the pixel are visited in a fixed order, where scattering
+// dz from the windows would need atomics. Window k lies so that the pixel is its k-th, hence the
+// comparison of the winner with k.
 __device__ float pool_gradient(const Plan& plan, const Pool& pool, int64_t plane, int row, int col) {
   const Grid from = pool.x.grid, out = plan.out;
   float sum = 0;
@@ -188,6 +216,11 @@ __device__ float pool_gradient(const Plan& plan, const Pool& pool, int64_t plane
 }
 
 // grid (tiles and channels of all images): the gradient of a state, written once.
+//
+// All convolutions that leave the state are added up in shared memory first, because one relu's mask covers
+// them all, and the strided skips with them; pools and skips read x itself, so they come after the mask, then
+// the output's gradient. The halves follow each other in the block in place of blocks of their own, which
+// would have to add to one address.
 __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, int state) {
   const Source& s = plan.sources[state];
   DYNAMIC_SHARED(float, sum);
@@ -232,15 +265,17 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
 
 // --- launches ------------------------------------------------------------------------------------------------
 
-// Largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7.
+// Largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7. (A dilated 5x5 reaches 9 pixels.)
 Grid largest_patch(const Tiling& t) {
   Half h{};
   h.size = 5, h.dilation = 2, h.stride = 1;
   return patch_size(h, t);
 }
+// The sums of a tile and the patch of du beside them, for so many channels.
 size_t transposing_bytes(const Tiling& t, int at_once) {
   return sizeof(float) * at_once * (size_t(t.tile.pixels()) + largest_patch(t).pixels());
 }
+// The sums over dy of some halves and what is folded from them.
 void launch_halves(Launcher& run, Range halves, Which which) {
   const Plan& plan = run.plan();
   run(FASTNAS_VARIANT(run, cross_pieces, cross_kernel), dim3(plan.groups, halves.count()), run.shared(2), halves.first,
@@ -249,6 +284,7 @@ void launch_halves(Launcher& run, Range halves, Which which) {
   run(fold_centring_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
 }
 
+// Everything that leaves one state. If neither the state's gradient nor parameters are wanted it ends after dL/dw.
 void launch_state(Launcher& run, int state) {
   const Plan& plan = run.plan();
   const Planner& planner = run.planner;

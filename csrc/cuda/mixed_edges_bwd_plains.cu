@@ -1,10 +1,17 @@
 // Backward of the terms of mixed_edges that are no convolutions: pools, skips, strided skips.
+//
+// Their batch norm works on z itself: dz = w r (dy - mean dy - (z - mean z) r q), q = r mean(dy (z - mean z)).
+// So the sums over dy come first (dots_kernel), then dz for every term that reads a pool, summed, then what z
+// was made by: the windows of a pool in dx_kernel, the two matrices of a strided skip here. A plain skip has no
+// batch norm; dx_kernel adds it.
 #include "mixed_edges_common.h"
 
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, plains): sums over dy, a warp per channel.
+// grid (groups, plains): sums over dy, a warp per channel: <dy, z - mean>, the sum of dy, and what dL/dw
+// needs of a noisy skip. Multiplicative noise after a batch norm makes its dy dy d, so the first two are sums
+// of that. Draws are made again.
 __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
   const Plain* const job = plan.plains.at(first + blockIdx.y);
   if (!job) return;
@@ -34,7 +41,8 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
   }
 }
 
-// grid (plains)
+// grid (plains): the groups in their order, in fp64: q and mean(dy) of each channel, and dL/dw over all of them.
+// Threads' shares of dL/dw are added by halving, an order that the block size fixes.
 __global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int first) {
   SHARED(double, shared, kThreads);
   const Plain* const job = plan.plains.at(first + blockIdx.x);
@@ -61,14 +69,16 @@ __global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int firs
   if (threadIdx.x == 0 && plan.dw) plan.dw[n.weight] = shared[0];
 }
 
-// dL/dz of a normed term at an element of [N, C, rows, cols].
+// dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with the
+// noise's d drawn again where it multiplies dy.
 __device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
   float dy = static_cast<const float*>(n.dy.data)[at];
   if (n.noisy && is_multiplicative(plan.form)) dy *= draw_of(plan, n).element(uint64_t(at));
   return norm_gradient(plan.w[n.weight] * n.rstd[c], dy, n.dy_mean[c], z - n.mean[c], n.rstd_q[c]);
 }
 
-// grid (blocks, pools): dL/dz, of all the terms that read a pool.
+// grid (blocks, pools): dL/dz, of all the terms that read a pool. Each has its own dy, q and weight; they are added
+// here, so that dx_kernel goes through the windows once.
 __global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int first) {
   const Pool* const job = plan.pools.at(first + blockIdx.y);
   if (!job) return;
@@ -83,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int 
   }
 }
 
-// grid (blocks, strided skips): dL/dz in the place of z.
+// grid (blocks, strided skips): dL/dz in the place of z, which nothing reads afterwards.
 __global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y);
   if (!job) return;
@@ -97,7 +107,8 @@ __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
   return {r.z, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
 }
 
-// grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part.
+// grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part. All C rows are summed, the fold takes the
+// part's: the pieces of a cross matrix are laid out for [C][C], and strided skips are few.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
@@ -116,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int f
   cross_group<Units, M>(plan, group, dz, x, sums, load, [] {});
 }
 
-// grid (2 strided skips)
+// grid (2 strided skips): dL/dW of a part from the groups, in their order.
 __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.x / 2);
   if (!job) return;
@@ -130,7 +141,9 @@ __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int fi
   }
 }
 
-// grid (tiles of all images, 2 strided skips): W^T dz of a part.
+// grid (tiles of all images, 2 strided skips): W^T dz of a part, from the part's own channels of dz:
+// those of the other part have zeros in W, and 0 times their inf would be NaN. The parts reach different
+// pixels of x, so each has a plane.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);

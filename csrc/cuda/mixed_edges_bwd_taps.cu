@@ -1,9 +1,15 @@
 // Backward of mixed_edges on CUDA: dL/dD, the gradients of the depthwise kernels.
+//
+// dL/dD[c][tap] = sum over images and pixels of du times the input shifted by the tap. torch's own kernel has a
+// block for every channel and tap, each of which reads x and du again: 25 times for a 5x5. Here a thread holds all
+// taps of a channel, so x and du are read once: x as a patch in shared memory, du straight from where it lies.
 #include "mixed_edges_common.h"
 
 namespace fastnas::cuda {
 namespace {
 
+// Rows of du that a thread works on at once. With four of them beside 25 taps the
+// kernel takes 128 registers a thread.
 constexpr int kTapRows = 4;
 // Channels of which a block sums the taps at once: those whose strips its threads cover, if their patches fit.
 __device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h) {
@@ -13,6 +19,8 @@ __device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h)
   return by_threads < 1 ? 1 : by_threads < by_patch ? by_threads : by_patch;
 }
 
+// Adds one strip of du, kTapRows rows of a column, to all taps: an input is loaded once per column of taps and
+// meets every row of du that some tap brings together with it. The tests are known when compiling.
 template <int K, int D, int S>
 __device__ void add_strip(const float (&g)[kTapRows], const float* from, int pitch, float (&sum)[K * K]) {
   constexpr int kReach = (kTapRows - 1) * S + (K - 1) * D + 1;
@@ -30,6 +38,11 @@ __device__ void add_strip(const float (&g)[kTapRows], const float* from, int pit
 }
 
 // All taps of a channel in registers, over the images of a group; then over the threads of the channel, in order.
+//
+// The barriers around the patch: other threads may still read the one before, and all of it must be there.
+// Threads that have no channel go on to the next tile, and so meet them. At the end the taps take turns in
+// `totals`, kThreads floats: one thread of each channel adds what the channel's threads have, in their order, so
+// the result depends on no schedule.
 template <int K, int D, int S> __device__ void sum_taps(const Plan& plan, const Half& h, float* space) {
   constexpr int R = kTapRows;
   SHARED(float, totals, kThreads);
@@ -81,7 +94,8 @@ struct RunTaps {
   template <int K, int D, int S> __device__ void run() const { sum_taps<K, D, S>(plan, h, space); }
 };
 
-// grid (groups, halves, channels): partial sums of dL/dD.
+// grid (groups, halves, channels): partial sums of dL/dD, [groups][C][taps]. The relu of a half's input is applied
+// in the patch; of a second half it changes nothing.
 __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
   if (!job) return;
@@ -90,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
   with_kernel(h.size, h.dilation, h.stride, RunTaps{plan, h, space});
 }
 
-// grid (halves)
+// grid (halves): adds the groups in their order, in fp64, and rounds to the stored dtype.
 __global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
   if (!job) return;
@@ -108,7 +122,9 @@ __global__ void __launch_bounds__(kThreads) fold_taps_kernel(Plan plan, int firs
 void launch_taps(Launcher& run, Range states) {
   const Plan& plan = run.plan();
   const Range halves = run.planner.halves_of(states);
-  int most = 1;  // launches of blocks that a half of many channels a block does not need end at once
+  // The grid is for the half with most blocks; blocks that a half of many channels a
+  // block does not need end at once.
+  int most = 1;
   for (const Half& h : run.planner.all_halves(states)) {
     const int channels = channels_of_taps(plan, h);
     most = std::max(most, (plan.C + channels - 1) / channels);

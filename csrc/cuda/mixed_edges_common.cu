@@ -1,10 +1,16 @@
-// Steps of mixed_edges that forward and backward share.
+// Steps of mixed_edges that forward and backward share, because backward computes again what forward did not keep:
+// pools, depthwise outputs u, the folded matrix A, v, strided skips.
 #include "mixed_edges_common.h"
 
 namespace fastnas::cuda {
 namespace {
 
-// grid (blocks, pools): z, and which pixel of its window a maximum is, row by row; ties and NaN as torch.
+// grid (blocks, pools): reads x, writes z [N, C, rows, cols] and, where backward asks, which pixel of its window a
+// maximum is, row by row; ties and NaN as torch. At most 1024 blocks stride over all outputs.
+//
+// z is stored, unlike on the CPU: the moments, the sum of every edge's node and the sums over dy read
+// it, and nine loads each time cost more than one. The winner is a byte beside it, so pool_gradient
+// needs neither x nor comparisons.
 __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
   const Pool* const job = plan.pools.at(first + blockIdx.y);
   if (!job) return;
@@ -15,7 +21,9 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
     const int pixel = int(i % to.pixels()), row = pixel / to.cols * pool.stride, col = pixel % to.cols * pool.stride;
     const int64_t plane = i / to.pixels();
     const int64_t x = plane / plan.C * pool.x.image + plane % plan.C * from.pixels();
-    // Sums of differences: at stride 2 a mean of nine values far from zero would lose digits that no other mean has.
+    // An average sums differences from the centre pixel: nine values far from zero would round at the size
+    // of their sum, and the batch norm after the pool divides that error by their small spread. An inf or
+    // NaN is no pivot; 0 is taken instead.
     const float here = get(pool.x, x + row * from.cols + col), centre = here - here == 0 ? here : 0.0f;
     float best = -INFINITY, sum = 0;
     int winner = 4, covered = 0;
@@ -31,7 +39,11 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
   }
 }
 
-// grid (tiles and channels of all images, halves): u.
+// grid (tiles and channels of all images, halves): u = D * relu(in), uncentred, in fp32.
+//
+// u goes to memory for one level, 4 bytes written and read again by each product, because computing it again in
+// every one of them (as the CPU does) would cost 102 FMA an element and branch set, on the cores that are the
+// bottleneck, and five kernels with ten convolutions inside took nvcc four minutes.
 __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_once, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
   if (!is_wanted(job, which)) return;
@@ -52,7 +64,9 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_o
 }
 
 // grid (halves, C / kWarps): A = scale r W, transposed, from mean and variance of W u, a warp per row of W.
-// `gathered`: these come first, from mean(u) and cov(u).
+// `gathered`: these come first, from mean(u) and cov(u): mean(z) = W mean(u), var(z) = a row of W cov(u) W^T.
+// Everything is fp64 in registers; lane 0 stores the statistics, and __syncwarp orders that before the warp reads
+// them back, rounded as backward and the running statistics will see them.
 __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int first, Which which, bool gathered) {
   const Half* const job = plan.halves.at(first + blockIdx.x);
   if (!is_wanted(job, which)) return;
@@ -79,7 +93,8 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int firs
   if (h.bias && lane == 0) h.bias[co] = float(-scale * rstd * double(h.stats[co]));
 }
 
-// grid (tiles of all images, halves): v = relu(BN(W u)) of the first halves of sep_convs.
+// grid (tiles of all images, halves): v = relu(BN(W u)) of the first halves of sep_convs, written as the stored
+// dtype. In training u is centred while it is loaded, outside of it the constant is `bias`.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -132,6 +147,7 @@ __global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) 
   });
 }
 
+// Merges the groups' moments of a channel, in their order.
 __device__ Moments channel_moments(const Plan& plan, const Gathered& from, int c) {
   Moments m;
   for (int g = 0; g < plan.groups; ++g) {
@@ -143,6 +159,11 @@ __device__ Moments channel_moments(const Plan& plan, const Gathered& from, int c
 }
 
 // grid (plains): batch statistics where they are gathered, mean and rstd, and the spread that noise is relative to.
+//
+// A thread has the channels c, c + 128, ...; for the spread of the whole tensor the threads' moments are
+// merged by halving, in a tree that only the block size fixes. Channels of a normed term have mean 0 and
+// squares scaled by r^2 there. No thread returns before the barriers of the tree: the condition in front of
+// them is the same for the block.
 __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int first) {
   SHARED(double, shared, 3 * kThreads);
   const Plain* const job = plan.plains.at(first + blockIdx.x);
@@ -177,7 +198,8 @@ __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int fir
 
 }  // namespace
 
-// u of the halves that are `which`.
+// u of the halves that are `which`. Shared memory is for the largest patch among all candidates, since the host
+// does not know which ones a sampled path runs.
 void launch_depthwise(Launcher& run, Range states, Which which) {
   const Plan& plan = run.plan();
   const Range halves = run.planner.halves_of(states);

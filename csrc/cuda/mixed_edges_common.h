@@ -5,10 +5,13 @@
 
 namespace fastnas::cuda {
 
+// The halves that a launch is about: its grid has a block row for every half of a level, and those of the other
+// kind return at once. `inner` are first halves of sep_convs; a half of a dil_conv is both first and final.
 enum class Which { first, second, final, inner };  // of the halves; inner: first halves of sep_convs
 
 namespace {
 
+// Whether a block has work: the job is in the path (not null) and of the kind that the launch is about.
 __device__ bool is_wanted(const Half* h, Which which) {
   if (!h) return false;
   switch (which) {
@@ -19,7 +22,7 @@ __device__ bool is_wanted(const Half* h, Which which) {
   }
 }
 
-// relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part).
+// relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part), zeros beyond the image.
 __device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile, int part, float* to) {
   const Grid from = r.x.grid;
   fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) {
@@ -35,6 +38,8 @@ __device__ void load_gradient(const Plan& plan, const Planes& dy, const Tile& ti
   fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) { return from[c * int64_t(dy.grid.pixels()) + at]; });
 }
 
+// The noise of a term: the stream of its node and ordinal, and the spread, which
+// fold_plain_kernel has left in plan.std.
 __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
   const double spread = plan.level[1] * (is_relative(plan.form) ? plan.std[n.skip] : 1.0);
   return Draw<float>(plan.form, uint64_t(plan.rng[2 * n.target]),
@@ -45,7 +50,8 @@ __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
 
 // --- launches ----------------------------------------------------------------------------------------------
 
-// Kernels of one call, in order on one stream; what comes after an error is not launched.
+// Kernels of one call, in order on one stream; what comes after an error is not launched. A launch without jobs (a
+// level without pools, say) is left out, since CUDA refuses a grid of zero.
 struct Launcher {
   const Planner& planner;
   void* stream;
@@ -58,7 +64,8 @@ struct Launcher {
     return int(std::min<int64_t>(1024, (plan().images * plan().C * plan().out.pixels() + kThreads - 1) / kThreads));
   }
   size_t shared(int tiles_held) const { return sizeof(float) * size_t(tiles_held) * tile_floats(plan()); }
-  // Channels that a block convolves at once.
+  // Channels that a block convolves at once: their outputs are at most 2048, 16 a thread or two
+  // strips, and their patches fit.
   int channels_at_once(const Tiling& t, const Grid& patch) const {
     return std::max(1, std::min({plan().C, 2048 / t.tile.pixels(), plan().patch_floats / patch.pixels()}));
   }
@@ -81,7 +88,7 @@ struct Launcher {
   }
 };
 
-// The kernel for these units and that many pieces of a worker.
+// The kernel for these units and that many pieces of a worker. Tilings are made so that four are enough (plan.cu).
 template <class Kernel> struct Variants { Kernel cuda[3], tensor[3]; };
 template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<Kernel>& of) {
   const int index = pieces <= 1 ? 0 : pieces <= 2 ? 1 : 2;

@@ -1,21 +1,33 @@
 // Host side of mixed_edges on CUDA: which jobs a call has, and where their buffers lie.
+//
+// The lifetimes decide the memory. What outlives the call (statistics, shift, gram, v, u) is the caller's.
+// Node sums or gradients live through the call. Everything else (u, pools, folded matrices) lives for one
+// level forward or one state backward, so the arena goes back to one place for each: a cell at 64x16x32x32
+// needs 210 MiB forward, 259 backward.
 #include "mixed_edges_plan.h"
 
 namespace fastnas::cuda {
 
 namespace {
 
+// A part of the tables as a kernel argument. Arguments may be 32,764 bytes; the tables of a DARTS cell take 30
+// KiB, so one launch carries them.
 struct alignas(16) Chunk {
-  static constexpr int kBytes = 30 * 1024;  // the tables of a DARTS cell take 30 KiB
+  static constexpr int kBytes = 30 * 1024;
   unsigned char bytes[kBytes];
 };
 
+// Copies a chunk to the tables, 16 bytes a thread. In a graph the argument is part of the node, so each replay
+// writes the same tables again; they hold addresses, which a graph keeps.
 __global__ void upload_kernel(const __grid_constant__ Chunk chunk, uint4* to, int count) {
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < count) to[i] = reinterpret_cast<const uint4*>(chunk.bytes)[i];
 }
 
-// One thread an edge. The j-th skip into a node draws stream j.
+// One thread an edge: notes the jobs of the candidate that the path takes, -1 for every kind that it does not
+// need, and for an edge that is not in the path. The j-th skip into a node draws stream j, so `ordinal`
+// counts the skips that the path takes into the node before this edge; the counting repeats for each edge and
+// is as deterministic as the path.
 __global__ void pick_kernel(Plan plan, Picks picks) {
   const auto candidate_of = [&](int edge) {
     const int64_t choice = picks.choice[edge];
@@ -41,8 +53,9 @@ __global__ void pick_kernel(Plan plan, Picks picks) {
   }
 }
 
-// Tiles of few pixels give more blocks, tiles of many read the matrices less often: a block for each of 132
-// multiprocessors, and several jobs a launch.
+// Tiles of few pixels give more blocks, tiles of many read the matrices less often. So the largest tiles that still
+// give a block for each of the H100's 132 multiprocessors; a launch has several jobs, which multiplies the blocks.
+// The number is fixed, not asked of the device, so results do not depend on the card.
 Tiling balanced(Grid grid, int channels, int64_t images, int most) {
   int pixels = most;
   while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 132) pixels /= 2;
@@ -51,6 +64,7 @@ Tiling balanced(Grid grid, int channels, int64_t images, int most) {
 
 }  // namespace
 
+// Copies the tables to the device and, for a sampled path, has its jobs picked there.
 int Planner::upload(void* stream) const {
   for (size_t done = 0; done < image.size(); done += Chunk::kBytes) {
     Chunk chunk;
@@ -63,6 +77,9 @@ int Planner::upload(void* stream) const {
   return sampled() ? launch(pick_kernel, (picks.edges + 127) / 128, 128, 0, stream, plan, picks) : 0;
 }
 
+// Sizes, tilings, then the jobs state by state. Convolutions of a few channels have tiles of 256 pixels
+// (`strip_tiling`); products hold all channels of a tile, so theirs shrink as C grows. Forward, both inputs are one
+// level and share nothing; afterwards each node begins where the level before began.
 void Planner::lay_out() {
   const Edge& first = p.edges[0];
   plan.images = p.images, plan.C = p.channels, plan.width = (p.channels + 3) / 4 * 4, plan.nodes = p.nodes;
@@ -71,12 +88,14 @@ void Planner::lay_out() {
   plan.groups = int(std::max<int64_t>(1, std::min<int64_t>(kMostGroups, p.images)));
   const int64_t* size = p.sizes + 2 * first.source;  // the source of the first edge is an input
   plan.out = {int((size[0] + first.stride - 1) / first.stride), int((size[1] + first.stride - 1) / first.stride)};
-  // On tensor cores a tile is at most 16 pieces of 32 pixels by 16 channels.
+  // On tensor cores a tile is at most 16 pieces of 32 pixels by 16 channels: four for
+  // each of the block's four warps.
   const int most = plan.tensor ? std::min(256, 16 / ((p.channels + 15) / 16) * 32) : 256;
   plan.tiling = balanced(plan.out, plan.width, plan.images, most), plan.strip_tiling = tiling_of(plan.out, 1, 256);
   plan.w = static_cast<const float*>(p.w), plan.output = p.out, plan.dw = p.dw, plan.std = p.std;
   plan.eps = p.eps, plan.form = p.form, plan.level = p.level, plan.rng = p.rng;
   plan.training = p.training, plan.wants_params = p.dparams != nullptr;
+  // Node sums of floats grow in the output itself; those of bfloat16 need a buffer, or each level would round.
   const bool output_serves = !backward() && plan.wide;
   for (int j = 0; j < p.nodes; ++j)
     node_values.push_back(output_serves ? reinterpret_cast<float*>(const_cast<char*>(slice(p.out, j)))
@@ -101,7 +120,8 @@ void Planner::lay_out() {
   for (const Half& h : halves) plan.patch_floats = std::max(plan.patch_floats, patch_size(h, plan.strip_tiling).pixels());
   arena.used = peak;
   add_sums(by_edge);
-  // Partial sums of the largest launch: all halves of a level or state, and both parts of its strided skips.
+  // Partial sums of the largest launch: all halves of a level or state, and both parts of its strided skips. They
+  // grow with groups * C^2: 48 halves and 32 groups at C = 256 are 0.4 GB.
   int jobs = 0;
   for (int state = 0; state < states(); ++state)
     jobs = std::max({jobs, halves_of({state, state + 1}).count(), 2 * reduces_of({state, state + 1}).count()});
@@ -115,6 +135,9 @@ void Planner::begin_state() {
   plain_begin.push_back(int(plains.size())), slot_begin.push_back(int(slots.size()));
 }
 
+// The jobs of everything that leaves a state, edge by edge, and per pool the list of the terms that read it. Of a
+// sampled path one candidate of an edge runs, so all of them begin at the same address, and an edge takes the
+// memory of its largest candidate.
 void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   begin_state();
   for (int e = 0; e < p.edge_count; ++e) {
@@ -150,6 +173,9 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   sources.push_back(s);
 }
 
+// One half, or two: a dil_conv's only half is final, a sep_conv's first is not. `output` is where
+// second_input_kernel writes v: null if v is no input of another half, or lies there from forward. u is left out
+// where forward kept it centred ("fast"); the products then read `kept`.
 Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   const int count = t.op == EdgeOp::sep_conv ? 2 : 1, C = plan.C;
   const bool holds_v = p.v != nullptr && p.training;
@@ -196,6 +222,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   return c;
 }
 
+// The two matrices of a strided skip and its buffers; dx has a plane for each part.
 void Planner::add_reduce(const EdgeTerm& t, const Edge& e) {
   Reduce r{};
   r.x = state_planes(e.source);
@@ -211,6 +238,9 @@ void Planner::add_reduce(const EdgeTerm& t, const Edge& e) {
   reduces.push_back(r);
 }
 
+// A pool, a skip or a strided skip. Pools of one kind and stride share z and statistics, plain skips
+// the spread of x; a sampled path shares neither, as its jobs are picked edge by edge. The way back
+// gathers no statistics, it reads them.
 Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state) {
   const int C = plan.C;
   Plain n{};
@@ -255,6 +285,7 @@ Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state)
   return {-1, -1, int(plains.size()) - 1, n.gathered, n.pool, n.strided ? int(reduces.size()) - 1 : -1};
 }
 
+// The pool of this kind and stride, made if the state has none yet. In a sampled path a pool serves one edge.
 int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
   const bool average = t.op == EdgeOp::avg_pool;
   for (int k = sampled() ? int(pools.size()) : pool_begin[state]; k < int(pools.size()); ++k)
@@ -271,6 +302,9 @@ int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
   return int(pools.size()) - 1;
 }
 
+// The terms that each level adds to each node, edge by edge in the table's order. A sampled path has
+// one term an edge, which pick_kernel fills. The next level waits for the sum of the last edge into its
+// node alone, not for all of them.
 void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
   if (backward()) return;
   const auto level_of = [&](const Edge& e) { return e.source < p.inputs ? 0 : e.source - p.inputs + 1; };
@@ -306,6 +340,7 @@ void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {
   }
 }
 
+// Appends a table to the image of all tables and returns its offset as a pointer, until the address is known.
 template <class T> T* Planner::pack(const std::vector<T>& table) {
   const size_t at = image.size();
   image.resize(at + (table.size() * sizeof(T) + 15) / 16 * 16);
@@ -313,6 +348,8 @@ template <class T> T* Planner::pack(const std::vector<T>& table) {
   return reinterpret_cast<T*>(at);  // an offset, until the address is known
 }
 
+// Packs all tables, gives them a place on the device and turns offsets into addresses, then takes the lists of
+// picked jobs. A measuring arena hands out null, and offsets stay what they are; nobody follows them.
 void Planner::pack_tables() {
   plan.halves.all = pack(halves), plan.gathered.all = pack(gathered), plan.pools.all = pack(pools);
   plan.reduces.all = pack(reduces), plan.plains.all = pack(plains), plan.pool_plains = pack(pool_plains);

@@ -1,6 +1,10 @@
-// Products over the channels of tiles, and over their pixels, on CUDA cores or on tensor cores. What is the same for
-// both is below them: a piece is 16 sums of each thread of a team, and a worker of the block, which is a team, has up
-// to M pieces.
+// Products over the channels of tiles, and over their pixels, on CUDA cores or on tensor cores. What is the
+// same for both is below them: a piece is 16 sums of each thread of a team, and a worker of the block, which
+// is a team, has up to M pieces.
+//
+// Each product reads its tile from shared memory and keeps its sums in registers, 16 M a thread. M is a template
+// argument (1, 2 or 4): with a variable count the sums would be an indexed array, which lies in local memory. The
+// matrices A, A^T and B are read from global memory, where all blocks of a launch share them in L2 and L1.
 #pragma once
 
 #include "mixed_edges_tile.h"
@@ -30,6 +34,8 @@ struct CudaCores {
     return {piece / quads(plan) * 4 + i, piece % quads(plan) * 4 + j};
   }
 
+  // Per channel two loads of 16 bytes for 16 FMA: four entries of the matrix, which neighbouring threads share, and
+  // four pixels of the tile, where neighbours read neighbouring quads and meet no bank conflict.
   static __device__ void add_product(const Plan& plan, int piece, const float* matrix, const float* tile, int channels,
                                      Sums& sum) {
     const Element first = element(plan, piece, 0, 0);
@@ -50,6 +56,9 @@ struct CudaCores {
     return {piece / G + i * G, piece % G + j * G};
   }
 
+  // Four pixels at a time: 8 loads of 16 bytes for 64 multiply-adds. Neighbouring threads read
+  // columns one channel apart, whose quads lie pitch = 4 (mod 32) banks apart for tiles of whole 32s:
+  // eight of them fill the 32 banks once.
   static __device__ void add_cross(const Plan& plan, int piece, const float* a, const float* b, int split, int splits,
                                    Sums& sum) {
     const int pitch = plan.tiling.pitch, G = plan.width / 4;
@@ -70,8 +79,13 @@ struct CudaCores {
   }
 };
 
-// From operands rounded to TF32, sums in fp32. A piece is 32 pixels by 16 channels of a tile, or 32 rows by 16 columns
-// of a matrix: two by two 16 x 8 products of a warp, of which a thread has four sums each.
+// From operands rounded to TF32, sums in fp32. A piece is 32 pixels by 16 channels of a tile, or 32 rows by 16
+// columns of a matrix: two by two 16 x 8 products of a warp, of which a thread has four sums each. All 32 lanes of
+// a warp have the same piece and the same loop bounds, as mma.sync demands.
+//
+// For 8 channels and 32 x 16 sums a warp issues 12 loads of 4 bytes a lane and 4 instructions, where CUDA cores
+// take 16 loads of 16 bytes and 128 FMA. bfloat16 uses the same instruction: its own is twice as fast, but would
+// round A and u, which are fp32 here, to 8 bits.
 struct TensorCores {
   static constexpr int kTeam = 32;
   using Sums = float[4][4];
@@ -86,7 +100,8 @@ struct TensorCores {
   static __device__ int row_of(int i, int j) { return 16 * (i / 2) + 8 * (j / 2) + lane_index() / 4; }
   static __device__ int col_of(int i, int j) { return 8 * (i % 2) + lane_index() % 4 * 2 + j % 2; }
 
-  // sum += x y^T, x(row, k) of 32 rows and y(col, k) of 16 columns, k < depth; zero beyond it.
+  // sum += x y^T, x(row, k) of 32 rows and y(col, k) of 16 columns, k < depth; zero beyond it. Which lane holds
+  // which element of a fragment is the instruction's layout (tf32.h).
   template <class X, class Y> static __device__ void add(int first, int depth, int step, X x, Y y, Sums& sum) {
     const int row = lane_index() / 4, deep = lane_index() % 4;
     for (int k = first; k < depth; k += step) {
@@ -103,6 +118,7 @@ struct TensorCores {
     }
   }
 
+  // Rows of a piece are pixels here, columns channels: the tile is the 16 x 8 operand, the matrix the 8 x 8 one.
   static __device__ Element element(const Plan& plan, int piece, int i, int j) {
     return {piece / pixel_parts(plan) * 16 + col_of(i, j), piece % pixel_parts(plan) * 32 + row_of(i, j)};
   }
@@ -134,10 +150,12 @@ struct TensorCores {
   }
 };
 
+// A worker is a thread on CUDA cores (128 of them) and a warp on tensor cores (4).
 template <class Units> __device__ int worker_index() { return int(threadIdx.x) / Units::kTeam; }
 template <class Units> constexpr int kWorkers = kThreads / Units::kTeam;
 
-// matrix^T tile, matrix [channels][width].
+// matrix^T tile, matrix [channels][width]: the sums of a block over all channels and pixels of one tile. Products
+// add up, so all terms of a node go into the same registers and are stored once.
 template <class Units, int M> struct Product {
   float sum[M][4][4] = {};
 
@@ -183,7 +201,7 @@ template <class Units, int M> struct Product {
 };
 
 // a b^T over the pixels of many tiles, [C][C]: the pieces from `base` on, of matrices of more pieces than the block
-// has workers; small matrices are split over pixels too.
+// has workers; small matrices are split over pixels too, or at C = 16 112 of the 128 threads would have none.
 template <class Units, int M> struct Cross {
   float sum[M][4][4] = {};
   int base, splits = 1;
@@ -201,7 +219,8 @@ template <class Units, int M> struct Cross {
       if (piece(m) < Units::cross_pieces(plan)) Units::add_cross(plan, piece(m), a, b, split(), splits, sum[m]);
   }
 
-  // to [C][C]; `space` holds kThreads floats.
+  // Writes the pieces to [C][C]. The splits of a piece are added in their order, one entry at a time by way of
+  // `space`, which holds kThreads floats: a barrier before it is overwritten, one before it is read.
   __device__ void store(const Plan& plan, float* space, float* to) {
     const int stride = per_split() * Units::kTeam;
 #pragma unroll
@@ -225,8 +244,10 @@ template <class Units, int M> struct Cross {
   }
 };
 
-// to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b, which may
-// be one; each() sees every tile once. All threads of the block call it.
+// to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b, which
+// may be one; each() sees every tile once. All threads of the block call it, as it has barriers: one before a tile
+// is loaded, when other warps may still read the last one, one before it is read. A matrix of more pieces than M
+// workers hold is made in several passes over the images.
 template <class Units, int M, class Load, class Each>
 __device__ void cross_group(const Plan& plan, int group, const float* a, const float* b, float* to, Load load,
                             Each each) {

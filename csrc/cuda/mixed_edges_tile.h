@@ -1,5 +1,5 @@
-// Tiles of an image in shared memory, and depthwise convolutions of them. Products: mixed_edges_products.h.
-// A tile is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
+// Tiles of an image in shared memory, and depthwise convolutions of them. Products: mixed_edges_products.h. A tile
+// is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
 #pragma once
 
 #include "mixed_edges_plan.h"
@@ -7,12 +7,16 @@
 namespace fastnas::cuda {
 namespace {
 
+// Four warps: a block's tiles of up to 8192 floats leave room for several blocks on a multiprocessor,
+// which hide each other's barriers.
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 
 __device__ int lane_index() { return int(threadIdx.x) % 32; }
 __device__ int warp_index() { return int(threadIdx.x) / 32; }
 
+// The sum over a warp, in every lane, by a butterfly: its order is fixed, and all lanes get the same bits. All 32
+// lanes must take part; callers branch by warp, never by lane, around it.
 template <class A> __device__ A warp_total(A v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
@@ -22,7 +26,8 @@ template <class A> __device__ A warp_total(A v) {
 __device__ float relu(float v) { return v < 0 ? 0.0f : v; }
 __device__ bool relu_passes(float v) { return !(v <= 0); }
 
-// The dtype is data, so that a kernel is compiled once: floats where `wide`, else bfloat16.
+// The dtype is data, so that a kernel is compiled once: floats where `wide`, else bfloat16. The flag is the same
+// for the whole grid, so the branch never diverges.
 __device__ float get(const void* from, bool wide, int64_t at) {
   return wide ? static_cast<const float*>(from)[at] : load(static_cast<const bf16_t*>(from)[at]);
 }
@@ -52,14 +57,17 @@ __device__ int pixel_offset(const Tiling& t, const Tile& tile, int pixel) {
   return row < tile.rows && col < tile.cols ? (tile.row + row) * t.grid.cols + tile.col + col : -1;
 }
 
-// The pixels past the tile's last are read four at a time, and never written.
+// The pixels past the tile's last are read four (or on tensor cores eight) at a time and never written
+// by fill_tile: they are set to 0 once a kernel, because shared memory is not cleared and a NaN there
+// would spread through the products.
 __device__ void clear_tails(const Tiling& t, int channels, float* tile) {
   const int pixels = t.tile.pixels();
   for (int c = int(threadIdx.x); c < channels; c += kThreads)
     for (int i = pixels; i < t.pitch; ++i) tile[c * t.pitch + i] = 0;
 }
 
-// to[c][pixel] = f(c, offset in the plane), 0 outside of the image.
+// to[c][pixel] = f(c, offset in the plane), 0 outside of the image. Neighbouring threads take neighbouring pixels
+// of a channel, in global memory and in shared. It does not wait: a barrier is the caller's.
 template <class F> __device__ void fill_tile(const Tiling& t, const Tile& tile, int C, float* to, F f) {
   const int pixels = t.tile.pixels();
   for (int i = int(threadIdx.x); i < C * pixels; i += kThreads) {
@@ -70,12 +78,14 @@ template <class F> __device__ void fill_tile(const Tiling& t, const Tile& tile, 
 
 // --- depthwise convolution ---------------------------------------------------------------------------------
 
-// Part of some channels in shared memory, rows from `row` and columns from `col` of the plane, zeros beyond it.
+// Part of some channels in shared memory, rows from `row` and columns from `col` of the plane, zeros beyond it. It
+// holds the halo of a tile, so the convolution tests no border.
 struct Patch {
   float* data;
   int row, col, rows, cols;
 };
 
+// Loads a patch, a warp per row, rectified where the convolution reads relu(x). Barriers are the caller's.
 __device__ void stage(const Planes& from, int64_t image, int first, int channels, bool rectify, const Patch& patch) {
   const int64_t plane = from.grid.pixels();
   for (int line = warp_index(); line < channels * patch.rows; line += kWarps) {
@@ -90,11 +100,12 @@ __device__ void stage(const Planes& from, int64_t image, int first, int channels
   }
 }
 
+// What depthwise_strips computes: some channels of one tile, from a patch.
 struct Strips {
   Patch patch;
   int channels, tile_rows, tile_cols;
   Tile tile;
-  float* to;          // of the first channel and the tile's first pixel
+  float* to;  // of the first channel and the tile's first pixel
   int64_t to_plane;   // floats from a channel to the next
   int to_row;
   bool add;           // to what is there
@@ -107,6 +118,10 @@ struct Taps {
   int64_t first;
 };
 
+// A thread computes a strip, R rows of one column. All K K taps are in registers; going down the patch, each value
+// is loaded once per column of taps and serves every output row it belongs to. Neighbouring threads take
+// neighbouring columns, so a warp reads 32 words in a row: no bank conflicts at stride 1, two-way ones at stride 2.
+// The patch holds whole strips: the last one of a tile reads rows for outputs that it does not write.
 template <int K, int D, int S> __device__ void depthwise_strips(const Strips& s, const Taps& taps) {
   constexpr int R = strip_rows(S), kReach = (R - 1) * S + (K - 1) * D + 1;
   const int per_channel = (s.tile_rows + R - 1) / R * s.tile_cols;
@@ -139,7 +154,7 @@ template <int K, int D, int S> __device__ void depthwise_strips(const Strips& s,
   }
 }
 
-// Calls f.template operator()<K, D, S>() for the kernel of a half.
+// Calls f.run<K, D, S>() for the kernel of a half. A block has one half, so all its threads take the same case.
 template <class F> __device__ void with_kernel(int size, int dilation, int stride, F f) {
   switch (size * 100 + dilation * 10 + stride) {
     case 311: return f.template run<3, 1, 1>();
@@ -166,7 +181,7 @@ __device__ Patch patch_of(const Half& h, const Tiling& t, const Tile& tile, floa
   return {data, tile.row * h.stride - h.pad(), tile.col * h.stride - h.pad(), size.rows, size.cols};
 }
 
-// Channels of which a block convolves one tile.
+// Channels of which a block convolves one tile: as many as their patches fit in shared memory.
 struct Slab {
   Tile tile;
   int first, channels;
@@ -177,7 +192,8 @@ __device__ Slab slab_of_block(const Plan& plan, const Tiling& t, int at_once) {
   return {tile_at(t, index / t.count(), index % t.count()), first, min(at_once, plan.C - first)};
 }
 
-// A tile of u + shift, all channels; from where it was kept, which is centred already, if it was.
+// A tile of u + shift, all channels. Where forward kept u ("fast") it was stored centred, and the shift is in it
+// already; gather_kernel, which asks for other shifts, runs in forward only, where `u` is there.
 __device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const float* shift, float* to) {
   const int64_t plane = plan.out.pixels(), image = tile.image * plan.C * plane;
   if (h.kept && !h.u)
@@ -188,7 +204,8 @@ __device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const 
               [&](int c, int at) { return h.u[image + c * plane + at] + (shift ? shift[c] : 0.0f); });
 }
 
-// sums[c] += the sum of a tile's channel, a warp per channel.
+// sums[c] += the sum of a tile's channel, a warp per channel. sums are global memory that this block alone writes,
+// always by the same warp, so no barrier is needed between tiles.
 __device__ void add_channel_sums(const Plan& plan, const float* tile, float* sums) {
   for (int c = warp_index(); c < plan.C; c += kWarps) {
     float sum = 0;
@@ -198,7 +215,8 @@ __device__ void add_channel_sums(const Plan& plan, const float* tile, float* sum
   }
 }
 
-// Rows of shared memory that a tile of all channels takes; the last ones are read and mean nothing.
+// Floats of shared memory that a tile of all channels takes. Rows C to width are never written; what is read of
+// them reaches sums that are not stored.
 __device__ __host__ inline int tile_floats(const Plan& plan) { return plan.width * plan.tiling.pitch; }
 
 }  // namespace
