@@ -1,5 +1,9 @@
-// How a block of threads reads a tensor with channels, in either layout: it takes one part of the values of one tile
-// of channels, a thread kHeld of them, each of its loads 16 bytes where the tensor allows it.
+// How a block of threads reads a tensor with channels, in either layout: it takes one part of the values of one
+// tile of channels, a thread kHeld of them, each of its loads 16 bytes where the tensor allows it.
+//
+// A thread's values stay in registers between loads and stores, so one read of a tensor serves a two-pass
+// variance. Channels last, a tile is 8 to 32 channels wide and neighbouring threads take neighbouring
+// channels: a warp reads whole lines.
 #pragma once
 
 #include "launch.h"
@@ -32,6 +36,9 @@ struct Tiling {
   dim3 grid(int64_t rows = 1) const { return dim3(unsigned(parts * tiles), unsigned(rows)); }
 };
 
+// The values of one thread. `wide`: every load is 16 aligned bytes of one channel (planar) or of
+// neighbouring channels. Otherwise values are read one by one, and a run of pixels may go on in the next
+// image, `jump` elements further.
 template <class T, bool planar, bool wide_> struct View {
   static constexpr bool wide = wide_;
   static constexpr int kVector = 16 / int(sizeof(T)), kLoads = kHeld / kVector;
@@ -70,6 +77,7 @@ template <class T, bool planar, bool wide_> struct View {
     }
   }
 
+  // How many of a load's kVector values there are; the others read 0 and are not written.
   static __device__ int within(int64_t left) { return left < 0 ? 0 : left < kVector ? int(left) : kVector; }
   // Which of the thread's sums a held value belongs to.
   static constexpr __device__ int sum_of(int slot) { return planar ? 0 : slot % kVector; }
@@ -121,7 +129,8 @@ template <class T, bool planar, bool wide_> struct View {
     }
   }
 
-  // Sums over the threads of each warp into per_warp [kWarps][kTile].
+  // Sums over the threads of each warp into per_warp [kWarps][kTile]. Threads of one channel are `lanes` apart, so
+  // the butterfly stops at that distance and leaves the sums of different channels alone.
   __device__ void warp_sums(float (&v)[kSums], float* per_warp) const {
     const int lane = int(threadIdx.x) % 32;
     for (int step = 16; step >= lanes; step /= 2)
@@ -132,7 +141,7 @@ template <class T, bool planar, bool wide_> struct View {
       for (int s = 0; s < kSums; ++s) per_warp[int(threadIdx.x) / 32 * kTile + column + s] = v[s];
   }
 
-  // Sums over the block, in every thread of the channel.
+  // Sums over the block, in every thread of the channel: warps are added in their order.
   __device__ void block_sums(float (&v)[kSums], float* per_warp) const {
     __syncthreads();  // per_warp may still be read from the call before
     warp_sums(v, per_warp);
@@ -147,7 +156,9 @@ template <class T, bool planar, bool wide_> struct View {
 
 template <class V> struct ViewTag { using View = V; };
 
-// run(tag of the view) for tensors of T; wide where every one of them can be read 16 bytes at a time.
+// Calls run(tag of the view) for tensors of T; wide where every one of them can be read 16 bytes at
+// a time: all pointers are aligned, and a row of a channel (or the channels of a pixel) is whole
+// loads, so that none crosses its end.
 template <class T, class F> int with_view(const MixedNormSumParams& p, const Tiling& g, F run) {
   uintptr_t bits = reinterpret_cast<uintptr_t>(p.sum.y) | reinterpret_cast<uintptr_t>(p.sum.dy);
   for (int k = 0; k < p.sum.terms; ++k)

@@ -7,11 +7,14 @@ namespace fastnas::cuda {
 #if defined(__CUDACC__)
 
 namespace {
+// Does nothing; asking for its attributes says whether this build holds code for the device.
 __global__ void probe_kernel() {}
 }  // namespace
 
 std::string error_text(int code) { return cudaGetErrorString(cudaError_t(code)); }
 
+// A machine without a driver, or with one older than the build's CUDA, must report that, not fail later in a
+// launch. Errors are fetched, so that they do not turn up in a later call of torch.
 std::string device_problem() {
   int count = 0;
   cudaError_t error = cudaGetDeviceCount(&count);

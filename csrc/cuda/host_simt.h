@@ -82,6 +82,7 @@ T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32, HOST_SIMT_SI
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
+// Fibers hand over at barriers only, so a plain read and write is atomic here.
 template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
   return std::exchange(*address, *address + value);
 }
@@ -99,7 +100,8 @@ inline int __popc(unsigned x) { return __builtin_popcount(x); }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 
-// nvcc refuses a __shared__ array whose elements have initialisers.
+// An array is found by the address of a static of its declaration, since a block's fibers share no stack. nvcc
+// refuses a __shared__ array whose elements have initialisers, hence the assertion.
 #define SHARED(type, name, count)                                                        \
   static_assert(std::is_trivially_default_constructible_v<type> && alignof(type) <= 16); \
   static char name##_declaration;                                                        \

@@ -78,6 +78,8 @@ inline void make_context(Context& context, char* stack, size_t bytes, void (*ent
 }
 #endif
 
+// What a fiber waits for. It runs until it reaches an operation that needs other
+// threads, says so here, and hands over.
 enum class Wait { nothing, block_barrier, warp_barrier, vote, shuffle, exited };
 
 struct Operation {
@@ -111,12 +113,14 @@ struct Machine {
   std::function<void()> kernel;
   int error = 0;
 };
+// There is one machine a process and library, so launches from several OS threads take turns (in_use).
 inline Machine machine;
 
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 64 * 1024;  // lowest part of each stack; the largest page size
 
+// splitmix64, seeded anew for every launch: which order failed can be run again from the seed alone.
 inline uint64_t random_bits() {  // splitmix64
   uint64_t z = machine.random_state += 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -124,6 +128,7 @@ inline uint64_t random_bits() {  // splitmix64
   return z ^ (z >> 31);
 }
 
+// The numbers [first, first + count) in random order: an "inside-out" Fisher-Yates shuffle.
 template <class T> void shuffled_range(std::vector<T>& out, T first, T count) {
   out.resize(count);
   for (T i = 0; i < count; ++i) {
@@ -141,6 +146,7 @@ inline uint64_t wait_for(const Operation& op) {
   return self.op.value;
 }
 
+// The body of every fiber. It never returns, as there is no frame to return to: its last switch is for good.
 inline void thread_main() {
   machine.kernel();
   wait_for({Wait::exited, "", 0, 0, 0, 0});
@@ -164,7 +170,8 @@ inline void fail(const char* what, const Thread& a, const Thread& b) {
   fprintf(stderr, "\n");
 }
 
-// Does the warp operation that `self` waits in, if all lanes that it names have come.
+// Does the warp operation that `self` waits in, if all lanes that it names have come. Values are read from all
+// lanes first, then given out, so a shuffle may read a lane that is itself a reader.
 inline bool finish_warp_operation(Thread* warp, unsigned lanes, const Thread& self) {
   const Operation op = self.op;
   unsigned members = 0, ballot = 0;
@@ -194,7 +201,8 @@ inline bool finish_warp_operation(Thread* warp, unsigned lanes, const Thread& se
   return true;
 }
 
-// Runs whole warps, threads [first, first + count), until each waits for something outside.
+// Runs whole warps, threads [first, first + count), until each waits for something outside. One warp alone runs
+// ahead of the others up to its next block barrier, which is how a missing barrier shows.
 inline void run_threads(unsigned first, unsigned count) {
   std::vector<unsigned> order;
   for (bool progress = true; progress && !machine.error;) {
@@ -217,7 +225,8 @@ inline void run_threads(unsigned first, unsigned count) {
   }
 }
 
-// False where there is no barrier to open: the block has ended or can not go on.
+// Opens the barrier at which all threads have arrived; they must have come by the same line of source, as CUDA
+// demands. False where there is no barrier to open: the block has ended or can not go on.
 inline bool open_block_barrier() {
   const Thread* first = nullptr;
   for (const Thread& t : machine.threads) {
@@ -234,6 +243,7 @@ inline bool open_block_barrier() {
   return !machine.error;
 }
 
+// Runs one block: fresh fibers, poisoned shared memory, then barrier after barrier, each time in another order.
 inline void run_block() {
   const unsigned count = unsigned(machine.threads.size());
   for (unsigned i = 0; i < count; ++i) {
@@ -257,6 +267,8 @@ inline void run_block() {
   } while (!machine.error && open_block_barrier());
 }
 
+// The block's shared array of this declaration (the address of a static stands for it),
+// made when it is first reached.
 inline unsigned char* shared_array(const void* declaration, size_t bytes) {
   for (SharedArray& array : machine.shared)
     if (array.declaration == declaration) return array.bytes.data();
@@ -264,7 +276,8 @@ inline unsigned char* shared_array(const void* declaration, size_t bytes) {
   return machine.shared.back().bytes.data();
 }
 
-// Address space only, until a fiber touches its part. Kept for the life of the process.
+// Address space only, until a fiber touches its part. Kept for the life of the process. The lowest pages of each
+// stack are closed, so that an overflow ends the process instead of writing into the next stack.
 inline bool allocate_stacks() {
   if (machine.stacks) return true;
   void* memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
@@ -276,6 +289,8 @@ inline bool allocate_stacks() {
   return true;
 }
 
+// Checks the launch as CUDA would, then runs the blocks one after the other in random
+// order. An error code of CUDA, or 0.
 inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<void()> kernel) {
   constexpr size_t kDefaultShared = 48 * 1024, kLargestShared = 227 * 1024;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
@@ -310,6 +325,7 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<v
   return machine.error;
 }
 
+// A shuffle of a value of 4 or 8 bytes; the others of CUDA are made of it.
 template <class T> T shuffle(unsigned mask, T value, int source, const char* file, int line) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   uint64_t bits = 0;

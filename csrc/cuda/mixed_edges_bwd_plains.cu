@@ -165,12 +165,15 @@ __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int firs
 
 }  // namespace
 
+// The sums over dy of the terms that are no convolutions, folded to dL/dw and q. dL/dw may be all that is wanted.
 void launch_dots(Launcher& run, Range states) {
   const Range plains = run.planner.plains_of(states);
   run(dots_kernel, dim3(run.plan().groups, plains.count()), 0, plains.first);
   run(fold_dots_kernel, dim3(plains.count()), 0, plains.first);
 }
 
+// dL/dz, then what the terms give x (if wanted) and dL/dW. A strided skip's dz replaces z even where dx
+// is not wanted: dL/dW needs it.
 void launch_plain_gradients(Launcher& run, Range states, bool wants_dx) {
   const Plan& plan = run.plan();
   const Range pools = run.planner.pools_of(states), reduces = run.planner.reduces_of(states);

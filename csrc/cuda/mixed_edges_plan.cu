@@ -111,6 +111,7 @@ void Planner::lay_out() {
     peak = std::max(peak, arena.used);
   }
   begin_state();  // one past the last
+  // The jobs of a state are known only now, when the next state has begun.
   for (int state = 0; state < int(sources.size()); ++state) {
     Source& s = sources[state];
     const Range here{state, state + 1};
@@ -255,6 +256,7 @@ Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state)
     n.stats = static_cast<float*>(p.stats) + int64_t(t.norm) * 2 * C;
     n.mean = arena.take<float>(C), n.rstd = arena.take<float>(C);
   }
+  // Has the moments of a tensor gathered, one job for however many terms need them.
   const auto gather = [&](const Planes& z) {
     gathered.push_back({z, arena.take<double>(int64_t(plan.groups) * C * 2)});
     return int(gathered.size()) - 1;

@@ -49,7 +49,7 @@ FASTNAS_HD bool is_summed(const MixedNormSumParams& p, int k, bool sum_dy) {
   return k == p.sum.terms ? sum_dy : p.sum.dw || needs_sums(p, k);
 }
 
-// A call: nvcc takes minutes over sixteen copies of it in each kernel.
+// A call, not inlined: nvcc takes minutes over sixteen copies of it in each kernel.
 __attribute__((noinline)) __device__ float draw_element(Draw<float> draw, int64_t channels, int64_t pixels,
                                                         int64_t index) {
   return draw.element(uint64_t(logical_index(channels, pixels, index)));
@@ -76,7 +76,9 @@ __device__ void draw_held(const MixedNormSumParams& p, int k, const View& view, 
   }
 }
 
-// grid (parts x tiles, norms): count, mean, squares of a part of a channel, two passes in registers.
+// grid (parts x tiles, norms): count, mean, squares of a part of a channel, two passes over registers: z is read
+// once. Deviations sum to 0 but for rounding, and correct the mean and the squares by what they leave. Values past
+// the end read 0 and are kept out of the second pass.
 template <class View>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedNormSumParams p, Tiling g) {
   SHARED(float, per_warp, kWarps * kTile);
@@ -112,7 +114,8 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedN
   }
 }
 
-// f(part) over the parts of a channel, in kSlices interleaved sums added in their order; in every thread of it.
+// f(part) over the parts of a channel, in kSlices interleaved sums added in their order; in every thread of it. The
+// order is fixed by the number of parts.
 template <class F> __device__ double sum_over_parts(int64_t parts, double* slices, F f) {
   double sum = 0;
   for (int64_t b = threadIdx.x / kTile; b < parts; b += kSlices) sum += f(b);
@@ -199,6 +202,9 @@ __device__ void reduce_term(const MixedNormSumParams& p, int k, const View& view
 }
 
 // grid (parts x tiles): sum dy (z_k - mu_k) of a part and, last, sum dy; the dz that need no sums.
+//
+// dy stays in registers for all terms. Sums of kGroup terms are laid down before one barrier serves them all; the
+// second barrier keeps them from being overwritten by the next group while they are read.
 template <class View, bool any_noise>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_reduce_kernel(MixedNormSumParams p, Tiling g, bool sum_dy) {
   DYNAMIC_SHARED(Coefficient, table);
@@ -266,7 +272,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_dw_kernel(MixedNormSu
 // grid (terms): the dw of an empty batch.
 __global__ void mixed_norm_sum_zero_dw_kernel(MixedNormSumParams p) { static_cast<float*>(p.sum.dw)[blockIdx.x] = 0; }
 
-// grid (parts x tiles): the dz that need the totals.
+// grid (parts x tiles): the dz that need the totals; reads dy once and each z_k once more.
 template <class View>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_dz_kernel(MixedNormSumParams p, Tiling g) {
   DYNAMIC_SHARED(Gradient, table);

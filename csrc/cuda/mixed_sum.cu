@@ -42,6 +42,7 @@ __device__ void store_quad(void* base, int64_t quad, int64_t n, bool aligned, co
   }
 }
 
+// The draws of four neighbours in memory: one Philox block in NCHW order, four of them channels last.
 __device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int64_t quad, float* d) {
   if (p.channels == 0) {
     const Draws<float> four = draw.quad(uint64_t(quad));
@@ -51,8 +52,10 @@ __device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int6
   }
 }
 
+// The quad that is this thread's i-th: neighbouring threads take neighbouring quads.
 __device__ int64_t quad_of(int i) { return int64_t(blockIdx.x) * (kBlock / 4) + i * kThreads + threadIdx.x; }
 
+// The sum over a warp, in every lane; the butterfly's order is fixed.
 template <class S> __device__ S warp_sum(S v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
@@ -127,6 +130,8 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_std_kernel(MixedSumParams 
   if (threadIdx.x == 0) p.std[blockIdx.x] = unbiased_std(m);
 }
 
+// grid (blocks): y of a block. A thread keeps its 16 sums in registers and reads each term once, in their order;
+// noise is drawn where the term is read.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mixed_sum_fwd_kernel(MixedSumParams p, bool aligned) {
   const float* w = static_cast<const float*>(p.w);
@@ -153,6 +158,8 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_fwd_kernel(MixedSumParams 
   for (int i = 0; i < kQuads; ++i) store_quad<T>(p.y, quad_of(i), p.n, aligned, sum[i]);
 }
 
+// grid (blocks): every dx_k of a block and its partial sum of every dw_k, from one read of dy and of each x_k. A
+// term's dot product goes registers, warp, then one barrier for all terms; warps are added in their order, in fp64.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mixed_sum_bwd_kernel(MixedSumParams p, bool aligned) {
   SHARED(float, per_warp, kMaxTerms * kWarps);
@@ -203,7 +210,8 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_dw_kernel(MixedSumParams p
   if (t == 0) static_cast<float*>(p.dw)[k] = float(shared[0]);
 }
 
-// Whether every pointer that is used can be read and written four elements at a time.
+// Whether every pointer that is used can be read and written four elements at a time. A view into a larger tensor
+// may begin anywhere; a misaligned vector load is a fault on a GPU, not a slow load.
 bool is_aligned(const MixedSumParams& p, size_t element) {
   const uintptr_t mask = 4 * element - 1;
   uintptr_t bits = reinterpret_cast<uintptr_t>(p.y) | reinterpret_cast<uintptr_t>(p.dy);

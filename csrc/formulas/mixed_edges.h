@@ -6,14 +6,14 @@
 
 namespace fastnas {
 
-// var(W u) = diag(W S W^T) for S = cov(u): the pointwise output is never formed. `ws` is a row of W S.
+// r of a channel. var(W u) = diag(W S W^T) for S = cov(u): the pointwise output is never formed.
 FASTNAS_HD double batch_rstd(double var, double eps) { return 1.0 / sqrt(var + eps); }
 
-// A = w r W and the coefficient of W_i W_j in B.
+// An entry of A = w r W, and the coefficient of W_i W_j in B.
 FASTNAS_HD double folded(double w, double rstd, double pointwise) { return w * rstd * pointwise; }
 FASTNAS_HD double centring(double w, double rstd, double q) { return w * rstd * rstd * q; }
 
-// dL/dW = w M r (P - q r W S)
+// dL/dW = w M r (P - q r W S); `ws` is a row of W S.
 FASTNAS_HD double pointwise_gradient(double w, double count, double rstd, double q, double p, double ws) {
   return w * count * rstd * (p - q * rstd * ws);
 }

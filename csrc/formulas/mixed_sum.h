@@ -15,7 +15,8 @@ FASTNAS_HD bool is_multiplicative(NoiseForm form) {
 }
 FASTNAS_HD bool is_relative(NoiseForm form) { return form == NoiseForm::gaussian_additive; }
 
-// d = shift + spread eps, with what a whole term shares worked out once.
+// d = shift + spread eps, with what a whole term shares worked out once: shift and spread are fp64 in memory, where
+// a schedule changes them between replays of a graph.
 template <class A> struct Draw {
   bool gaussian;
   uint64_t key, offset;
@@ -39,7 +40,7 @@ template <class A> struct Draw {
   }
 };
 
-// NCHW position of the element at a memory index.
+// NCHW position of the element at a memory index; channels > 0 says that memory is channels last.
 FASTNAS_HD int64_t logical_index(int64_t channels, int64_t pixels, int64_t memory) {
   if (channels == 0) return memory;
   const int64_t image = memory / (channels * pixels), within = memory % (channels * pixels);
@@ -54,7 +55,8 @@ template <class A> FASTNAS_HD A mixed_value(bool multiplicative, A x, A d) {
 }
 template <class A> FASTNAS_HD A mixed_dx(A w, A dy) { return w * dy; }
 
-// Count, mean and sum of squared deviations of a part; merging is Chan, Golub, LeVeque (1979).
+// Count, mean and sum of squared deviations of a part; merging is Chan, Golub, LeVeque (1979), which
+// never subtracts two large squares.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
 };

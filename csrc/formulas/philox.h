@@ -1,5 +1,9 @@
-// Philox4x32-10 (Salmon et al., SC'11) and the standard draws made of its words.
-// Element i of noisy term j takes word i % 4 of the block whose counter is (i / 4, offset + j).
+// Philox4x32-10 (Salmon et al., SC'11) and the standard draws made of its words. Element i of noisy term j takes
+// word i % 4 of the block whose counter is (i / 4, offset + j).
+//
+// A draw is a function of key, offset and index: it needs no state and no order, so backward makes it again, and
+// every backend, layout and thread count has the same words. In fp32 the functions from words to draws are
+// polynomials of our own: they vectorise, and CUDA's fast logarithm and sine are off by far more than rounding.
 #pragma once
 
 #include <cmath>
@@ -29,14 +33,16 @@ FASTNAS_HD Words philox(uint64_t key, uint64_t quad, uint64_t offset) {
                            uint32_t(key), uint32_t(key >> 32));
 }
 
-// A word to (0, 1): 23 bits and a half, exact in fp32, never 0 or 1.
+// A word to (0, 1): 23 bits and a half, exact in fp32, never 0, whose logarithm Box-Muller could not take, nor 1,
+// where a Gumbel draw is infinite.
 template <class A> FASTNAS_HD A unit(uint32_t word) {
   return (A(int32_t(word >> 9)) + A(0.5)) * A(0x1p-23);
 }
 
 template <class A> FASTNAS_HD A uniform(uint32_t word) { return A(2) * unit<A>(word) - A(1); }
 
-// ln u for u in (0, 1), by u = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m-1)/(m+1)).
+// ln u for u in (0, 1), by u = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m-1)/(m+1)). Taking sqrt(1/2) off
+// the bits before splitting them puts m into that interval without a branch.
 FASTNAS_HD float log_unit(float u) {
   const uint32_t bits = bit_cast<uint32_t>(u) - 0x3f3504f3u;  // sqrt(1/2)
   const float e = float(int32_t(bits) >> 23);

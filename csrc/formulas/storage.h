@@ -1,5 +1,7 @@
-// 16-bit floating point as stored, and its conversions to the fp32 in which all arithmetic is done.
-// Branch free, so that compilers vectorise them; round to nearest even; NaN stays NaN.
+// 16-bit floating point as stored, and its conversions to the fp32 in which all arithmetic is done. Branch free, so
+// that compilers vectorise them; round to nearest even; NaN stays NaN.
+//
+// They are written on bits so that one text serves a scalar, a compiler vector and a GPU, with the same results.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +38,8 @@ template <class F, class U> FASTNAS_HD F value_of_f16(U half) {
   const U bits = magnitude < (1u << 23) ? tiny : magnitude >= (31u << 23) ? special : normal;
   return bit_cast<F>(sign | bits);
 }
+// A bf16 is the upper half of a float. Adding 0x7fff and the lowest kept bit rounds to nearest, ties to even; of a
+// NaN the sum could carry into inf, hence the fixed one.
 template <class U> FASTNAS_HD U bf16_of(U bits) {
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16, nan = U{} + 0x7fc0u;
   return (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
