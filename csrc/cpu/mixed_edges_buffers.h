@@ -102,7 +102,9 @@ template <class T> struct Buffers {
   int64_t samples() const { return p.images * out.pixels(); }
   int64_t first_image(int group) const { return p.images * group / groups; }
   const T* param(int i) const { return static_cast<const T*>(p.params[i]); }
-  const Grid& half_grid(const Half<A>& h) const { return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term); }
+  const Grid& half_grid(const Half<A>& h) const {
+    return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term);
+  }
   // Moments of one kind of pool of a state at one stride, 1 or 2.
   ChannelMoments<A>& pooled(int state, EdgeOp op, int stride) {
     return pool_moments[(state * 2 + (op == EdgeOp::avg_pool)) * 2 + stride - 1];

@@ -37,7 +37,8 @@ template <class T> struct Backward : BackwardSums<T> {
     const bool padded = h.kernel.stride == 1;
     if (padded) clear_halo(out, blocks, s.du);
     this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
-      const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, out.pixels()}, {s.u, h.from_u, C, part.pixels()}};
+      const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, out.pixels()},
+                                    {s.u, h.from_u, C, part.pixels()}};
       if (padded)
         product(factors, 2, part, blocks, h.du_bias, false, s.du + (out.inside() + rows.first * out.pitch()) * L,
                 out.pitch(), out.padded());

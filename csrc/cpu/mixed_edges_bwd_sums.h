@@ -26,7 +26,7 @@ template <class T> struct BackwardSums : Call<T> {
   // one after the other; a 16-bit sum would round every time.
   std::vector<A*> gradients;  // of each state, [N][pixels][C]; null: not wanted
   std::vector<bool> needed;  // of each state: some gradient hangs on its own; true of every node
-  std::vector<int> writer;  // of each state: the edge that writes its gradient first, -1: none; no pass clears gradients
+  std::vector<int> writer;  // of each state: the edge that writes its gradient first, -1: none
   A* dv;  // [sep_convs into the node][N][pixels][C]: dL/dv through the relu, from second to first half
   std::vector<A*> skip_dots;      // [terms]: [groups][2][width] of <dy, x + noise> and, multiplicative, sum of dy d
   std::vector<A*> reduce_crosses; // [terms]: [groups][2][width][width]
@@ -241,7 +241,8 @@ template <class T> struct BackwardSums : Call<T> {
   // From P and the sum of dy (or dv) of a half to dL/dw, dL/dW, A^T, -B and the constant of dL/du.
   //
   // Row by row of W, with the partial sums added in fp64 in the order of the groups:
-  //    q = r * (W o P),  dL/dw += M q,  dL/dW = w M r (P - q r W S),  B += w r^2 q W_co W_co^T,  constant -= A_co mean(dy).
+  //   q = r <W_co, P_co>,  dL/dw += M q,  dL/dW_co = w M r (P_co - q r W_co S),
+  //   B += w r^2 q W_co^T W_co,  constant -= A_co^T mean(dy)_co.
   // S is the covariance that forward kept; without it there is no dL/dW, and none is asked for. B is
   // summed in fp64 and negated once. from_dy has a row per channel of dy, from_u a row per channel of u:
   // both lie as product() wants them.

@@ -21,7 +21,9 @@ template <class T> struct Statistics : Call<T> {
   // the mean of the group's first rows: where u lies far from zero, raw second moments in fp32 would lose the
   // variance when the square of the mean is taken off. The pivot need not be exact, the fold corrects for it.
   struct Gram {
-    A *products, *deviations, *shift;  // [width][width] of (u + shift)(u + shift)^T, upper lane blocks; [width] of their sums; [width]
+    A* products;    // [width][width] of (u + shift)(u + shift)^T, lane blocks on and above the diagonal
+    A* deviations;  // [width] of u + shift
+    A* shift;       // [width]
   };
   // [halves that one sweep gathers][groups], used again by every sweep.
   std::vector<Gram> grams;
@@ -129,8 +131,9 @@ template <class T> struct Statistics : Call<T> {
   void fold_halves(int from, int to, bool first) {
     std::vector<const Half<A>*> chosen;
     for_halves(from, to, first, [&](int, const Half<A>& h) { chosen.push_back(&h); });
-    this->for_each_job(int64_t(chosen.size()),
-                       [&](int64_t i) { fold_statistics(*chosen[i], int(i), fold_scratch + thread_number() * 2 * C * width); });
+    this->for_each_job(int64_t(chosen.size()), [&](int64_t i) {
+      fold_statistics(*chosen[i], int(i), fold_scratch + thread_number() * 2 * C * width);
+    });
   }
 
   // From the groups' partial sums to mean(u), S, the statistics of z, the shift that
@@ -163,7 +166,9 @@ template <class T> struct Statistics : Call<T> {
       for (int i = 0; i < C; ++i)
         for (int j = i / L * L; j < C; ++j)
           S[int64_t(i) * width + j] +=
-              (double(gram.products[int64_t(i) * width + j]) + n * (delta[i] * delta[j] - deviation[i] * deviation[j])) / total;
+              (double(gram.products[int64_t(i) * width + j]) +
+               n * (delta[i] * delta[j] - deviation[i] * deviation[j])) /
+              total;
     }
     for (int i = 0; i < C; ++i)
       for (int j = 0; j < i / L * L; ++j) S[int64_t(i) * width + j] = S[int64_t(j) * width + i];

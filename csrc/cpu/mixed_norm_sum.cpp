@@ -13,7 +13,7 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-constexpr int kGroup = 4;  // terms that one pass over the sum adds: y or its tile is read and written once for four of them
+constexpr int kGroup = 4;  // terms that one pass adds: the sum is read and written once for four of them
 
 // What is known of one term: a view of the parameters for the channels of a tile, spread over its columns.
 template <class A>

@@ -87,7 +87,8 @@ template <class A> struct ChannelMoments {
     Moments sum;
     for (int g = 0; g < groups; ++g) {
       const int64_t here = images * (g + 1) / groups - images * g / groups;
-      sum = merge(sum, {double(here * pixels), mean[int64_t(g) * width + channel], squares[int64_t(g) * width + channel]});
+      const int64_t at = int64_t(g) * width + channel;
+      sum = merge(sum, {double(here * pixels), mean[at], squares[at]});
     }
     return sum;
   }

@@ -40,7 +40,8 @@ template <class T> struct Call {
   Call(const ReluConvBnParams& params, bool measure)
       : p(params), C(p.channels), in_C(p.in_channels), blocks(blocks_of<A>(C)), in_blocks(blocks_of<A>(in_C)),
         width(blocks * L), in_width(in_blocks * L), parts(p.reduce ? 2 : 1), groups(group_count(p.images)),
-        in{int(p.rows), int(p.cols)}, out{int(p.reduce ? (p.rows + 1) / 2 : p.rows), int(p.reduce ? (p.cols + 1) / 2 : p.cols)},
+        in{int(p.rows), int(p.cols)},
+        out{int(p.reduce ? (p.rows + 1) / 2 : p.rows), int(p.reduce ? (p.cols + 1) / 2 : p.cols)},
         arena{measure ? nullptr : static_cast<char*>(p.workspace)} {
     const bool backward = p.dy != nullptr;
     forward = arena.take<A>(int64_t(parts) * in_C * width);

@@ -26,7 +26,8 @@ struct Tiling {
   bool planar;                       // the pixels of a channel follow each other
 
   explicit Tiling(const MixedNormSumParams& p)
-      : channels(p.channels > 0 ? p.channels : 1), pixels(p.pixels), values(p.sum.n / channels), planar(!p.channels_last && p.pixels > 1) {
+      : channels(p.channels > 0 ? p.channels : 1), pixels(p.pixels), values(p.sum.n / channels),
+        planar(!p.channels_last && p.pixels > 1) {
     tile = planar ? 1 : 8;  // 8: the channels of one 16-byte load of a 16-bit dtype
     while (!planar && tile < kTile && tile < channels) tile *= 2;
     tiles = int32_t((channels + tile - 1) / tile);

@@ -160,7 +160,8 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
       for (int kx = 0; kx < h.size; ++kx) {
         const int w = col - kx * h.dilation;
         if (w < 0 || w % 2 || w / 2 >= plan.out.cols) continue;
-        v += get(h.taps, plan.wide, taps.first + c * h.taps_count() + ky * h.size + kx) * from[r / 2 * plan.out.cols + w / 2];
+        v += get(h.taps, plan.wide, taps.first + c * h.taps_count() + ky * h.size + kx) *
+             from[r / 2 * plan.out.cols + w / 2];
       }
     }
     sum[i] += v;
@@ -309,7 +310,8 @@ void launch_state(Launcher& run, int state) {
   run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::final);
   const Tiling& inner = plan.strip_tiling;
   const int at_once = run.channels_at_once(inner, largest_patch(inner));
-  run(dv_kernel, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once, halves.first);
+  run(dv_kernel, dim3(run.slabs(inner, at_once), halves.count()), transposing_bytes(inner, at_once), at_once,
+      halves.first);
   launch_halves(run, halves, Which::inner);
   run(du, dim3(run.tiles(), halves.count()), run.shared(2), halves.first, Which::inner);
   launch_plain_gradients(run, here, source.wanted);

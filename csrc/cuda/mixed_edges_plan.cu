@@ -118,7 +118,8 @@ void Planner::lay_out() {
     s.halves = halves_of(here), s.pools = pools_of(here), s.reduces = reduces_of(here), s.plains = plains_of(here);
   }
   plan.patch_floats = kPatchFloats;
-  for (const Half& h : halves) plan.patch_floats = std::max(plan.patch_floats, patch_size(h, plan.strip_tiling).pixels());
+  for (const Half& h : halves)
+    plan.patch_floats = std::max(plan.patch_floats, patch_size(h, plan.strip_tiling).pixels());
   arena.used = peak;
   add_sums(by_edge);
   // Partial sums of the largest launch: all halves of a level or state, and both parts of its strided skips. They

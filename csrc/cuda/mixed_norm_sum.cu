@@ -314,7 +314,8 @@ template <class T> int fwd(const MixedNormSumParams& p) {
     using View = typename decltype(tag)::View;
     void* const stream = p.sum.stream;
     if (p.training && p.norms > 0) {
-      if (const int error = launch(mixed_norm_sum_moments_kernel<View>, g.grid(p.norms), kThreads, 0, stream, p, g)) return error;
+      if (const int error = launch(mixed_norm_sum_moments_kernel<View>, g.grid(p.norms), kThreads, 0, stream, p, g))
+        return error;
       const dim3 grid(channel_blocks(g), unsigned(p.norms));
       if (const int error = launch(mixed_norm_sum_statistics_kernel, grid, kThreads, 0, stream, p, g)) return error;
     }
@@ -338,7 +339,8 @@ template <class T> int bwd(const MixedNormSumParams& p) {
     if (const int error = launch(reduce, g.grid(), kThreads, bytes, stream, p, g, second_sweep)) return error;
     if (second_sweep || p.sum.dw) {
       const dim3 grid(channel_blocks(g), terms + 1);
-      if (const int error = launch(mixed_norm_sum_totals_kernel, grid, kThreads, 0, stream, p, g, second_sweep)) return error;
+      if (const int error = launch(mixed_norm_sum_totals_kernel, grid, kThreads, 0, stream, p, g, second_sweep))
+        return error;
     }
     if (p.sum.dw)
       if (const int error = launch(mixed_norm_sum_dw_kernel, terms, kThreads, 0, stream, p, g)) return error;
