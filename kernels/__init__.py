@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op, installed as fastnas.kernels; outputs come allocated."""
+"""Holds the Triton kernels, one file per op, installed as fastnas.kernels."""

@@ -3,7 +3,8 @@ dz_k = w_k r_k (dy - mean(dy) - v_k mean(dy v_k)),  dw_k = <dy, v_k>.  Given sta
 
 Forward: moments of parts of the channels, statistics out of them, the mix. Backward: sums over the
 same parts, their totals and dw, every dz. A part of a channel is what it has in one tile (tile.py);
-`noise` is (level, rng, std).
+`noise` is (level, rng, std). No atomics: partial sums are stored and added in an order of their own.
+Which terms are normed, noisy or summed is known when compiling, so nothing branches on it.
 """  # noqa: E501
 
 import triton
@@ -20,7 +21,7 @@ def _reciprocal_std(var, eps):
 
 @triton.jit
 def _norm(mean_ptr, var_ptr, row, channels, c, eps):
-    """mu and r of a term, [BLOCK_C]."""
+    """Returns mu and r of a term, [BLOCK_C]."""
     o = row * channels + c
     mean = tl.load(mean_ptr + o, mask=c < channels, other=0.0)
     var = tl.load(var_ptr + o, mask=c < channels, other=1.0)
@@ -39,8 +40,13 @@ def mixed_norm_sum_moments_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Of each channel in a part of one term: mean, and squared deviations about it."""
+    """Stores mean and squared deviations about it, of each channel in a part of one term.
+
+    Two passes over a tile that stays in registers: z is read once. The deviations sum to 0 but for
+    rounding, and correct both by what they leave.
+    """
     row = tl.program_id(1)
+    # A tuple of pointers cannot be indexed by a value that is known only when running.
     z_ptr = z_ptrs[0]
     for other in tl.static_range(1, ROWS):
         z_ptr = tl.where(row == other, z_ptrs[other], z_ptr)
@@ -71,7 +77,10 @@ def mixed_norm_sum_statistics_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Mean and biased variance from the moments of all parts (Chan, Golub, LeVeque), in fp64."""
+    """Merges the parts' moments into mean and biased variance (Chan, Golub, LeVeque), in fp64.
+
+    The means are added first, then squares about the mean of all parts, CHUNK parts side by side.
+    """
     channels, _, values = shape
     row = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -120,6 +129,10 @@ def mixed_norm_sum_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    """Writes y of one tile, each normed term as w r (z - mu).
+
+    z - mu comes first: where both are large the difference is exact.
+    """
     _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
     b_y = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
     for k in tl.static_range(TERMS):
@@ -163,7 +176,11 @@ def mixed_norm_sum_sums_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Of each channel in a part: the sum of dy, and of dy (z_k - mu_k) for every k in SUMS."""
+    """Stores sums of each channel in a part: of dy, and of dy (z_k - mu_k) for every k in SUMS.
+
+    SUMS[k] is the row of `partial` that term k has, -1: none; SUMS[TERMS] is that of dy. mu comes
+    off before the product, because <dy, z> minus mu times the sum of dy would cancel.
+    """
     channels, _, _ = shape
     i_part, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
     b_dy = tl.load(dy_ptr + o, mask=m, other=0.0).to(tl.float32)
@@ -203,12 +220,12 @@ def mixed_norm_sum_totals_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """The sums of all parts, in fp64, in an order fixed by their number; dw_k = sum_c r total.
+    """Adds up the parts in fp64, in an order fixed by their number; dw_k = sum_c r total.
 
     One program for each sum; where dw is wanted, sum k is that of term k, and the last that of dy.
     """
     i_sum = tl.program_id(0)
-    row = i_sum * 0 - 1
+    row = i_sum * 0 - 1  # of term i_sum in var; -1, as a tensor: not normed
     if NEEDS_DW:
         for k in tl.static_range(TERMS):
             row = tl.where(i_sum == k, ROWS[k], row)
@@ -260,6 +277,12 @@ def mixed_norm_sum_dz_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
+    """Writes dz_k of one tile for every k that wants it.
+
+    Through a batch norm of the batch's own statistics dz is affine in dy and z:
+    w r (dy - mean(dy)) - slope (z - mu), slope = w r^3 mean(dy (z - mu)). Through given statistics,
+    or without a norm, it is w r dy or w dy.
+    """
     channels, _, values = shape
     _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
     mc = c < channels
@@ -293,12 +316,12 @@ def mixed_norm_sum_dz_kernel(
 
 
 def part_count(norm, values):
-    """Parts that a channel of so many values is summed in."""
+    """Returns how many parts a channel of so many values is summed in."""
     return triton.cdiv(values, tile_constants(norm, values)["BLOCK_V"])
 
 
 class _Call:
-    """What the kernels of one call share."""
+    """Holds what the kernels of one call share."""
 
     def __init__(self, norm, noise, n, w):
         values = n // norm.channels

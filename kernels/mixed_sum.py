@@ -8,6 +8,7 @@ import triton.language as tl
 from fastnas.kernels.noise import at_level, element_draws, quad_draws
 
 # Elements of one program and of one partial sum: fixed, so results do not depend on the device.
+# The same as kBlock in csrc/params.h.
 BLOCK = 4096
 WARPS = 8
 
@@ -30,7 +31,11 @@ def _draw(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """d of one block, in memory order."""
+    """Draws d of one block, in memory order.
+
+    Noise is indexed by the NCHW position. Channels last, neighbours in memory are far apart in it,
+    so each element computes a whole Philox block to use one word of four.
+    """
     if CHANNELS_LAST:
         o_memory = i_block * BLOCK + tl.arange(0, BLOCK)
         image = o_memory // (channels * pixels)
@@ -45,14 +50,21 @@ def _draw(
 
 @triton.jit
 def centred_squares(squares, deviations, correction):
-    """Of squared deviations from about the mean; rounding can leave them below 0. NaN stays."""
+    """Corrects squared deviations from about the mean by what the deviations left over.
+
+    Rounding can leave a constant term below 0, which becomes 0. NaN stays.
+    """
     centred = squares.to(tl.float64) - deviations.to(tl.float64) * correction
     return tl.where(centred < 0, 0.0, centred)
 
 
 @triton.jit
 def _two_passes(b_x, m, count):
-    """Mean and centred squares in fp64, their sums in the type of b_x."""
+    """Returns mean and centred squares in fp64, with sums in the type of b_x.
+
+    One pass, E[x^2] - E[x]^2, would lose the variance of values far from zero. Elements past the
+    end must not count as deviations of size `mean`, hence the mask.
+    """
     mean = tl.sum(b_x) / count
     delta = tl.where(m, b_x - mean, 0.0)
     deviations = tl.sum(delta)
@@ -63,7 +75,7 @@ def _two_passes(b_x, m, count):
 
 @triton.jit
 def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
-    """count, mean and squared deviations of a block, about its own mean.
+    """Stores count, mean and squared deviations of a block, about its own mean.
 
     Squares vanish in fp32 below 1e-38 and overflow above 3e38: there they are summed in fp64.
     """
@@ -83,7 +95,11 @@ def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
 
 @triton.jit
 def mixed_sum_std_kernel(partial_ptr, std_ptr, blocks, CHUNK: tl.constexpr):
-    """Unbiased std from the moments of all blocks (Chan, Golub, LeVeque), in fp64."""
+    """Merges the moments of all blocks into the unbiased std (Chan, Golub, LeVeque), in fp64.
+
+    One program: first the mean over all blocks, then each block's squares about that mean. Partial
+    sums go by position in a chunk, so their order is fixed by the number of blocks.
+    """
     o = tl.arange(0, CHUNK)
     count = tl.zeros([CHUNK], tl.float64)
     total = tl.zeros([CHUNK], tl.float64)
@@ -123,6 +139,7 @@ def mixed_sum_fwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Writes y of one block: reads each term once, sums in fp32 in the order of the terms."""
     i_block = tl.program_id(0).to(tl.int64)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < n
@@ -174,6 +191,10 @@ def mixed_sum_bwd_kernel(
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Writes dx_k of one block and its partial sum of dw_k, from one read of dy and of each x_k.
+
+    Noise is drawn again. Multiplicative noise scales dx, additive noise counts in dw alone.
+    """
     i_block = tl.program_id(0).to(tl.int64)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < n
@@ -212,7 +233,7 @@ def mixed_sum_bwd_kernel(
 
 @triton.jit
 def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr):
-    """dw_k from the partials of all blocks, in fp64, in an order fixed by their number."""
+    """Adds up dw_k from the partials of all blocks, in fp64, in an order fixed by their number."""
     k = tl.program_id(0)
     o = tl.arange(0, CHUNK)
     b_sum = tl.zeros([CHUNK], tl.float64)
@@ -223,7 +244,7 @@ def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr)
 
 
 def noise_arguments(terms, noise, dummy):
-    """Pointers that the kernels may read (`dummy` where there is nothing to), and constants."""
+    """Returns pointers that kernels may read (`dummy` where there is nothing to), and constants."""
     ordinals = [-1] * terms
     for ordinal, k in enumerate(noise.noisy):
         ordinals[k] = ordinal

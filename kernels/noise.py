@@ -7,12 +7,13 @@ import triton.language as tl
 
 @triton.jit
 def _unit(word):
-    """A word to (0, 1): 23 bits and a half, exact in fp32."""
+    """Maps a word to (0, 1): 23 bits and a half, exact in fp32, never 0 or 1."""
     return ((word >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
 
 @triton.jit
 def _log_unit(u):
+    """Computes ln u for u in (0, 1), by u = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh s."""
     bits = u.to(tl.int32, bitcast=True) - 0x3F3504F3
     e = (bits >> 23).to(tl.float32)
     m = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
@@ -26,7 +27,7 @@ def _log_unit(u):
 
 @triton.jit
 def _turn(u):
-    """cos and sin of 2 pi u."""
+    """Computes cos and sin of 2 pi u. The reduction to |angle| <= pi/4 is exact because 4u is."""
     quadrant = (4.0 * u + 0.5).to(tl.int32)
     a = (4.0 * u - quadrant.to(tl.float32)) * 1.57079632679490
     z = a * a
@@ -54,9 +55,10 @@ def _turn(u):
 
 @triton.jit
 def _quad(key, offset, quad, GAUSSIAN: tl.constexpr):
-    """The four standard draws of the Philox block (quad, offset)."""
+    """Makes the four standard draws of the Philox block (quad, offset)."""
     low = quad.to(tl.uint32)
     high = (quad >> 32).to(tl.uint32)
+    # tl.philox wants counters of one shape and type: 64-bit ones in two halves, scalars spread out.
     zero = low * 0
     offset_low = zero + (offset & 0xFFFFFFFF).to(tl.uint32)
     offset_high = zero + ((offset >> 32) & 0xFFFFFFFF).to(tl.uint32)
@@ -77,15 +79,16 @@ def _quad(key, offset, quad, GAUSSIAN: tl.constexpr):
 
 @triton.jit
 def quad_draws(rng_ptr, ordinal, o_quad, GAUSSIAN: tl.constexpr):
-    """eps of the NCHW elements 4 o_quad .. 4 o_quad + 3, along the last axis."""
+    """Draws eps of the NCHW elements 4 o_quad .. 4 o_quad + 3, along the last axis."""
     offset = tl.load(rng_ptr + 1) + ordinal
     e0, e1, e2, e3 = _quad(tl.load(rng_ptr), offset, o_quad, GAUSSIAN)
+    # (e0, e2) and (e1, e3) interleaved once more are e0, e1, e2, e3 in turn.
     return tl.interleave(tl.interleave(e0, e2), tl.interleave(e1, e3))
 
 
 @triton.jit
 def element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN: tl.constexpr):
-    """eps of single NCHW elements: four times the work of `quad_draws`."""
+    """Draws eps of single NCHW elements: four times the work of `quad_draws`."""
     offset = tl.load(rng_ptr + 1) + ordinal
     e0, e1, e2, e3 = _quad(tl.load(rng_ptr), offset, o_nchw >> 2, GAUSSIAN)
     odd = (o_nchw & 1) != 0
@@ -94,7 +97,7 @@ def element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN: tl.constexpr):
 
 @triton.jit
 def at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE: tl.constexpr):
-    """d = shift + scale eps, scale times the std of the term if relative."""
+    """Returns d = shift + scale eps, scale times the std of the term if relative."""
     scale = tl.load(level_ptr + 1)
     if RELATIVE:
         scale = scale * tl.load(std_ptr + ordinal)

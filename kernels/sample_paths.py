@@ -1,5 +1,8 @@
 """weight = B_st A_st: A_st = 1 + At - sg(At) at o* = argmax_o (alpha + g), At = softmax((log softmax(alpha) + g)/tau), B alike of beta
 dalpha = At (c - <c, At>)/tau, c = dweight at the sampled entries, 0 elsewhere; dbeta alike with Bt over a node's edges or pairs.
+
+All of it is fp64: perturbed logits are compared, and a last bit that differs between backends would
+draw another path. A row of logits is one small tensor in a program of one warp.
 """  # noqa: E501
 
 import triton
@@ -10,14 +13,17 @@ from fastnas.kernels.gumbel import gumbel_draws
 
 @triton.jit
 def _perturbed(rng_ptr, ordinal, logits_ptr, first, o, m):
-    """logits + g in fp64, element `first` of the stream being that of the first logit."""
+    """Returns logits + g in fp64, the first logit with element `first` of the stream."""
     b_logits = tl.load(logits_ptr + o, mask=m, other=0.0).to(tl.float64)
     return b_logits + gumbel_draws(rng_ptr, ordinal, first + o)
 
 
 @triton.jit
 def _largest(v, o, m):
-    """Value and index of the largest under the mask: NaN first, then the lower index."""
+    """Returns value and index of the largest under the mask: NaN first, then the lower index.
+
+    tl.max does not promise to keep a NaN, so NaN are looked for apart.
+    """
     nan = m & (v != v)
     has_nan = tl.max(nan.to(tl.int32), axis=0) > 0
     top = tl.max(tl.where(m & (v == v), v, float("-inf")), axis=0)
@@ -28,13 +34,16 @@ def _largest(v, o, m):
 
 @triton.jit
 def _straight_through(top, tau):
-    """1 + At - sg(At) of a row whose largest is `top`: 1, or NaN where softmax is NaN."""
+    """Returns 1 + At - sg(At) of a row whose largest is `top`: 1, or NaN where softmax is NaN."""
     return 1.0 + 0.0 * (top / tau)
 
 
 @triton.jit
 def _relaxed_grads(v, c, tau, o, m):
-    """The gradient of a row of perturbed logits v with cotangent c."""
+    """Returns the gradient of a row of perturbed logits v with cotangent c.
+
+    The largest is taken off before the exponential, so that a small tau does not overflow it.
+    """
     top, _ = _largest(v, o, m)
     e = tl.where(m, tl.exp(v / tau - top / tau), 0.0)
     soft = e / tl.sum(e, axis=0)
@@ -44,7 +53,10 @@ def _relaxed_grads(v, c, tau, o, m):
 
 @triton.jit
 def _node(node, NODES: tl.constexpr, TOPOLOGY: tl.constexpr):
-    """A node's first edge, edges, first logit and logits."""
+    """Returns a node's first edge, edges, first logit and logits.
+
+    NODES is known when compiling and `node` when running: the sums go over all nodes before it.
+    """
     edge, n, logit, count = 0, 0, 0, 0
     for j in tl.static_range(len(NODES)):
         is_before = j < node
@@ -58,7 +70,7 @@ def _node(node, NODES: tl.constexpr, TOPOLOGY: tl.constexpr):
 
 @triton.jit
 def _edge_pair(n, ordinal):
-    """The pair of that number: (0, 1), (0, 2), ..., (n - 2, n - 1)."""
+    """Returns the pair of that number: (0, 1), (0, 2), ..., (n - 2, n - 1)."""
     first = ordinal * 0
     while ordinal >= n - 1 - first:
         ordinal -= n - 1 - first
@@ -68,7 +80,7 @@ def _edge_pair(n, ordinal):
 
 @triton.jit
 def _edges_kept(v, n, tau, o, m, TOPOLOGY: tl.constexpr):
-    """The two edges of a node by its perturbed logits v, and their B_st."""
+    """Returns the two edges of a node by its perturbed logits v, and their B_st."""
     top, first = _largest(v, o, m)
     B_st = _straight_through(top, tau)
     if TOPOLOGY == "top2":
@@ -96,7 +108,7 @@ def sample_paths_fwd_kernel(
     BLOCK_O: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program for each sample and node: its topology, then the operation of its edges."""
+    """Samples, in a program for each sample and node, its topology, then its edges' operations."""
     sample = tl.program_id(0).to(tl.int64)
     i_type = sample % types
     tau = tl.load(tau_ptr)
@@ -137,7 +149,10 @@ def sample_paths_dalpha_kernel(
     ops,
     BLOCK_O: tl.constexpr,
 ):
-    """A program for each type and edge: its row of dalpha, path after path."""
+    """Sums, in a program for each type and edge, its row of dalpha, path after path.
+
+    The noise is drawn again. An edge that a path does not keep (op < 0) adds nothing.
+    """
     i_type = tl.program_id(0).to(tl.int64)
     edge = tl.program_id(1)
     tau = tl.load(tau_ptr)
@@ -170,7 +185,10 @@ def sample_paths_dbeta_kernel(
     TOPOLOGY: tl.constexpr,
     BLOCK_L: tl.constexpr,
 ):
-    """A program for each type and node: its logits' part of dbeta, path after path."""
+    """Sums, in a program for each type and node, its part of dbeta, path after path.
+
+    In `pairs` the cotangents of both edges kept meet at the logit of their pair.
+    """
     i_type = tl.program_id(0).to(tl.int64)
     tau = tl.load(tau_ptr)
     edge, n, logit, count = _node(tl.program_id(1), NODES, TOPOLOGY)
@@ -196,7 +214,7 @@ def sample_paths_dbeta_kernel(
 
 
 def _constants(nodes, topology):
-    """Those of a topology; rows hold a node's edges or its logits, whichever are more."""
+    """Returns a topology's constants; rows hold a node's edges or logits, whichever are more."""
     longest = max(max(n, n * (n - 1) // 2 if topology == "pairs" else 0) for n in nodes)
     block = triton.next_power_of_2(longest)
     return {"NODES": tuple(nodes), "TOPOLOGY": topology, "BLOCK_L": block}

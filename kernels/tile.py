@@ -1,7 +1,8 @@
-"""Tiles of an image tensor in either layout: [BLOCK_C channels, BLOCK_V values of each].
+"""Cuts an image tensor in either layout into tiles: [BLOCK_C channels, BLOCK_V values of each].
 
 The values of a channel are numbered by image, then pixel. `shape` is (channels, pixels, values),
-one image having `pixels` of the `values` of a channel.
+one image having `pixels` of the `values` of a channel. Sums over a channel are one partial sum for
+each tile, so the tile is fixed by the shape alone, and results do not depend on the device.
 """
 
 import triton
@@ -9,14 +10,15 @@ import triton.language as tl
 
 from fastnas.kernels.noise import at_level, element_draws, quad_draws
 
-# Elements of a tile at most.
+# Elements of a tile at most: 16 a thread of four warps, which stay in registers while two passes
+# over them make the moments.
 TILE = 2048
 WARPS = 4
 
 
 @triton.jit
 def nchw_offsets(shape, c, first, v, INDEX: tl.constexpr):
-    """NCHW offsets of the values first + v of the channels c, [len(c), len(v)]."""
+    """Returns the NCHW offsets of the values first + v of the channels c, [len(c), len(v)]."""
     channels, pixels, _ = shape
     pixel = (first % pixels).to(INDEX) + v  # one wide division, then narrow ones
     image = first // pixels + pixel // pixels
@@ -31,7 +33,10 @@ def tile_of_program(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Of this program: its part, channels [BLOCK_C], first value, offsets and mask of the tile."""
+    """Returns this program's part, channels [BLOCK_C], first value, offsets and mask of the tile.
+
+    Neighbouring programs take neighbouring channels of one part: channels last they share lines.
+    """
     channels, _, values = shape
     slices = tl.cdiv(channels, BLOCK_C)
     i_part = (tl.program_id(0) // slices).to(tl.int64)
@@ -59,7 +64,7 @@ def tile_draw(
     INDEX: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """d of a tile."""
+    """Draws d of a tile, a Philox block for four pixels where rows of pixels are whole quads."""
     level_ptr, rng_ptr, std_ptr = noise
     if QUADS:
         o_nchw = nchw_offsets(shape, c, first, 4 * tl.arange(0, BLOCK_V // 4), INDEX)
@@ -71,11 +76,12 @@ def tile_draw(
 
 
 def tile_constants(norm, values):
-    """The tile for so many values of a channel: fixed by the shape alone."""
+    """Chooses the tile for so many values of a channel, from the shape alone."""
     # One value per channel and image lies alike in both layouts.
     channels_last = norm.channels_last or norm.pixels == 1
     block_c = min(triton.next_power_of_2(norm.channels), 32) if channels_last else 1
     block_v = min(triton.next_power_of_2(values), TILE // block_c)
+    # A channel of few values leaves room for more channels.
     block_c = min(triton.next_power_of_2(norm.channels), max(block_c, TILE // block_v))
     return {
         "CHANNELS_LAST": channels_last,
