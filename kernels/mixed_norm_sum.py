@@ -77,10 +77,7 @@ def mixed_norm_sum_statistics_kernel(
     BLOCK_C: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Merges the parts' moments into mean and biased variance (Chan, Golub, LeVeque), in fp64.
-
-    The means are added first, then squares about the mean of all parts, CHUNK parts side by side.
-    """
+    """Merges the parts' moments into mean and biased variance (Chan, Golub, LeVeque), in fp64."""
     channels, _, values = shape
     row = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -129,10 +126,7 @@ def mixed_norm_sum_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
-    """Writes y of one tile, each normed term as w r (z - mu).
-
-    z - mu comes first: where both are large the difference is exact.
-    """
+    """Writes y of one tile, each normed term as w r (z - mu): exact where z and mu are large."""
     _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
     b_y = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
     for k in tl.static_range(TERMS):

@@ -97,6 +97,8 @@ template <class T> struct Backward : BackwardSums<T> {
         this->load_source(s, edge.source, image, false);
         if (edge.stride == 2) std::fill_n(s.dx, int64_t(blocks) * grid.padded() * L, A(0));
       }
+      // A strided skip occurs at stride 2 only, where s.dx was cleared; so the first to touch s.dx at stride 1 is a
+      // convolution, which overwrites it.
       bool fresh = edge.stride == 1;
       for (int i = edge.first_term; i < edge.last_term; ++i) {
         const EdgeTerm& t = p.terms[i];
@@ -218,6 +220,8 @@ template <class T> struct Backward : BackwardSums<T> {
           const EdgeTerm& t = p.terms[i];
           const Edge& edge = this->edge_of(t);
           if (t.op != op || edge.source != state || edge.stride != stride) continue;
+          // The mean of this term's norm centres z for all of them: in training their
+          // statistics are those of one z.
           if (!any) {
             this->load_source(s, state, image, true);
             std::fill_n(s.y, size, A(0));

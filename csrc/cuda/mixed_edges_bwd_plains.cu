@@ -103,6 +103,7 @@ __global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, in
     r.z[i] = plain_gradient(plan, plan.plains.all[r.plain], r.z[i], i, int(i / plan.out.pixels() % plan.C));
 }
 
+// dL/dz of a strided skip, which lies where z was.
 __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
   return {r.z, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
 }

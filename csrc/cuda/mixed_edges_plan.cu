@@ -131,6 +131,8 @@ void Planner::lay_out() {
   plan.partial = arena.take<float>(jobs * plan.groups * plan.partial_size());
 }
 
+// Notes where the jobs of the next state begin. It is called once more after the last
+// state, so every state has an end.
 void Planner::begin_state() {
   half_begin.push_back(int(halves.size())), gathered_begin.push_back(int(gathered.size()));
   pool_begin.push_back(int(pools.size())), reduce_begin.push_back(int(reduces.size()));
@@ -190,6 +192,8 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   if (sampled()) kept = t.edge;
   for (int part = 0; part < count; ++part) {
     Half h{};
+    // A sampled path has two halves an edge, whichever candidate runs: what backward needs
+    // lies by edge, not by candidate.
     const int index = (sampled() ? 2 * t.edge : t.half) + part, param = t.param + 2 * part;
     h.second = part == 1, h.final = part + 1 == count;
     h.in = h.second ? own_planes(v, plan.wide) : state_planes(e.source);
