@@ -1,4 +1,4 @@
-// Depthwise convolutions of one image, channels in the lanes: u = D * x, its transpose, and dD = <du, x>.
+// Computes depthwise convolutions of one image, channels in the lanes: u = D * x, its transpose, and dD = <du, x>.
 //
 // Planes are padded (vector.h), so taps beyond the image read zeros and no column is tested against a
 // border. Kernel size, dilation and stride are template arguments: with constant offsets the loops over
@@ -10,7 +10,7 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// The columns of a row of output that are computed side by side. Their sums, one register each, live through all
+// So many columns of a row of output are computed side by side. Their sums, one register each, live through all
 // taps, so a tap is loaded once for all of them and the dependent additions of one sum are kColumns instructions
 // apart. With 16 registers four sums, the tap and the loaded inputs are what fits without spilling.
 constexpr int kColumns = kVectorRegisters == 32 ? 8 : 4;
@@ -21,8 +21,8 @@ struct Kernel {
   int taps() const { return size * size; }
 };
 
-// One strip of `columns` outputs of one row. Reads rows [first_row, last_row) of the taps only; the
-// others lie outside of the image. `flip` reads the taps backwards, `add` starts from what `out`
+// Computes a strip of `columns` outputs of one row. It reads rows [first_row, last_row) of the taps only;
+// the others lie outside of the image. `flip` reads the taps backwards, `add` starts from what `out`
 // holds instead of from the bias.
 template <class A, int size, int dilation, int stride, bool flip, bool add, int columns>
 inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row, int last_row, Vec<A> bias, A* out) {
@@ -43,8 +43,8 @@ inline void depthwise_tile(const A* in, int pitch, const A* taps, int first_row,
   for (int c = 0; c < columns; ++c) put(out + c * L, acc[c]);
 }
 
-// out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j
-// dilation - pad] for a channel block.
+// Computes out[h][w] = bias + sum_ij D[i][j] in[h stride + i dilation - pad][w stride + j dilation
+// - pad] for a channel block.
 //
 // With `flip` the taps are turned by 180 degrees, which at stride 1 makes the transposed convolution, since every
 // kernel is odd and centred: the same code computes dx from du. `in` is a padded plane, `out` has a pitch of its
@@ -76,7 +76,7 @@ void depthwise_plane(const A* in, const Grid& from, const A* taps, Vec<A> bias, 
   }
 }
 
-// in[h stride + i dilation - pad][...] += D[i][j] du[h][w]: the transpose of a strided
+// Adds D[i][j] du[h][w] to in[h stride + i dilation - pad][...], the transpose of a strided
 // convolution, into padded planes.
 //
 // At stride 2 most taps of a gathering transpose would meet no output, so du is scattered instead, a row of du and
@@ -125,9 +125,9 @@ inline void correlate_rows(const A* in, int pitch, const A* du, const Grid& to, 
   for (int t = 0; t < rows * size; ++t) put(dtaps + (first * size + t) * L, acc[t]);
 }
 
-// dD[i][j] += sum_hw du[h][w] in[h stride + i dilation - pad][...], as many rows of taps at once as registers
-// hold: all 25 taps of a 5x5 with 32 registers, two rows of it with 16. Four registers stay free for du and
-// the loads; g++'s predictive commoning takes them to carry loads over and spills sums, so CMakeLists.txt
+// Adds to dD[i][j] sum_hw du[h][w] in[h stride + i dilation - pad][...], as many rows of taps at once as
+// registers hold: all 25 taps of a 5x5 with 32 registers, two rows of it with 16. Four registers stay free for du
+// and the loads; g++'s predictive commoning takes them to carry loads over and spills sums, so CMakeLists.txt
 // turns it off (5x5: 38 to 62 GFMA/s).
 template <class A, int size, int dilation, int stride, int first = 0>
 void correlate_plane(const A* in, const Grid& from, const A* du, const Grid& to, int du_pitch, A* dtaps) {
@@ -155,7 +155,7 @@ template <class F> void with_kernel(const Kernel& k, F f) {
   else strided(integral_constant<int, 7>(), integral_constant<int, 1>());
 }
 
-// u of some rows of the output over all channel blocks, unpadded: [blocks][rows][cols][lanes]. taps are
+// Computes u of some rows of the output over all channel blocks, unpadded: [blocks][rows][cols][lanes]. taps are
 // [blocks][size^2][lanes], zero in the lanes past the last channel, and bias is [blocks][lanes].
 template <class A>
 void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kernel, const A* bias, Rows rows, int cols,
@@ -168,9 +168,9 @@ void depthwise(const A* in, const Grid& from, const A* taps, const Kernel& kerne
   });
 }
 
-// dx += D^T du, or = where `fresh` (at stride 1 only), dx padded planes of `from`. At stride 1 this gathers from a
-// padded du and leaves dx's halo alone; `fresh` saves clearing dx, which the first convolution of an edge writes
-// whole. At stride 2 it scatters from an unpadded du.
+// Adds D^T du to dx, padded planes of `from`, or writes it where `fresh` (at stride 1 only). At stride 1 this
+// gathers from a padded du and leaves dx's halo alone; `fresh` saves clearing dx, which the first convolution of an
+// edge writes whole. At stride 2 it scatters from an unpadded du.
 template <class A>
 void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kernel& kernel, const Grid& from,
                           int blocks, bool fresh, A* dx) {
@@ -190,8 +190,8 @@ void depthwise_transposed(const A* du, const Grid& to, const A* taps, const Kern
   }
 }
 
-// dx = D^T du at stride 1 into an unpadded dx, for the second half of a sep_conv, whose
-// dv no other convolution adds to.
+// Writes dx = D^T du at stride 1 into an unpadded dx, for the second half of a sep_conv, whose dv
+// no other convolution adds to.
 template <class A>
 void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, const Kernel& kernel, int blocks, A* dx) {
   with_kernel({kernel.size, kernel.dilation, 1}, [&](auto size, auto dilation, auto) {
@@ -202,7 +202,7 @@ void depthwise_transposed_plain(const A* du, const Grid& grid, const A* taps, co
   });
 }
 
-// dtaps [blocks][size^2][lanes] += <du, shifted in>. du is padded or not as in depthwise_transposed.
+// Adds <du, shifted in> to dtaps [blocks][size^2][lanes]. du is padded or not as in depthwise_transposed.
 template <class A>
 void depthwise_correlate(const A* in, const Grid& from, const A* du, const Grid& to, const Kernel& kernel, int blocks,
                          A* dtaps) {

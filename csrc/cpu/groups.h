@@ -1,4 +1,4 @@
-// Work over the images of a batch.
+// Runs work over the images of a batch.
 //
 // The images are cut into at most 16 groups, by their number alone. A thread takes whole groups and adds up the
 // images of each in order; then the groups are added in order. So every sum over images has the same bits for any
@@ -16,7 +16,7 @@ namespace fastnas::FASTNAS_ISA {
 constexpr int kGroups = 16;  // also the most threads that have work
 inline int group_count(int64_t images) { return int(std::min<int64_t>(kGroups, std::max<int64_t>(1, images))); }
 
-// f(thread, group, image) over all images; the images of a group in order, on one thread.
+// Calls f(thread, group, image) over all images; those of a group come in order, on one thread.
 template <class F> void for_each_image(int64_t images, int groups, int threads, F f) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int group = 0; group < groups; ++group)

@@ -2,8 +2,8 @@
 
 namespace fastnas {
 
-// Whether this machine runs everything that the variant was compiled for (isa_flags in CMakeLists.txt): a machine
-// with avx512f alone must not get code that uses bw, vl and dq.
+// Says whether this machine runs everything that the variant was compiled for (isa_flags in CMakeLists.txt): a
+// machine with avx512f alone must not get code that uses bw, vl and dq.
 bool isa_supported(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();

@@ -1,5 +1,5 @@
-// The instruction set that the CPU kernels run on: the best this machine has, or the one that use_isa() named. Sums
-// that wait for memory stay below AVX-512, whose wider vectors gain nothing there (bind_cpu.cpp).
+// Names the instruction set that the CPU kernels run on: the best this machine has, or the one that use_isa()
+// named. Sums that wait for memory stay below AVX-512, whose wider vectors gain nothing there (bind_cpu.cpp).
 #pragma once
 
 namespace fastnas {
@@ -10,10 +10,9 @@ bool isa_supported(Isa isa);
 Isa best_isa();
 const char* isa_name(Isa isa);
 
-// The variant of `op` for the instruction set in use.
+// Picks the variant of `op` for the instruction set in use. Every kernel source is compiled once per instruction set
+// into a namespace of that name, so the choice is one branch a call and nothing is dispatched inside of a kernel.
 #if defined(__x86_64__)
-// The variant of `op` for the instruction set in use. Every kernel source is compiled once per instruction set into
-// a namespace of that name, so the choice is one branch a call and nothing is dispatched inside of a kernel.
 #define FASTNAS_ISA_SELECT(isa, op) \
   ((isa) == Isa::avx512 ? avx512::op : (isa) == Isa::avx2 ? avx2::op : baseline::op)
 #else

@@ -1,4 +1,4 @@
-// Forward of mixed_edges on the CPU. Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// Runs mixed_edges forward on the CPU. Compiled once per instruction set; FASTNAS_ISA names the namespace.
 //
 // A level of the DAG (the inputs, then one node after the other) takes two sweeps over the images. The first writes
 // the node before, if there is one, and gathers the statistics of everything that leaves the level's states but the
@@ -60,7 +60,7 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
-  // w BN(W u) = A (u - mean u), straight into the sum: the last depthwise output comes a few rows at a
+  // Adds w BN(W u) = A (u - mean u) straight to the sum: the last depthwise output comes a few rows at a
   // time, each piece is multiplied while it is in L1, and in memory setting "fast" stored for backward. The
   // second half of a sep_conv starts from v, which its statistics sweep stored or which is computed again
   // here, the same bits either way.
@@ -79,7 +79,7 @@ template <class T> struct Forward : Statistics<T> {
     });
   }
 
-  // z of a strided skip to BN(z): noise is drawn for the normalised value, so this one
+  // Turns z of a strided skip into BN(z): noise is drawn for the normalised value, so this one
   // cannot be folded into a scale.
   void normalise(A* z, const Norm& norm) {
     for_each_pixel<A>(out, C, [&](int b, int h, int c, int) {
@@ -90,7 +90,7 @@ template <class T> struct Forward : Statistics<T> {
     });
   }
 
-  // w x, w (x + d) or w (x d). The noise d is drawn here, again in backward, and never stored.
+  // Adds w x, w (x + d) or w (x d). The noise d is drawn here, again in backward, and never stored.
   void add_skip(Scratch& s, const EdgeTerm& t, const A* value, int64_t image) {
     const A w = this->weight(t);
     const int64_t size = int64_t(out.pixels()) * width;
@@ -106,8 +106,8 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
-  // w BN(z) of a pool or strided skip. z - mean comes first: where both are large the difference is exact, while
-  // scale z - scale mean would cancel.
+  // Adds w BN(z) of a pool or strided skip. z - mean comes first: where both are large the difference is exact,
+  // while scale z - scale mean would cancel.
   void add_normalised(Scratch& s, const Norm& n) {
     for (int b = 0; b < blocks; ++b) {
       const Vec<A> scale = get(n.scale + b * L), mean = get(n.mean + b * L);
@@ -118,7 +118,7 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
-  // Outside of training: everything is folded at once, from the statistics that are given.
+  // Folds everything at once, outside of training, from the statistics that are given.
   void fold_running_statistics() {
     for (const auto& h : halves) this->fold_half(h);
     for (int i = 0; i < this->terms(); ++i)
@@ -149,7 +149,8 @@ template <class T> struct Forward : Statistics<T> {
     fold_halves(from, to, false);
   }
 
-  // The statistics of the inputs' edges first; then every node is summed as soon as all that enter it is folded.
+  // Gathers the statistics of the inputs' edges first; then every node is summed as soon as all that
+  // enter it is folded.
   void run() {
     this->pack_taps();
     if (p.training) gather(0, p.inputs, -1);

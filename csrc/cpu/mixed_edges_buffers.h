@@ -1,4 +1,4 @@
-// The buffers of one call of mixed_edges, and the facts that forward and backward both ask for.
+// Holds the buffers of one call of mixed_edges, and the facts that forward and backward both ask for.
 //
 // Everything a call needs beyond its tensors lies in one workspace that Python allocates, so that kernels allocate
 // nothing and know nothing of torch. Laying it out and measuring it are the same code (Arena). The letters are
@@ -17,8 +17,8 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// Depthwise -> pointwise -> batch norm, the convolutional part of a candidate. A dil_conv is one of them; a
-// sep_conv is two, and relu(BN(z)) of the first is the input v of the second. Every half is held in folded form:
+// A half is depthwise -> pointwise -> batch norm, the convolutional part of a candidate. A dil_conv is one of them;
+// a sep_conv is two, and relu(BN(z)) of the first is the input v of the second. Every half is held in folded form:
 // after the statistics are known, w BN(W u) = A (u - mean u), one product, and z itself is never formed.
 template <class A> struct Half {
   Kernel kernel;
@@ -48,14 +48,14 @@ template <class T> struct Buffers {
   std::vector<Half<A>> halves;
   Arena arena;
 
-  // The batch norm behind a pool or a strided skip. Their z is formed: a pool is not linear, and a strided skip
-  // reads two sets of pixels, so neither has one u to fold.
+  // A norm is the batch norm behind a pool or a strided skip. Their z is formed: a pool is not linear, and a
+  // strided skip reads two sets of pixels, so neither has one u to fold.
   struct Norm {
     A *mean, *scale;   // [width]; scale = w r
     double* rstd;      // [C]
     A *dot, *rstd_q;  // backward: [groups][width] of <dy, z - mean>; r q
   };
-  // [terms]; those of other terms stay empty.
+  // One for each term; those of other terms stay empty.
   std::vector<Norm> norms;
   // Moments are partial sums by group of images. A pool's belong to the state it reads: all edges that leave the
   // state with one stride share its statistics, though each keeps running statistics of its own.
@@ -64,8 +64,8 @@ template <class T> struct Buffers {
   std::vector<ChannelMoments<A>> reduce_moments;  // [terms]
   std::vector<A*> reduce_matrix;                  // [terms]: W1 then W2, [C][width] each, then both transposed
 
-  // What one thread needs for one image. All of it together is a dozen images (1 MiB in backward, at 16 channels of
-  // 32 x 32 in fp32), so it stays in L2 while the terms of a node are worked through.
+  // Holds what one thread needs for one image. All of it together is a dozen images (1 MiB in backward, at 16
+  // channels of 32 x 32 in fp32), so it stays in L2 while the terms of a node are worked through.
   struct Scratch {
     A *x, *relu_x;     // source: unpadded as it is, padded after relu
     A *v, *u, *work;  // second half's input (padded); some rows of a depthwise output, or a whole z; free for any step
@@ -105,7 +105,7 @@ template <class T> struct Buffers {
   const Grid& half_grid(const Half<A>& h) const {
     return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term);
   }
-  // Moments of one kind of pool of a state at one stride, 1 or 2.
+  // Finds the moments of one kind of pool of a state at one stride, 1 or 2.
   ChannelMoments<A>& pooled(int state, EdgeOp op, int stride) {
     return pool_moments[(state * 2 + (op == EdgeOp::avg_pool)) * 2 + stride - 1];
   }

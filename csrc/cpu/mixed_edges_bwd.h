@@ -1,4 +1,4 @@
-// Backward of mixed_edges on the CPU: node by node from the last, two sweeps over the images each.
+// Runs mixed_edges backward on the CPU: node by node from the last, two sweeps over the images each.
 //
 // The first sweep of node j completes dL/d(node j): the first halves into node j + 1 give their share
 // (first_halves), the pools and skips of all edges that leave node j theirs, the output's gradient is added
@@ -28,11 +28,11 @@ template <class T> struct Backward : BackwardSums<T> {
   using Base::centred_norm, Base::combine, Base::total, Base::add_sums, Base::fold_sums, Base::fold_halves;
   using Base::Base;
 
-  // du of a half, then dL/dD: du = A^T dy - B (u - mean u) + constant, one product of two factors, written once,
-  // where at stride 1 it goes into a padded plane for the transposed convolution. u is made again a few rows at a
-  // time, or read where it was kept. The partial sums of dL/dD read du and `in`, the half's padded input, while
-  // both are in cache; they are left out when parameters are frozen. Channels of du past the last are 0, because
-  // the matrices are, so they add nothing.
+  // Computes du of a half, then dL/dD: du = A^T dy - B (u - mean u) + constant, one product of two factors, written
+  // once, where at stride 1 it goes into a padded plane for the transposed convolution. u is made again a few rows
+  // at a time, or read where it was kept. The partial sums of dL/dD read du and `in`, the half's padded input,
+  // while both are in cache; they are left out when parameters are frozen. Channels of du past the last are 0,
+  // because the matrices are, so they add nothing.
   void depthwise_gradient(Scratch& s, const Half<A>& h, A* dy, const A* in, int group, int64_t image, bool opens) {
     const bool padded = h.kernel.stride == 1;
     if (padded) clear_halo(out, blocks, s.du);
@@ -51,9 +51,9 @@ template <class T> struct Backward : BackwardSums<T> {
     depthwise_correlate(in, this->half_grid(h), s.du, out, h.kernel, blocks, dtaps);
   }
 
-  // Second halves of the sep_convs into a node, one image: du2 from dy, dv = D2^T du2 where v > 0 (v is the input
-  // itself, so it is its own mask), and the sums of dv that the first batch norm needs. dv is stored, because its
-  // batch norm must see all images before it can go further back.
+  // Takes one image of a node back through the second halves of its sep_convs: du2 from dy, dv = D2^T du2 where v >
+  // 0 (v is the input itself, so it is its own mask), and the sums of dv that the first batch norm needs. dv is
+  // stored, because its batch norm must see all images before it can go further back.
   void second_halves(Scratch& s, int node, int group, int64_t image) {
     const bool opens = image == this->first_image(group);
     load_gradient(s, node, image);
@@ -80,10 +80,10 @@ template <class T> struct Backward : BackwardSums<T> {
     });
   }
 
-  // What the convolutions into a node give the gradients of their sources, one image: dy for a dil_conv, dv for a
-  // sep_conv, through du and the transposed depthwise convolution into s.dx, summed over the edge in padded planes,
-  // then once through the relu that all of them share. `mine` finds dv, which lies by slot whether or not an edge
-  // is skipped. `fresh`: the first convolution of an edge writes s.dx, so stride 1 clears nothing.
+  // Gives the sources of a node what its convolutions owe them, one image: dy for a dil_conv, dv for a sep_conv,
+  // through du and the transposed depthwise convolution into s.dx, summed over the edge in padded planes, then once
+  // through the relu that all of them share. `mine` finds dv, which lies by slot whether or not an edge is skipped.
+  // `fresh`: the first convolution of an edge writes s.dx, so stride 1 clears nothing.
   void first_halves(Scratch& s, int node, int group, int64_t image) {
     const bool opens = image == this->first_image(group);
     load_gradient(s, node, image);
@@ -136,10 +136,10 @@ template <class T> struct Backward : BackwardSums<T> {
     });
   }
 
-  // A strided skip, one image: dz of its batch norm, then of each part the group's partial sum of dW = dz r^T, with
-  // r the part's pixels of relu(x), and W^T dz added to those pixels in s.dx. With multiplicative noise dy is dy d,
-  // and its mean comes from the sums gathered for it. A part multiplies its own C/2 channels alone (Factor::first),
-  // because 0 times the inf of another channel is NaN.
+  // Takes one image back through a strided skip: dz of its batch norm, then of each part the group's partial sum of
+  // dW = dz r^T, with r the part's pixels of relu(x), and W^T dz added to those pixels in s.dx. With multiplicative
+  // noise dy is dy d, and its mean comes from the sums gathered for it. A part multiplies its own C/2 channels
+  // alone (Factor::first), because 0 times the inf of another channel is NaN.
   void reduce_gradient(Scratch& s, int i, int group, int64_t image, bool opens) {
     const EdgeTerm& t = p.terms[i];
     const int64_t pixels = out.pixels();
@@ -206,10 +206,10 @@ template <class T> struct Backward : BackwardSums<T> {
     store_image<A, A>(s.dx, grid, C, own);
   }
 
-  // Pools, each kind and stride of a state once: dz = w r (dy - mean dy - (z - mean) r q) of every edge that has
-  // one, with dy of the node it enters, is summed in s.y, then goes through the transposed pool together. z and
-  // its winners are computed again. All edges' dy are folded by now, since they enter later nodes. One
-  // transposed pool serves all edges, because it is linear in dz and its winners depend on x alone. q and the
+  // Adds the pools that leave a state, each kind and stride once: dz = w r (dy - mean dy - (z - mean) r q) of every
+  // edge that has one, with dy of the node it enters, is summed in s.y, then goes through the transposed pool
+  // together. z and its winners are computed again. All edges' dy are folded by now, since they enter later nodes.
+  // One transposed pool serves all edges, because it is linear in dz and its winners depend on x alone. q and the
   // mean of dy are those of each edge and node.
   void pools(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
@@ -251,8 +251,8 @@ template <class T> struct Backward : BackwardSums<T> {
       }
   }
 
-  // Skips: w dy, or w d dy with the draws of forward, made again. Additive noise is constant in x; the standard
-  // deviation that it is relative to counts as a constant, too.
+  // Adds the skips that leave a state: w dy, or w d dy with the draws of forward, made again. Additive noise is
+  // constant in x; the standard deviation that it is relative to counts as a constant, too.
   void skips(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
     for (int i = 0; i < this->terms(); ++i) {
@@ -268,9 +268,9 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
-  // dL/dD and strided skips' dL/dW from the groups' partial sums, in fp64 and in their order, from the
-  // layout by channel block back to [C][taps] of the tensors. dL/dW of convolutions was folded from P.
-  // Rounding to the stored dtype comes last.
+  // Makes dL/dD and strided skips' dL/dW from the groups' partial sums, in fp64 and in their order, from the
+  // layout by channel block back to [C][taps] of the tensors. dL/dW of convolutions was folded from P. Rounding
+  // to the stored dtype comes last.
   void finish_parameters() {
     if (!p.dparams) return;
     for (const auto& h : halves) {

@@ -1,4 +1,5 @@
-// Backward of mixed_edges on the CPU, first part: its buffers, the sums over dy, and what is folded from them.
+// Holds the first part of mixed_edges' backward on the CPU: its buffers, the sums over dy, and
+// what is folded from them.
 //
 // The gradient of a batch norm needs mean(dy) and q = mean(dy zhat) of every channel, sums over all images, before
 // the first dL/du can be written. With z never formed, q comes from P = mean(dy (u - mean u)^T), a C x C matrix: q
@@ -70,20 +71,20 @@ template <class T> struct BackwardSums : Call<T> {
           writer[p.edges[e].source] = e;
   }
 
-  // Whether the edge gives relu(x) a gradient, which first_halves writes; pools and
-  // skips are added by finish_state.
+  // Says whether the edge gives relu(x) a gradient, which first_halves writes; pools and skips are
+  // added by finish_state.
   bool has_convolutions(int e) const {
     for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i)
       if (p.terms[i].half >= 0 || p.terms[i].op == EdgeOp::reduce_skip) return true;
     return false;
   }
-  // Whether anything of an edge but dL/dw is wanted. With frozen parameters that is not so for the edges from an
-  // input without a gradient: they end at the sums over dy.
+  // Says whether anything of an edge but dL/dw is wanted. With frozen parameters nothing is of edges from an input
+  // without a gradient: they end at the sums over dy.
   bool goes_on(const Edge& e) const { return p.dparams != nullptr || needed[e.source]; }
   Pixels<A> gradient(int state, int64_t image) const {
     return {gradients[state] + image * this->grids[state].pixels() * C, C};
   }
-  // dL/dv of a sep_conv, by its slot among those into the node.
+  // Finds dL/dv of a sep_conv, by its slot among those into the node.
   Pixels<A> input_gradient(int slot, int64_t image) const {
     return {dv + (slot * p.images + image) * out.pixels() * C, C};
   }
@@ -141,7 +142,7 @@ template <class T> struct BackwardSums : Call<T> {
     }
   }
 
-  // z - mean(z) of a pool or strided skip, computed again. Products with dy then need no correction by the mean,
+  // Computes z - mean(z) of a pool or strided skip again. Products with dy then need no correction by the mean,
   // which would cancel. Overwrites s.u.
   void centred_norm(Scratch& s, int i, A* z) {
     const EdgeTerm& t = p.terms[i];
@@ -156,9 +157,9 @@ template <class T> struct BackwardSums : Call<T> {
     }
   }
 
-  // What dL/dw of a skip needs, <dy, x + d> or <dy, x d>, where dL/dw is wanted. Additive noise on a strided
-  // skip adds <dy, d> to the <dy, BN(z)> that comes from the norm's own dots. Multiplicative noise turns its
-  // dy into dy d before the batch norm sees it, so the sum of dy d is gathered too: the mean of the node's
+  // Adds what dL/dw of a skip needs, <dy, x + d> or <dy, x d>, where dL/dw is wanted. Additive noise on a
+  // strided skip adds <dy, d> to the <dy, BN(z)> that comes from the norm's own dots. Multiplicative noise turns
+  // its dy into dy d before the batch norm sees it, so the sum of dy d is gathered too: the mean of the node's
   // dy is not what that norm needs.
   void add_skip_sums(Scratch& s, int i, int group, int64_t image, bool opens) {
     const EdgeTerm& t = p.terms[i];
@@ -191,7 +192,7 @@ template <class T> struct BackwardSums : Call<T> {
     add_channel_dots(dy, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
   }
 
-  // to = x d, or x + d.
+  // Writes x d, or x + d.
   void combine(const A* x, const A* d, bool times, A* to) {
     for (int64_t k = 0; k < int64_t(out.pixels()) * width; k += L)
       put(to + k, times ? get(x + k) * get(d + k) : get(x + k) + get(d + k));
@@ -201,8 +202,8 @@ template <class T> struct BackwardSums : Call<T> {
     return sum_over_groups(partial, groups, stride, at);
   }
 
-  // From the groups' partial sums to mean(dy), dL/dw, dL/dW and the matrices of dL/du. For pools and strided skips
-  // q comes from <dy, z - mean>; M q is their dL/dw, summed over channels.
+  // Goes from the groups' partial sums to mean(dy), dL/dw, dL/dW and the matrices of dL/du. For pools and strided
+  // skips q comes from <dy, z - mean>; M q is their dL/dw, summed over channels.
   void fold_sums(int node) {
     for (int c = 0; c < width; ++c)
       dy_mean[int64_t(node) * width + c] = A(total(dy_sums, width, c) / double(this->samples()));
@@ -238,7 +239,7 @@ template <class T> struct BackwardSums : Call<T> {
     });
   }
 
-  // From P and the sum of dy (or dv) of a half to dL/dw, dL/dW, A^T, -B and the constant of dL/du.
+  // Goes from P and the sum of dy (or dv) of a half to dL/dw, dL/dW, A^T, -B and the constant of dL/du.
   //
   // Row by row of W, with the partial sums added in fp64 in the order of the groups:
   //   q = r <W_co, P_co>,  dL/dw += M q,  dL/dW_co = w M r (P_co - q r W_co S),

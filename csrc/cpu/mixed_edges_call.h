@@ -1,4 +1,4 @@
-// One call of mixed_edges: what forward and backward both compute.
+// Computes what forward and backward of mixed_edges share.
 //
 // The working unit is one image of one state. Whatever is cheap to compute from it (pools, depthwise
 // outputs, strided skips, draws of noise) is computed again in every sweep that needs it: 25 FMA an
@@ -30,15 +30,15 @@ template <class T> struct Call : Buffers<T> {
                                          [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
   }
 
-  // f(index) over independent small jobs.
+  // Calls f(index) over independent small jobs.
   template <class F> void for_each_job(int64_t count, F f) {
     const int threads = int(std::min<int64_t>(scratch.size(), count));
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < count; ++i) f(i);
   }
 
-  // The pixels of a state: an input tensor, or the node's slice of the concatenated
-  // output, C of nodes * C channels.
+  // Finds the pixels of a state: an input tensor, or the node's slice of the concatenated output, C
+  // of nodes * C channels.
   Pixels<const T> state_pixels(int state, int64_t image) const {
     const Grid& grid = grids[state];
     if (state < p.inputs)
@@ -69,7 +69,7 @@ template <class T> struct Call : Buffers<T> {
 
   // --- pieces that are computed again wherever they are needed ---------------------------------------------
 
-  // z of a pool, [blocks][pixels][lanes].
+  // Computes z of a pool, [blocks][pixels][lanes].
   void pool(const EdgeTerm& t, const Scratch& s, A* z) {
     const Grid& grid = source_grid(t);
     for (int b = 0; b < blocks; ++b) {
@@ -80,8 +80,8 @@ template <class T> struct Call : Buffers<T> {
     }
   }
 
-  // The pixels (2h + shift, 2w + shift) of relu(x), which a part of a strided skip reads. Beyond the image they are
-  // the halo's zeros, so odd sizes need no test.
+  // Collects the pixels (2h + shift, 2w + shift) of relu(x), which a part of a strided skip reads. Beyond the image
+  // they are the halo's zeros, so odd sizes need no test.
   void gather(const Scratch& s, const Grid& grid, int shift, A* to) {
     for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
       const A* from = s.relu_x + (int64_t(b) * grid.padded() + grid.inside()) * L;
@@ -90,8 +90,8 @@ template <class T> struct Call : Buffers<T> {
     });
   }
 
-  // z of a strided skip (FactorizedReduce): each part multiplies its own pixels with its own half of the matrix,
-  // then the channels are selected. `strided` and s.v are overwritten.
+  // Computes z of a strided skip (FactorizedReduce): each part multiplies its own pixels with its own half of the
+  // matrix, then the channels are selected. `strided` and s.v are overwritten.
   void reduce(const EdgeTerm& t, const Scratch& s, A* strided, A* z) {
     const A* matrix = reduce_matrix[&t - p.terms];
     for (int part = 0; part < 2; ++part) {
@@ -102,7 +102,7 @@ template <class T> struct Call : Buffers<T> {
     select_halves(out.pixels(), C, s.v, z);
   }
 
-  // v = relu(BN(W1 (D1 * relu(x)))), the input of a second half, padded into s.v: read where forward kept it
+  // Makes v = relu(BN(W1 (D1 * relu(x)))), the input of a second half, padded in s.v: read where forward kept it
   // (memory "fast" and "lean"), else computed again, one depthwise convolution and one product ("minimal", and eval
   // mode, where nothing is kept). The latter overwrites s.u and s.work, and loads the source.
   void load_second_input(Scratch& s, const EdgeTerm& t, int64_t image) {
@@ -161,7 +161,7 @@ template <class T> struct Call : Buffers<T> {
       f(rows, part);
     });
   }
-  // These rows of an unpadded image of the node's grid, in the first channel block.
+  // Finds these rows of an unpadded image of the node's grid, in the first channel block.
   A* rows_of(A* image, Rows rows) const { return image + int64_t(rows.first) * out.cols * L; }
   bool keeps(const Half<A>& h) const { return p.u != nullptr && h.kept >= 0; }
   template <class U> Pixels<U> kept_pixels(const Half<A>& h, int64_t image) const {
@@ -220,8 +220,8 @@ template <class T> struct Call : Buffers<T> {
     }
   }
 
-  // From mean and variance of z = W u: r, the matrix A = w r W and, outside of training, the constant -w r mean(z).
-  // The products are made in fp64 and rounded once. A first half of a sep_conv has w = 1.
+  // Makes, from mean and variance of z = W u, r, the matrix A = w r W and, outside of training, the constant -w r
+  // mean(z). The products are made in fp64 and rounded once. A first half of a sep_conv has w = 1.
   void fold_half(const Half<A>& h) {
     const double scale = scale_of(h);
     const T* pointwise = param(h.param + 1);
@@ -239,7 +239,7 @@ template <class T> struct Call : Buffers<T> {
   double scale_of(const Half<A>& h) const { return h.final ? double(weight(*h.term)) : 1.0; }
   A* stats_of(int norm) const { return static_cast<A*>(p.stats) + int64_t(norm) * 2 * C; }
 
-  // The same for a pool or strided skip: mean, r and w r of each channel, zeros in the lanes past the last.
+  // Makes the same for a pool or strided skip: mean, r and w r of each channel, zeros in the lanes past the last.
   void fold_norm(int term) {
     const EdgeTerm& t = p.terms[term];
     const A* stats = stats_of(t.norm);

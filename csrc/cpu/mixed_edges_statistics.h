@@ -1,4 +1,5 @@
-// Forward of mixed_edges on the CPU, first part: what every batch norm needs, gathered image by image, then folded.
+// Holds the first part of mixed_edges' forward on the CPU: what every batch norm needs is gathered
+// image by image, then folded.
 //
 // A convolution's batch norm needs mean(z) and var(z) of z = W u over all images before a single output can be
 // written. z is linear in u, so both follow from mean(u) and S = cov(u):  mean(z) = W mean(u),  var(z) = diag(W S
@@ -17,15 +18,15 @@ template <class T> struct Statistics : Call<T> {
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
 
-  // Partial sums of one half over one group of images. The Gram matrix is that of u + shift, where shift is minus
-  // the mean of the group's first rows: where u lies far from zero, raw second moments in fp32 would lose the
-  // variance when the square of the mean is taken off. The pivot need not be exact, the fold corrects for it.
+  // Holds the partial sums of one half over one group of images. The Gram matrix is that of u + shift, where shift
+  // is minus the mean of the group's first rows: where u lies far from zero, raw second moments in fp32 would lose
+  // the variance when the square of the mean is taken off. The pivot need not be exact, the fold corrects for it.
   struct Gram {
     A* products;    // [width][width] of (u + shift)(u + shift)^T, lane blocks on and above the diagonal
     A* deviations;  // [width] of u + shift
     A* shift;       // [width]
   };
-  // [halves that one sweep gathers][groups], used again by every sweep.
+  // They are [halves that one sweep gathers][groups], used again by every sweep.
   std::vector<Gram> grams;
   double* fold_scratch;  // [threads][2][C][width]
   int gathered;  // the most halves that one sweep gathers
@@ -110,7 +111,7 @@ template <class T> struct Statistics : Call<T> {
     }
   }
 
-  // The Gram matrices of all first halves that leave the state; reads relu_x of the image just loaded.
+  // Gathers the Gram matrices of all first halves that leave the state; reads relu_x of the image just loaded.
   void gather_first_halves(Scratch& s, int from, int to, int state, int group, int64_t image) {
     for_halves(from, to, true, [&](int slot, const Half<A>& h) {
       if (this->edge_of(*h.term).source == state)
@@ -118,8 +119,9 @@ template <class T> struct Statistics : Call<T> {
     });
   }
 
-  // v of every sep_conv, stored if the memory setting keeps it, and the Gram matrix of its second depthwise output.
-  // It needs the folded first halves, whose batch norm stands between: hence a sweep of its own.
+  // Computes v of every sep_conv, stores it if the memory setting keeps it, and gathers the Gram
+  // matrix of its second depthwise output. It needs the folded first halves, whose batch norm stands
+  // between: hence a sweep of its own.
   void gather_second_halves(Scratch& s, int from, int to, int group, int64_t image) {
     for_halves(from, to, false, [&](int slot, const Half<A>& h) {
       this->compute_second_input(s, *h.term, image, p.v != nullptr);
@@ -136,8 +138,8 @@ template <class T> struct Statistics : Call<T> {
     });
   }
 
-  // From the groups' partial sums to mean(u), S, the statistics of z, the shift that
-  // backward uses, and the folded matrix.
+  // Goes from the groups' partial sums to mean(u), S, the statistics of z, the shift that backward
+  // uses, and the folded matrix.
   //
   // The first loop adds the groups' means: the mean of u in a group is deviations / n - shift. The second adds,
   // with d the group's mean minus the whole mean and e = deviations / n the mean left after the shift,
@@ -202,8 +204,8 @@ template <class T> struct Statistics : Call<T> {
     return m.total(channel, width, groups, p.images, pixels);
   }
 
-  // Pools, strided skips and noise of the edges that leave the states [from, to): statistics of z, folded scales,
-  // and the spread that relative noise is multiplied with.
+  // Folds pools, strided skips and noise of the edges that leave the states [from, to): statistics of z, folded
+  // scales, and the spread that relative noise is multiplied with.
   void fold_others(int from, int to) {
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
@@ -223,14 +225,14 @@ template <class T> struct Statistics : Call<T> {
       if (t.op == EdgeOp::reduce_skip && is_relative(p.form)) p.std[t.skip] = normalised_std(norms[i], m);
     }
   }
-  // The standard deviation of a whole tensor from the moments of its channels, as torch's std() of x.
+  // Computes the standard deviation of a whole tensor from the moments of its channels, as torch's std() of x.
   double whole_std(const ChannelMoments<A>& m, int64_t pixels) const {
     Moments total;
     for (int c = 0; c < C; ++c) total = merge(total, finished(m, c, pixels));
     return unbiased_std(total);
   }
-  // The same of a strided skip after its batch norm, which noise comes after: every channel has mean 0 there, and
-  // squares scaled by r^2. It is not exactly 1, because of eps and of channels that are constant.
+  // Computes the same of a strided skip after its batch norm, which noise comes after: every channel has mean 0
+  // there, and squares scaled by r^2. It is not exactly 1, because of eps and of channels that are constant.
   double normalised_std(const Norm& norm, const ChannelMoments<A>& m) const {
     Moments total;
     for (int c = 0; c < C; ++c) {

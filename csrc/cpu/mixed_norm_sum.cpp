@@ -1,4 +1,4 @@
-// mixed_norm_sum on the CPU. Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// Runs mixed_norm_sum on the CPU. Compiled once per instruction set; FASTNAS_ISA names the namespace.
 //
 // A batch norm's statistics stand between reading z_k and writing y, and its two sums between reading dy and
 // writing dz_k. So forward takes two sweeps over all terms, the moments of z, then the mix; backward two, the sums
@@ -15,7 +15,7 @@ namespace {
 
 constexpr int kGroup = 4;  // terms that one pass adds: the sum is read and written once for four of them
 
-// What is known of one term: a view of the parameters for the channels of a tile, spread over its columns.
+// Holds what is known of one term: a view of the parameters for the channels of a tile, spread over its columns.
 template <class A>
 struct Term {
   A w;
@@ -37,7 +37,7 @@ struct Term {
   }
 };
 
-// The draws of a row. Four come of a Philox block where memory is in logical order.
+// Makes the draws of a row. Four come of a Philox block where memory is in logical order.
 template <class A>
 void draw_row(const MixedNormSumParams& p, int k, int64_t begin, int64_t count, A* d) {
   const int ordinal = p.sum.ordinal[k];
@@ -45,9 +45,8 @@ void draw_row(const MixedNormSumParams& p, int k, int64_t begin, int64_t count, 
   else draw_tile(p.sum, ordinal, begin, count, d);
 }
 
-// Two passes over a tile in cache, as moments.h, channel by channel.
-// Moments of one tile of one term: the sum of each column, folded to channels, gives their means; a second pass
-// over the tile, which is in L2 by now, adds squares and deviations from them. As in moments.h the deviations
+// Gathers moments of one tile of one term: the sum of each column, folded to channels, gives their means; a second
+// pass over the tile, which is in L2 by now, adds squares and deviations from them. As in moments.h the deviations
 // correct both, in fp64; the mean of one inf stays inf, where the correction would make it NaN.
 template <class T, class A>
 void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k) {
@@ -82,8 +81,8 @@ void moments(const MixedNormSumParams& p, const Tiling& g, const Tile& t, int k)
   }
 }
 
-// Mean and biased variance of every channel out of its parts, in their order: first the mean, then the squares
-// about it (Chan, Golub, LeVeque), in fp64.
+// Makes mean and biased variance of every channel out of its parts, in their order: first the mean, then the
+// squares about it (Chan, Golub, LeVeque), in fp64.
 template <class A>
 void statistics(const MixedNormSumParams& p, const Tiling& g) {
   const double count = double(g.per_channel());
@@ -102,8 +101,8 @@ void statistics(const MixedNormSumParams& p, const Tiling& g) {
   }
 }
 
-// acc (+)= the terms of a group, each scale (v - mean), added pairwise. A missing term is left out,
-// not given weight 0, which would turn its inf into NaN. The mean comes off first: where v is far
+// Adds to acc (or writes, if `first`) the terms of a group, each scale (v - mean), added pairwise. A missing term
+// is left out, not given weight 0, which would turn its inf into NaN. The mean comes off first: where v is far
 // from zero the difference is exact.
 template <class A>
 void add_group(int size, const A* const* v, const A (*scale)[kColumns], const A (*mean)[kColumns], bool first,
@@ -124,8 +123,9 @@ void add_group(int size, const A* const* v, const A (*scale)[kColumns], const A 
   if (size == 1) run([=](int64_t i) { return term(0, i); });
 }
 
-// The weighted sum of one tile. Terms come in groups of kGroup: their scales and means are spread over the columns
-// once for all rows of the tile. In fp32 and fp64 the sum is y itself, 16-bit dtypes sum in `sum` and round once.
+// Writes the weighted sum of one tile. Terms come in groups of kGroup: their scales and means are
+// spread over the columns once for all rows of the tile. In fp32 and fp64 the sum is y itself, 16-bit
+// dtypes sum in `sum` and round once.
 template <class T, class A>
 void mix(const MixedNormSumParams& p, const Tiling& g, const Tile& t) {
   alignas(64) A sum[kElements], scale[kGroup][kColumns], mean[kGroup][kColumns];
@@ -157,21 +157,20 @@ void mix(const MixedNormSumParams& p, const Tiling& g, const Tile& t) {
   }
 }
 
-// Whether dz_k needs the sums of its channel first: only through a batch norm whose
+// Says whether dz_k needs the sums of its channel first: only through a batch norm whose
 // statistics are those of the batch.
 bool needs_sums(const MixedNormSumParams& p, int k) {
   return p.training && p.norm[k] >= 0 && p.sum.dx[k] != nullptr;
 }
 
-// A part of sum dy (z_k - mu_k) by channel; k = terms is sum dy.
+// Finds a part of sum dy (z_k - mu_k) by channel; k = terms is sum dy.
 double* product_part(const MixedNormSumParams& p, const Tiling& g, int k, int64_t part) {
   return p.partial + (k * g.parts + part) * g.channels;
 }
 
-// The parts of sum dy and sum dy (z_k - mu_k) by channel, and the dz that need neither.
-// One tile of the first backward sweep: the parts of sum dy and of sum dy (v_k - mu_k) by channel, which dz and dw
-// are made of, and the dz that need neither. dy is converted once for all terms. z - mu rather than z is multiplied
-// with dy, since the sum of dy z minus mu times the sum of dy would cancel.
+// Runs the first backward sweep over one tile: the parts of sum dy and of sum dy (v_k - mu_k) by channel, which dz
+// and dw are made of, and the dz that need neither. dy is converted once for all terms. z - mu rather than z is
+// multiplied with dy, since the sum of dy z minus mu times the sum of dy would cancel.
 template <class T, class A>
 void reduce(const MixedNormSumParams& p, const Tiling& g, const Tile& t, bool sum_dy) {
   alignas(64) A dy_tile[kElements], products[kColumns], mean[kColumns], scale[kColumns];
@@ -238,8 +237,8 @@ void add_parts(const MixedNormSumParams& p, const Tiling& g, int k) {
   }
 }
 
-// One tile of the second backward sweep: dz_k = w r (dy - mean dy) - slope (z - mu)
-// for the terms that need the sums.
+// Runs the second backward sweep over one tile: dz_k = w r (dy - mean dy) - slope (z - mu) for the
+// terms that need the sums.
 template <class T, class A>
 void write_dz(const MixedNormSumParams& p, const Tiling& g, const Tile& t) {
   alignas(64) A mean_dy[kColumns], mean[kColumns], scale[kColumns], slope[kColumns];
@@ -283,7 +282,8 @@ void fwd(const MixedNormSumParams& p) {
   g.for_each_tile(true, [&](const Tile& t) { mix<T, A>(p, g, t); });
 }
 
-// First sweep, totals and dw = sum_c r_c total_c, second sweep. An empty batch has dw of 0.
+// Runs the first sweep, adds up totals and dw = sum_c r_c total_c, runs the second sweep. An empty
+// batch has dw of 0.
 template <class T>
 void bwd(const MixedNormSumParams& p) {
   using A = typename Accumulate<T>::type;

@@ -1,5 +1,5 @@
-// Tiles of a tensor with channels, in either layout, and what carries a value from a
-// channel to its columns and back.
+// Cuts a tensor with channels, in either layout, into tiles, and carries values from channels to
+// their columns and back.
 //
 // NCHW and channels last are both read as a matrix whose columns each belong to one channel, so one set
 // of loops serves both: statistics and sums are made by column, with unit stride and no test, and
@@ -20,15 +20,15 @@ static_assert(kColumns <= kTile);
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Some rows and columns of the matrix. Column j is of channel `channel + j / span % channels`.
+// A tile is some rows and columns of the matrix. Column j is of channel `channel + j / span % channels`.
 struct Tile {
   int64_t row, rows, column, width;
   int64_t channel, channels, span;
   int64_t part;  // which partial sum of its channels
 };
 
-// Either layout as a matrix: NCHW a row per image, channels last as many pixels to a row as make it
-// long, so that the last row may be short. All of it is fixed by the shape: which sums are added
+// Reads either layout as a matrix: NCHW has a row per image, channels last as many pixels to a row as make
+// it long, so that the last row may be short. All of it is fixed by the shape: which sums are added
 // together never depends on the threads.
 struct Tiling {
   int64_t n, channels, pixels, columns, rows;

@@ -1,5 +1,5 @@
-// y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms read side by side. Compiled once per
-// instruction set; FASTNAS_ISA names the namespace.
+// Computes y = sum_k w_k v_k and its gradients on the CPU: tiles that stay in L1, terms read side by side. Compiled
+// once per instruction set; FASTNAS_ISA names the namespace.
 //
 // The op waits for memory: forward reads K N and writes N elements, backward reads (K + 1) N and writes K N, and
 // two cores need 5.2 ms for that traffic at 8 terms of 64x16x32x32 (the kernels take 5.1). So a tile is read once
@@ -23,8 +23,8 @@ template <bool kWrite = false, class T> void prefetch_ahead(const T* here) {
   __builtin_prefetch(reinterpret_cast<const char*>(here) + kBytesAhead, kWrite);
 }
 
-// acc = (first ? 0 : acc) + the sum of w x over up to kGroup terms, side by side. Eight streams of
-// 2 KiB fit L1 beside the tile; acc is read and written once for all of them. Terms are added in
+// Makes acc = (first ? 0 : acc) + the sum of w x over up to kGroup terms, side by side. Eight streams
+// of 2 KiB fit L1 beside the tile; acc is read and written once for all of them. Terms are added in
 // their order, element by element.
 constexpr int kGroup = 8;
 template <class T, class A>
@@ -97,8 +97,8 @@ void store_scaled(A w, const A* dy, int64_t count, T* dx) {
   for (int64_t i = 0; i < count; ++i) dx[i] = store<T>(mixed_dx(w, dy[i]));
 }
 
-// The common case of backward, dw and dx of a term without noise, in one pass: dy comes from L1, x and dx are asked
-// for ahead. The lanes' partial dots are added once a tile.
+// Handles the common case of backward, dw and dx of a term without noise, in one pass: dy comes from L1, x and dx
+// are asked for ahead. The lanes' partial dots are added once a tile.
 template <class T, class A>
 A dot_and_store_scaled(A w, const A* dy, const T* x, int64_t count, T* dx) {
   Vec<A> lanes{};
@@ -120,8 +120,8 @@ A dot_and_store_scaled(A w, const A* dy, const T* x, int64_t count, T* dx) {
   return sum;
 }
 
-// One tile of every gradient; dw[k] is the block's partial sum. The noise is drawn again where dw needs v, or where
-// it scales dx (multiplicative noise); additive noise does not touch dx.
+// Computes one tile of every gradient; dw[k] is the block's partial sum. The noise is drawn again where dw needs v,
+// or where it scales dx (multiplicative noise); additive noise does not touch dx.
 template <class T, class A>
 void bwd_tile(const MixedSumParams& p, int64_t begin, int64_t count, double* dw) {
   alignas(64) A dy_scratch[kTile], x_scratch[kTile], v_scratch[kTile], d[kTile], scaled[kTile];

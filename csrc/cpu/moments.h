@@ -1,4 +1,4 @@
-// Count, mean and centred squares of values in cache.
+// Gathers count, mean and centred squares of values in cache.
 //
 // E[z^2] - E[z]^2 in fp32 is off by 1e-3 of the variance where the mean is 100 standard deviations away. So
 // everything here takes two passes: a mean first, then squares of the deviations from it. The rounded mean is not
@@ -10,7 +10,8 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// With sums of type S. Reassociating them is allowed here (omp simd), which is what lets g++ use vectors.
+// Takes both passes with sums of type S. Reassociating them is allowed here (omp simd), which is
+// what lets g++ use vectors.
 template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) {
   S sum = 0;
 #pragma omp simd reduction(+ : sum)
@@ -26,7 +27,7 @@ template <class S, class A> Moments two_pass_moments(const A* v, int64_t count) 
   return moments_of_sums(double(count), double(mean), double(squares), double(deviations));
 }
 
-// In fp32, and again in fp64 where squares in fp32 vanish or overflow (squares_fit_fp32).
+// Takes them in fp32, and again in fp64 where squares in fp32 vanish or overflow (squares_fit_fp32).
 template <class A> Moments moments_of(const A* v, int64_t count) {
   const Moments m = two_pass_moments<A>(v, count);
   return std::is_same_v<A, double> || squares_fit_fp32(m) ? m : two_pass_moments<double>(v, count);

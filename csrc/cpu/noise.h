@@ -1,4 +1,4 @@
-// Philox draws of a range of elements that follow each other in NCHW order.
+// Draws noise for a range of elements that follow each other in NCHW order.
 //
 // The counter of an element is its index in NCHW order, whatever the layout of the tensor, so a call draws the same
 // numbers on every backend. A Philox block serves four neighbours in that order, hence the quads below.
@@ -31,7 +31,7 @@ void draw_quads(const Draw<A>& draw, int64_t first, int64_t quads, A* d) {
   }
 }
 
-// The draws of the elements [begin, begin + count). A range may begin inside of a Philox block: then the tile
+// Makes the draws of the elements [begin, begin + count). A range may begin inside of a Philox block: then the tile
 // begins with that block's first element, and the `lead` draws before the range are thrown away.
 template <class A> void draw_range(const Draw<A>& draw, int64_t begin, int64_t count, A* d) {
   const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;

@@ -1,4 +1,5 @@
-// 3x3 pools of one channel block, channels in the lanes; pixels outside of the image do not count, as in torch.
+// Computes 3x3 pools of one channel block, channels in the lanes; pixels outside of the image do
+// not count, as in torch.
 //
 // Both pools are separable: a pass along the rows makes one value of up to three columns, a pass down the columns
 // one of up to three rows: at stride 1 that is 4 operations an output instead of 8. `columns` is the buffer between
@@ -10,11 +11,12 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// The maximum with torch's rule for NaN: a NaN replaces whatever came before it, so the last NaN of a window wins.
+// Takes the maximum with torch's rule for NaN: a NaN replaces whatever came before it, so the last
+// NaN of a window wins.
 template <class V> V larger(V best, V v) { return ((v > best) | (v != v)) ? v : best; }
 
-// to[r][w] = combine of the up to three columns around w stride, over all rows. The arguments of `combine` keep the
-// order of the columns: `larger` prefers the first of equal values.
+// Writes to[r][w], `combine` of the up to three columns around w stride, over all rows. The arguments of `combine`
+// keep the order of the columns: `larger` prefers the first of equal values.
 template <class A, class F> void pool_columns(const A* x, const Grid& from, int stride, int cols, A* to, F combine) {
   constexpr int L = kLanes<A>;
   for (int h = 0; h < from.rows; ++h) {
@@ -46,13 +48,13 @@ void pool_rows(const A* x, const Grid& from, int stride, const Grid& to, F combi
   }
 }
 
-// The pixels that a window covers in one dimension; avg_pool divides by the product of
-// both (count_include_pad=False).
+// Counts the pixels that a window covers in one dimension; avg_pool divides by the product of both
+// (count_include_pad=False).
 inline int covered(int at, int stride, int size) {
   return 1 + (at * stride > 0) + (at * stride + 1 < size);
 }
 
-// x is [pixels][lanes] of `from`, y of `to`.
+// Pools x, [pixels][lanes] of `from`, to y of `to`.
 template <class A> void max_pool(const A* x, const Grid& from, int stride, const Grid& to, A* columns, A* y) {
   const auto combine = [](Vec<A> a, Vec<A> b) { return larger(a, b); };
   pool_columns(x, from, stride, to.cols, columns, combine);
@@ -70,8 +72,8 @@ template <class A> void avg_pool(const A* x, const Grid& from, int stride, const
   });
 }
 
-// dx += the transpose of max_pool: a window's dy goes to its first largest pixel in
-// row-major order, or to its last NaN.
+// Adds the transpose of max_pool to dx: a window's dy goes to its first largest pixel in row-major
+// order, or to its last NaN.
 //
 // First the row is chosen, from the maxima of the rows (`best`), then the column inside of that row: this is
 // row-major order, and it needs 3 + 3 comparisons where searching the window needs 9. Each lane has its own winner,
@@ -83,7 +85,7 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
   constexpr int L = kLanes<A>;
   const int64_t pitch = int64_t(to.cols) * L;
   pool_columns(x, from, stride, to.cols, best, [](Vec<A> a, Vec<A> b) { return larger(a, b); });
-  // d[r][w]: what the windows of column w give to row r.
+  // d[r][w] collects what the windows of column w give to row r.
   memset(d, 0, sizeof(A) * from.rows * pitch);
   for (int h = 0; h < to.rows; ++h) {
     const int c = h * stride, first = c > 0 ? c - 1 : c, last = c + 1 < from.rows ? c + 1 : c;
@@ -101,7 +103,7 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
       }
     }
   }
-  // dx[r][...]: d handed on to the column of the row that won.
+  // Now d is handed on to the column of the row that won.
   for (int r = 0; r < from.rows; ++r) {
     const A* row = x + int64_t(r) * from.cols * L;
     A* to_row = dx + int64_t(r) * from.cols * L;
@@ -120,8 +122,8 @@ void max_pool_transposed(const A* x, const A* dy, const Grid& from, int stride, 
   }
 }
 
-// dx += the transpose of avg_pool: dy over the window's count, spread over rows, then over columns. The division
-// comes first, because windows of different counts meet in one pixel. `d` holds from.rows x to.cols.
+// Adds the transpose of avg_pool to dx: dy over the window's count, spread over rows, then over columns. The
+// division comes first, because windows of different counts meet in one pixel. `d` holds from.rows x to.cols.
 template <class A>
 void avg_pool_transposed(const A* dy, const Grid& from, int stride, const Grid& to, A* d, A* dx) {
   constexpr int L = kLanes<A>;

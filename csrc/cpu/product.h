@@ -1,4 +1,5 @@
-// Products over the channels of one image, channels in the lanes: pointwise convolutions and Gram matrices.
+// Computes products over the channels of one image, channels in the lanes: pointwise convolutions
+// and Gram matrices.
 //
 // A pointwise convolution multiplies every pixel's vector of channels with one C x C matrix; a Gram or
 // cross matrix sums the outer products of two such vectors over the pixels. Both keep a tile of sums in
@@ -12,8 +13,9 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-// One addend of a product: u [blocks][plane][lanes] times matrix [channels of u][width]. The matrix is stored with
-// the input channel outermost (W transposed), so that the weights of one input channel are whole aligned vectors.
+// A factor is one addend of a product: u [blocks][plane][lanes] times matrix [channels of u][width]. The
+// matrix is stored with the input channel outermost (W transposed), so that the weights of one input
+// channel are whole aligned vectors.
 template <class A> struct Factor {
   const A* u;
   const A* matrix;
@@ -66,8 +68,8 @@ inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int
     for (int b = 0; b < blocks; ++b) put(out + (block + b) * out_plane * L + p * L, acc[p][b]);
 }
 
-// out[p] (+)= bias + sum_f matrix_f^T u_f[p]. All images are unpadded except out, which has a pitch and
-// a plane size (in pixels) of its own: du goes straight into a padded plane for the transposed
+// Computes out[p] (+)= bias + sum_f matrix_f^T u_f[p]. All images are unpadded except out, which has a pitch
+// and a plane size (in pixels) of its own: du goes straight into a padded plane for the transposed
 // convolution. bias may be null.
 //
 // Two blocks of output channels share each broadcast scalar, with R pixels: 2 R = 16 sums of 32
@@ -134,7 +136,8 @@ inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, 
     for (int j = 0; j < blocks; ++j) put(sum + i * width + j * L, acc[i][j]);
 }
 
-// sum [channels of a][width] += sum_p a[p] b[p]^T over `pixels`; the planes of a and b may be larger than that.
+// Adds sum_p a[p] b[p]^T over `pixels` to sum [channels of a][width]; the planes of a and b may be
+// larger than that.
 //
 // With `upper` a and b are the same and only the lane blocks on and above the diagonal are computed, which at
 // C = 64 and 16 lanes saves 6 of 16 blocks; who reads the matrix mirrors it. Rows up to the next full tile are
@@ -159,8 +162,8 @@ void outer(const A* a, int a_channels, int64_t a_plane, const A* b, int b_blocks
   }
 }
 
-// sums[blocks][lanes] += sum_p u[p]. Four sums run side by side, because one chain of additions would wait four
-// cycles for each; they are joined pairwise, always the same way.
+// Adds sum_p u[p] to sums [blocks][lanes]. Four sums run side by side, because one chain of additions would wait
+// four cycles for each; they are joined pairwise, always the same way.
 template <class A> void add_channel_sums(const A* u, int64_t pixels, int blocks, A* sums) {
   constexpr int L = kLanes<A>;
   for (int b = 0; b < blocks; ++b) {
@@ -174,7 +177,7 @@ template <class A> void add_channel_sums(const A* u, int64_t pixels, int blocks,
   }
 }
 
-// sums[blocks][lanes] += sum_p a[p] b[p] per channel, in four chains as above.
+// Adds sum_p a[p] b[p] to sums [blocks][lanes], in four chains as above.
 template <class A> void add_channel_dots(const A* a, const A* b, int64_t pixels, int blocks, A* sums) {
   constexpr int L = kLanes<A>;
   for (int k = 0; k < blocks; ++k) {

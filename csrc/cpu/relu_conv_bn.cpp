@@ -1,4 +1,4 @@
-// y = BN(W relu(x)) on the CPU, the preprocessing of a cell. Compiled once per instruction set;
+// Computes y = BN(W relu(x)) on the CPU, the preprocessing of a cell. Compiled once per instruction set;
 // FASTNAS_ISA names the namespace.
 //
 // z is written where y will be and normalised in place, so backward needs x and y, which exist anyway; eager
@@ -30,8 +30,8 @@ template <class T> struct Call {
   ChannelMoments<A> moments;
   A *mean, *rstd, *dy_mean, *q;  // [width]
   A *dy_sums, *dots, *crosses;   // [groups][width] twice, [groups][parts][width][in_width]
-  // What a thread needs for one image: x, relu(x) as one convolution reads it, z or dz,
-  // and y (or the second part of z).
+  // Holds what a thread needs for one image: x, relu(x) as one convolution reads it, z or dz, and y
+  // (or the second part of z).
   struct Scratch {
     A *x, *u, *z, *y;
   };
@@ -88,8 +88,8 @@ template <class T> struct Call {
   void load_x(Scratch& s, int64_t n) {
     load_image<T, A>(image(static_cast<const T*>(p.x), in, in_C, n), in, in_C, s.x);
   }
-  // relu(x) as a part's convolution reads it: every pixel, or at stride 2 the pixels (2h + part, 2w + part). An odd
-  // image has no pixel there for the last row or column of the second part, which reads zeros.
+  // Collects relu(x) as a part's convolution reads it: every pixel, or at stride 2 the pixels (2h + part, 2w +
+  // part). An odd image has no pixel there for the last row or column of the second part, which reads zeros.
   void input_of(const Scratch& s, int part, A* to) const {
     const int step = p.reduce ? 2 : 1;
     for_each_pixel<A>(out, in_C, [&](int b, int h, int w, int) {
@@ -100,7 +100,7 @@ template <class T> struct Call {
     });
   }
 
-  // f(element of z's or y's image) in place, per channel block.
+  // Applies f to the elements of z's or y's image in place, per channel block.
   template <class F> void update(A* z, F f) const {
     for (int b = 0; b < blocks; ++b)
       for (int64_t i = 0; i < out.pixels(); ++i) {
@@ -119,9 +119,9 @@ template <class T> struct Call {
     }
   }
 
-  // First sweep: z, stored, and its moments. The statistics are those of z as it was rounded to the
-  // stored dtype, since that is what gets normalised: in a channel whose z are all alike the rounding
-  // error must not look like a deviation.
+  // Makes z, stores it and gathers its moments in the first sweep, normalises it in the second. The statistics are
+  // those of z as it was rounded to the stored dtype, since that is what gets normalised: in a channel whose z are
+  // all alike the rounding error must not look like a deviation.
   void run_forward() {
     pack();
     if (!p.training) read_stats();
@@ -137,7 +137,7 @@ template <class T> struct Call {
       if (!p.training) normalise(s.z);
       store_image<T, A>(s.z, out, C, image(y, out, C, n));
       if (!p.training) return;
-      // The statistics of z as it is stored: of a channel whose z are alike, what rounding took is not its mean.
+      // Rounded values are read back: the mean of the unrounded ones would be off by what rounding took.
       if constexpr (!std::is_same_v<T, A>) load_image<T, A>(image(static_cast<const T*>(y), out, C, n), out, C, s.z);
       moments.add_image(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
     });
@@ -160,8 +160,8 @@ template <class T> struct Call {
     load_image<T, A>(image(static_cast<const T*>(p.y), out, C, n), out, C, s.y);
   }
 
-  // First sweep: mean(dy) and q = mean(dy y), which every dz needs, since the batch norm ties all pixels of a
-  // channel together. Second sweep: dz, in place of dy, then dW and dx from it.
+  // Gathers, in the first sweep, mean(dy) and q = mean(dy y), which every dz needs, since the batch norm ties all
+  // pixels of a channel together. The second sweep makes dz in place of dy, then dW and dx from it.
   void run_backward() {
     pack();
     read_stats();
@@ -186,7 +186,7 @@ template <class T> struct Call {
               (int64_t(part) * width + part * rows + row) * in_width + ci)));
   }
 
-  // dz, the group's partial sum of dW = dz relu(x)^T, and dx = W^T dz where x > 0, of one image. At
+  // Computes dz, the group's partial sum of dW = dz relu(x)^T, and dx = W^T dz where x > 0, of one image. At
   // stride 2 the parts write disjoint pixels of dx, which is cleared before, for the pixels that neither
   // reads. A part multiplies its own C/2 channels of dz alone (Factor::first): the others' rows of W are
   // zeros, and 0 times an inf is NaN.

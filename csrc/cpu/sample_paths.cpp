@@ -1,5 +1,5 @@
-// sample_paths on the CPU: the logits of as many edges as fit a tile are perturbed at once, then taken row by row.
-// Compiled once per instruction set; FASTNAS_ISA names the namespace.
+// Runs sample_paths on the CPU: the logits of as many edges as fit a tile are perturbed at once, then taken row by
+// row. Compiled once per instruction set; FASTNAS_ISA names the namespace.
 //
 // All of it is fp64 and without contracted multiply-adds (CMakeLists.txt), because the perturbed logits are
 // compared: a last bit that differs between machines would draw another path. The noise is drawn again in backward.
@@ -19,8 +19,8 @@ static_assert(kTile >= kMaxRow);
 // a DARTS cell has a few hundred.
 constexpr int64_t kParallel = 1 << 14;
 
-// v = logits + g of `count` logits, the first of which takes element `first` of the stream `ordinal`. Elements are
-// counted over all samples, so a sample draws the same path however many are drawn beside it.
+// Makes v = logits + g of `count` logits, the first of which takes element `first` of the stream `ordinal`.
+// Elements are counted over all samples, so a sample draws the same path however many are drawn beside it.
 template <class T>
 void perturb(const SamplePathsParams& p, int ordinal, const T* logits, int64_t first, int count, double* v) {
   draw_range(unit_draw(p.rng, ordinal), first, count, v);
@@ -28,7 +28,8 @@ void perturb(const SamplePathsParams& p, int ordinal, const T* logits, int64_t f
   for (int i = 0; i < count; ++i) v[i] = add_rn(double(load(logits[i])), gumbel(v[i]));
 }
 
-// The largest of a row, except the one at `without`; which of equals or NaN wins is `larger`'s rule (formulas).
+// Finds the largest of a row, except the one at `without`; which of equals or NaN wins is
+// `larger`'s rule (formulas).
 Perturbed largest(const double* v, int count, int without = -1) {
   Perturbed top{v[without == 0], without == 0};
   for (int i = top.index + 1; i < count; ++i)
@@ -68,7 +69,7 @@ void sample_node(const SamplePathsParams& p, int64_t sample, int node, int64_t* 
   }
 }
 
-// One sample: first the topology of every node, then the operation of every edge that is in the path.
+// Draws one sample: first the topology of every node, then the operation of every edge that is in the path.
 template <class T>
 void sample_path(const SamplePathsParams& p, int64_t sample) {
   int64_t* op = p.op + sample * p.edges;
@@ -91,8 +92,8 @@ void sample_path(const SamplePathsParams& p, int64_t sample) {
   });
 }
 
-// d += the gradient of a row of perturbed logits with the cotangent c(i), through softmax(v / tau). The largest is
-// taken off before the exponential, so that small tau does not overflow. v is overwritten.
+// Adds to d the gradient of a row of perturbed logits with the cotangent c(i), through softmax(v / tau). The
+// largest is taken off before the exponential, so that small tau does not overflow. v is overwritten.
 template <class C>
 void add_relaxed_grads(double* v, int count, double tau, C c, double* d) {
   const double top = largest(v, count).value / tau;
@@ -109,7 +110,8 @@ template <class T> void store_row(const double* d, int count, void* base, int64_
   for (int i = 0; i < count; ++i) static_cast<T*>(base)[first + i] = T(d[i]);
 }
 
-// dalpha of a type: a row of v is drawn again for every path, the paths' gradients are added in their order.
+// Computes dalpha of a type: a row of v is drawn again for every path, the paths' gradients are
+// added in their order.
 template <class T>
 void alpha_grads(const SamplePathsParams& p, int64_t type) {
   const T* alpha = static_cast<const T*>(p.alpha) + type * p.edges * p.ops;
@@ -129,7 +131,7 @@ void alpha_grads(const SamplePathsParams& p, int64_t type) {
   });
 }
 
-// dbeta of a node, likewise. A node of two edges keeps both in any case, so its row stays 0.
+// Computes dbeta of a node, likewise. A node of two edges keeps both in any case, so its row stays 0.
 template <class T>
 void beta_grads(const SamplePathsParams& p, int64_t type, int node) {
   const int n = p.first_edge[node + 1] - p.first_edge[node];

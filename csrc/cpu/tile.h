@@ -1,4 +1,5 @@
-// Tiles that stay in L1, their skip noise and its standard deviations: shared by mixed_sum and mixed_norm_sum.
+// Holds what mixed_sum and mixed_norm_sum share: tiles that stay in L1, their skip noise and its
+// standard deviations.
 //
 // Work is cut into blocks of kBlock elements, fixed by the size alone, and blocks into tiles. Each block has its
 // own partial sum and belongs to one thread; partial sums are added in block order. Results therefore do not
@@ -15,12 +16,12 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// 4 KiB of fp32. A tile of the sum, one of a noisy term and one of its draws, with the lines asked for ahead, fit
-// an L1 of 32 KiB. Tiles of 128, 256 and 512 elements were no faster (benchmarks/NOTES.md).
+// A tile is 4 KiB of fp32. A tile of the sum, one of a noisy term and one of its draws, with the lines asked for
+// ahead, fit an L1 of 32 KiB. Tiles of 128, 256 and 512 elements were no faster (benchmarks/NOTES.md).
 constexpr int64_t kTile = 1024;
 static_assert(kBlock % kTile == 0 && kTile % 4 == 0 && kTile <= kDrawTile);
 
-// A tile in the accumulation dtype: in place if it is stored so already, else converted into `scratch`.
+// Reads a tile in the accumulation dtype: in place if it is stored so already, else converted into `scratch`.
 template <class T, class A>
 const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
   const T* src = static_cast<const T*>(base) + begin;
@@ -32,8 +33,8 @@ const A* load_tile(const void* base, int64_t begin, int64_t count, A* scratch) {
   }
 }
 
-// The draws of the elements [begin, begin + count) in memory order. Where memory is in NCHW order four
-// come out of each Philox block. Channels last, neighbours in memory are far apart in NCHW, so every
+// Makes the draws of the elements [begin, begin + count) in memory order. Where memory is in NCHW order
+// four come out of each Philox block. Channels last, neighbours in memory are far apart in NCHW, so every
 // element computes its whole block.
 template <class A>
 void draw_tile(const MixedSumParams& p, int ordinal, int64_t begin, int64_t count, A* d) {
@@ -71,8 +72,8 @@ void for_each_tile(const MixedSumParams& p, F f) {
   }
 }
 
-// Partial sums of the blocks, zero at first. It is no std::vector: functions of that are weak symbols, shared by
-// the object files of all instruction sets, and the linker might keep the AVX-512 copy for all of them.
+// Holds partial sums of the blocks, zero at first. It is no std::vector: functions of that are weak symbols, shared
+// by the object files of all instruction sets, and the linker might keep the AVX-512 copy for all of them.
 class Partials {
  public:
   explicit Partials(int64_t count) : sums_(static_cast<double*>(calloc(size_t(count), sizeof(double)))) {

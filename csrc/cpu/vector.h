@@ -1,4 +1,4 @@
-// Compiler vectors of this instruction set's width, and images laid out for them.
+// Defines compiler vectors of this instruction set's width, and images laid out for them.
 //
 // An image is [channel blocks][rows][columns][lanes]: the lanes of a vector are neighbouring channels of one pixel.
 // With pixels in the lanes a plane of 8 x 8 or of an odd width would leave lanes empty, and every horizontal tap
@@ -114,9 +114,10 @@ struct Grid {
   int inside() const { return kHalo * pitch() + kHalo; }  // first pixel of the image in a padded plane
 };
 
-// Some rows of an image. What one kernel writes and the next one reads is cut to rows of at most 8 KiB: u goes from
-// the depthwise kernel into the product while it is still in L1, beside the input rows and the folded matrix. With
-// whole images (64 KiB of fp32 at the first stage of a network) u made a trip to L2 and back for each of them.
+// Rows are some rows of an image. What one kernel writes and the next one reads is cut to rows of at most
+// 8 KiB: u goes from the depthwise kernel into the product while it is still in L1, beside the input rows
+// and the folded matrix. With whole images (64 KiB of fp32 at the first stage of a network) u made a trip
+// to L2 and back for each of them.
 struct Rows {
   int first, last;
   int count() const { return last - first; }
@@ -129,8 +130,8 @@ template <class A, class F> void for_each_rows(const Grid& grid, int blocks, F f
   for (int h = 0; h < grid.rows; h += step) f(Rows{h, h + step < grid.rows ? h + step : grid.rows});
 }
 
-// One image of a channels-last tensor: `stride` elements from pixel to pixel, which is C, or nodes * C for a node,
-// whose values are a slice of the concatenated output of a cell.
+// Pixels are one image of a channels-last tensor: `stride` elements from pixel to pixel, which is C, or nodes * C
+// for a node, whose values are a slice of the concatenated output of a cell.
 template <class T> struct Pixels {
   T* data;
   int64_t stride;

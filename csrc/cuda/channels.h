@@ -1,4 +1,4 @@
-// How a block of threads reads a tensor with channels, in either layout: it takes one part of the values of one
+// Reads and writes a tensor with channels, in either layout: a block of threads takes one part of the values of one
 // tile of channels, a thread kHeld of them, each of its loads 16 bytes where the tensor allows it.
 //
 // A thread's values stay in registers between loads and stores, so one read of a tensor serves a two-pass
@@ -18,7 +18,8 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kHeld = int(kBlock) / kThreads;  // values of a thread
 constexpr int kTile = 32;                      // channels of a tile at most
 
-// Fixed by the shape alone, so that sums do not depend on dtype, alignment or device.
+// Cuts channels into parts. All is fixed by the shape alone, so that sums do not depend on dtype,
+// alignment or device.
 struct Tiling {
   int64_t channels, pixels, values;  // of an image; of a channel
   int64_t parts, span;               // that a channel's values are cut into; values of a part
@@ -37,7 +38,7 @@ struct Tiling {
   dim3 grid(int64_t rows = 1) const { return dim3(unsigned(parts * tiles), unsigned(rows)); }
 };
 
-// The values of one thread. `wide`: every load is 16 aligned bytes of one channel (planar) or of
+// Holds the values of one thread. `wide`: every load is 16 aligned bytes of one channel (planar) or of
 // neighbouring channels. Otherwise values are read one by one, and a run of pixels may go on in the next
 // image, `jump` elements further.
 template <class T, bool planar, bool wide_> struct View {
@@ -78,13 +79,13 @@ template <class T, bool planar, bool wide_> struct View {
     }
   }
 
-  // How many of a load's kVector values there are; the others read 0 and are not written.
+  // Says how many of a load's kVector values there are; the others read 0 and are not written.
   static __device__ int within(int64_t left) { return left < 0 ? 0 : left < kVector ? int(left) : kVector; }
   // Which of the thread's sums a held value belongs to.
   static constexpr __device__ int sum_of(int slot) { return planar ? 0 : slot % kVector; }
   __device__ bool has(int slot) const { return slot % kVector < there[slot / kVector]; }
 
-  // f(slot, index in memory) for the values that there are.
+  // Calls f(slot, index in memory) for the values that there are.
   template <class F> __device__ void for_each(F f) const {
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
@@ -97,7 +98,7 @@ template <class T, bool planar, bool wide_> struct View {
     }
   }
 
-  // 0 where there is no value.
+  // Reads the thread's values, 0 where there is none.
   __device__ void read(const void* base, float (&v)[kHeld]) const {
     const T* from = static_cast<const T*>(base);
     if constexpr (wide) {
@@ -130,8 +131,8 @@ template <class T, bool planar, bool wide_> struct View {
     }
   }
 
-  // Sums over the threads of each warp into per_warp [kWarps][kTile]. Threads of one channel are `lanes` apart, so
-  // the butterfly stops at that distance and leaves the sums of different channels alone.
+  // Adds up over the threads of each warp into per_warp [kWarps][kTile]. Threads of one channel are `lanes` apart,
+  // so the butterfly stops at that distance and leaves the sums of different channels alone.
   __device__ void warp_sums(float (&v)[kSums], float* per_warp) const {
     const int lane = int(threadIdx.x) % 32;
     for (int step = 16; step >= lanes; step /= 2)
@@ -142,7 +143,7 @@ template <class T, bool planar, bool wide_> struct View {
       for (int s = 0; s < kSums; ++s) per_warp[int(threadIdx.x) / 32 * kTile + column + s] = v[s];
   }
 
-  // Sums over the block, in every thread of the channel: warps are added in their order.
+  // Adds up over the block, in every thread of the channel: warps are added in their order.
   __device__ void block_sums(float (&v)[kSums], float* per_warp) const {
     __syncthreads();  // per_warp may still be read from the call before
     warp_sums(v, per_warp);

@@ -1,5 +1,5 @@
-// The machine on which the host runs CUDA kernels: fibers, barriers, blocks and grids. What it promises, and what it
-// does not model, is told in host_simt.h, the only file that includes this one.
+// Defines the machine on which the host runs CUDA kernels: fibers, barriers, blocks and grids. What it promises,
+// and what it does not model, is told in host_simt.h, the only file that includes this one.
 #pragma once
 
 #include <math.h>
@@ -78,8 +78,8 @@ inline void make_context(Context& context, char* stack, size_t bytes, void (*ent
 }
 #endif
 
-// What a fiber waits for. It runs until it reaches an operation that needs other
-// threads, says so here, and hands over.
+// Says what a fiber waits for. It runs until it reaches an operation that needs other threads,
+// says so here, and hands over.
 enum class Wait { nothing, block_barrier, warp_barrier, vote, shuffle, exited };
 
 struct Operation {
@@ -120,7 +120,8 @@ constexpr size_t kMaxThreads = 1024;
 constexpr size_t kStackBytes = 256 * 1024;
 constexpr size_t kGuardBytes = 64 * 1024;  // lowest part of each stack; the largest page size
 
-// splitmix64, seeded anew for every launch: which order failed can be run again from the seed alone.
+// Draws 64 bits by splitmix64, seeded anew for every launch: an order that failed can be run again
+// from its seed alone.
 inline uint64_t random_bits() {  // splitmix64
   uint64_t z = machine.random_state += 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -128,7 +129,7 @@ inline uint64_t random_bits() {  // splitmix64
   return z ^ (z >> 31);
 }
 
-// The numbers [first, first + count) in random order: an "inside-out" Fisher-Yates shuffle.
+// Lists the numbers [first, first + count) in random order: an "inside-out" Fisher-Yates shuffle.
 template <class T> void shuffled_range(std::vector<T>& out, T first, T count) {
   out.resize(count);
   for (T i = 0; i < count; ++i) {
@@ -146,7 +147,7 @@ inline uint64_t wait_for(const Operation& op) {
   return self.op.value;
 }
 
-// The body of every fiber. It never returns, as there is no frame to return to: its last switch is for good.
+// Runs the kernel in a fiber. It never returns, as there is no frame to return to: its last switch is for good.
 inline void thread_main() {
   machine.kernel();
   wait_for({Wait::exited, "", 0, 0, 0, 0});
@@ -267,8 +268,8 @@ inline void run_block() {
   } while (!machine.error && open_block_barrier());
 }
 
-// The block's shared array of this declaration (the address of a static stands for it),
-// made when it is first reached.
+// Finds the block's shared array of this declaration (the address of a static stands for it), made
+// when it is first reached.
 inline unsigned char* shared_array(const void* declaration, size_t bytes) {
   for (SharedArray& array : machine.shared)
     if (array.declaration == declaration) return array.bytes.data();
@@ -276,8 +277,8 @@ inline unsigned char* shared_array(const void* declaration, size_t bytes) {
   return machine.shared.back().bytes.data();
 }
 
-// Address space only, until a fiber touches its part. Kept for the life of the process. The lowest pages of each
-// stack are closed, so that an overflow ends the process instead of writing into the next stack.
+// Reserves address space only, until a fiber touches its part. Kept for the life of the process. The lowest pages
+// of each stack are closed, so that an overflow ends the process instead of writing into the next stack.
 inline bool allocate_stacks() {
   if (machine.stacks) return true;
   void* memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
@@ -325,7 +326,7 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<v
   return machine.error;
 }
 
-// A shuffle of a value of 4 or 8 bytes; the others of CUDA are made of it.
+// Shuffles a value of 4 or 8 bytes; the others of CUDA are made of it.
 template <class T> T shuffle(unsigned mask, T value, int source, const char* file, int line) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));
   uint64_t bits = 0;

@@ -1,4 +1,4 @@
-// Forward of mixed_edges on CUDA: a few launches for each level of the DAG, all edges of it at once.
+// Runs mixed_edges forward on CUDA: a few launches for each level of the DAG, all edges of it at once.
 //
 // A level takes 13: pools, moments and folds of what is no convolution; then for the first halves and for the
 // second u, the partial Gram matrices of u, two folds; v between them; and one kernel that adds the level's edges
@@ -15,8 +15,8 @@
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, halves): partial Gram matrix of u + shift, the sum of u + shift, and the shift: minus the mean of
-// the group's first tile, so that no digits cancel.
+// grid (groups, halves): gathers a partial Gram matrix of u + shift, the sum of u + shift, and the shift, which is
+// minus the mean of the group's first tile, so that no digits cancel.
 //
 // A block walks all tiles of a group of images with the matrix in its registers, [C][C] split over its threads. The
 // shift is found from the first tile, which is then loaded again, shifted. It lies in global memory, where the fold
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, 
   cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, deviations); });
 }
 
-// grid (halves, C C / kThreads): mean(u) and cov(u) from the groups' partial sums, a thread per entry.
+// grid (halves, C C / kThreads): makes mean(u) and cov(u) from the groups' partial sums, a thread per entry.
 //
 // With d the mean of a group minus the whole mean, e the mean left after the group's shift and n its pixels,
 //  n cov(group, about the whole mean) = gram + n (d_i d_j - e_i e_j).
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int firs
   if (j == 0) h.mean[i] = mean_i, h.shift[i] = float(-mean_i);
 }
 
-// grid (groups, gathered): mean and centred squares of a channel, a warp each.
+// grid (groups, gathered): gathers mean and centred squares of a channel, a warp each.
 //
 // One pass over global memory: deviations from a pivot, the group's first value, are summed with their squares, and
 // the correction takes the pivot's distance from the mean off again. Where the fp32 squares vanish or overflow the
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first)
   for (int c = warp_index(); c < plan.C; c += kWarps) {
     const float pivot = get(from.z, begin * from.z.image + c * pixels);
     const double n = double((plan.first_image(group + 1) - begin) * pixels);
-    // With sums of the type of `zero`.
+    // Sums are of the type of `zero`.
     const auto gathered = [&](auto zero) {
       auto sum = zero, squares = zero;
       for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first)
   }
 }
 
-// grid (tiles of all images, sums): what the edges of a level add to a node.
+// grid (tiles of all images, sums): adds what the edges of a level give a node.
 //
 // Reads u of every final half and z of every other term, keeps the sum of a tile in registers, 64 floats a thread
 // at most, through all terms and writes it once. Each term's tile passes through the same shared memory, hence the
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
       continue;
     }
     if (term.plain < 0) continue;
-    // By way of shared memory: a draw for each of a thread's 64 sums would be 64 copies of Philox.
+    // Values pass through shared memory: a draw for each of a thread's 64 sums would be 64 copies of Philox.
     const Plain& n = plan.plains.all[term.plain];
     const bool multiplicative = is_multiplicative(plan.form);
     const Draw<float> draw = n.noisy ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
@@ -180,8 +180,8 @@ size_t mixed_edges_workspace(const MixedEdgesParams& p) {
   return Planner(p, true).arena.used;
 }
 
-// Level by level; the first level has no node to wait for, each later one reads the
-// node that the level before closed.
+// Launches level by level; the first level has no node to wait for, each later one reads the node
+// that the level before closed.
 int mixed_edges_fwd(const MixedEdgesParams& p) {
   const Planner planner(p, false);
   Launcher run{planner, p.stream, planner.upload(p.stream)};

@@ -1,4 +1,4 @@
-// Backward of mixed_edges on CUDA: state by state from the last; everything that leaves a state at once, so that
+// Runs mixed_edges backward on CUDA: state by state from the last; everything that leaves a state at once, so that
 // the gradient of the state is complete and written once. u is computed again, or read where it was kept.
 //
 // The order of the launches follows from what needs a sum over all images. dy of every node that the state's edges
@@ -14,7 +14,7 @@
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, halves): partial sums of P = sum dy (u - mean u)^T and of dy.
+// grid (groups, halves): gathers partial sums of P = sum dy (u - mean u)^T and of dy.
 //
 // Two tiles lie in shared memory, u and dy, so a tile of all channels takes twice what gather_kernel needs. u is
 // centred by the exact mean: summing dy u^T and taking the means off afterwards would cancel.
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) cross_kernel(Plan plan, int first, W
   cross_group<Units, M>(plan, group, dy, u, sums, load, [&] { add_channel_sums(plan, dy, dy_sums); });
 }
 
-// grid (halves, C / kWarps): dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
+// grid (halves, C / kWarps): makes dL/dW and what dL/du and dL/dw are made of, a warp per row of W.
 //
 // For row co: q = r <W_co, P_co>, from_dy = w r W_co, dL/dW_co = w M r (P_co - q r W_co S), and the factor w r^2 q
 // with which the row enters B. B itself is a sum over all rows, and rows belong to different blocks, so it waits
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) fold_cross_kernel(Plan plan, int fir
   h.dy_mean[co] = sum / samples, h.q[co] = q, h.coefficient[co] = centring(scale, rstd, q);
 }
 
-// grid (halves, C / kWarps): -B and the constant of dL/du, a warp per row; dL/dw.
+// grid (halves, C / kWarps): makes -B and the constant of dL/du, a warp per row, and dL/dw.
 //
 // from_u = -B with B_ij = sum_co (w r^2 q)_co W_co,i W_co,j; du_bias = -A^T mean(dy), so that no kernel subtracts
 // the mean of dy from dy; dL/dw = M sum q, by the one warp that has row 0.
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kThreads) fold_centring_kernel(Plan plan, int 
   if (lane == 0 && i == 0 && h.final && plan.dw) plan.dw[h.weight] = q * double(plan.samples());
 }
 
-// grid (tiles of all images, halves): dL/du = A^T dy - B (u - mean u) - A^T mean(dy), two products into one set of
-// sums, written once. Reads dy (or dv) and u, writes du [N, C, rows, cols] in fp32.
+// grid (tiles of all images, halves): computes dL/du = A^T dy - B (u - mean u) - A^T mean(dy), two products into
+// one set of sums, written once. Reads dy (or dv) and u, writes du [N, C, rows, cols] in fp32.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Which which) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads) du_kernel(Plan plan, int first, Whic
 
 // --- depthwise convolutions, transposed ----------------------------------------------------------------------
 
-// sum += D^T du of some channels over a tile of the input's grid, sum [channels][pixels] in shared memory.
+// Adds D^T du of some channels over a tile of the input's grid to sum [channels][pixels] in shared memory.
 //
 // At stride 1 the transpose is the convolution with the taps turned by 180 degrees, so du is staged as a patch and
 // the strips of forward run on it. At stride 2 few of each gradient's taps meet an output (3x3: 1 to 4 of 9), so du
@@ -169,8 +169,8 @@ __device__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t,
   __syncthreads();
 }
 
-// grid (tiles and channels of all images, halves): dL/dv, through the relu before a second half, kept in the first.
-// v is the half's own input, so it is the mask, too. Blocks write disjoint tiles.
+// grid (tiles and channels of all images, halves): computes dL/dv, through the relu before a second half, kept in
+// the first. v is the half's own input, so it is the mask, too. Blocks write disjoint tiles.
 __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, int first) {
   const Tiling& t = plan.strip_tiling;
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads) dv_kernel(Plan plan, int at_once, in
   }
 }
 
-// What the pools of a state give one of its pixels: of a maximum, the windows that it
+// Computes what the pools of a state give one of its pixels: of a maximum, the windows that it
 // won; of a mean, its share of each.
 //
 // This gathers: the up to nine windows that cover the pixel are visited in a fixed order, where scattering
@@ -216,7 +216,7 @@ __device__ float pool_gradient(const Plan& plan, const Pool& pool, int64_t plane
   return sum;
 }
 
-// grid (tiles and channels of all images): the gradient of a state, written once.
+// grid (tiles and channels of all images): writes the gradient of a state, once.
 //
 // All convolutions that leave the state are added up in shared memory first, because one relu's mask covers
 // them all, and the strided skips with them; pools and skips read x itself, so they come after the mask, then
@@ -266,17 +266,18 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
 
 // --- launches ------------------------------------------------------------------------------------------------
 
-// Largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7. (A dilated 5x5 reaches 9 pixels.)
+// Finds the largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7. (A dilated
+// 5x5 reaches 9 pixels.)
 Grid largest_patch(const Tiling& t) {
   Half h{};
   h.size = 5, h.dilation = 2, h.stride = 1;
   return patch_size(h, t);
 }
-// The sums of a tile and the patch of du beside them, for so many channels.
+// Counts shared memory for the sums of a tile and the patch of du beside them, for so many channels.
 size_t transposing_bytes(const Tiling& t, int at_once) {
   return sizeof(float) * at_once * (size_t(t.tile.pixels()) + largest_patch(t).pixels());
 }
-// The sums over dy of some halves and what is folded from them.
+// Launches the sums over dy of some halves and what is folded from them.
 void launch_halves(Launcher& run, Range halves, Which which) {
   const Plan& plan = run.plan();
   run(FASTNAS_VARIANT(run, cross_pieces, cross_kernel), dim3(plan.groups, halves.count()), run.shared(2), halves.first,
@@ -285,7 +286,8 @@ void launch_halves(Launcher& run, Range halves, Which which) {
   run(fold_centring_kernel, dim3(halves.count(), run.row_blocks()), 0, halves.first, which);
 }
 
-// Everything that leaves one state. If neither the state's gradient nor parameters are wanted it ends after dL/dw.
+// Launches everything that leaves one state. If neither the state's gradient nor parameters are
+// wanted it ends after dL/dw.
 void launch_state(Launcher& run, int state) {
   const Plan& plan = run.plan();
   const Planner& planner = run.planner;

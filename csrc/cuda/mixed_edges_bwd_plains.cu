@@ -1,4 +1,4 @@
-// Backward of the terms of mixed_edges that are no convolutions: pools, skips, strided skips.
+// Takes the terms of mixed_edges that are no convolutions backward: pools, skips, strided skips.
 //
 // Their batch norm works on z itself: dz = w r (dy - mean dy - (z - mean z) r q), q = r mean(dy (z - mean z)).
 // So the sums over dy come first (dots_kernel), then dz for every term that reads a pool, summed, then what z
@@ -9,16 +9,16 @@
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, plains): sums over dy, a warp per channel: <dy, z - mean>, the sum of dy, and what dL/dw
-// needs of a noisy skip. Multiplicative noise after a batch norm makes its dy dy d, so the first two are sums
-// of that. Draws are made again.
+// grid (groups, plains): gathers sums over dy, a warp per channel: <dy, z - mean>, the sum of dy, and what
+// dL/dw needs of a noisy skip. Multiplicative noise after a batch norm makes its dy dy d, so the first two are
+// sums of that. Draws are made again.
 __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
   const Plain* const job = plan.plains.at(first + blockIdx.y);
   if (!job) return;
   const Plain& n = *job;
   const int group = int(blockIdx.x), C = plan.C;
   const bool multiplicative = is_multiplicative(plan.form);
-  // A plain skip's z counts only for dL/dw; the noise of a normed one also where it scales dy.
+  // A plain skip's z counts only for dL/dw; the noise of a normed one counts also where it scales dy.
   const bool draws = n.noisy && (plan.dw || (multiplicative && n.normed));
   const Draw<float> draw = draws ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
   const int64_t pixels = plan.out.pixels();
@@ -41,8 +41,8 @@ __global__ void __launch_bounds__(kThreads) dots_kernel(Plan plan, int first) {
   }
 }
 
-// grid (plains): the groups in their order, in fp64: q and mean(dy) of each channel, and dL/dw over all of them.
-// Threads' shares of dL/dw are added by halving, an order that the block size fixes.
+// grid (plains): adds the groups in their order, in fp64, to q and mean(dy) of each channel, and dL/dw over all of
+// them. Threads' shares of dL/dw are added by halving, an order that the block size fixes.
 __global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int first) {
   SHARED(double, shared, kThreads);
   const Plain* const job = plan.plains.at(first + blockIdx.x);
@@ -69,16 +69,16 @@ __global__ void __launch_bounds__(kThreads) fold_dots_kernel(Plan plan, int firs
   if (threadIdx.x == 0 && plan.dw) plan.dw[n.weight] = shared[0];
 }
 
-// dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with the
-// noise's d drawn again where it multiplies dy.
+// Computes dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with
+// the noise's d drawn again where it multiplies dy.
 __device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
   float dy = static_cast<const float*>(n.dy.data)[at];
   if (n.noisy && is_multiplicative(plan.form)) dy *= draw_of(plan, n).element(uint64_t(at));
   return norm_gradient(plan.w[n.weight] * n.rstd[c], dy, n.dy_mean[c], z - n.mean[c], n.rstd_q[c]);
 }
 
-// grid (blocks, pools): dL/dz, of all the terms that read a pool. Each has its own dy, q and weight; they are added
-// here, so that dx_kernel goes through the windows once.
+// grid (blocks, pools): computes dL/dz, of all the terms that read a pool. Each has its own dy, q and weight; they
+// are added here, so that dx_kernel goes through the windows once.
 __global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int first) {
   const Pool* const job = plan.pools.at(first + blockIdx.y);
   if (!job) return;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) pool_gradient_kernel(Plan plan, int 
   }
 }
 
-// grid (blocks, strided skips): dL/dz in the place of z, which nothing reads afterwards.
+// grid (blocks, strided skips): writes dL/dz in the place of z, which nothing reads afterwards.
 __global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y);
   if (!job) return;
@@ -103,13 +103,13 @@ __global__ void __launch_bounds__(kThreads) reduce_gradient_kernel(Plan plan, in
     r.z[i] = plain_gradient(plan, plan.plains.all[r.plain], r.z[i], i, int(i / plan.out.pixels() % plan.C));
 }
 
-// dL/dz of a strided skip, which lies where z was.
+// Finds dL/dz of a strided skip, which lies where z was.
 __device__ Planes gradient_planes(const Plan& plan, const Reduce& r) {
   return {r.z, int64_t(plan.C) * plan.out.pixels(), plan.out, true};
 }
 
-// grid (groups, 2 strided skips): partial sums of dz relu(x)^T of a part. All C rows are summed, the fold takes the
-// part's: the pieces of a cross matrix are laid out for [C][C], and strided skips are few.
+// grid (groups, 2 strided skips): gathers partial sums of dz relu(x)^T of a part. All C rows are summed, the fold
+// takes the part's: the pieces of a cross matrix are laid out for [C][C], and strided skips are few.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) reduce_cross_kernel(Plan plan, int f
   cross_group<Units, M>(plan, group, dz, x, sums, load, [] {});
 }
 
-// grid (2 strided skips): dL/dW of a part from the groups, in their order.
+// grid (2 strided skips): adds up dL/dW of a part from the groups, in their order.
 __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.x / 2);
   if (!job) return;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) fold_reduce_kernel(Plan plan, int fi
   }
 }
 
-// grid (tiles of all images, 2 strided skips): W^T dz of a part, from the part's own channels of dz:
+// grid (tiles of all images, 2 strided skips): computes W^T dz of a part, from the part's own channels of dz:
 // those of the other part have zeros in W, and 0 times their inf would be NaN. The parts reach different
 // pixels of x, so each has a plane.
 template <class Units, int M>
@@ -166,14 +166,15 @@ __global__ void __launch_bounds__(kThreads) reduce_dx_kernel(Plan plan, int firs
 
 }  // namespace
 
-// The sums over dy of the terms that are no convolutions, folded to dL/dw and q. dL/dw may be all that is wanted.
+// Launches the sums over dy of the terms that are no convolutions, and their folds to dL/dw and q.
+// dL/dw may be all that is wanted.
 void launch_dots(Launcher& run, Range states) {
   const Range plains = run.planner.plains_of(states);
   run(dots_kernel, dim3(run.plan().groups, plains.count()), 0, plains.first);
   run(fold_dots_kernel, dim3(plains.count()), 0, plains.first);
 }
 
-// dL/dz, then what the terms give x (if wanted) and dL/dW. A strided skip's dz replaces z even where dx
+// Launches dL/dz, then what the terms give x (if wanted) and dL/dW. A strided skip's dz replaces z even where dx
 // is not wanted: dL/dW needs it.
 void launch_plain_gradients(Launcher& run, Range states, bool wants_dx) {
   const Plan& plan = run.plan();

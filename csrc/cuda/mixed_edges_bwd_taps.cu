@@ -1,4 +1,4 @@
-// Backward of mixed_edges on CUDA: dL/dD, the gradients of the depthwise kernels.
+// Computes dL/dD of mixed_edges on CUDA, the gradients of the depthwise kernels.
 //
 // dL/dD[c][tap] = sum over images and pixels of du times the input shifted by the tap. torch's own kernel has a
 // block for every channel and tap, each of which reads x and du again: 25 times for a 5x5. Here a thread holds all
@@ -8,10 +8,11 @@
 namespace fastnas::cuda {
 namespace {
 
-// Rows of du that a thread works on at once. With four of them beside 25 taps the
-// kernel takes 128 registers a thread.
+// A thread works on so many rows of du at once. With four of them beside 25 taps the kernel takes
+// 128 registers a thread.
 constexpr int kTapRows = 4;
-// Channels of which a block sums the taps at once: those whose strips its threads cover, if their patches fit.
+// Counts the channels of which a block sums the taps at once: those whose strips its threads
+// cover, if their patches fit.
 __device__ __host__ inline int channels_of_taps(const Plan& plan, const Half& h) {
   const Grid tile = plan.strip_tiling.tile, patch = patch_size(h, plan.strip_tiling);
   const int by_threads = kThreads / ((tile.rows + kTapRows - 1) / kTapRows * tile.cols);
@@ -37,7 +38,8 @@ __device__ void add_strip(const float (&g)[kTapRows], const float* from, int pit
     }
 }
 
-// All taps of a channel in registers, over the images of a group; then over the threads of the channel, in order.
+// Sums all taps of a channel in registers, over the images of a group; then over the threads of
+// the channel, in order.
 //
 // The barriers around the patch: other threads may still read the one before, and all of it must be there.
 // Threads that have no channel go on to the next tile, and so meet them. At the end the taps take turns in
@@ -94,8 +96,8 @@ struct RunTaps {
   template <int K, int D, int S> __device__ void run() const { sum_taps<K, D, S>(plan, h, space); }
 };
 
-// grid (groups, halves, channels): partial sums of dL/dD, [groups][C][taps]. The relu of a half's input is applied
-// in the patch; of a second half it changes nothing.
+// grid (groups, halves, channels): gathers partial sums of dL/dD, [groups][C][taps]. The relu of a half's input is
+// applied in the patch; of a second half it changes nothing.
 __global__ void __launch_bounds__(kThreads) taps_kernel(Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
   if (!job) return;

@@ -1,5 +1,5 @@
-// Steps of mixed_edges that forward and backward share, because backward computes again what forward did not keep:
-// pools, depthwise outputs u, the folded matrix A, v, strided skips.
+// Holds the steps of mixed_edges that forward and backward share, because backward computes again what forward did
+// not keep: pools, depthwise outputs u, the folded matrix A, v, strided skips.
 #include "mixed_edges_common.h"
 
 namespace fastnas::cuda {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) pool_kernel(Plan plan, int first) {
   }
 }
 
-// grid (tiles and channels of all images, halves): u = D * relu(in), uncentred, in fp32.
+// grid (tiles and channels of all images, halves): computes u = D * relu(in), uncentred, in fp32.
 //
 // u goes to memory for one level, 4 bytes written and read again by each product, because computing it again in
 // every one of them (as the CPU does) would cost 102 FMA an element and branch set, on the cores that are the
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) depthwise_kernel(Plan plan, int at_o
   with_kernel(h.size, h.dilation, h.stride, RunStrips{strips, taps});
 }
 
-// grid (halves, C / kWarps): A = scale r W, transposed, from mean and variance of W u, a warp per row of W.
+// grid (halves, C / kWarps): makes A = scale r W, transposed, from mean and variance of W u, a warp per row of W.
 // `gathered`: these come first, from mean(u) and cov(u): mean(z) = W mean(u), var(z) = a row of W cov(u) W^T.
 // Everything is fp64 in registers; lane 0 stores the statistics, and __syncwarp orders that before the warp reads
 // them back, rounded as backward and the running statistics will see them.
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kThreads) fold_rows_kernel(Plan plan, int firs
   if (h.bias && lane == 0) h.bias[co] = float(-scale * rstd * double(h.stats[co]));
 }
 
-// grid (tiles of all images, halves): v = relu(BN(W u)) of the first halves of sep_convs, written as the stored
-// dtype. In training u is centred while it is loaded, outside of it the constant is `bias`.
+// grid (tiles of all images, halves): computes v = relu(BN(W u)) of the first halves of sep_convs, written as the
+// stored dtype. In training u is centred while it is loaded, outside of it the constant is `bias`.
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) second_input_kernel(Plan plan, int f
   });
 }
 
-// grid (blocks, strided skips): W and its transpose as floats, the parts one above the other.
+// grid (blocks, strided skips): lays out W and its transpose as floats, the parts one above the other.
 __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y);
   if (!job) return;
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kThreads) reduce_matrix_kernel(Plan plan, int 
   }
 }
 
-// grid (tiles of all images, 2 strided skips): the channels of z that a part makes. (All are multiplied; zeros for
-// the others' would make NaN of inf.)
+// grid (tiles of all images, 2 strided skips): computes the channels of z that a part makes. (All are multiplied;
+// zeros for the others' would make NaN of inf.)
 template <class Units, int M>
 __global__ void __launch_bounds__(kThreads) reduce_kernel(Plan plan, int first) {
   const Reduce* const job = plan.reduces.at(first + blockIdx.y / 2);
@@ -158,7 +158,8 @@ __device__ Moments channel_moments(const Plan& plan, const Gathered& from, int c
   return m;
 }
 
-// grid (plains): batch statistics where they are gathered, mean and rstd, and the spread that noise is relative to.
+// grid (plains): makes batch statistics where they are gathered, mean and rstd, and the spread
+// that noise is relative to.
 //
 // A thread has the channels c, c + 128, ...; for the spread of the whole tensor the threads' moments are
 // merged by halving, in a tree that only the block size fixes. Channels of a normed term have mean 0 and
@@ -198,8 +199,8 @@ __global__ void __launch_bounds__(kThreads) fold_plain_kernel(Plan plan, int fir
 
 }  // namespace
 
-// u of the halves that are `which`. Shared memory is for the largest patch among all candidates, since the host
-// does not know which ones a sampled path runs.
+// Launches u of the halves that are `which`. Shared memory is for the largest patch among all candidates, since the
+// host does not know which ones a sampled path runs.
 void launch_depthwise(Launcher& run, Range states, Which which) {
   const Plan& plan = run.plan();
   const Range halves = run.planner.halves_of(states);
@@ -213,7 +214,7 @@ void launch_depthwise(Launcher& run, Range states, Which which) {
       sizeof(float) * at_once * size_t(patch.pixels()), at_once, halves.first, which);
 }
 
-// The terms of some states that are no convolutions, before their statistics.
+// Launches what the terms that are no convolutions need before their statistics: z of pools and strided skips.
 void launch_pools_and_reduces(Launcher& run, Range states) {
   const Range pools = run.planner.pools_of(states), reduces = run.planner.reduces_of(states);
   run(pool_kernel, dim3(run.elementwise_blocks(), pools.count()), 0, pools.first);

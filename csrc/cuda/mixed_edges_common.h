@@ -1,17 +1,18 @@
-// What forward and backward of mixed_edges share: launches, and the steps that are computed again on the way back.
+// Declares what forward and backward of mixed_edges share: launches, and the steps that are
+// computed again on the way back.
 #pragma once
 
 #include "mixed_edges_products.h"
 
 namespace fastnas::cuda {
 
-// The halves that a launch is about: its grid has a block row for every half of a level, and those of the other
-// kind return at once. `inner` are first halves of sep_convs; a half of a dil_conv is both first and final.
+// Names the halves that a launch is about: its grid has a block row for every half of a level, and those of the
+// other kind return at once. `inner` are first halves of sep_convs; a half of a dil_conv is both first and final.
 enum class Which { first, second, final, inner };  // of the halves; inner: first halves of sep_convs
 
 namespace {
 
-// Whether a block has work: the job is in the path (not null) and of the kind that the launch is about.
+// Says whether a block has work: the job is in the path (not null) and of the kind that the launch is about.
 __device__ bool is_wanted(const Half* h, Which which) {
   if (!h) return false;
   switch (which) {
@@ -22,7 +23,8 @@ __device__ bool is_wanted(const Half* h, Which which) {
   }
 }
 
-// relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part), zeros beyond the image.
+// Loads relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part),
+// zeros beyond the image.
 __device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile, int part, float* to) {
   const Grid from = r.x.grid;
   fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) {
@@ -32,13 +34,13 @@ __device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile
   });
 }
 
-// A tile of a gradient: floats, all channels.
+// Loads a tile of a gradient: floats, all channels.
 __device__ void load_gradient(const Plan& plan, const Planes& dy, const Tile& tile, float* to) {
   const float* from = static_cast<const float*>(dy.data) + tile.image * dy.image;
   fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) { return from[c * int64_t(dy.grid.pixels()) + at]; });
 }
 
-// The noise of a term: the stream of its node and ordinal, and the spread, which
+// Makes the noise of a term: the stream of its node and ordinal, and the spread, which
 // fold_plain_kernel has left in plan.std.
 __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
   const double spread = plan.level[1] * (is_relative(plan.form) ? plan.std[n.skip] : 1.0);
@@ -50,8 +52,8 @@ __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
 
 // --- launches ----------------------------------------------------------------------------------------------
 
-// Kernels of one call, in order on one stream; what comes after an error is not launched. A launch without jobs (a
-// level without pools, say) is left out, since CUDA refuses a grid of zero.
+// Launches the kernels of one call, in order on one stream; what comes after an error is not launched. A launch
+// without jobs (a level without pools, say) is left out, since CUDA refuses a grid of zero.
 struct Launcher {
   const Planner& planner;
   void* stream;
@@ -88,7 +90,8 @@ struct Launcher {
   }
 };
 
-// The kernel for these units and that many pieces of a worker. Tilings are made so that four are enough (plan.cu).
+// Picks the kernel for these units and that many pieces of a worker. Tilings are made so that four
+// are enough (plan.cu).
 template <class Kernel> struct Variants { Kernel cuda[3], tensor[3]; };
 template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<Kernel>& of) {
   const int index = pieces <= 1 ? 0 : pieces <= 2 ? 1 : 2;

@@ -1,4 +1,4 @@
-// Host side of mixed_edges on CUDA: which jobs a call has, and where their buffers lie.
+// Plans a call of mixed_edges on the host: which jobs a call has, and where their buffers lie.
 //
 // The lifetimes decide the memory. What outlives the call (statistics, shift, gram, v, u) is the caller's.
 // Node sums or gradients live through the call. Everything else (u, pools, folded matrices) lives for one
@@ -10,8 +10,8 @@ namespace fastnas::cuda {
 
 namespace {
 
-// A part of the tables as a kernel argument. Arguments may be 32,764 bytes; the tables of a DARTS cell take 30
-// KiB, so one launch carries them.
+// Carries a part of the tables as a kernel argument. Arguments may be 32,764 bytes; the tables of a DARTS cell take
+// 30 KiB, so one launch carries them.
 struct alignas(16) Chunk {
   static constexpr int kBytes = 30 * 1024;
   unsigned char bytes[kBytes];
@@ -24,10 +24,10 @@ __global__ void upload_kernel(const __grid_constant__ Chunk chunk, uint4* to, in
   if (i < count) to[i] = reinterpret_cast<const uint4*>(chunk.bytes)[i];
 }
 
-// One thread an edge: notes the jobs of the candidate that the path takes, -1 for every kind that it does not
-// need, and for an edge that is not in the path. The j-th skip into a node draws stream j, so `ordinal`
-// counts the skips that the path takes into the node before this edge; the counting repeats for each edge and
-// is as deterministic as the path.
+// Runs a thread per edge: it notes the jobs of the candidate that the path takes, -1 for every kind that it
+// does not need, and for an edge that is not in the path. The j-th skip into a node draws stream j, so
+// `ordinal` counts the skips that the path takes into the node before this edge; the counting repeats for each
+// edge and is as deterministic as the path.
 __global__ void pick_kernel(Plan plan, Picks picks) {
   const auto candidate_of = [&](int edge) {
     const int64_t choice = picks.choice[edge];
@@ -77,7 +77,7 @@ int Planner::upload(void* stream) const {
   return sampled() ? launch(pick_kernel, (picks.edges + 127) / 128, 128, 0, stream, plan, picks) : 0;
 }
 
-// Sizes, tilings, then the jobs state by state. Convolutions of a few channels have tiles of 256 pixels
+// Lays out sizes, tilings, then the jobs state by state. Convolutions of a few channels have tiles of 256 pixels
 // (`strip_tiling`); products hold all channels of a tile, so theirs shrink as C grows. Forward, both inputs are one
 // level and share nothing; afterwards each node begins where the level before began.
 void Planner::lay_out() {
@@ -139,8 +139,8 @@ void Planner::begin_state() {
   plain_begin.push_back(int(plains.size())), slot_begin.push_back(int(slots.size()));
 }
 
-// The jobs of everything that leaves a state, edge by edge, and per pool the list of the terms that read it. Of a
-// sampled path one candidate of an edge runs, so all of them begin at the same address, and an edge takes the
+// Lists the jobs of everything that leaves a state, edge by edge, and per pool the list of the terms that read it.
+// Of a sampled path one candidate of an edge runs, so all of them begin at the same address, and an edge takes the
 // memory of its largest candidate.
 void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   begin_state();
@@ -177,7 +177,7 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
   sources.push_back(s);
 }
 
-// One half, or two: a dil_conv's only half is final, a sep_conv's first is not. `output` is where
+// Adds one half, or two: a dil_conv's only half is final, a sep_conv's first is not. `output` is where
 // second_input_kernel writes v: null if v is no input of another half, or lies there from forward. u is left out
 // where forward kept it centred ("fast"); the products then read `kept`.
 Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
@@ -228,7 +228,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
   return c;
 }
 
-// The two matrices of a strided skip and its buffers; dx has a plane for each part.
+// Lays out the two matrices of a strided skip and its buffers; dx has a plane for each part.
 void Planner::add_reduce(const EdgeTerm& t, const Edge& e) {
   Reduce r{};
   r.x = state_planes(e.source);
@@ -244,7 +244,7 @@ void Planner::add_reduce(const EdgeTerm& t, const Edge& e) {
   reduces.push_back(r);
 }
 
-// A pool, a skip or a strided skip. Pools of one kind and stride share z and statistics, plain skips
+// Adds a pool, a skip or a strided skip. Pools of one kind and stride share z and statistics, plain skips
 // the spread of x; a sampled path shares neither, as its jobs are picked edge by edge. The way back
 // gathers no statistics, it reads them.
 Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state) {
@@ -292,7 +292,8 @@ Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state)
   return {-1, -1, int(plains.size()) - 1, n.gathered, n.pool, n.strided ? int(reduces.size()) - 1 : -1};
 }
 
-// The pool of this kind and stride, made if the state has none yet. In a sampled path a pool serves one edge.
+// Finds the pool of this kind and stride, which is made if the state has none yet. In a sampled
+// path a pool serves one edge.
 int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
   const bool average = t.op == EdgeOp::avg_pool;
   for (int k = sampled() ? int(pools.size()) : pool_begin[state]; k < int(pools.size()); ++k)
@@ -309,7 +310,7 @@ int Planner::pool_of(int state, const EdgeTerm& t, int stride) {
   return int(pools.size()) - 1;
 }
 
-// The terms that each level adds to each node, edge by edge in the table's order. A sampled path has
+// Lists the terms that each level adds to each node, edge by edge in the table's order. A sampled path has
 // one term an edge, which pick_kernel fills. The next level waits for the sum of the last edge into its
 // node alone, not for all of them.
 void Planner::add_sums(const std::vector<std::vector<Term>>& by_edge) {

@@ -1,5 +1,5 @@
-// One call of mixed_edges as the kernels see it: jobs in device memory, in the order in which they are launched.
-// Tensors are contiguous [N, C, rows, cols].
+// Describes one call of mixed_edges as the kernels see it: jobs in device memory, in the order in which they are
+// launched. Tensors are contiguous [N, C, rows, cols].
 //
 // A launch runs all jobs of one kind of a level of the DAG (or, on the way back, of one state): blockIdx.y picks
 // the job. So the launches grow with the depth of the DAG, not with its edges: about 1,500 a pass of the default
@@ -18,11 +18,10 @@
 namespace fastnas::cuda {
 
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
-constexpr int kTileElements = 8192;  // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
 constexpr int kMostTensorChannels = 256;  // of which 32 pixels are a tile
 constexpr int kMostChannels = kTileElements / 4;
-constexpr int kPatchFloats = 4096;    // staged input of a few channels of a tile, its halo included; more for one
-                                      // channel of a narrow image
+constexpr int kPatchFloats = 4096;    // of staged input: a few channels of a tile with its halo; more if one needs more
 
 struct Grid {
   int rows, cols;
@@ -34,7 +33,7 @@ struct Range {
   int count() const { return last - first; }
 };
 
-// Planes of a tensor, or of a slice of its channels. `wide`: of floats, else of bfloat16.
+// Planes are those of a tensor, or of a slice of its channels. `wide`: of floats, else of bfloat16.
 struct Planes {
   const void* data;
   int64_t image;  // elements from one image to the next
@@ -42,8 +41,8 @@ struct Planes {
   bool wide;
 };
 
-// How a grid is cut into tiles. `pitch` is the floats from one channel of a tile to the next in shared memory: 4
-// more than its pixels (a multiple of 4), so that the quads of pixels which neighbouring threads read of
+// Says how a grid is cut into tiles. `pitch` is the floats from one channel of a tile to the next in shared memory:
+// 4 more than its pixels (a multiple of 4), so that the quads of pixels which neighbouring threads read of
 // neighbouring channels lie in different banks. With tiles of 32, 64 or 256 pixels and no padding all channels
 // would begin in bank 0, and a warp that reads eight of them at once would wait eight times.
 struct Tiling {
@@ -52,8 +51,9 @@ struct Tiling {
   FASTNAS_HD int count() const { return down * across; }
 };
 
-// Depthwise -> pointwise -> batch norm. A sep_conv is two of them, which stand one after the other in the table. As
-// on the CPU z is never formed: w BN(W u) = A (u - mean u), with mean and variance from mean(u) and cov(u).
+// A half is depthwise -> pointwise -> batch norm. A sep_conv is two of them, which stand one after the
+// other in the table. As on the CPU z is never formed: w BN(W u) = A (u - mean u), with mean and
+// variance from mean(u) and cov(u).
 struct Half {
   Planes in;  // relu is applied; of a second half it is v, which relu does not change
   const void *taps, *pointwise;
@@ -76,15 +76,15 @@ struct Half {
   FASTNAS_HD int pad() const { return dilation * (size / 2); }
 };
 
-// A tensor whose channels' mean and spread are wanted: a pool of a state, a strided skip, a state that noise is
-// relative to. `parts` [groups][C][2] are means and centred squares.
+// Names a tensor whose channels' mean and spread are wanted: a pool of a state, a strided skip, a state that noise
+// is relative to. `parts` [groups][C][2] are means and centred squares.
 struct Gathered {
   Planes z;
   double* parts;
 };
 
-// A pool of a state, for all edges that leave it with this stride: z is computed once for all of them, and on the
-// way back their dL/dz are added before they go through the window together.
+// Describes a pool of a state, for all edges that leave it with this stride: z is computed once for all of them,
+// and on the way back their dL/dz are added before they go through the window together.
 struct Pool {
   Planes x;
   bool average;
@@ -93,7 +93,7 @@ struct Pool {
   uint8_t* winner;                      // of a max-pool's windows
 };
 
-// A strided skip: z = concat(W1 r, W2 r one pixel further), r = relu(x) at every second pixel.
+// Describes a strided skip: z = concat(W1 r, W2 r one pixel further), r = relu(x) at every second pixel.
 struct Reduce {
   Planes x;
   const void* params[2];
@@ -103,7 +103,7 @@ struct Reduce {
   float* dx;                 // [2][N, C, rows, cols]
 };
 
-// A term that is no convolution: z, batch normalised or not, noisy or not.
+// Describes a term that is no convolution: z, batch normalised or not, noisy or not.
 struct Plain {
   Planes z;
   int gathered, pool;       // of its statistics; that it is; -1: none
@@ -118,15 +118,15 @@ struct Plain {
 
 struct Term { int half, plain; };  // one of them -1; both: its edge is not in the path
 
-// What a candidate of an edge needs, -1 where it needs none: indices of jobs.
+// Lists what a candidate of an edge needs, -1 where it needs none: indices of jobs.
 struct Candidate { int first_half = -1, last_half = -1, plain = -1, gathered = -1, pool = -1, reduce = -1; };
 
-// An edge of a sampled path. It has one place in the launches for a job of each kind, two for halves, so that a
-// launch is of the same size whichever candidate the path takes, and one CUDA graph serves all paths.
+// A slot is an edge of a sampled path. It has one place in the launches for a job of each kind, two for halves, so
+// that a launch is of the same size whichever candidate the path takes, and one CUDA graph serves all paths.
 struct Slot { int edge, term; };
 
-// Jobs of one kind. Of a sampled path the i-th of a launch is the one that `picked` says, -1: none. The paths are
-// read on the device: no launch waits for the host to know them.
+// Holds the jobs of one kind. Of a sampled path the i-th of a launch is the one that `picked` says, -1: none. The
+// paths are read on the device: no launch waits for the host to know them.
 template <class T> struct Jobs {
   T* all;
   const int* picked;
@@ -136,7 +136,7 @@ template <class T> struct Jobs {
   }
 };
 
-// The sampled candidates of the edges, and where pick_kernel notes the jobs that they need.
+// Holds the sampled candidates of the edges, and where pick_kernel notes the jobs that they need.
 struct Picks {
   const int64_t* choice;        // [edges]
   const Slot* slots;            // [edges], by the state that they leave
@@ -145,8 +145,8 @@ struct Picks {
   int *halves, *gathered, *pools, *reduces, *plains;
 };
 
-// What the edges of one level add to a node. The sum of a node is complete after the level of its last edge: the
-// first level writes it (`opens`), the last writes the output (`closes`), those between add in fp32.
+// Says what the edges of one level add to a node. The sum of a node is complete after the level of its last edge:
+// the first level writes it (`opens`), the last writes the output (`closes`), those between add in fp32.
 struct Sum {
   int node, first, last;    // terms
   bool opens, closes;
@@ -154,8 +154,8 @@ struct Sum {
   int64_t sum_image;
 };
 
-// A state on the way back: everything that leaves it, as launches count it. Its gradient is summed over all of that
-// by the block that has the pixel, so it is written once and needs no atomics.
+// Describes a state on the way back: everything that leaves it, as launches count it. Its gradient is summed over
+// all of that by the block that has the pixel, so it is written once and needs no atomics.
 struct Source {
   Planes x;
   Tiling tiling;
@@ -165,8 +165,8 @@ struct Source {
   bool wanted;
 };
 
-// What every kernel gets by value, with the launch: sizes, the tables, and the buffers of the call. A few hundred
-// bytes of kernel parameters are constant memory and cost no load of their own.
+// Holds what every kernel gets by value, with the launch: sizes, the tables, and the buffers of the call. A few
+// hundred bytes of kernel parameters are constant memory and cost no load of their own.
 struct Plan {
   int64_t images;
   int C, width, groups, nodes;  // width: C up to a multiple of 4
@@ -201,8 +201,8 @@ struct Plan {
   }
 };
 
-// Device addresses in one piece of memory; from a null base it only measures. Pieces are 256-aligned, as float4
-// loads and whole cache lines want them.
+// Hands out device addresses in one piece of memory; from a null base it only measures. Pieces are 256-aligned, as
+// float4 loads and whole cache lines want them.
 struct DeviceArena {
   char* base;
   size_t used = 0;
@@ -213,8 +213,8 @@ struct DeviceArena {
   }
 };
 
-// At most 32 columns, so that a warp reads whole rows, and as many rows as `most_pixels` and shared memory allow.
-// The pixels of a tile are rounded up to whole quads.
+// Takes at most 32 columns, so that a warp reads whole rows, and as many rows as `most_pixels` and shared memory
+// allow. The pixels of a tile are rounded up to whole quads.
 inline Tiling tiling_of(Grid grid, int channels, int most_pixels) {
   const int most = std::max(4, std::min(most_pixels, kTileElements / channels / 4 * 4));
   const int cols = std::min({grid.cols, 32, most});
@@ -223,20 +223,20 @@ inline Tiling tiling_of(Grid grid, int channels, int most_pixels) {
   return {grid, {rows, cols}, (grid.rows + rows - 1) / rows, (grid.cols + cols - 1) / cols, pixels + 4};
 }
 
-// Rows of output that a thread computes in one column, so that a loaded input serves several taps: for a 3x3 at
-// stride 1, 10 rows of input give 8 of output, 30 loads for 72 FMA.
+// Says how many rows of output a thread computes in one column, so that a loaded input serves several taps: for a
+// 3x3 at stride 1, 10 rows of input give 8 of output, 30 loads for 72 FMA.
 FASTNAS_HD constexpr int strip_rows(int stride) { return stride == 1 ? 8 : 4; }
 
-// Of the input that a tile of a half's output needs, whole strips of it: the halo is part of
-// the patch, each block loads it.
+// Sizes the input that a tile of a half's output needs, for whole strips: the halo is part of the
+// patch, each block loads it.
 FASTNAS_HD Grid patch_size(const Half& h, const Tiling& t) {
   const int strip = strip_rows(h.stride), rows = (t.tile.rows + strip - 1) / strip * strip;
   const int reach = (h.size - 1) * h.dilation + 1;
   return {(rows - 1) * h.stride + reach, (t.tile.cols - 1) * h.stride + reach};
 }
 
-// The tables of a call and where they lie on the device. It reads shapes and addresses only, never the values of a
-// tensor, so nothing waits for the device.
+// Builds the tables of a call and where they lie on the device. It reads shapes and addresses only, never the
+// values of a tensor, so nothing waits for the device.
 class Planner {
  public:
   const MixedEdgesParams& p;
@@ -266,18 +266,18 @@ class Planner {
   }
 
   int states() const { return p.inputs + p.nodes; }
-  // The states whose edges a level computes: the inputs, then node by node.
+  // Finds the states whose edges a level computes: the inputs, then node by node.
   Range level_states(int level) const {
     return level == 0 ? Range{0, p.inputs} : Range{p.inputs + level - 1, p.inputs + level};
   }
-  // The jobs of some states, as launches count them.
+  // These are the jobs of some states, as launches count them.
   Range halves_of(Range states) const { return jobs_of(half_begin, states, 2); }
   Range gathered_of(Range states) const { return jobs_of(gathered_begin, states); }
   Range pools_of(Range states) const { return jobs_of(pool_begin, states); }
   Range reduces_of(Range states) const { return jobs_of(reduce_begin, states); }
   Range plains_of(Range states) const { return jobs_of(plain_begin, states); }
 
-  // The halves of all candidates, on the host, where a launch is sized by the largest of them.
+  // Copies the halves of all candidates, on the host, where a launch is sized by the largest of them.
   std::vector<Half> all_halves(Range states) const {
     return {halves.begin() + half_begin[states.first], halves.begin() + half_begin[states.last]};
   }

@@ -1,5 +1,5 @@
-// Products over the channels of tiles, and over their pixels, on CUDA cores or on tensor cores. What is the
-// same for both is below them: a piece is 16 sums of each thread of a team, and a worker of the block, which
+// Computes products over the channels of tiles, and over their pixels, on CUDA cores or on tensor cores. What is
+// the same for both is below them: a piece is 16 sums of each thread of a team, and a worker of the block, which
 // is a team, has up to M pieces.
 //
 // Each product reads its tile from shared memory and keeps its sums in registers, 16 M a thread. M is a template
@@ -13,15 +13,15 @@
 namespace fastnas::cuda {
 namespace {
 
-// An element of a tile; past the last channel or pixel there may be none.
+// Names an element of a tile; past the last channel or pixel there may be none.
 struct Element { int channel, pixel; };
-// An entry of a [C][C] matrix, likewise.
+// Names an entry of a [C][C] matrix, likewise.
 struct Entry { int row, col; };
 
 __device__ float4 quad_at(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-// In fp32. A piece is 4 channels by 4 pixels of a tile, or of a matrix 4 rows by 4 columns, G = width / 4 apart, so
-// that neighbouring threads read neighbouring rows.
+// Multiplies in fp32. A piece is 4 channels by 4 pixels of a tile, or of a matrix 4 rows by 4 columns, G = width /
+// 4 apart, so that neighbouring threads read neighbouring rows.
 struct CudaCores {
   static constexpr int kTeam = 1;
   using Sums = float[4][4];
@@ -34,8 +34,8 @@ struct CudaCores {
     return {piece / quads(plan) * 4 + i, piece % quads(plan) * 4 + j};
   }
 
-  // Per channel two loads of 16 bytes for 16 FMA: four entries of the matrix, which neighbouring threads share, and
-  // four pixels of the tile, where neighbours read neighbouring quads and meet no bank conflict.
+  // Each channel takes two loads of 16 bytes for 16 FMA: four entries of the matrix, which neighbouring threads
+  // share, and four pixels of the tile, where neighbours read neighbouring quads and meet no bank conflict.
   static __device__ void add_product(const Plan& plan, int piece, const float* matrix, const float* tile, int channels,
                                      Sums& sum) {
     const Element first = element(plan, piece, 0, 0);
@@ -56,7 +56,7 @@ struct CudaCores {
     return {piece / G + i * G, piece % G + j * G};
   }
 
-  // Four pixels at a time: 8 loads of 16 bytes for 64 multiply-adds. Neighbouring threads read
+  // Four pixels at a time take 8 loads of 16 bytes for 64 multiply-adds. Neighbouring threads read
   // columns one channel apart, whose quads lie pitch = 4 (mod 32) banks apart for tiles of whole 32s:
   // eight of them fill the 32 banks once.
   static __device__ void add_cross(const Plan& plan, int piece, const float* a, const float* b, int split, int splits,
@@ -79,9 +79,9 @@ struct CudaCores {
   }
 };
 
-// From operands rounded to TF32, sums in fp32. A piece is 32 pixels by 16 channels of a tile, or 32 rows by 16
-// columns of a matrix: two by two 16 x 8 products of a warp, of which a thread has four sums each. All 32 lanes of
-// a warp have the same piece and the same loop bounds, as mma.sync demands.
+// Multiplies operands rounded to TF32 and sums in fp32. A piece is 32 pixels by 16 channels of a tile, or 32 rows
+// by 16 columns of a matrix: two by two 16 x 8 products of a warp, of which a thread has four sums each. All 32
+// lanes of a warp have the same piece and the same loop bounds, as mma.sync demands.
 //
 // For 8 channels and 32 x 16 sums a warp issues 12 loads of 4 bytes a lane and 4 instructions, where CUDA cores
 // take 16 loads of 16 bytes and 128 FMA. bfloat16 uses the same instruction: its own is twice as fast, but would
@@ -96,12 +96,12 @@ struct TensorCores {
   static __device__ __host__ int product_pieces(const Plan& plan) { return pixel_parts(plan) * narrow_parts(plan); }
   static __device__ __host__ int cross_pieces(const Plan& plan) { return wide_parts(plan.width) * narrow_parts(plan); }
 
-  // Of a piece's 32 x 16 the row and column of a sum.
+  // These are row and column of a sum in a piece's 32 x 16.
   static __device__ int row_of(int i, int j) { return 16 * (i / 2) + 8 * (j / 2) + lane_index() / 4; }
   static __device__ int col_of(int i, int j) { return 8 * (i % 2) + lane_index() % 4 * 2 + j % 2; }
 
-  // sum += x y^T, x(row, k) of 32 rows and y(col, k) of 16 columns, k < depth; zero beyond it. Which lane holds
-  // which element of a fragment is the instruction's layout (tf32.h).
+  // Adds x y^T to sum, x(row, k) of 32 rows and y(col, k) of 16 columns, k < depth; zero beyond it. Which lane
+  // holds which element of a fragment is the instruction's layout (tf32.h).
   template <class X, class Y> static __device__ void add(int first, int depth, int step, X x, Y y, Sums& sum) {
     const int row = lane_index() / 4, deep = lane_index() % 4;
     for (int k = first; k < depth; k += step) {
@@ -130,7 +130,9 @@ struct TensorCores {
     add(
         0, channels, 8,
         [&](int row, int c) { return c < channels && pixel + row < pitch ? tile[c * pitch + pixel + row] : 0.0f; },
-        [&](int col, int c) { return c < channels && channel + col < width ? matrix[c * width + channel + col] : 0.0f; },
+        [&](int col, int c) {
+          return c < channels && channel + col < width ? matrix[c * width + channel + col] : 0.0f;
+        },
         sum);
   }
 
@@ -138,7 +140,7 @@ struct TensorCores {
     return {piece / narrow_parts(plan) * 32 + row_of(i, j), piece % narrow_parts(plan) * 16 + col_of(i, j)};
   }
 
-  // Of the pixels eight at a time: the four past the tile's last are zeros.
+  // Eight pixels are read at a time: the four past the tile's last are zeros.
   static __device__ void add_cross(const Plan& plan, int piece, const float* a, const float* b, int split, int splits,
                                    Sums& sum) {
     const int first_row = piece / narrow_parts(plan) * 32, first_col = piece % narrow_parts(plan) * 16;
@@ -154,12 +156,12 @@ struct TensorCores {
 template <class Units> __device__ int worker_index() { return int(threadIdx.x) / Units::kTeam; }
 template <class Units> constexpr int kWorkers = kThreads / Units::kTeam;
 
-// matrix^T tile, matrix [channels][width]: the sums of a block over all channels and pixels of one tile. Products
-// add up, so all terms of a node go into the same registers and are stored once.
+// Computes matrix^T tile, matrix [channels][width]: the sums of a block over all channels and pixels of one tile.
+// Products add up, so all terms of a node go into the same registers and are stored once.
 template <class Units, int M> struct Product {
   float sum[M][4][4] = {};
 
-  // f(piece, its sums), of those that there are.
+  // Calls f(piece, its sums) for the pieces that there are.
   template <class F> __device__ void each_piece(const Plan& plan, F f) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
@@ -174,7 +176,7 @@ template <class Units, int M> struct Product {
     });
   }
 
-  // f(sum, channel, pixel) over the elements of a tile.
+  // Calls f(sum, channel, pixel) over the elements of a tile.
   template <class F> __device__ void each_element(const Plan& plan, F f) {
     each_piece(plan, [&](int piece, float(&own)[4][4]) {
 #pragma unroll
@@ -191,7 +193,7 @@ template <class Units, int M> struct Product {
     each_element(plan, [&](float& sum, int c, int pixel) { sum += tile[c * plan.tiling.pitch + pixel]; });
   }
 
-  // f(sum, channel, offset in a plane) over the elements inside of the image.
+  // Calls f(sum, channel, offset in a plane) over the elements inside of the image.
   template <class F> __device__ void each_inside(const Plan& plan, const Tile& tile, F f) {
     each_element(plan, [&](float& sum, int c, int pixel) {
       const int at = pixel_offset(plan.tiling, tile, pixel);
@@ -200,8 +202,8 @@ template <class Units, int M> struct Product {
   }
 };
 
-// a b^T over the pixels of many tiles, [C][C]: the pieces from `base` on, of matrices of more pieces than the block
-// has workers; small matrices are split over pixels too, or at C = 16 112 of the 128 threads would have none.
+// Sums a b^T over the pixels of many tiles, [C][C]: the pieces from `base` on, of matrices of more pieces than the
+// block has workers; small matrices are split over pixels too, or at C = 16 112 of the 128 threads would have none.
 template <class Units, int M> struct Cross {
   float sum[M][4][4] = {};
   int base, splits = 1;
@@ -244,10 +246,10 @@ template <class Units, int M> struct Cross {
   }
 };
 
-// to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b, which
-// may be one; each() sees every tile once. All threads of the block call it, as it has barriers: one before a tile
-// is loaded, when other warps may still read the last one, one before it is read. A matrix of more pieces than M
-// workers hold is made in several passes over the images.
+// Writes to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b,
+// which may be one; each() sees every tile once. All threads of the block call it, as it has barriers: one before a
+// tile is loaded, when other warps may still read the last one, one before it is read. A matrix of more pieces than
+// M workers hold is made in several passes over the images.
 template <class Units, int M, class Load, class Each>
 __device__ void cross_group(const Plan& plan, int group, const float* a, const float* b, float* to, Load load,
                             Each each) {

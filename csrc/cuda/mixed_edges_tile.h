@@ -1,5 +1,5 @@
-// Tiles of an image in shared memory, and depthwise convolutions of them. Products: mixed_edges_products.h. A tile
-// is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
+// Loads tiles of an image into shared memory, and computes depthwise convolutions of them. Products:
+// mixed_edges_products.h. A tile is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
 #pragma once
 
 #include "mixed_edges_plan.h"
@@ -7,7 +7,7 @@
 namespace fastnas::cuda {
 namespace {
 
-// Four warps: a block's tiles of up to 8192 floats leave room for several blocks on a multiprocessor,
+// A block has four warps: its tiles of up to 8192 floats leave room for several blocks on a multiprocessor,
 // which hide each other's barriers.
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
@@ -15,7 +15,7 @@ constexpr int kWarps = kThreads / 32;
 __device__ int lane_index() { return int(threadIdx.x) % 32; }
 __device__ int warp_index() { return int(threadIdx.x) / 32; }
 
-// The sum over a warp, in every lane, by a butterfly: its order is fixed, and all lanes get the same bits. All 32
+// Adds up over a warp, in every lane, by a butterfly: its order is fixed, and all lanes get the same bits. All 32
 // lanes must take part; callers branch by warp, never by lane, around it.
 template <class A> __device__ A warp_total(A v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
@@ -37,7 +37,7 @@ __device__ void put(void* to, bool wide, int64_t at, float v) {
 }
 __device__ float get(const Planes& z, int64_t at) { return get(z.data, z.wide, at); }
 
-// The place of a tile: `rows` and `cols` lie inside of the image.
+// Says where a tile lies: `rows` and `cols` lie inside of the image.
 struct Tile {
   int64_t image;
   int row, col, rows, cols;
@@ -46,12 +46,12 @@ __device__ Tile tile_at(const Tiling& t, int64_t image, int index) {
   const int row = index / t.across * t.tile.rows, col = index % t.across * t.tile.cols;
   return {image, row, col, min(t.tile.rows, t.grid.rows - row), min(t.tile.cols, t.grid.cols - col)};
 }
-// Over all images: blockIdx.x counts tiles.
+// Finds the block's tile: blockIdx.x counts tiles over all images.
 __device__ Tile tile_of_block(const Tiling& t) {
   return tile_at(t, blockIdx.x / t.count(), int(blockIdx.x % t.count()));
 }
 
-// Offset of a tile's pixel in a plane, -1 outside of the image.
+// Finds the offset of a tile's pixel in a plane, -1 outside of the image.
 __device__ int pixel_offset(const Tiling& t, const Tile& tile, int pixel) {
   const int row = pixel / t.tile.cols, col = pixel % t.tile.cols;
   return row < tile.rows && col < tile.cols ? (tile.row + row) * t.grid.cols + tile.col + col : -1;
@@ -66,8 +66,8 @@ __device__ void clear_tails(const Tiling& t, int channels, float* tile) {
     for (int i = pixels; i < t.pitch; ++i) tile[c * t.pitch + i] = 0;
 }
 
-// to[c][pixel] = f(c, offset in the plane), 0 outside of the image. Neighbouring threads take neighbouring pixels
-// of a channel, in global memory and in shared. It does not wait: a barrier is the caller's.
+// Writes to[c][pixel] = f(c, offset in the plane), 0 outside of the image. Neighbouring threads take neighbouring
+// pixels of a channel, in global memory and in shared. It does not wait: a barrier is the caller's.
 template <class F> __device__ void fill_tile(const Tiling& t, const Tile& tile, int C, float* to, F f) {
   const int pixels = t.tile.pixels();
   for (int i = int(threadIdx.x); i < C * pixels; i += kThreads) {
@@ -78,8 +78,8 @@ template <class F> __device__ void fill_tile(const Tiling& t, const Tile& tile, 
 
 // --- depthwise convolution ---------------------------------------------------------------------------------
 
-// Part of some channels in shared memory, rows from `row` and columns from `col` of the plane, zeros beyond it. It
-// holds the halo of a tile, so the convolution tests no border.
+// A patch is part of some channels in shared memory, rows from `row` and columns from `col` of the plane, zeros
+// beyond it. It holds the halo of a tile, so the convolution tests no border.
 struct Patch {
   float* data;
   int row, col, rows, cols;
@@ -100,7 +100,7 @@ __device__ void stage(const Planes& from, int64_t image, int first, int channels
   }
 }
 
-// What depthwise_strips computes: some channels of one tile, from a patch.
+// Says what depthwise_strips computes: some channels of one tile, from a patch.
 struct Strips {
   Patch patch;
   int channels, tile_rows, tile_cols;
@@ -111,7 +111,8 @@ struct Strips {
   bool add;           // to what is there
 };
 
-// Depthwise kernels of some channels: [channels][K K] from `first` on; turned by 180 degrees where `flip`.
+// Taps are the depthwise kernels of some channels: [channels][K K] from `first` on; turned by 180
+// degrees where `flip`.
 struct Taps {
   const void* data;
   bool wide, flip;
@@ -181,7 +182,7 @@ __device__ Patch patch_of(const Half& h, const Tiling& t, const Tile& tile, floa
   return {data, tile.row * h.stride - h.pad(), tile.col * h.stride - h.pad(), size.rows, size.cols};
 }
 
-// Channels of which a block convolves one tile: as many as their patches fit in shared memory.
+// A slab is the channels of which a block convolves one tile: as many as their patches fit in shared memory.
 struct Slab {
   Tile tile;
   int first, channels;
@@ -192,8 +193,8 @@ __device__ Slab slab_of_block(const Plan& plan, const Tiling& t, int at_once) {
   return {tile_at(t, index / t.count(), index % t.count()), first, min(at_once, plan.C - first)};
 }
 
-// A tile of u + shift, all channels. Where forward kept u ("fast") it was stored centred, and the shift is in it
-// already; gather_kernel, which asks for other shifts, runs in forward only, where `u` is there.
+// Loads a tile of u + shift, all channels. Where forward kept u ("fast") it was stored centred, and the shift is in
+// it already; gather_kernel, which asks for other shifts, runs in forward only, where `u` is there.
 __device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const float* shift, float* to) {
   const int64_t plane = plan.out.pixels(), image = tile.image * plan.C * plane;
   if (h.kept && !h.u)
@@ -204,8 +205,8 @@ __device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const 
               [&](int c, int at) { return h.u[image + c * plane + at] + (shift ? shift[c] : 0.0f); });
 }
 
-// sums[c] += the sum of a tile's channel, a warp per channel. sums are global memory that this block alone writes,
-// always by the same warp, so no barrier is needed between tiles.
+// Adds to sums[c] the sum of a tile's channel, a warp per channel. sums are global memory that this block alone
+// writes, always by the same warp, so no barrier is needed between tiles.
 __device__ void add_channel_sums(const Plan& plan, const float* tile, float* sums) {
   for (int c = warp_index(); c < plan.C; c += kWarps) {
     float sum = 0;
@@ -215,8 +216,8 @@ __device__ void add_channel_sums(const Plan& plan, const float* tile, float* sum
   }
 }
 
-// Floats of shared memory that a tile of all channels takes. Rows C to width are never written; what is read of
-// them reaches sums that are not stored.
+// Counts the floats of shared memory that a tile of all channels takes. Rows C to width are never written; what is
+// read of them reaches sums that are not stored.
 __device__ __host__ inline int tile_floats(const Plan& plan) { return plan.width * plan.tiling.pitch; }
 
 }  // namespace

@@ -1,6 +1,6 @@
-// mixed_norm_sum on CUDA. Forward: moments of every part of a channel, statistics of a channel out of its parts, the
-// mix. Backward: one sweep for all sums, totals of a channel out of its parts, dw, one sweep for every dz.
-// A part has kBlock values or fewer; sums go registers, warp, block, parts in their order. No atomics.
+// Runs mixed_norm_sum on CUDA. Forward: moments of every part of a channel, statistics of a channel out of its
+// parts, the mix. Backward: one sweep for all sums, totals of a channel out of its parts, dw, one sweep for every
+// dz. A part has kBlock values or fewer; sums go registers, warp, block, parts in their order. No atomics.
 #include "mixed_norm_sum.h"
 
 #include "../formulas/mixed_norm_sum.h"
@@ -13,10 +13,10 @@ namespace {
 constexpr int kGroup = 8;                     // sums that one barrier serves
 constexpr int kSlices = kThreads / kTile;     // threads that share the parts of a channel
 
-// Scale and mean of a term in a channel: scale = w r. w and 0 where it is not normed.
+// Holds scale and mean of a term in a channel: scale = w r; they are w and 0 where it is not normed.
 struct Coefficient { float scale, mean; };
 
-// And what dz needs besides.
+// Holds what dz needs besides.
 struct Gradient { float scale, mean, slope, mean_dy; };
 
 __device__ float rstd(const MixedNormSumParams& p, int k, int64_t channel) {
@@ -30,7 +30,7 @@ __device__ Coefficient coefficient(const MixedNormSumParams& p, int k, int64_t c
   return {w * rstd(p, k, channel), static_cast<const float*>(p.mean)[p.norm[k] * p.channels + channel]};
 }
 
-// f(term, channel) into table [terms][tile], for the whole block.
+// Fills table [terms][tile] with f(term, channel), for the whole block.
 template <class E, class F>
 __device__ void fill_table(const MixedNormSumParams& p, const Tiling& g, int64_t first_channel, E* table, F f) {
   for (int i = int(threadIdx.x); i < p.sum.terms * g.tile; i += kThreads) {
@@ -40,22 +40,22 @@ __device__ void fill_table(const MixedNormSumParams& p, const Tiling& g, int64_t
   __syncthreads();
 }
 
-// Whether dz_k needs the sums of its channel first.
+// Says whether dz_k needs the sums of its channel first.
 FASTNAS_HD bool needs_sums(const MixedNormSumParams& p, int k) {
   return p.training && p.norm[k] >= 0 && p.sum.dx[k] != nullptr;
 }
-// Whether sum dy (z_k - mu_k) is wanted or, at k = terms, sum dy.
+// Says whether sum dy (z_k - mu_k) is wanted or, at k = terms, sum dy.
 FASTNAS_HD bool is_summed(const MixedNormSumParams& p, int k, bool sum_dy) {
   return k == p.sum.terms ? sum_dy : p.sum.dw || needs_sums(p, k);
 }
 
-// A call, not inlined: nvcc takes minutes over sixteen copies of it in each kernel.
+// Draws one element. It is a call, not inlined: nvcc takes minutes over sixteen copies of it in each kernel.
 __attribute__((noinline)) __device__ float draw_element(Draw<float> draw, int64_t channels, int64_t pixels,
                                                         int64_t index) {
   return draw.element(uint64_t(logical_index(channels, pixels, index)));
 }
 
-// The draws of a thread's values.
+// Makes the draws of a thread's values.
 template <class View>
 __device__ void draw_held(const MixedNormSumParams& p, int k, const View& view, float (&d)[kHeld]) {
   const Draw<float> draw(p.sum, p.sum.ordinal[k]);
@@ -76,9 +76,9 @@ __device__ void draw_held(const MixedNormSumParams& p, int k, const View& view, 
   }
 }
 
-// grid (parts x tiles, norms): count, mean, squares of a part of a channel, two passes over registers: z is read
-// once. Deviations sum to 0 but for rounding, and correct the mean and the squares by what they leave. Values past
-// the end read 0 and are kept out of the second pass.
+// grid (parts x tiles, norms): gathers count, mean, squares of a part of a channel, two passes over registers: z is
+// read once. Deviations sum to 0 but for rounding, and correct the mean and the squares by what they leave. Values
+// past the end read 0 and are kept out of the second pass.
 template <class View>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedNormSumParams p, Tiling g) {
   SHARED(float, per_warp, kWarps * kTile);
@@ -114,8 +114,8 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_moments_kernel(MixedN
   }
 }
 
-// f(part) over the parts of a channel, in kSlices interleaved sums added in their order; in every thread of it. The
-// order is fixed by the number of parts.
+// Adds up f(part) over the parts of a channel, in kSlices interleaved sums added in their order; in every thread of
+// it. The order is fixed by the number of parts.
 template <class F> __device__ double sum_over_parts(int64_t parts, double* slices, F f) {
   double sum = 0;
   for (int64_t b = threadIdx.x / kTile; b < parts; b += kSlices) sum += f(b);
@@ -127,7 +127,7 @@ template <class F> __device__ double sum_over_parts(int64_t parts, double* slice
   return sum;
 }
 
-// grid (channels / kTile, norms): mean and biased variance of a channel.
+// grid (channels / kTile, norms): makes mean and biased variance of a channel.
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_statistics_kernel(MixedNormSumParams p, Tiling g) {
   SHARED(double, slices, kThreads);
   const int64_t channel = int64_t(blockIdx.x) * kTile + threadIdx.x % kTile;
@@ -147,7 +147,8 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_statistics_kernel(Mix
   static_cast<float*>(p.var)[at] = stored_variance<float>(squares / count);
 }
 
-// grid (parts x tiles). Without noise a thread needs half the registers: hence `any_noise`, here and below.
+// grid (parts x tiles): writes the weighted sum. Without noise a thread needs half the registers:
+// hence `any_noise`, here and below.
 template <class View, bool any_noise>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_mix_kernel(MixedNormSumParams p, Tiling g) {
   DYNAMIC_SHARED(Coefficient, table);
@@ -201,7 +202,7 @@ __device__ void reduce_term(const MixedNormSumParams& p, int k, const View& view
   view.write(dz, out);
 }
 
-// grid (parts x tiles): sum dy (z_k - mu_k) of a part and, last, sum dy; the dz that need no sums.
+// grid (parts x tiles): gathers sum dy (z_k - mu_k) of a part and, last, sum dy; writes the dz that need no sums.
 //
 // dy stays in registers for all terms. Sums of kGroup terms are laid down before one barrier serves them all; the
 // second barrier keeps them from being overwritten by the next group while they are read.
@@ -244,7 +245,7 @@ __device__ double* totals(const MixedNormSumParams& p, const Tiling& g, int k) {
   return p.partial + k * g.parts * g.channels;
 }
 
-// grid (channels / kTile, terms + 1): the parts of a sum added up into part 0.
+// grid (channels / kTile, terms + 1): adds up the parts of a sum into part 0.
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_totals_kernel(MixedNormSumParams p, Tiling g, bool sum_dy) {
   SHARED(double, slices, kThreads);
   if (!is_summed(p, int(blockIdx.y), sum_dy)) return;
@@ -255,7 +256,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_totals_kernel(MixedNo
   if (parts && threadIdx.x < kTile) first[0] = sum;
 }
 
-// grid (terms): dw_k from the totals of all channels.
+// grid (terms): makes dw_k from the totals of all channels.
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_dw_kernel(MixedNormSumParams p, Tiling g) {
   SHARED(double, shared, kThreads);
   const int k = int(blockIdx.x), t = int(threadIdx.x);
@@ -269,10 +270,10 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_dw_kernel(MixedNormSu
   if (t == 0) static_cast<float*>(p.sum.dw)[k] = float(shared[0]);
 }
 
-// grid (terms): the dw of an empty batch.
+// grid (terms): clears the dw of an empty batch.
 __global__ void mixed_norm_sum_zero_dw_kernel(MixedNormSumParams p) { static_cast<float*>(p.sum.dw)[blockIdx.x] = 0; }
 
-// grid (parts x tiles): the dz that need the totals; reads dy once and each z_k once more.
+// grid (parts x tiles): writes the dz that need the totals; reads dy once and each z_k once more.
 template <class View>
 __global__ void __launch_bounds__(kThreads) mixed_norm_sum_dz_kernel(MixedNormSumParams p, Tiling g) {
   DYNAMIC_SHARED(Gradient, table);

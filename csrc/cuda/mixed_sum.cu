@@ -1,6 +1,6 @@
-// y = sum_k w_k v_k and its gradients on CUDA. A block of threads takes kBlock elements, a thread
-// four quads of them, 256 quads apart, so that a warp reads 512 contiguous bytes of fp32.
-// Sums: registers, warp, block, then one partial per block, added in block order. No atomics.
+// Computes y = sum_k w_k v_k and its gradients on CUDA. A block of threads takes kBlock elements, a thread four
+// quads of them, 256 quads apart, so that a warp reads 512 contiguous bytes of fp32. Sums: registers, warp, block,
+// then one partial per block, added in block order. No atomics.
 #include "mixed_sum.h"
 
 #include "launch.h"
@@ -17,7 +17,7 @@ static_assert(kQuads * 4 * kThreads == kBlock);
 
 template <class T> struct alignas(4 * sizeof(T)) Packed { T v[4]; };
 
-// Elements 4 quad .. 4 quad + 3; past the end reads 0 and writes nothing.
+// Loads or stores elements 4 quad .. 4 quad + 3; past the end it reads 0 and writes nothing.
 template <class T>
 __device__ void load_quad(const void* base, int64_t quad, int64_t n, bool aligned, float* v) {
   const T* src = static_cast<const T*>(base) + 4 * quad;
@@ -42,7 +42,7 @@ __device__ void store_quad(void* base, int64_t quad, int64_t n, bool aligned, co
   }
 }
 
-// The draws of four neighbours in memory: one Philox block in NCHW order, four of them channels last.
+// Makes the draws of four neighbours in memory: one Philox block in NCHW order, four of them channels last.
 __device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int64_t quad, float* d) {
   if (p.channels == 0) {
     const Draws<float> four = draw.quad(uint64_t(quad));
@@ -52,16 +52,16 @@ __device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int6
   }
 }
 
-// The quad that is this thread's i-th: neighbouring threads take neighbouring quads.
+// Finds the quad that is this thread's i-th: neighbouring threads take neighbouring quads.
 __device__ int64_t quad_of(int i) { return int64_t(blockIdx.x) * (kBlock / 4) + i * kThreads + threadIdx.x; }
 
-// The sum over a warp, in every lane; the butterfly's order is fixed.
+// Adds up over a warp, in every lane; the butterfly's order is fixed.
 template <class S> __device__ S warp_sum(S v) {
   for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
-// The sum over the block, in every thread.
+// Adds up over the block, in every thread.
 template <class S> __device__ S block_sum(S v, S* per_warp) {
   v = warp_sum(v);
   __syncthreads();  // per_warp may still be read from the call before
@@ -72,7 +72,8 @@ template <class S> __device__ S block_sum(S v, S* per_warp) {
   return sum;
 }
 
-// Of the block's values, with sums of type S: two passes in registers. The same in every thread.
+// Gathers moments of the block's values, with sums of type S: two passes in registers, the same
+// result in every thread.
 template <class S>
 __device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double count, S* per_warp) {
   S sum = 0, squares = 0, deviations = 0;
@@ -90,7 +91,7 @@ __device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double 
   return moments_of_sums(count, double(mean), double(squares), double(deviations));
 }
 
-// grid (blocks, noisy terms): count, mean, squares of a block of a noisy term.
+// grid (blocks, noisy terms): gathers count, mean, squares of a block of a noisy term.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumParams p, bool aligned) {
   SHARED(float, per_warp, kWarps);
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumPar
   }
 }
 
-// grid (noisy terms): blocks merged in an order that only their number fixes.
+// grid (noisy terms): merges blocks in an order that only their number fixes.
 __global__ void __launch_bounds__(kThreads) mixed_sum_std_kernel(MixedSumParams p, int64_t blocks) {
   SHARED(double, shared, 3 * kThreads);
   const double* partial = p.partial + 3 * int64_t(blockIdx.x) * blocks;
@@ -130,8 +131,8 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_std_kernel(MixedSumParams 
   if (threadIdx.x == 0) p.std[blockIdx.x] = unbiased_std(m);
 }
 
-// grid (blocks): y of a block. A thread keeps its 16 sums in registers and reads each term once, in their order;
-// noise is drawn where the term is read.
+// grid (blocks): writes y of a block. A thread keeps its 16 sums in registers and reads each term once, in their
+// order; noise is drawn where the term is read.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mixed_sum_fwd_kernel(MixedSumParams p, bool aligned) {
   const float* w = static_cast<const float*>(p.w);
@@ -158,8 +159,9 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_fwd_kernel(MixedSumParams 
   for (int i = 0; i < kQuads; ++i) store_quad<T>(p.y, quad_of(i), p.n, aligned, sum[i]);
 }
 
-// grid (blocks): every dx_k of a block and its partial sum of every dw_k, from one read of dy and of each x_k. A
-// term's dot product goes registers, warp, then one barrier for all terms; warps are added in their order, in fp64.
+// grid (blocks): writes every dx_k of a block and its partial sum of every dw_k, from one read of dy and
+// of each x_k. A term's dot product goes registers, warp, then one barrier for all terms; warps are
+// added in their order, in fp64.
 template <class T>
 __global__ void __launch_bounds__(kThreads) mixed_sum_bwd_kernel(MixedSumParams p, bool aligned) {
   SHARED(float, per_warp, kMaxTerms * kWarps);
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_bwd_kernel(MixedSumParams 
   }
 }
 
-// grid (terms): dw_k from the partials of all blocks.
+// grid (terms): adds up dw_k from the partials of all blocks.
 __global__ void __launch_bounds__(kThreads) mixed_sum_dw_kernel(MixedSumParams p, int64_t blocks) {
   SHARED(double, shared, kThreads);
   const int k = int(blockIdx.x), t = int(threadIdx.x);
@@ -210,8 +212,8 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_dw_kernel(MixedSumParams p
   if (t == 0) static_cast<float*>(p.dw)[k] = float(shared[0]);
 }
 
-// Whether every pointer that is used can be read and written four elements at a time. A view into a larger tensor
-// may begin anywhere; a misaligned vector load is a fault on a GPU, not a slow load.
+// Says whether every pointer that is used can be read and written four elements at a time. A view into a larger
+// tensor may begin anywhere; a misaligned vector load is a fault on a GPU, not a slow load.
 bool is_aligned(const MixedSumParams& p, size_t element) {
   const uintptr_t mask = 4 * element - 1;
   uintptr_t bits = reinterpret_cast<uintptr_t>(p.y) | reinterpret_cast<uintptr_t>(p.dy);

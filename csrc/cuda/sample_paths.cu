@@ -1,6 +1,6 @@
-// sample_paths on CUDA, one launch each way. Forward: a warp per edge of a sample, its lanes over the logits; each
-// edge draws its node's topology again, which is as long as drawing its own operation. Backward: a block per row of
-// logits, a warp per path, their sums added in warp order. All in fp64: a few hundred numbers.
+// Runs sample_paths on CUDA, one launch each way. Forward: a warp per edge of a sample, its lanes over the logits;
+// each edge draws its node's topology again, which is as long as drawing its own operation. Backward: a block per
+// row of logits, a warp per path, their sums added in warp order. All in fp64: a few hundred numbers.
 //
 // Perturbed logits are compared, so their last bits decide paths: they are made of correctly rounded operations
 // that are not contracted (formulas/gumbel.h), and the same on every backend.
@@ -23,14 +23,14 @@ __device__ double warp_sum(double v) {
   return v;
 }
 
-// The largest of a warp, in every lane; `larger` is a total order, so the tree does not matter.
+// Finds the largest of a warp, in every lane; `larger` is a total order, so the tree does not matter.
 __device__ Perturbed warp_largest(Perturbed top) {
   for (int step = 16; step > 0; step /= 2)
     top = larger(top, {__shfl_xor_sync(0xffffffffu, top.value, step), __shfl_xor_sync(0xffffffffu, top.index, step)});
   return top;
 }
 
-// The perturbed logits of one softmax, in the registers of a warp: lane l has l, l + 32, ...
+// Holds the perturbed logits of one softmax, in the registers of a warp: lane l has l, l + 32, ...
 struct Row {
   int count;
   double v[kPerLane];
@@ -45,7 +45,7 @@ struct Row {
   }
   __device__ static int index(int j) { return int(threadIdx.x % 32) + 32 * j; }
 
-  // The largest of the row except the one at `without`, in every lane.
+  // Finds the largest of the row except the one at `without`, in every lane.
   __device__ Perturbed largest(int without = -1) const {
     Perturbed top{-INFINITY, kNoIndex};
     for (int j = 0; j < kPerLane; ++j)
@@ -53,8 +53,8 @@ struct Row {
     return warp_largest(top);
   }
 
-  // d += the row's gradient through softmax(v / tau); c is its cotangent. The largest is
-  // taken off before the exponential.
+  // Adds to d the row's gradient through softmax(v / tau); c is its cotangent. The largest is taken
+  // off before the exponential.
   template <class C> __device__ void add_relaxed_grads(double tau, C c, double* d) {
     const double top = largest().value / tau;
     double sum = 0, dot = 0;
@@ -77,7 +77,7 @@ __device__ int node_of(const SamplePathsParams& p, int edge) {
   return node;
 }
 
-// The perturbed logits of a node's topology, or of an edge's operations. Elements of the
+// Draws the perturbed logits of a node's topology (below, of an edge's operations). Elements of the
 // stream are counted over samples.
 template <class T>
 __device__ Row node_row(const SamplePathsParams& p, int64_t sample, int node) {
@@ -92,7 +92,7 @@ __device__ Row edge_row(const SamplePathsParams& p, int64_t sample, int edge) {
              (sample * p.edges + edge) * p.ops, p.ops);
 }
 
-// B_st of an edge, 0 where its node does not keep it; the same in every lane.
+// Computes B_st of an edge, 0 where its node does not keep it; the same in every lane.
 template <class T>
 __device__ double topology_weight(const SamplePathsParams& p, int64_t sample, int edge) {
   if (p.topology == Topology::none) return 1.0;
@@ -110,7 +110,7 @@ __device__ double topology_weight(const SamplePathsParams& p, int64_t sample, in
   return i == kept.first || i == kept.second ? straight_through(top.value, *p.tau) : 0.0;
 }
 
-// A warp per edge of a sample. Warps past the last return as a whole, so shuffles stay complete.
+// Runs a warp per edge of a sample. Warps past the last return as a whole, so shuffles stay complete.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_paths_fwd_kernel(SamplePathsParams p) {
   const int64_t item = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
@@ -125,8 +125,8 @@ __global__ void __launch_bounds__(kThreads) sample_paths_fwd_kernel(SamplePathsP
   static_cast<T*>(p.weight)[item] = T(is_kept ? B_st * straight_through(top.value, *p.tau) : 0.0);
 }
 
-// grid (edges, then nodes where there is a topology; types): a row of dalpha or of dbeta. Warps take the paths in
-// turn, each sums its own in registers; warps are added in their order.
+// grid (edges, then nodes where there is a topology; types): computes a row of dalpha or of dbeta. Warps take the
+// paths in turn, each sums its own in registers; warps are added in their order.
 template <class T>
 __global__ void __launch_bounds__(kThreads) sample_paths_bwd_kernel(SamplePathsParams p) {
   SHARED(double, per_warp, kWarps * kMaxRow);

@@ -1,4 +1,5 @@
-// A product of a warp on the tensor cores, from operands rounded to TF32 (10 bits of fraction); sm_80 and later.
+// Multiplies on the tensor cores, a warp together, from operands rounded to TF32 (10 bits of
+// fraction); sm_80 and later.
 //
 // TF32 is used for fp32 tensors only where the caller allows it (torch's allow_tf32), as its error is
 // 2^-11 of an operand. Rounding is explicit: the instruction itself ignores the low 13 bits, which
@@ -19,7 +20,7 @@ __device__ unsigned tf32_bits(float v) {
   return bits;
 }
 
-// sum += A B of 16 x 8 times 8 x 8. Lane 4 r + k holds A[r + 8 (i % 2)][k + 4 (i / 2)] in a[i], B[k + 4 i][r] in
+// Adds A B to sum, 16 x 8 times 8 x 8. Lane 4 r + k holds A[r + 8 (i % 2)][k + 4 (i / 2)] in a[i], B[k + 4 i][r] in
 // b[i] and the sums [r + 8 (i / 2)][2 k + i % 2]. The whole warp must come here together.
 __device__ void add_tf32_product(const float (&a)[4], const float (&b)[2], float (&sum)[4]) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -30,7 +31,7 @@ __device__ void add_tf32_product(const float (&a)[4], const float (&b)[2], float
 
 #else  // the same on the host, by way of memory
 
-// The same on the host, by way of memory. Bits are rounded to nearest, ties away from zero, as cvt.rna does.
+// Does the same on the host, by way of memory. Bits are rounded to nearest, ties away from zero, as cvt.rna does.
 inline float tf32(float v) {
   if (!isfinite(v)) return v;
   unsigned bits;

@@ -1,5 +1,6 @@
-// Standard Gumbel noise g = -ln(-ln u), the same bits on every machine: its logarithm is made of + - * / alone,
-// which IEEE 754 rounds correctly, in one order, none contracted to an FMA (fastnas/reference/gumbel.py).
+// Computes standard Gumbel noise g = -ln(-ln u), with the same bits on every machine: its logarithm is made of + -
+// * / alone, which IEEE 754 rounds correctly, in one order, none contracted to an FMA
+// (fastnas/reference/gumbel.py).
 #pragma once
 
 #include "mixed_sum.h"
@@ -23,7 +24,7 @@ FASTNAS_HD double add_rn(double a, double b) {
 #endif
 }
 
-// 1 + z/3 + z^2/5 + ..., from the last term; recursion, for the reason that philox_rounds() has.
+// Adds 1 + z/3 + z^2/5 + ... from the last term, by recursion, for the reason that philox_rounds() has.
 constexpr int kAtanhTerms = 11;
 template <int k = 0> FASTNAS_HD double atanh_series(double z) {
   if constexpr (k == kAtanhTerms) {
@@ -33,7 +34,7 @@ template <int k = 0> FASTNAS_HD double atanh_series(double z) {
   }
 }
 
-// ln x for x > 0, by x = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1)/(m + 1)).
+// Computes ln x for x > 0, by x = 2^e m, m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh((m - 1)/(m + 1)).
 FASTNAS_HD double portable_log(double x) {
   constexpr int64_t root_half = 0x3fe6a09e667f3bcd, mantissa = (int64_t(1) << 52) - 1;
   const int64_t bits = bit_cast<int64_t>(x) - root_half;
@@ -45,7 +46,7 @@ FASTNAS_HD double portable_log(double x) {
 
 FASTNAS_HD double gumbel(double u) { return -portable_log(-portable_log(u)); }
 
-// u in (0, 1) of stream `ordinal`, exact in fp64.
+// Draws u in (0, 1) of stream `ordinal`, exact in fp64.
 FASTNAS_HD Draw<double> unit_draw(const int64_t* rng, int ordinal) {
   return Draw<double>(NoiseForm::uniform_additive, uint64_t(rng[0]), uint64_t(rng[1]) + uint64_t(ordinal), 0.5, 0.5);
 }

@@ -6,19 +6,20 @@
 
 namespace fastnas {
 
-// r of a channel. var(W u) = diag(W S W^T) for S = cov(u): the pointwise output is never formed.
+// Computes r of a channel. var(W u) = diag(W S W^T) for S = cov(u): the pointwise output is never formed.
 FASTNAS_HD double batch_rstd(double var, double eps) { return 1.0 / sqrt(var + eps); }
 
-// An entry of A = w r W, and the coefficient of W_i W_j in B.
+// These are an entry of A = w r W, and the coefficient of W_i W_j in B.
 FASTNAS_HD double folded(double w, double rstd, double pointwise) { return w * rstd * pointwise; }
 FASTNAS_HD double centring(double w, double rstd, double q) { return w * rstd * rstd * q; }
 
-// dL/dW = w M r (P - q r W S); `ws` is a row of W S.
+// Computes an entry of dL/dW = w M r (P - q r W S); `ws` is a row of W S.
 FASTNAS_HD double pointwise_gradient(double w, double count, double rstd, double q, double p, double ws) {
   return w * count * rstd * (p - q * rstd * ws);
 }
 
-// d of BN itself: w r (dy - mean dy - zhat q), zhat = r (z - mean z), q = mean(dy zhat)
+// Computes the gradient of a batch norm itself: w r (dy - mean dy - zhat q), zhat = r (z - mean
+// z), q = mean(dy zhat)
 template <class A> FASTNAS_HD A norm_gradient(A w_rstd, A dy, A dy_mean, A centred, A rstd_q) {
   return w_rstd * (dy - dy_mean - centred * rstd_q);
 }

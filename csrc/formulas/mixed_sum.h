@@ -15,8 +15,8 @@ FASTNAS_HD bool is_multiplicative(NoiseForm form) {
 }
 FASTNAS_HD bool is_relative(NoiseForm form) { return form == NoiseForm::gaussian_additive; }
 
-// d = shift + spread eps, with what a whole term shares worked out once: shift and spread are fp64 in memory, where
-// a schedule changes them between replays of a graph.
+// Draws d = shift + spread eps, with what a whole term shares worked out once: shift and spread are fp64 in memory,
+// where a schedule changes them between replays of a graph.
 template <class A> struct Draw {
   bool gaussian;
   uint64_t key, offset;
@@ -40,7 +40,7 @@ template <class A> struct Draw {
   }
 };
 
-// NCHW position of the element at a memory index; channels > 0 says that memory is channels last.
+// Finds the NCHW position of the element at a memory index; channels > 0 says that memory is channels last.
 FASTNAS_HD int64_t logical_index(int64_t channels, int64_t pixels, int64_t memory) {
   if (channels == 0) return memory;
   const int64_t image = memory / (channels * pixels), within = memory % (channels * pixels);
@@ -55,7 +55,7 @@ template <class A> FASTNAS_HD A mixed_value(bool multiplicative, A x, A d) {
 }
 template <class A> FASTNAS_HD A mixed_dx(A w, A dy) { return w * dy; }
 
-// Count, mean and sum of squared deviations of a part; merging is Chan, Golub, LeVeque (1979), which
+// Holds count, mean and sum of squared deviations of a part; merging is Chan, Golub, LeVeque (1979), which
 // never subtracts two large squares.
 struct Moments {
   double count = 0, mean = 0, squares = 0;
@@ -66,18 +66,19 @@ FASTNAS_HD Moments merge(const Moments& a, const Moments& b) {
   return {count, a.mean + delta * (b.count / count),
           a.squares + b.squares + delta * delta * (a.count * b.count / count)};
 }
-// NaN of fewer than two values, as torch.
+// Is NaN of fewer than two values, as in torch.
 FASTNAS_HD double unbiased_std(const Moments& m) { return sqrt(m.squares / (m.count > 1 ? m.count - 1 : 0)); }
 
 FASTNAS_HD double clamp_variance(double var) { return var < 0 ? 0 : var; }  // rounding can pass below 0; NaN stays
 
-// Of `count` values, from the sums of their squared deviations from about their mean, and of these deviations.
+// Makes the moments of `count` values from the sums of their squared deviations from about their
+// mean, and of these deviations.
 FASTNAS_HD Moments moments_of_sums(double count, double mean, double squares, double deviations) {
   const double correction = deviations / count;
   return {count, mean + correction, clamp_variance(squares - deviations * correction)};
 }
-// Whether squares summed in fp32 can be trusted: they vanish below 1e-38 and overflow above 3e38, long before the
-// values themselves do. Where they cannot, the sums are made again in fp64.
+// Says whether squares summed in fp32 can be trusted: they vanish below 1e-38 and overflow above 3e38, long before
+// the values themselves do. Where they cannot, the sums are made again in fp64.
 FASTNAS_HD bool squares_fit_fp32(const Moments& m) {
   return m.squares > 1e-30 * m.count && m.squares < 3e38;
 }

@@ -7,7 +7,7 @@
 
 namespace fastnas {
 
-// A logit with its noise; of two the larger, NaN before numbers, then the lower index.
+// Holds a logit with its noise. The larger of two is found with NaN before numbers, then the lower index.
 struct Perturbed {
   double value;
   int index;
@@ -18,13 +18,13 @@ FASTNAS_HD Perturbed larger(const Perturbed& a, const Perturbed& b) {
   return beats(b.value, a.value) || b.index < a.index ? b : a;
 }
 
-// 1 + At - sg(At) of a row whose largest is `top`: 1, or NaN where softmax is NaN.
+// Computes 1 + At - sg(At) of a row whose largest is `top`: 1, or NaN where softmax is NaN.
 FASTNAS_HD double straight_through(double top, double tau) { return 1.0 + 0.0 * (top / tau); }
 
-// The gradient of a logit, of which `soft` and `c` are its At and cotangent and dot is <c, At> of its row.
+// Computes the gradient of a logit, of which `soft` and `c` are its At and cotangent and dot is <c, At> of its row.
 FASTNAS_HD double relaxed_grad(double soft, double c, double dot, double tau) { return soft * (c - dot) / tau; }
 
-// The unordered pairs of n predecessors: (0, 1), (0, 2), ..., (n - 2, n - 1).
+// Finds a pair by its number among the unordered pairs of n predecessors: (0, 1), (0, 2), ..., (n - 2, n - 1).
 struct EdgePair { int first, second; };
 FASTNAS_HD EdgePair edge_pair(int n, int ordinal) {
   int first = 0;
@@ -32,13 +32,14 @@ FASTNAS_HD EdgePair edge_pair(int n, int ordinal) {
   return {first, first + 1 + ordinal};
 }
 
-// The first of a node's n edges that is in the path, from `edge` on; n if there is none, as where op was overwritten.
+// Finds the first of a node's n edges that is in the path, from `edge` on; n if there is none, as
+// where op was overwritten.
 FASTNAS_HD int next_kept(const int64_t* op, int edge, int n) {
   while (edge < n && op[edge] < 0) ++edge;
   return edge;
 }
 
-// c of a node's topology logits: dweight of both edges kept, or in `pairs` their sum at their pair.
+// Holds c of a node's topology logits: dweight of both edges kept, or in `pairs` their sum at their pair.
 struct NodeCotangent {
   int at[2];
   double value[2];
@@ -56,7 +57,8 @@ struct NodeCotangent {
   FASTNAS_HD double operator[](int i) const { return i == at[0] ? value[0] : i == at[1] ? value[1] : 0.0; }
 };
 
-// Both edges of a node of two are kept in any case: Bt is left out, its gradient would be noise.
+// Says whether a node's topology is drawn. Both edges of a node of two are kept in any case: its
+// gradient would be noise.
 FASTNAS_HD bool is_sampled(Topology topology, int n) { return !(topology == Topology::top2 && n == 2); }
 
 }  // namespace fastnas

@@ -1,5 +1,5 @@
-// 16-bit floating point as stored, and its conversions to the fp32 in which all arithmetic is done. Branch free, so
-// that compilers vectorise them; round to nearest even; NaN stays NaN.
+// Defines 16-bit floating point as stored, and its conversions to the fp32 in which all arithmetic is done. Branch
+// free, so that compilers vectorise them; round to nearest even; NaN stays NaN.
 //
 // They are written on bits so that one text serves a scalar, a compiler vector and a GPU, with the same results.
 #pragma once
@@ -10,8 +10,8 @@
 #if defined(__CUDACC__)
 #define FASTNAS_HD __host__ __device__ __forceinline__
 #else
-// Always inlined: one object file per instruction set includes these headers, and a shared weak
-// copy compiled for AVX-512 must not end up serving the baseline.
+// These are always inlined: one object file per instruction set includes these headers, and a shared weak copy
+// compiled for AVX-512 must not end up serving the baseline.
 #define FASTNAS_HD inline __attribute__((always_inline))
 #endif
 
@@ -28,7 +28,7 @@ FASTNAS_HD To bit_cast(From from) {
   return to;
 }
 
-// On bits: U is uint32_t, or a vector of them, and F float, or a vector alike.
+// Converts on bits: U is uint32_t, or a vector of them, and F float, or a vector alike.
 template <class F, class U> FASTNAS_HD F value_of_f16(U half) {
   const U magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
   const U normal = magnitude + (112u << 23), special = magnitude | 0x7f800000u;
@@ -68,7 +68,7 @@ template <> FASTNAS_HD double store<double>(double v) { return v; }
 template <> FASTNAS_HD bf16_t store<bf16_t>(float v) { return {uint16_t(bf16_of(bit_cast<uint32_t>(v)))}; }
 template <> FASTNAS_HD f16_t store<f16_t>(float v) { return {uint16_t(f16_of<float>(bit_cast<uint32_t>(v)))}; }
 
-// The dtype in which sums over a stored dtype are accumulated.
+// Names the dtype in which sums over a stored dtype are accumulated.
 template <class T> struct Accumulate { using type = float; };
 template <> struct Accumulate<double> { using type = double; };
 
