@@ -1,4 +1,4 @@
-"""fastnas: differentiable architecture search, the same mathematics in less time and memory.
+"""Searches architectures by gradient: eager PyTorch's mathematics in less time and memory.
 
 Names are imported when they are first used: the command line is there before torch is, and answers
 Ctrl-C from its start.

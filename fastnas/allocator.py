@@ -1,4 +1,4 @@
-"""The C allocator of a process that computes on the CPU."""
+"""Sets the C allocator up for a process that computes on the CPU."""
 
 from __future__ import annotations
 

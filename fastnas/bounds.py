@@ -1,4 +1,4 @@
-"""The numbers that a setting may have: finite, with a bound on both sides."""
+"""Says which numbers a setting may have: finite ones, with a bound on both sides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastnas.checks import short
 
 @dataclass(frozen=True)
 class Bounds:
-    """The finite interval that a number must lie in.
+    """Holds the finite interval that a number must lie in.
 
     Attributes:
         low, high: its ends.
@@ -33,12 +33,12 @@ class Bounds:
         return f"{before}{_written(self.low)} to {until}{_written(self.high)}"
 
     def __contains__(self, value: float) -> bool:
-        """Whether the number lies within; NaN and infinities never do."""
+        """Returns whether the number lies within; NaN and infinities never do."""
         is_high_enough = value > self.low if self.above else value >= self.low
         return is_high_enough and (value < self.high if self.below else value <= self.high)
 
     def check(self, name: str, value: object) -> None:
-        """Refuse a value that is no such number.
+        """Refuses a value that is no such number.
 
         Raises:
             ValueError: naming the setting, what was given and what is allowed.
@@ -50,7 +50,7 @@ class Bounds:
 
 
 def whole(low: int, high: int) -> Bounds:
-    """Bounds of an integer, both ends included."""
+    """Returns the bounds of an integer, both ends included."""
     return Bounds(low, high, whole=True)
 
 

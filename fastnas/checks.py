@@ -1,4 +1,4 @@
-"""Checks of arguments that all parts share: what was given, by its name, and what is allowed.
+"""Checks arguments for all parts: an error names the argument, what was given and what is allowed.
 
 A check raises TypeError for another type and ValueError for another value. A bool is no number and
 a float no whole number; the scalars of NumPy are. Settings have bounds: `fastnas.bounds`.
@@ -24,7 +24,7 @@ LONGEST_NUMBER = 128
 
 class _Short(reprlib.Repr):
     def repr_int(self, value: int, level: int) -> str:
-        """Also inside of a list."""
+        """Shortens an integer of thousands of digits, also inside of a list."""
         bits = value.bit_length()
         return f"a whole number of {bits} bits" if bits > LONGEST_NUMBER else repr(value)
 
@@ -35,7 +35,7 @@ _SHORT.maxstring = _SHORT.maxother = 4 * LONGEST
 
 
 def short(value: object) -> str:
-    """The repr of a value, cut to what fits into a line.
+    """Returns the repr of a value, cut to what fits into a line.
 
     By its aliases a YAML file of a few hundred bytes holds a list whose repr is gigabytes, and
     Python refuses to write out an integer of more than 4,300 digits.
@@ -45,19 +45,19 @@ def short(value: object) -> str:
 
 
 def check_type(name: str, value: object, *kinds: type) -> None:
-    """`value` is an instance of one of `kinds`."""
+    """Refuses a `value` that is an instance of none of `kinds`."""
     if not isinstance(value, kinds):
         needed = " or ".join(kind.__name__ for kind in kinds)
         raise TypeError(f"{name} is {short(value)}; {needed} is needed")
 
 
 def check_flag(name: str, value: object) -> None:
-    """`value` is True or False."""
+    """Refuses a `value` other than True and False."""
     check_type(name, value, bool)
 
 
 def check_int(name: str, value: object, low: int | None = None, high: int | None = None) -> None:
-    """`value` is a whole number, at least `low` and at most `high` where they are given."""
+    """Refuses what is no whole number, or is below `low` or above `high` where they are given."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} is {short(value)}; a whole number is needed")
     if low is not None and int(value) < low:
@@ -67,7 +67,7 @@ def check_int(name: str, value: object, low: int | None = None, high: int | None
 
 
 def check_number(name: str, value: object) -> None:
-    """`value` is a finite real number."""
+    """Refuses what is no finite real number."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {short(value)}; a number is needed")
     if not math.isfinite(value):
@@ -75,14 +75,14 @@ def check_number(name: str, value: object) -> None:
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
-    """`value` is one of the allowed texts."""
+    """Refuses what is none of the allowed texts."""
     known = list(allowed)
     if value not in known:
         raise ValueError(f"{name} is {short(value)}; allowed: {', '.join(known)}")
 
 
 def check_texts(name: str, value: object) -> None:
-    """`value` is a list or tuple of texts, none of them empty and none twice; one at least."""
+    """Refuses what is no list or tuple of texts, and an empty text, an empty list, a text twice."""
     if not isinstance(value, list | tuple):
         raise TypeError(f"{name} is {short(value)}; a list or tuple of names is needed")
     for i, item in enumerate(value):
@@ -119,14 +119,14 @@ def typed(function: F) -> F:
 
 
 def check_fields(instance: Any) -> None:
-    """The fields of a dataclass are what they are annotated as."""
+    """Refuses a dataclass with a field that is not what it is annotated as."""
     for name, hint in get_type_hints(type(instance)).items():
         if name in instance.__dataclass_fields__:
             check_hint(name, getattr(instance, name), hint)
 
 
 def check_hint(name: str, value: Any, hint: Any) -> None:
-    """`value` is what an annotation says."""
+    """Refuses a `value` that is not what an annotation says."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         _check_union(name, value, inner)
@@ -156,7 +156,7 @@ def check_hint(name: str, value: Any, hint: Any) -> None:
 
 
 def _check_union(name: str, value: Any, hints: Sequence[Any]) -> None:
-    """Of classes alone the error names all of them; else it is that of the last."""
+    """Names all members of a union of classes in its error, or passes on the last one's."""
     plain = [hint for hint in hints if isinstance(hint, type) and hint not in (int, float)]
     if value is None and NoneType in hints:
         return

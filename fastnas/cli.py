@@ -1,4 +1,4 @@
-"""fastnas search | train | sample | bench | info | draw"""
+"""Defines the commands: fastnas search | train | sample | bench | info | draw."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def start(
 
 
 def _number(text: Any) -> Any:
-    """The number that a file of settings would have there; its text where that is none."""
+    """Returns the number that a file of settings would have there, or the text where it is none."""
     try:
         return number(text) if isinstance(text, str) else text
     except ValueError:  # thousands of digits
@@ -91,7 +91,7 @@ def _number(text: Any) -> Any:
 
 
 def _numeric(*names: str, help: str, bounds: Bounds) -> Any:
-    """An option that is a number; whoever reads it holds it to its bounds."""
+    """Makes an option that is a number; whoever reads it holds it to its bounds."""
     metavar = "INTEGER" if bounds.whole else "NUMBER"
     return typer.Option(*names, help=help, parser=_number, metavar=metavar, show_default=False)
 
@@ -102,7 +102,7 @@ def _config_command(
     run: Callable[..., Any],
     text: str,
 ) -> Callable[..., None]:
-    """A command with one flag per field of the dataclasses, which are the only list of settings.
+    """Makes a command with one flag for each field of the dataclasses, the only list of settings.
 
     Args:
         choose: says of the given settings which of the kinds they are.
@@ -315,7 +315,7 @@ def main() -> None:
 
 
 def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
-    """What was saved of a run that a signal has stopped, and the command that continues it."""
+    """Says what was saved of a run that a signal has stopped, and which command continues it."""
     name = signal.Signals(stop.number).name
     if not arguments or arguments[0] not in RESUMABLE:
         return f"stopped by {name}"
@@ -326,7 +326,7 @@ def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
 
 
 def _fail(message: str, code: int = 2) -> typing.NoReturn:
-    """Ends with a line: without what would move a terminal's cursor, and of a bounded length."""
+    """Ends with one line, of bounded length and without what would move a terminal's cursor."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

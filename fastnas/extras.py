@@ -1,4 +1,4 @@
-"""The libraries that only parts of fastnas need, and the extras of the package that bring them."""
+"""Knows which libraries only parts of fastnas need, and which extra of the package brings each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BRINGS = {
 
 
 class MissingPackage(ImportError):
-    """A library of an extra cannot be imported; one line names it and what installs it."""
+    """Tells in one line which library of an extra cannot be imported, and what installs it."""
 
 
 def require(*modules: str) -> None:

@@ -1,4 +1,4 @@
-"""Writing files that a crash cannot spoil: temporary file, fsync, rename."""
+"""Writes files that a crash cannot spoil: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PARTIAL = ".partial"
 
 
 def is_partial(path: Path) -> bool:
-    """Whether the file is what a write that was killed left behind."""
+    """Returns whether the file is what a write that was killed left behind."""
     return path.name.startswith(".") and path.name.endswith(PARTIAL)
 
 

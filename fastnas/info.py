@@ -1,4 +1,4 @@
-"""`fastnas info`: what is there, what is not and why, and what auto would pick."""
+"""Prints `fastnas info`: what is there, what is not and why, and what auto would pick."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastnas.ops import OPS
 
 
 def print_info(console: Console) -> None:
-    """Print the tables.
+    """Prints the tables.
 
     Raises:
         BackendError: the environment asks for a backend that does not exist; after the tables.
@@ -84,7 +84,7 @@ def _version_of(package: str) -> str:
 
 
 def _openmp_libraries() -> list[str]:
-    """Two of them in one process can give wrong results and always oversubscribe the cores."""
+    """Lists the OpenMP libraries of the process; two of them can give wrong results."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []

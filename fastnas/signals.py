@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do to the command line: a run saves its step first, all else just ends.
+"""Says what Ctrl-C and SIGTERM do: a run saves its step first, everything else just ends.
 
 Only the command line asks for this (`handled`); whoever uses the library keeps Python's handlers.
 It imports nothing of fastnas, so that it is there before torch is imported, which takes seconds.
@@ -19,7 +19,7 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
 class Stopped(SystemExit):
-    """A signal ends the process; `code` is its exit code.
+    """Ends the process because a signal asks for it; `code` is its exit code.
 
     Of `SystemExit`, not of `KeyboardInterrupt`: optuna counts an evaluation that a
     KeyboardInterrupt ends as one that has failed, and click turns it into an error of its own.
@@ -53,7 +53,7 @@ _is_starting = False
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """The first signal stops the process as `_stop` says; a second one ends it at once.
+    """Lets the first signal stop the process as `_stop` says, and a second one end it at once.
 
     Outside the main thread nothing changes, as only there Python lets a handler be set. A signal
     that is ignored stays so: the caller (nohup, a shell's background job) has asked for it.
@@ -113,6 +113,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _say(line: str) -> None:
-    """To stderr, past Python's buffers, which the interrupted code may be writing to."""
+    """Writes to stderr, past Python's buffers, which the interrupted code may be writing to."""
     with suppress(OSError):  # closed
         os.write(2, line.encode())

@@ -1,4 +1,4 @@
-"""Files that a user names: where they are, and the text in them."""
+"""Finds the files that a user names, and reads the text in them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LARGEST = 1 << 24
 
 
 class TextFileError(ValueError):
-    """A file cannot be read as text; one line names it and says why."""
+    """Tells that a file cannot be read as text; one line names it and says why."""
 
 
 def file_path(name: str | Path) -> Path:
-    """Return the path that a flag or a file of settings names, `~` standing for the home folder.
+    """Returns the path that a flag or a file of settings names, `~` standing for the home folder.
 
     A shell expands `~` only where a word begins with it: not in `--out=~/a`, nor in a YAML file.
     """
@@ -22,7 +22,7 @@ def file_path(name: str | Path) -> Path:
 
 
 def read_text(path: Path, largest: int = LARGEST) -> str:
-    """Read a file of UTF-8 text, without the byte-order mark that some editors put first.
+    """Reads a file of UTF-8 text, without the byte-order mark that some editors put first.
 
     Raises:
         TextFileError: there is no such file, or it cannot be read, is too large or is no text.

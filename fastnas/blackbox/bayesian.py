@@ -1,4 +1,4 @@
-"""Bayesian optimisation with a Gaussian process, of cells or of distributions over operations."""
+"""Optimises cells, or distributions over operations, with a Gaussian process."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class Bayesian(BlackBox):
 
 
 def _argmax(values: Tensor, rng: np.random.Generator) -> int:
-    """Of equal ones a random one."""
+    """Returns the index of the largest value; of equal ones a random one."""
     best = torch.nonzero(values == values.max()).flatten()
     return int(best[rng.integers(len(best))])
 
 
 class AnasodBayesian(Bayesian):
-    """ANASOD-BO: Bayesian optimisation on the simplex."""
+    """Optimises on the simplex of distributions: ANASOD-BO."""
 
     name = "anasod-bo"
     source = ANASOD

@@ -1,4 +1,4 @@
-"""Which trial of a study evaluates which cell, agreed on through the study's own database."""
+"""Decides which trial of a study evaluates which cell, through the study's own database."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sqlalchemy as sql
 
 
 class Claims:
-    """The cells that are taken, each by one trial.
+    """Keeps the cells that are taken, each by one trial.
 
     Optuna's trials can be read and written, but not written on a condition: two workers that read
     before either wrote would both evaluate a cell that both had found free. Here a cell is a
@@ -57,5 +57,5 @@ class Claims:
 
 
 def _key(cell: str) -> str:
-    """The cell, or what stands for one that is longer than every database's keys may be."""
+    """Returns the cell, or a digest of one that is longer than every database's keys may be."""
     return cell if len(cell) <= 200 else hashlib.sha256(cell.encode()).hexdigest()

@@ -20,7 +20,7 @@ BOUNDS = {
 
 @dataclass(frozen=True)
 class StudyConfig(FolderConfig):
-    """A black-box search. None stands for the method's default, or for "not this method's"."""
+    """Holds the settings of a black-box search; None stands for the method's default."""
 
     method: str = option("anasod-bo", f"black-box: {', '.join(BLACK_BOX)}")
     evaluator: str = option(
@@ -48,7 +48,7 @@ class StudyConfig(FolderConfig):
     )
 
     def strategy(self) -> BlackBox:
-        """The method with its options; ConfigError where one is another method's or wrong."""
+        """Makes the method; ConfigError where an option is another method's or wrong."""
         return built(get_black_box, self, STUDY_OPTIONS)
 
     def validate(self) -> None:
@@ -68,7 +68,7 @@ class StudyConfig(FolderConfig):
                     )
 
     def resolved(self, name: str) -> str:
-        """A column of the table."""
+        """Returns a column of the table."""
         value = getattr(self, name)
         return TABLE_COLUMNS[name] if value is None else value
 

@@ -1,4 +1,4 @@
-"""What a black-box method searches: distributions over operations, or the cells themselves.
+"""Defines what a black-box method searches: distributions over operations, or the cells themselves.
 
 A point is a tuple of whole numbers, each below its size; a method asks for random points,
 neighbours and features, and does not know which domain it is in.
@@ -32,7 +32,7 @@ DRAWS = 20
 
 @runtime_checkable
 class Domain(Protocol):
-    """Points, and the cells that they stand for."""
+    """Holds points, and says which cells they stand for."""
 
     layout: SlotLayout
     is_noisy: bool
@@ -47,28 +47,28 @@ class Domain(Protocol):
     def random(self, rng: np.random.Generator) -> Point: ...
 
     def neighbours(self, point: Point) -> list[Point]:
-        """All points one step away, in a fixed order."""
+        """Lists all points one step away, in a fixed order."""
 
     def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
-        """[n, D]."""
+        """Returns the points as numbers, [n, D]."""
 
     def tallies(self, point: Point) -> NDArray[np.int64]:
-        """How often each choice drew each of its K, [choices, largest K]."""
+        """Counts how often each choice drew each of its K, [choices, largest K]."""
 
     def from_tallies(self, tallies: Sequence[NDArray[np.int64]]) -> Point:
-        """The inverse, of a row [K] for each choice."""
+        """Inverts `tallies`: a point from a row [K] for each choice."""
 
     def everything(self) -> list[Point] | None:
-        """All points, None where they are more than `MOST_LISTED`."""
+        """Lists all points; None where they are more than `MOST_LISTED`."""
 
     def cell(self, point: Point, rng: np.random.Generator) -> AnyGenotype:
-        """The cell of a point, or one drawn from its distribution."""
+        """Returns the cell of a point, or one drawn from its distribution."""
 
 
 def unseen_cell(
     domain: Domain, point: Point, rng: np.random.Generator, seen: Container[AnyGenotype]
 ) -> AnyGenotype:
-    """`domain.cell`, of a distribution one that is not among those seen if `DRAWS` have one."""
+    """Returns `domain.cell`, if `DRAWS` draws of a distribution have one that was not seen."""
     cell = domain.cell(point, rng)
     for _ in range(DRAWS - 1 if domain.is_noisy else 0):
         if cell not in seen:
@@ -78,7 +78,7 @@ def unseen_cell(
 
 
 class Distributions:
-    """Counts of the operations of each cell type, as they are snapped for a length.
+    """Holds the counts of operations of each cell type, as they are snapped for a length.
 
     Args:
         layout: of the cells that are drawn and evaluated.
@@ -100,7 +100,7 @@ class Distributions:
         return self.point(drawn)
 
     def point(self, distribution: OperationDistribution) -> Point:
-        """The snapped distribution."""
+        """Returns the snapped distribution."""
         counts = distribution.counts(self.layout.length)
         return tuple(c for cell in self.layout.cell_types for c in counts[cell])
 
@@ -109,7 +109,7 @@ class Distributions:
         return OperationDistribution.from_counts(rows, self.layout)
 
     def neighbours(self, point: Point) -> list[Point]:
-        """One slot given from an operation to another of the same cell type."""
+        """Gives one slot from an operation to another of the same cell type."""
         found = []
         K = len(self.layout.ops)
         for start in range(0, len(point), K):
@@ -122,7 +122,7 @@ class Distributions:
         return found
 
     def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
-        """p, of one cell type after the other."""
+        """Returns p, of one cell type after the other."""
         return np.asarray(points, float).reshape(len(points), -1) / self.layout.length
 
     def tallies(self, point: Point) -> NDArray[np.int64]:
@@ -147,7 +147,7 @@ class Distributions:
 
 
 class Cells:
-    """The operation of every slot and the wiring of every node."""
+    """Holds the operation of every slot and the wiring of every node."""
 
     is_noisy = False
     is_categorical = True
@@ -167,7 +167,7 @@ class Cells:
         return tuple(int(rng.integers(size)) for size in self.sizes.values())
 
     def neighbours(self, point: Point) -> list[Point]:
-        """Another operation in one slot, or another wiring of one node."""
+        """Puts another operation in one slot, or wires one node in another way."""
         return [
             (*point[:i], value, *point[i + 1 :])
             for i, size in enumerate(self.sizes.values())
@@ -176,7 +176,7 @@ class Cells:
         ]
 
     def features(self, points: Sequence[Point]) -> NDArray[np.float64]:
-        """The points themselves."""
+        """Returns the points themselves."""
         return np.asarray(points, float).reshape(len(points), -1)
 
     def tallies(self, point: Point) -> NDArray[np.int64]:

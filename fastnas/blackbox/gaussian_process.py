@@ -1,4 +1,4 @@
-"""The Gaussian process of `Bayesian`, fitted by BoTorch; imported when it is needed."""
+"""Fits the Gaussian process of `Bayesian` by BoTorch; imported when it is needed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_STEPS = 50
 
 
 class Process:
-    """The posterior of -log(error) at candidates; float64, on the CPU.
+    """Holds the posterior of -log(error) at candidates; float64, on the CPU.
 
     Args:
         features: of what was observed, [n, D].
@@ -88,7 +88,7 @@ class Process:
         self._variance = self._variance - row**2
 
     def log_improvement(self) -> Tensor:
-        """Log expected improvement over the largest posterior mean at an observed point, [m].
+        """Returns log expected improvement over the largest posterior mean observed, [m].
 
         log(sigma h(z)), z = (mean - best) / sigma, h(z) = phi(z) + z Phi(z).
         """

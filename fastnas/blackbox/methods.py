@@ -1,4 +1,4 @@
-"""Black-box methods: from what was evaluated to what to evaluate next.
+"""Proposes what to evaluate next from what was evaluated, without gradients.
 
 Each searches the distributions over operations ("anasod-...") or, as its plain twin, the cells.
 The paper's own loops could not be read; what is here beyond the encoding is our reconstruction
@@ -22,7 +22,7 @@ from fastnas.strategies.method import Method
 
 @dataclass(frozen=True)
 class Observation:
-    """A point that was proposed.
+    """Records a point that was proposed.
 
     Attributes:
         point: of the domain.
@@ -36,7 +36,7 @@ class Observation:
 
 
 class BlackBox(Method):
-    """A method that proposes; a function of what was observed and of the generator alone.
+    """Proposes as a function of what was observed and of the generator alone.
 
     So several workers can share a study, and one that resumes it goes on as if it had not stopped.
     """
@@ -47,14 +47,14 @@ class BlackBox(Method):
     concentration: float = 1.0
 
     def domain(self, layout: SlotLayout) -> Domain:
-        """What is searched."""
+        """Returns what is searched."""
         check_layout(layout)
         return Distributions(layout, self.concentration) if self.on_distributions else Cells(layout)
 
     def propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int = 1
     ) -> list[Observation]:
-        """The next points, to be evaluated together.
+        """Returns the next points, to be evaluated together.
 
         Args:
             past: in the order of their proposals, those that are being evaluated included.
@@ -74,12 +74,12 @@ class BlackBox(Method):
     def _propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
-        """What `propose` returns, of arguments that it has checked."""
+        """Returns what `propose` does, for arguments that are checked."""
         raise NotImplementedError
 
 
 class Random(BlackBox):
-    """Independent points: uniform cells, or Dirichlet distributions (ANASOD-RS)."""
+    """Draws independent points: uniform cells, or Dirichlet distributions (ANASOD-RS)."""
 
     name = "random"
     source = "Li and Talwalkar, UAI 2019, arXiv 1902.07638"
@@ -133,7 +133,7 @@ class Local(BlackBox):
         around: Mapping[Point, Sequence[Observation]],
         rng: np.random.Generator,
     ) -> Observation | None:
-        """The next step of a climb; None where it is at its top, or waits."""
+        """Returns the next step of a climb; None where it is at its top, or waits."""
         while True:
             known = around.get(centre.point, ())
             tried = {one.point for one in known}
@@ -149,7 +149,7 @@ class Local(BlackBox):
 
 
 class Evolution(BlackBox):
-    """Regularised evolution: the best of a random sample of the population has a mutated child,
+    """Evolves a population: the best of a random sample has a mutated child,
     which takes the place of the oldest.
 
     Options:
@@ -189,7 +189,7 @@ class Evolution(BlackBox):
 
 
 class AnasodRandom(Random):
-    """ANASOD-RS: a Dirichlet distribution, one cell of it."""
+    """Draws a Dirichlet distribution and one cell of it: ANASOD-RS."""
 
     name = "anasod-random"
     source = ANASOD
@@ -198,7 +198,7 @@ class AnasodRandom(Random):
 
 
 class AnasodLocal(Local):
-    """ANASOD-LS: climbs over distributions, each judged by one of its cells."""
+    """Climbs over distributions, each judged by one of its cells: ANASOD-LS."""
 
     name = "anasod-local"
     source = ANASOD

@@ -1,4 +1,4 @@
-"""The gradient of the expected accuracy, where the accuracy itself has none."""
+"""Follows the gradient of the expected accuracy, where the accuracy itself has none."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST_STD = 1e-3
 
 
 class Reinforce(BlackBox):
-    """Logits for each choice that a point makes, moved by the score function; points are draws.
+    """Moves logits for each choice of a point by the score function; points are draws.
 
     alpha <- alpha + rate (y - mean y) / std y grad log p(point; alpha), an estimate of the gradient
     of E[y]; mean and std are moving ones. Of a cell each slot (and each node's wiring) has logits
@@ -50,7 +50,7 @@ class Reinforce(BlackBox):
         return [Observation(domain.from_tallies(tallies)) for tallies in drawn]
 
     def logits(self, domain: Domain, past: Sequence[Observation]) -> NDArray[np.float64]:
-        """[choices, K], -inf beyond the K of a choice; after the observations in their order."""
+        """Returns [choices, K] after the observations in turn; -inf beyond a choice's K."""
         K, n = np.array(domain.choices).T[..., None]
         alpha = np.where(np.arange(K.max()) < K, 0.0, -np.inf)
         known = [(one.point, one.value) for one in past if one.value is not None]
@@ -66,13 +66,13 @@ class Reinforce(BlackBox):
 
 
 def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over the last axis."""
+    """Normalises exponentials over the last axis."""
     found: NDArray[np.float64] = np.exp(logits - logits.max(-1, keepdims=True))
     return found / found.sum(-1, keepdims=True)
 
 
 class AnasodReinforce(Reinforce):
-    """The differentiable search on distributions, where there is no supernet."""
+    """Searches distributions by gradient, where there is no supernet."""
 
     name = "anasod-reinforce"
     source = ANASOD

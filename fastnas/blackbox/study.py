@@ -1,4 +1,4 @@
-"""Black-box searches as Optuna studies: any number of workers, killed and resumed at will.
+"""Runs black-box searches as Optuna studies: any number of workers, killed and resumed at will.
 
 A trial is one evaluation. What a method proposes depends on the trials so far and on (seed, trial
 number) alone, so a resumed study of one worker goes on as if it had not stopped.
@@ -48,12 +48,12 @@ LOCK_SECONDS = 100
 
 
 class StudyError(ConfigError):
-    """A study cannot be used; one line says why."""
+    """Tells that a study cannot be used; one line says why."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a study has found.
+    """Holds what a study has found.
 
     Attributes:
         cells: evaluated, in the order in which they were proposed, with their evaluations.
@@ -65,7 +65,7 @@ class Result:
     best: int
 
     def incumbents(self) -> list[int]:
-        """After each evaluation the index of the best so far."""
+        """Returns, after each evaluation, the index of the best so far."""
         found: list[int] = []
         for i, (_, evaluation) in enumerate(self.cells):
             better = not found or evaluation.accuracy > self.cells[found[-1]][1].accuracy
@@ -74,7 +74,7 @@ class Result:
 
 
 class Study:
-    """One worker's view of a study.
+    """Gives one worker its view of a study.
 
     Args:
         database: the path of an SQLite file, or the URL of a database as SQLAlchemy writes it,
@@ -135,7 +135,7 @@ class Study:
                         time.sleep(POLL_SECONDS)
 
     def result(self) -> Result:
-        """StudyError where nothing was evaluated."""
+        """Returns what was found; StudyError where nothing was evaluated."""
         trials = self._trials(TrialState.COMPLETE)
         if not trials:
             raise StudyError("the study has no evaluation")
@@ -164,7 +164,7 @@ class Study:
         return evaluation.accuracy
 
     def _claimed(self, point: Point, number: int) -> AnyGenotype:
-        """The cell that the trial of that number evaluates, and no other at the same time.
+        """Returns the cell that this trial evaluates, and no other at the same time.
 
         Where all that the point stands for is being evaluated, the trial is pruned, and the method
         proposes another, which sees those.
@@ -190,7 +190,7 @@ class Study:
         return holder not in states or (is_again and states[holder] == TrialState.COMPLETE)
 
     def _evaluation_seed(self, number: int) -> int:
-        """Below 2^32, of the study's seed and the trial's number."""
+        """Returns a seed below 2^32, of the study's seed and the trial's number."""
         return int(np.random.SeedSequence([self.seed, number, 2]).generate_state(1)[0])
 
     def _live(self) -> list[FrozenTrial]:
@@ -223,7 +223,7 @@ class Study:
 
 
 class _Proposals(BaseSampler):
-    """A method as an Optuna sampler."""
+    """Offers a method as an Optuna sampler."""
 
     def __init__(self, method: BlackBox, domain: Domain, seed: int) -> None:
         self.method, self.domain, self.seed = method, domain, seed
@@ -294,7 +294,7 @@ def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> tuple[Any
 
 
 def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
-    """The URL that Optuna opens, and arguments of SQLAlchemy's engine.
+    """Returns the URL that Optuna opens, and arguments of SQLAlchemy's engine.
 
     The name of a file is handed to the driver as it is: in a URL `?`, `#`, `%` and `{` would be
     read. Optuna fills in templates, so braces of a given URL are doubled.
@@ -312,13 +312,13 @@ def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def text_of(cell: AnyGenotype) -> str:
-    """In the format of its kind that `fastnas.spaces.parse` reads."""
+    """Writes a cell in the format of its kind that `fastnas.spaces.parse` reads."""
     return dump(cell, "nb201" if isinstance(cell, NB201Genotype) else "json")
 
 
 @contextmanager
 def _refusals() -> Any:
-    """What a database refuses, as on a full disk, is one line."""
+    """Turns what a database refuses, as on a full disk, into one line."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -328,7 +328,7 @@ def _refusals() -> Any:
 
 @contextmanager
 def _quiet() -> Any:
-    """Without Optuna's line a trial, and its warnings that heartbeats are experimental."""
+    """Silences Optuna's line a trial, and its warnings that heartbeats are experimental."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

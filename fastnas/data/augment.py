@@ -1,4 +1,4 @@
-"""Random crops, flips and cutout for a whole batch at once."""
+"""Crops, flips and cuts out at random, for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastnas.transfer import to_device
 
 @dataclass(frozen=True)
 class Augment:
-    """Shift, flip and cut out, drawn independently for each image, in this order.
+    """Shifts, flips and cuts out, drawn independently for each image, in this order.
 
     Attributes:
         crop: the largest shift in pixels; the image is padded by as much on every side and a
@@ -42,7 +42,7 @@ class Augment:
     def __call__(
         self, images: Tensor, generator: torch.Generator, *, fill: Tensor | None = None
     ) -> Tensor:
-        """Augment one batch.
+        """Augments one batch.
 
         Args:
             images: float [B, C, H, W] on any device.
@@ -88,7 +88,7 @@ class Augment:
         return images
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
-        """The random numbers for one batch of this shape [B, C, H, W].
+        """Draws the random numbers for one batch of this shape [B, C, H, W].
 
         Returns:
             int64 [5, B] on the CPU: where the window starts in the image (row and column,
@@ -117,7 +117,7 @@ def _within(positions: Tensor, centre: Tensor, side: int) -> Tensor:
 
 
 def _window(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor | None) -> Tensor:
-    """images[b, c, rows[b, i], columns[b, j]], and `fill` where that lies outside."""
+    """Gathers images[b, c, rows[b, i], columns[b, j]], and `fill` where that lies outside."""
     height, width = images.shape[2:]
     source_rows, source_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     source = source_rows[:, :, None] * width + source_columns[:, None, :]

@@ -1,4 +1,4 @@
-"""Which images make up which batch: a stratified split and an endless, resumable stream."""
+"""Says which images make up which batch: a stratified split and an endless, resumable stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAST_SEED = 2**63 - 1
 
 @typed
 def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Divide a labelled set in two parts with the same mix of classes.
+    """Divides a labelled set in two parts with the same mix of classes.
 
     The first part has round(fraction * N) members, and of each class its exact share rounded
     down or up.
@@ -62,7 +62,7 @@ def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
 
 
 class Batches:
-    """An endless stream of index batches over a fixed index set, shuffled anew each pass.
+    """Streams batches of indices without end over a fixed set of indices, shuffled anew each pass.
 
     Its random numbers are its own: nothing else that draws can change the stream, and a
     restored state continues it bit for bit.
@@ -100,12 +100,12 @@ class Batches:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in one pass over the indices."""
+        """Counts the batches in one pass over the indices."""
         whole, rest = divmod(len(self._indices), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def next(self) -> Tensor:
-        """The next batch: int64 [batch_size], or fewer at the end of a pass without drop_last."""
+        """Returns the next int64 [batch_size], or fewer at the end of a pass without drop_last."""
         if self._position == self.batches_per_epoch:
             self._start_pass()
         start = self._position * self.batch_size
@@ -113,7 +113,7 @@ class Batches:
         return self._shuffled[start : start + self.batch_size]
 
     def state_dict(self) -> dict[str, Any]:
-        """The exact position in the stream, as one uint8 tensor and plain numbers."""
+        """Returns the exact position in the stream, as one uint8 tensor and plain numbers."""
         return {
             "generator": self._pass_state.clone(),
             "position": self._position,
@@ -121,7 +121,7 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called.
+        """Continues where `state_dict` was called.
 
         Raises:
             ValueError: if the state is incomplete, or was made with another number of indices,

@@ -1,4 +1,4 @@
-"""Labelled image data held in memory as bytes: what every data source is turned into."""
+"""Holds labelled images in memory as bytes: what every source of data is turned into."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RESIZE_CHUNK = 512
 
 
 class DataError(ValueError):
-    """A data set cannot be used; one line says where, what was found and what is expected."""
+    """Tells in one line where a data set is wrong, what was found and what is expected."""
 
 
 def check_bytes(name: str, images: Tensor) -> None:
-    """TypeError or ValueError unless `images` are uint8 [N, C, H, W]."""
+    """Raises TypeError or ValueError unless `images` are uint8 [N, C, H, W]."""
     if images.dtype != torch.uint8:
         raise TypeError(f"{name} has dtype {images.dtype}; expected torch.uint8")
     if images.dim() != 4:
@@ -29,13 +29,13 @@ def check_bytes(name: str, images: Tensor) -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What the error says, without line breaks."""
+    """Returns what the error says, without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Training and test images with their labels, on any device.
+    """Holds training and test images with their labels, on any device.
 
     Attributes:
         name: what the data set is called in logs and reports.
@@ -67,22 +67,22 @@ class Images:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """Returns C."""
         return self.train.shape[1]
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) in pixels."""
+        """Returns (H, W) in pixels."""
         return self.train.shape[2], self.train.shape[3]
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the training pixels, float32 [C], in units of 0..1."""
+        """Returns the mean of the training pixels, float32 [C], in units of 0..1."""
         return self._moments[0]
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of the training pixels, float32 [C], at least 1/255, units of 0..1."""
+        """Returns the training pixels' deviation, float32 [C], at least 1/255, in units of 0..1."""
         return self._moments[1]
 
     @cached_property
@@ -113,7 +113,7 @@ class Images:
 
     @typed
     def normalise(self, batch: Tensor) -> Tensor:
-        """(batch / 255 - mean) / std.
+        """Returns (batch / 255 - mean) / std.
 
         Args:
             batch: uint8 [..., C, H, W].
@@ -135,7 +135,7 @@ class Images:
         return batch.float().div_(255).sub_(mean).div_(std)
 
     def to(self, device: torch.device | str) -> Images:
-        """The same images with all four tensors on `device`."""
+        """Returns the same images with all four tensors on `device`."""
         return replace(
             self,
             train=self.train.to(device),
@@ -145,13 +145,13 @@ class Images:
         )
 
     def resized(self, size: int) -> Images:
-        """The same data with every image brought to `size` x `size` pixels, see `resize`."""
+        """Brings every image to `size` x `size` pixels, see `resize`."""
         return replace(self, train=resize(self.train, size), test=resize(self.test, size))
 
 
 @typed
 def resize(images: Tensor, size: int) -> Tensor:
-    """Scale the shorter side to `size` (bilinear, antialiased) and crop the centre to a square.
+    """Scales the shorter side to `size` (bilinear, antialiased) and crops the centre to a square.
 
     Args:
         images: uint8 [N, C, H, W].

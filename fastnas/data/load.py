@@ -1,4 +1,4 @@
-"""Image data sets by name: the bundled digits, a .npz file, or what torchvision reads."""
+"""Finds image data by name: the bundled digits, a .npz file, or what torchvision reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_images(
     data_dir: Path = Path("data"),
     image_size: int | None = None,
 ) -> Images:
-    """Load a data set into memory.
+    """Loads a data set into memory.
 
     Args:
         name_or_path: one of

@@ -1,4 +1,4 @@
-"""Image data from one .npz file, with every way such a file can be wrong told in one line."""
+"""Reads image data from one .npz file; every way such a file can be wrong is told in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 def read_archive(path: Path) -> Images:
-    """Read images and labels from a .npz file.
+    """Reads images and labels from a .npz file.
 
     Args:
         path: a file with `images` (uint8, or floats in 0..1; [N, H, W, C], [N, C, H, W] with
@@ -48,7 +48,7 @@ def read_archive(path: Path) -> Images:
 
 @typed
 def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = None) -> Images:
-    """Divide one set into training and test images.
+    """Divides one set into training and test images.
 
     Args:
         name: what the data set is called.

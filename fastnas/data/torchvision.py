@@ -1,4 +1,4 @@
-"""Image data that torchvision reads: CIFAR, SVHN and folders of pictures."""
+"""Reads image data that torchvision knows: CIFAR, SVHN and folders of pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnas.data.dataset import DataError, Images, one_line, resize
 
 
 def read_known(datasets: ModuleType, name: str, data_dir: Path) -> Images:
-    """Read "cifar10", "cifar100" or "svhn", downloading what is missing.
+    """Reads "cifar10", "cifar100" or "svhn", downloading what is missing.
 
     Args:
         datasets: the module torchvision.datasets.
@@ -50,7 +50,7 @@ def read_known(datasets: ModuleType, name: str, data_dir: Path) -> Images:
 
 
 def read_folder(datasets: ModuleType, root: Path, size: int) -> Images:
-    """Read root/train and root/test (root/val where there is no test), one folder for each class.
+    """Reads root/train and root/test (root/val without a test), one folder for each class.
 
     Args:
         datasets: the module torchvision.datasets.

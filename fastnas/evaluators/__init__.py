@@ -1,4 +1,4 @@
-"""What says how good a cell is: a table, and in modules of their own a supernet and a training."""
+"""Says how good a cell is: by a table, by a supernet's weights, or by a training."""
 
 from fastnas.evaluators.base import Evaluation, EvaluationError, Evaluator
 from fastnas.evaluators.table import TableEvaluator, read_table

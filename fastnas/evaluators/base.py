@@ -1,4 +1,4 @@
-"""The interface of evaluators, and what an evaluation costs."""
+"""Defines what an evaluator offers, and what an evaluation costs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fastnas.spaces.distribution import SlotLayout
 
 
 class EvaluationError(RuntimeError):
-    """A cell could not be evaluated, or an evaluator not be built; one line says why."""
+    """Tells that a cell could not be evaluated, or an evaluator not be built; one line says why."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a cell is, and what it took to know.
+    """Says how good a cell is, and what it took to know.
 
     Attributes:
         accuracy: 0 to 1, on the images that the search may see.
@@ -34,10 +34,10 @@ class Evaluator(Protocol):
 
     @property
     def layout(self) -> SlotLayout:
-        """Of the cells that it evaluates."""
+        """Returns the layout of the cells that it evaluates."""
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """One evaluation a cell, several together where that is cheaper.
+        """Returns one evaluation for each cell, several together where that is cheaper.
 
         Args:
             cells: of the layout.

@@ -1,4 +1,4 @@
-"""Accuracies of a trained supernet's paths: weight sharing, no training."""
+"""Evaluates cells as paths of a trained supernet: weights are shared, nothing is trained."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SupernetEvaluator:
 
     @classmethod
     def of_run(cls, folder: Path | str) -> SupernetEvaluator:
-        """Of the folder of a search.
+        """Reads the supernet from the folder of a search.
 
         Raises:
             EvaluationError: it holds none, or one whose space has other candidates on other edges;
@@ -74,7 +74,7 @@ class SupernetEvaluator:
 
     @torch.no_grad()
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """Several cells in a pass; nothing is random but what `seeds` drew the cells with."""
+        """Runs several cells in a pass; nothing is random but what `seeds` drew the cells with."""
         found: list[Evaluation] = []
         for first in range(0, len(cells), AT_ONCE):
             found += self._together(cells[first : first + AT_ONCE])

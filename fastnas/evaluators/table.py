@@ -1,4 +1,4 @@
-"""Accuracies from a table: every cell of NAS-Bench-201, trained by its makers."""
+"""Looks accuracies up in a table: every cell of NAS-Bench-201, trained by its makers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NATS_DATA = {
 
 
 def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
-    """Architecture string to the accuracies of the columns, 0 to 1, of all 15,625 cells.
+    """Reads, of all 15,625 cells, architecture string to the accuracies of the columns, 0 to 1.
 
     Args:
         path: a CSV with `arch_str` and columns of accuracies in per cent; or NATS-Bench's own
@@ -162,13 +162,13 @@ class TableEvaluator:
 
     @typed
     def entry(self, cell: AnyGenotype) -> dict[str, float]:
-        """Column to accuracy, 0 to 1."""
+        """Returns column to accuracy, 0 to 1."""
         if not isinstance(cell, NB201Genotype):
             raise EvaluationError("a table of NAS-Bench-201 knows no other cells")
         return self._table[to_nb201(cell)]
 
     def score(self, cell: AnyGenotype, column: str) -> dict[str, float]:
-        """A cell's accuracy in a column, the best that is there, and the cell's rank from 1."""
+        """Returns a cell's accuracy in a column, the best that is there, and its rank from 1."""
         entry = self.entry(cell)
         check_choice("column", column, entry)
         accuracy = entry[column]
@@ -177,12 +177,12 @@ class TableEvaluator:
         return {"accuracy": accuracy, "best": max(others), "rank": rank}
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """The entries; a table knows no seeds."""
+        """Returns the entries; a table knows no seeds."""
         return [Evaluation(self.entry(cell)[self.column], epochs=self._epochs) for cell in cells]
 
 
 def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) -> float:
-    """Share of the variance over all cells that their operation distribution explains, 0 to 1.
+    """Returns the share (0 to 1) of the variance over all cells that their distribution explains.
 
     eta^2 = sum_p n_p (mean_p - mean)^2 / sum_i (y_i - mean)^2, p running over distributions.
     """
@@ -196,7 +196,7 @@ def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) ->
 def by_distribution(
     table: Mapping[str, Mapping[str, float]], column: str
 ) -> list[NDArray[np.float64]]:
-    """The accuracies of the cells of each distribution."""
+    """Returns the accuracies of the cells of each distribution."""
     layout = NB201Slots()
     groups: dict[tuple[str, ...], list[float]] = {}
     for arch, row in table.items():

@@ -1,4 +1,4 @@
-"""Accuracies of cells that are trained from scratch, for a few epochs."""
+"""Evaluates cells by training each from scratch for a few epochs."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class TrainingEvaluator:
 
     @classmethod
     def of_file(cls, path: Path | str, layout: SlotLayout) -> TrainingEvaluator:
-        """By a file of settings of `fastnas train`.
+        """Makes it by a file of settings of `fastnas train`.
 
         Raises:
             ConfigError: it is none, or sets what an evaluation does not have.
@@ -83,7 +83,7 @@ class TrainingEvaluator:
             raise ConfigError(f"config file {path}: {error}") from error
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """One training after the other."""
+        """Trains one cell after the other."""
         return [self._trained(cell, seed) for cell, seed in zip(cells, seeds, strict=True)]
 
     def _trained(self, cell: AnyGenotype, seed: int) -> Evaluation:

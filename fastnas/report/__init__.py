@@ -1,4 +1,4 @@
-"""Pictures of what a search found and how it got there."""
+"""Draws what a search found and how it got there."""
 
 from fastnas.extras import require
 

@@ -1,4 +1,4 @@
-"""Pictures of a genotype: its cells as graphs from left to right."""
+"""Draws a genotype: its cells as graphs from left to right."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INPUT_FILL, NODE_FILL, OUTPUT_FILL, DEAD_FILL = "#DDEBF7", "#FFF4D6", "#E4F1DE",
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell ready to lay out: operations are edges with an `op`, output edges have none."""
+    """Holds a cell ready to lay out: operations are edges with an `op`, output edges have none."""
 
     title: str
     inputs: int
@@ -50,7 +50,7 @@ class _Cell:
 
 @typed
 def draw_genotype(genotype: AnyGenotype, path: Path | str, *, title: str = "") -> None:
-    """Draw the cells of a genotype, one above the other, and save the picture.
+    """Draws the cells of a genotype, one above the other, and saves the picture.
 
     Args:
         genotype: the cells to draw. Several operations between the same two nodes are all
@@ -67,7 +67,7 @@ def draw_genotype(genotype: AnyGenotype, path: Path | str, *, title: str = "") -
 
 @typed
 def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
-    """The picture that `draw_genotype` saves: a figure with one axes for each cell."""
+    """Returns what `draw_genotype` saves: a figure with one axes for each cell."""
     if isinstance(genotype, NB201Genotype):
         cells = [_nb201_cell(genotype)]
     else:

@@ -1,4 +1,4 @@
-"""Where the nodes, edges and edge labels of a cell go, so that each can be read.
+"""Decides where the nodes, edges and edge labels of a cell go, so that each can be read.
 
 Every node has a column of its own, left to right. Heights, bends of the edges and places of the
 labels start from a plain guess and are then improved one at a time, each to its best value given
@@ -37,7 +37,7 @@ NODE_HIT_COST, COVERED_COST, OVERLAP_COST = 50.0, 3.0, 3000.0
 
 @dataclass(frozen=True)
 class Layout:
-    """Places found for one cell.
+    """Holds the places found for one cell.
 
     Attributes:
         nodes: centres, [nodes, 2].
@@ -53,7 +53,7 @@ class Layout:
 
 
 def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | None]) -> Layout:
-    """Find places for a cell.
+    """Finds places for a cell.
 
     Args:
         inputs: how many of the nodes, the first ones, are inputs; they share the first column.
@@ -85,20 +85,20 @@ def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | N
 
 
 def curve(start: Array, end: Array, bend: float, at: Array) -> Array:
-    """Points of matplotlib's "arc3" curve between two points, at parameters 0..1; [len(at), 2]."""
+    """Returns points of matplotlib's "arc3" curve at parameters 0..1; [len(at), 2]."""
     control = (start + end) / 2 + bend * (end - start)[::-1] * (1, -1)
     at = at[:, None]
     return (1 - at) ** 2 * start + 2 * at * (1 - at) * control + at**2 * end
 
 
 def _lines(centres: Array, edges: Ends, bends: Array, at: Array) -> Array:
-    """All curves, [edges, len(at), 2]."""
+    """Returns all curves, [edges, len(at), 2]."""
     curves = [curve(centres[s], centres[t], bend, at) for (s, t), bend in zip(edges, bends)]
     return np.array(curves).reshape(len(edges), len(at), 2)
 
 
 def _heights(inputs: int, nodes: int, edges: Ends, sweeps: int) -> Array:
-    """Centres of the nodes that keep straight edges apart and off other nodes."""
+    """Returns centres of the nodes that keep straight edges apart and off other nodes."""
     centres = np.zeros((nodes, 2))
     centres[:, 0] = np.maximum(np.arange(nodes) - inputs + 1, 0) * COLUMN
     if inputs > 1:
@@ -130,7 +130,7 @@ def _cost_of_heights(centres: Array, edges: Ends) -> float:
 def _best(
     edge: tuple[int, int], size: Size | None, centres: Array, others: Array, boxes: Array
 ) -> tuple[float, float]:
-    """The best bend of one edge and place of its label, where the others are as they are."""
+    """Finds the best bend of one edge and place of its label, where the others are as they are."""
     start, end = centres[list(edge)]
     nodes = np.stack([centres - NODE_RADIUS, centres + NODE_RADIUS], axis=1)
     taken = np.concatenate([boxes, nodes])
@@ -156,14 +156,14 @@ def _best(
 
 
 def _closeness(line: Array, others: Array) -> float:
-    """How much of a line runs beside or across other lines, [others, samples, 2]."""
+    """Measures how much of a line runs beside or across other lines, [others, samples, 2]."""
     apart = line[:, None, None] - others
     squares = (apart * apart).sum(axis=-1).min(axis=-1)
     return float(np.exp(-squares / EDGE_GAP**2).sum())
 
 
 def _hits(line: Array, edge: tuple[int, int], centres: Array) -> float:
-    """How deep a line runs through nodes that are not its ends."""
+    """Measures how deep a line runs through nodes that are not its ends."""
     others = np.delete(centres, edge, axis=0)
     distances = np.linalg.norm(line[:, None] - others, axis=-1)
     return NODE_HIT_COST * float(np.clip(1 - (distances - NODE_RADIUS) / NODE_GAP, 0, 3).sum())
@@ -175,12 +175,12 @@ def _box(centre: Array, size: Size) -> Array:
 
 
 def _covered(boxes: Array, points: Array) -> int:
-    """How many times a box, [boxes, 2, 2], covers a point, [points, 2]."""
+    """Counts how many times a box, [boxes, 2, 2], covers a point, [points, 2]."""
     low, high = boxes[:, :1], boxes[:, 1:]
     return int(((points > low) & (points < high)).all(axis=-1).sum())
 
 
 def _overlap(box: Array, others: Array) -> float:
-    """The area a box shares with other boxes, [others, 2, 2]."""
+    """Returns the area a box shares with other boxes, [others, 2, 2]."""
     sides = np.minimum(box[1], others[:, 1]) - np.maximum(box[0], others[:, 0])
     return float(np.clip(sides, 0, None).prod(axis=-1).sum())

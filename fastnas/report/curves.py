@@ -1,4 +1,4 @@
-"""The course of a search, drawn from its history."""
+"""Draws the course of a search from its history."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ DRAWN = ("epoch", *(key for panel in PANELS for key, _ in panel.lines))
 
 @typed
 def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> None:
-    """Draw losses, accuracies, skip counts and alpha entropies over the epochs of a search.
+    """Draws losses, accuracies, skip counts and alpha entropies over the epochs of a search.
 
     Args:
         history: one entry for each epoch, with the key `epoch` and any of `train_loss`,
@@ -72,7 +72,7 @@ def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> N
 
 @typed
 def draw_best_so_far(accuracies: Sequence[float], path: Path | str) -> None:
-    """Draw the best accuracy so far after 1, 2, ... evaluations, of which there is at least one."""
+    """Draws the best accuracy after 1, 2, ... evaluations, of which there is at least one."""
     if not len(accuracies):
         raise ValueError("accuracies is empty; those of one or more evaluations are needed")
     figure = Figure(figsize=(5, 3.2), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
@@ -88,7 +88,7 @@ def draw_best_so_far(accuracies: Sequence[float], path: Path | str) -> None:
 
 @typed
 def history_figure(history: Sequence[Mapping[str, object]]) -> Figure:
-    """The picture that `draw_history` saves: a figure with one axes for each panel."""
+    """Returns what `draw_history` saves: a figure with one axes for each panel."""
     if not history:
         raise ValueError("history is empty; expected an entry for at least one epoch")
     for position, entry in enumerate(history):

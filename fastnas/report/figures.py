@@ -1,4 +1,4 @@
-"""Saving figures, without matplotlib's global state."""
+"""Saves figures without matplotlib's global state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DPI = 160
 
 @typed
 def picture_path(path: Path | str) -> Path:
-    """The path, if its suffix names a format that can be written.
+    """Returns the path if its suffix names a format that can be written.
 
     Raises:
         ValueError: if the suffix is neither .png nor .svg.
@@ -32,7 +32,7 @@ def picture_path(path: Path | str) -> Path:
 
 
 def write_title(figure: Figure, title: str, **style: Any) -> None:
-    """Write a text of the user's above a figure as it is: `$` begins no formula.
+    """Writes a text of the user's above a figure as it is: `$` begins no formula.
 
     What no font or SVG can have, such as a byte of a name that is no UTF-8, is written as an
     escape.
@@ -43,7 +43,7 @@ def write_title(figure: Figure, title: str, **style: Any) -> None:
 
 @typed
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG or SVG, as the suffix says; equal figures give equal bytes.
+    """Writes a figure as PNG or SVG, as the suffix says; equal figures give equal bytes.
 
     A picture that was there stays whole where the new one cannot be written.
 

@@ -1,4 +1,4 @@
-"""What a search has tried, as points of the simplex of distributions over operations."""
+"""Draws what a search has tried as points of the simplex of distributions over operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ JITTER = 0.02
 def draw_simplex(
     shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float], path: Path
 ) -> None:
-    """Save `simplex_figure`; the path's suffix .png or .svg chooses the format."""
+    """Saves `simplex_figure`; the path's suffix .png or .svg chooses the format."""
     save_figure(simplex_figure(shares, ops, accuracies), path)
 
 

@@ -1,4 +1,4 @@
-"""The search step of a run beside the eager step of the public code, on the same machine."""
+"""Times the search step of a run beside the eager step of the public code, on the same machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Step = Callable[[], None]
 
 
 def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
-    """What a report says of this run beside eager, whatever becomes of the comparison.
+    """Returns what a report says of this run beside eager, whatever becomes of the comparison.
 
     Eager may need more memory than there is, which is what many come here for. So its bytes are
     estimated first; and a comparison that fails costs its figures, not the run.
@@ -48,7 +48,7 @@ def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
 
 
 def uncompared(reason: str | None) -> dict[str, Any]:
-    """The figures of a report without a comparison; None is the reason where none was wanted."""
+    """Returns the figures of a report without a comparison; None where none was wanted."""
     return {
         "step_speedup_vs_eager": None,
         "saved_bytes_ratio_vs_eager": None,
@@ -57,7 +57,7 @@ def uncompared(reason: str | None) -> dict[str, Any]:
 
 
 def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
-    """First-order search steps, this run's and eager's in turn, on copies of the run's networks.
+    """Times first-order steps, this run's and eager's in turn, on copies of the run's networks.
 
     Ours is timed from CUDA graphs where the run uses them. Eager is the method's `eager_step`:
     NCHW, all gradients in both halves, skip noise from torch's generator where the method has
@@ -135,7 +135,7 @@ def _eager_step(
 def _still_optimizers(
     network: nn.Module, arch: ArchParameters
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """The optimizers of a search with rate 0, so that every timed step does the same work."""
+    """Makes the optimizers of a search with rate 0, so that every timed step does the same work."""
     capturable = capturable_on(next(network.parameters()).device)
     params = sgd(
         network.parameters(), lr=0.0, capturable=capturable, momentum=0.9, weight_decay=3e-4

@@ -1,4 +1,4 @@
-"""The last stage of a search: the short training of the network that it derived."""
+"""Runs the last stage of a search: the short training of the network that it derived."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Tra
 
 
 def _convolutions(space: Space) -> AnyGenotype:
-    """A cell with convolutions wherever the space offers one."""
+    """Returns a cell with convolutions wherever the space offers one."""
 
     def preference(names: tuple[str, ...]) -> list[float]:
         return [float("conv" in name) - (name == "none") for name in names]

@@ -1,4 +1,4 @@
-"""Whether the eager step of a search fits into the memory that is free, told before it runs."""
+"""Tells, before it runs, whether the eager step of a search fits into the free memory."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def eager_saved_bytes(searcher: Searcher) -> int:
 
 
 def _heaviest(network: reference.SearchNetwork, cell: str, edges: Tensor) -> Tensor:
-    """The candidate with most parameters of every edge [E], -1 where `edges` has no edge."""
+    """Returns each edge's candidate of most parameters [E], -1 where `edges` has no edge."""
     dag = next((dag for dag in network.dags() if dag.cell_type == cell), None)
     if dag is None:  # a network too short for cells of that type
         return edges
@@ -71,7 +71,7 @@ def _heaviest(network: reference.SearchNetwork, cell: str, edges: Tensor) -> Ten
 
 
 def why_eager_does_not_fit(searcher: Searcher) -> str | None:
-    """Why an eager step would not fit into the device's free memory, or None where it does.
+    """Says why an eager step would not fit into the device's free memory; None where it does.
 
     None also where the system does not tell how much is free.
     """
@@ -89,7 +89,7 @@ def why_eager_does_not_fit(searcher: Searcher) -> str | None:
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Memory that the process can still get on the device; None where the system does not tell.
+    """Returns what memory the process can still get on the device; None where nothing tells.
 
     On the CPU it is what Linux holds to be available, at most what the container has left.
 
@@ -111,7 +111,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
 
 
 def _left(limit: Path, used: Path) -> int | None:
-    """Of a container's memory; None where there is no container, or no limit ("max")."""
+    """Returns what a container's memory has left; None without a container or a limit ("max")."""
     try:
         return max(0, int(limit.read_text()) - int(used.read_text()))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""report.json and report.md: what a run found, and on what grounds."""
+"""Writes report.json and report.md: what a run found, and on what grounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REPORT_MD = "report.md"
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures of a run depend on besides its config."""
+    """Lists what the figures of a run depend on besides its config."""
     cuda = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
@@ -35,7 +35,7 @@ def write_report(out: Path, report: Mapping[str, Any], text: str) -> None:
 
 
 def cell_table(genotype: AnyGenotype) -> list[str]:
-    """A genotype as a Markdown table, one row a node."""
+    """Returns a genotype as a Markdown table, one row for each node."""
     if isinstance(genotype, NB201Genotype):
         cells = {"normal": genotype.nodes}
         first = 1
@@ -51,7 +51,7 @@ def cell_table(genotype: AnyGenotype) -> list[str]:
 
 
 def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Cell type to operation to share as a Markdown table, and an empty line."""
+    """Returns cell type to operation to share as a Markdown table, and an empty line."""
     lines = ["| cell | operation | share |", "|---|---|---:|"]
     for cell, row in shares.items():
         lines += [f"| {cell} | {op} | {share:.3f} |" for op, share in row.items()]
@@ -59,7 +59,7 @@ def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
-    """report.md of a search: the search, the comparison, and last the cell and its accuracy."""
+    """Writes report.md of a search: settings, comparison, and last the cell and its accuracy."""
     env = report["environment"]
     lines = [
         f"# {report['method']} on {report['data']}, space {report['space']}",
@@ -113,7 +113,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
 
 
 def table_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Column to what `TableEvaluator.score` says of a cell there, a paragraph each."""
+    """Writes what `TableEvaluator.score` says of a cell, a paragraph for each column."""
     return [
         text
         for column, score in scores.items()
@@ -126,7 +126,7 @@ def table_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def study_text(report: Mapping[str, Any]) -> str:
-    """report.md of a black-box search."""
+    """Writes report.md of a black-box search."""
     lines = [
         f"# {report['method']} on {report['evaluator']}",
         "",
@@ -151,7 +151,7 @@ def study_text(report: Mapping[str, Any]) -> str:
 
 
 def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
-    """report.md of a training."""
+    """Writes report.md of a training."""
     env = report["environment"]
     return "\n".join(
         [

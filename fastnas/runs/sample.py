@@ -1,4 +1,4 @@
-"""Cells from the distribution of a search's report."""
+"""Draws cells from the distribution in a search's report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNTS = whole(1, 10**5)
 
 
 def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> list[str]:
-    """Genotypes as one line of JSON each (of NAS-Bench-201 as its string).
+    """Returns genotypes as one line of JSON each (of NAS-Bench-201 as its string).
 
     Args:
         length: operations of a cell; None: as the space of the search has them.

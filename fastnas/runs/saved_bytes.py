@@ -1,4 +1,4 @@
-"""How many bytes autograd holds for the backward pass."""
+"""Measures how many bytes autograd holds for the backward pass."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _storage(tensor: Tensor) -> Storage:
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory behind the tensors, each storage counted once (views share theirs)."""
+    """Sums the memory behind the tensors, each storage counted once (views share theirs)."""
     return sum(size for _, size in {_storage(tensor) for tensor in tensors})
 
 
 class _Held:
-    """A saved tensor; when autograd drops it, the ledger hears of it."""
+    """Stands for a saved tensor; when autograd drops it, the ledger hears of it."""
 
     def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
         self.tensor = tensor
@@ -37,7 +37,7 @@ class _Held:
 
 
 class _Ledger:
-    """Bytes held at a time, and the most there were. Reentrant: a drop can interrupt a take."""
+    """Counts the bytes held now and the most there were. Reentrant: a drop can interrupt a take."""
 
     def __init__(self, exclude: Iterable[Tensor]) -> None:
         self.excluded = {_storage(tensor) for tensor in exclude}
@@ -66,7 +66,7 @@ class _Ledger:
 
 
 def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
-    """The most bytes that autograd holds for backward at any moment while `run()` runs.
+    """Returns the most bytes that autograd holds for backward at any moment of `run()`.
 
     For one forward pass that is everything it saves. Counted are whole storages, each once, of
     what goes through `save_for_backward`, inputs of checkpointed parts included; what a graph drops

@@ -1,4 +1,4 @@
-"""Whole runs: search (then train what it derives, then compare), and train. All the CLI does."""
+"""Runs a whole search (then trains what it derives, then compares), or a training."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def run_train(
 
 
 def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
-    """What the search derives; of a distribution the supernet's best of some cells."""
+    """Returns what the search derives; of a distribution the supernet's best of some cells."""
     strategy = searcher.strategy
     if not isinstance(strategy, OnDistributions):
         return searcher.genotype()
@@ -145,7 +145,7 @@ def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
 
 
 def _table(config: SearchConfig) -> TableEvaluator | None:
-    """Where the derived cell is looked up."""
+    """Opens the table in which the derived cell is looked up."""
     if config.table is None:
         return None
     return TableEvaluator(config.table, config.resolved("table_report"))

@@ -1,4 +1,4 @@
-"""A black-box search from its config to its report. All that the CLI does of it."""
+"""Runs a black-box search from its config to its report."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _trained_slots(config: StudyConfig) -> SlotLayout:
 
 
 def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
-    """What all workers of a study must agree on. A path is another on each machine."""
+    """Lists what all workers of a study must agree on. A path is another on each machine."""
     shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
     shared["evaluator"] = config.evaluator.partition(":")[0]
     if isinstance(evaluator, TableEvaluator):
@@ -125,7 +125,7 @@ def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
 def _reported(
     config: StudyConfig, evaluator: Evaluator, cell: str
 ) -> dict[str, dict[str, float]] | None:
-    """The accuracy of the best cell that the search did not see."""
+    """Returns the accuracy of the best cell that the search did not see."""
     if not isinstance(evaluator, TableEvaluator):
         return None
     column = config.resolved("table_report")
