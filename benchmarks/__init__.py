@@ -1,1 +1,1 @@
-"""Benchmarks: harness, op cases, search cases. Installed as fastnas.benchmarks."""
+"""Benchmarks fastnas: harness, op cases, search cases. Installed as fastnas.benchmarks."""

@@ -1,4 +1,4 @@
-"""What a model of the GPU predicted, beside what was measured.
+"""Holds what a model of the GPU predicted beside what was measured.
 
     python -m fastnas.benchmarks.predictions RESULT.csv ... [STOCK.json]
 
@@ -24,7 +24,7 @@ MIXED_OP_SHAPES = ("64x16x32x32", "64x32x16x16", "64x64x8x8")
 
 
 class Prediction(NamedTuple):
-    """Milliseconds of a case, and the range that the model's least certain inputs give."""
+    """Gives the milliseconds of a case, and the range of the model's least certain inputs."""
 
     op: str
     dtype: str
@@ -43,7 +43,7 @@ class Prediction(NamedTuple):
 def _steps(
     backend: str, *ms: float | None, low: float | None = None, high: float | None = None
 ) -> Iterator[Prediction]:
-    """Of float32 at batch 64 (which has the range) and 256, then of bfloat16."""
+    """Lists float32 at batch 64 (which has the range) and 256, then bfloat16."""
     cases = [(dtype, b) for dtype in ("float32", "bfloat16") for b in (64, 256)]
     for (dtype, batch), value in zip(cases, ms):
         if value is not None:
@@ -78,7 +78,7 @@ NOT_MEASURED = "not measured"
 
 
 def step_lines(rows: Iterable[Row]) -> list[str]:
-    """A Markdown table of times: predicted, measured, and whether within the range."""
+    """Writes a Markdown table of times: predicted, measured, and whether within the range."""
     found = {(r.op, r.dtype, r.shape, r.backend): r for r in rows if r.pass_ in ("step", "fwd+bwd")}
     lines = ["| case | provider | model, ms | its range | measured, ms | |"]
     lines += ["|---|---|---|---|---|---|"]
@@ -95,7 +95,7 @@ def step_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def gain_lines(rows: Iterable[Row]) -> list[str]:
-    """What a graph gained over the eager stream, case by case."""
+    """Writes what a graph gained over the eager stream, case by case."""
     steps = {(r.dtype, r.shape, r.backend): r.median_ms for r in rows if r.op == STEP}
     lines = []
     for (dtype, shape, backend), stream in steps.items():
@@ -109,7 +109,7 @@ def gain_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def kernel_lines(stock: Mapping[str, float]) -> list[str]:
-    """torch's kernels; `stock` is name to microseconds, the first that matches is the slowest."""
+    """Compares torch's kernels; `stock` is name to microseconds, the first match is the slowest."""
     head = ["| torch's kernel | model, us | its range | measured, us | |", "|---|---|---|---|---|"]
     lines = []
     for part, (us, low, high) in KERNELS.items():

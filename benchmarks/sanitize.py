@@ -1,4 +1,4 @@
-"""Every op once, forward and backward, and sampled paths: what compute-sanitizer watches, small.
+"""Runs every op once, forward and backward, and sampled paths: what compute-sanitizer watches.
 
     compute-sanitizer --tool memcheck python -m fastnas.benchmarks.sanitize
 
@@ -33,7 +33,7 @@ PATHS = Size(C=4, layers=3, batch=3, pixels=9)
 
 
 def cases() -> dict[str, list[Case]]:
-    """Op to its cases: odd sizes, both strides, both layouts, bf16, noise."""
+    """Maps an op to its cases: odd sizes, both strides, both layouts, bf16, noise."""
     bf16 = torch.bfloat16
     return {
         "mixed_sum": [
@@ -60,7 +60,7 @@ def cases() -> dict[str, list[Case]]:
 
 
 def run(case: Case, device: str) -> int:
-    """Forward and backward of every fused provider of a case; how many ran.
+    """Runs forward and backward of every fused provider of a case; returns how many ran.
 
     Raises:
         RuntimeError: a result is not finite.
@@ -75,7 +75,7 @@ def run(case: Case, device: str) -> int:
 
 
 def run_paths(device: str) -> None:
-    """A search step on sampled paths that the kernels read, as in a CUDA graph.
+    """Makes a search step on sampled paths that the kernels read, as in a CUDA graph.
 
     Raises:
         RuntimeError: a parameter is not finite after it.

@@ -1,4 +1,4 @@
-"""`pytest benchmarks/`: the op cases under pytest-benchmark, each verified before it is timed."""
+"""Runs the op cases under pytest-benchmark (`pytest benchmarks/`), each verified, then timed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _label(case: Any) -> str:
 
 @pytest.fixture(autouse=True)
 def keep_buffers() -> Iterator[None]:
-    """A compiled backward gives its buffers away otherwise, and can run only once."""
+    """Makes a compiled backward keep its buffers, without which it can run only once."""
     with functorch_config.patch(donated_buffer=False):
         yield
 

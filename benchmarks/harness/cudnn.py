@@ -1,4 +1,4 @@
-"""How cuDNN runs the baselines."""
+"""Says how cuDNN runs the baselines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def cudnn_as_measured() -> Iterator[None]:
-    """cuDNN picks its algorithms by timing, as in the public DARTS code, and fp32 is fp32.
+    """Lets cuDNN pick its algorithms by timing, as the public DARTS code does; fp32 is fp32.
 
     torch lets cuDNN round the inputs of fp32 convolutions to TF32 unless it is told not to. fastnas
     does not round them unless it is told to, so a comparison of the same work has it off.

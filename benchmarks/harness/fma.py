@@ -1,4 +1,4 @@
-"""A Triton kernel that does nothing but multiply and add: the fp32 rate of the CUDA cores."""
+"""Measures the fp32 rate of the CUDA cores by a Triton kernel that only multiplies and adds."""
 
 import triton
 import triton.language as tl
@@ -13,7 +13,7 @@ UNROLLED = 16
 
 @triton.jit
 def fma_kernel(x_ptr, y_ptr, turns, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
-    """y = x after turns * UNROLLED times x <- A x + B; 8 independent chains a thread."""
+    """Computes y = x after turns * UNROLLED times x <- A x + B; 8 independent chains a thread."""
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + o)
     a = tl.full([BLOCK], 0.9998779296875, tl.float32)
@@ -25,5 +25,5 @@ def fma_kernel(x_ptr, y_ptr, turns, BLOCK: tl.constexpr, UNROLLED: tl.constexpr)
 
 
 def run(x, y, turns):
-    """x, y float32 [programs BLOCK]: y = 2 + A^(turns UNROLLED) (x - 2)."""
+    """Computes y = 2 + A^(turns UNROLLED) (x - 2) of float32 [programs BLOCK]."""
     fma_kernel[(x.numel() // BLOCK,)](x, y, turns, BLOCK=BLOCK, UNROLLED=UNROLLED, num_warps=WARPS)

@@ -1,4 +1,4 @@
-"""Any work on a GPU as one CUDA graph."""
+"""Captures any work on a GPU as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WARMUP = 3
 
 
 class Captured(NamedTuple):
-    """The replay of what was captured, and the most device memory that it adds while it runs."""
+    """Holds the replay of what was captured, and the most device memory that it adds."""
 
     replay: Callable[[], None]
     peak_bytes: int
@@ -45,7 +45,7 @@ def captured(call: Callable[[], object], warmup: int = WARMUP) -> Captured:
 
 @cache
 def _holder() -> torch.cuda.CUDAGraph:
-    """A graph of next to nothing that holds the pool, also when the first capture in it fails."""
+    """Captures next to nothing to hold the pool, also when the first real capture in it fails."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         torch.zeros(1, device="cuda")

@@ -1,4 +1,4 @@
-"""The numbers that a benchmark's settings may have, read by the command line's help as well."""
+"""Says which numbers a benchmark's settings may have; the command line's help reads it as well."""
 
 from fastnas.bounds import Bounds, whole
 

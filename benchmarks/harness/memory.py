@@ -1,4 +1,4 @@
-"""Memory: what autograd saves, and the peak of a call or of a whole process."""
+"""Measures memory: what autograd saves, and the peak of a call or of a whole process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.exit(os.waitstatus_to_exitcode(status) != 0)
 
 
 def peak_bytes(call: Callable[[], object], device: str) -> int | None:
-    """The most device memory that the call adds to what is allocated before it; None on a CPU."""
+    """Returns the most device memory that the call adds to what was there; None on a CPU."""
     if device != "cuda":
         return None
     torch.cuda.synchronize()
@@ -37,7 +37,7 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
 
 
 def peak_rss_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
-    """Peak resident bytes of a command, run to its end in a process of its own.
+    """Returns peak resident bytes of a command, run to its end in a process of its own.
 
     Raises:
         RuntimeError: if the command fails, with the end of what it wrote to stderr.

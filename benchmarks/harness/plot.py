@@ -1,4 +1,4 @@
-"""Plots of a benchmark CSV alone: `python -m fastnas.benchmarks.harness.plot CSV PNG`."""
+"""Plots a benchmark CSV alone: `python -m fastnas.benchmarks.harness.plot CSV PNG`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUP = 0.8
 
 
 def plot_csv(csv: Path, out: Path) -> None:
-    """Speed-up over eager and bytes saved, case by case; bars left of 1 are slower than eager."""
+    """Plots speed-up over eager and bytes saved by case; bars left of 1 are slower than eager."""
     rows = [row for row in read_csv(csv) if row.pass_ in PASSES and row.verified == YES]
     if not rows:
         raise ValueError(f"{csv} has no verified rows of the passes {', '.join(PASSES)}")

@@ -1,4 +1,4 @@
-"""The roof that the other rows are held against: what this device copies and multiplies at most."""
+"""Measures the roof of the other rows: what this device copies and multiplies at most."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUICK_SHARE = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """Work of a known amount; `check` says how its result is wrong, or None."""
+    """Does work of a known amount; `check` says how its result is wrong, or None."""
 
     op: str
     backend: str
@@ -54,7 +54,7 @@ def copy_probe(device: str, size: int) -> Probe:
 
 
 def matmul_probe(device: str, dtype: torch.dtype, side: int) -> Probe:
-    """IEEE fp32 unless torch is told otherwise; bf16 on tensor cores."""
+    """Multiplies matrices: IEEE fp32 unless torch is told otherwise; bf16 on tensor cores."""
     generator = torch.Generator().manual_seed(SEED)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     c = torch.empty_like(a)
@@ -73,7 +73,7 @@ def matmul_probe(device: str, dtype: torch.dtype, side: int) -> Probe:
 
 
 def fma_probe(programs: int, turns: int, device: str = "cuda") -> Probe:
-    """Needs Triton."""
+    """Multiplies and adds on CUDA cores; needs Triton."""
     kernels = importlib.import_module("fastnas.benchmarks.harness.fma")
     x = torch.linspace(-1, 1, programs * kernels.BLOCK, device=device)
     y = torch.empty_like(x)
@@ -93,7 +93,7 @@ def fma_probe(programs: int, turns: int, device: str = "cuda") -> Probe:
 
 
 def measure_roof(device: str, quick: bool = False) -> Roof:
-    """Copy bandwidth of a large array; FMA rate by `fma_probe`, on a CPU by a matrix product."""
+    """Measures copy bandwidth of a large array and the FMA rate (on a CPU by a matrix product)."""
     share = QUICK_SHARE if quick else 1
     size = LARGE[device] // share
     copied, _ = _run(copy_probe(device, size), device)
@@ -107,7 +107,7 @@ def measure_roof(device: str, quick: bool = False) -> Roof:
 
 
 def _fma_probe(device: str, quick: bool) -> Probe | str:
-    """What the FMA rate is measured with, or why it cannot be."""
+    """Returns what the FMA rate is measured with, or why it cannot be."""
     if device == "cpu":
         return matmul_probe(device, torch.float32, SIDES[device] // (4 if quick else 1))
     if importlib.util.find_spec("triton") is None:
@@ -125,7 +125,7 @@ def _run(probe: Probe, device: str) -> tuple[Timing, str]:
 def roofline_rows(
     conditions: Conditions, device: str, quick: bool, say: Callable[[str], object]
 ) -> Iterator[Row]:
-    """Copies of three sizes, matrix products, and on a GPU the multiply-adds of its CUDA cores."""
+    """Times copies of three sizes, matrix products, and a GPU's multiply-adds."""
     share = QUICK_SHARE if quick else 1
     side = SIDES[device] // (4 if quick else 1)
     makers: list[Callable[[], Probe | str]] = [

@@ -1,4 +1,4 @@
-"""Running the suites: verify, time, weigh, write the CSV, print the table."""
+"""Runs the suites: verify, time, weigh, write the CSV, print the table."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def run_suite(
     threads: int | None = None,
     device: str = "auto",
 ) -> list[Row]:
-    """Run benchmarks, write their CSV and print a table.
+    """Runs benchmarks, writes their CSV and prints a table.
 
     Args:
         suite: "ops", "search", "paths" (single-path steps), "memory", "roofline" or "all".
@@ -152,7 +152,7 @@ def run_suite(
 
 
 def result_path(conditions: Conditions, out: Path | None, suite: str, quick: bool) -> Path:
-    """Where the result goes: `out` if it names a file, else device and commit name it."""
+    """Says where the result goes: `out` if it names a file, else device and commit name it."""
     if out is not None and out.suffix == ".csv":
         return out
     if out is None:
@@ -183,7 +183,7 @@ def _check(
 
 
 def _check_skip(skip: Collection[str], suite: str) -> None:
-    """ValueError for a provider that no case of the suite has, as a misspelt one."""
+    """Raises ValueError for a provider that no case of the suite has, as a misspelt one."""
     if EAGER in skip:
         raise ValueError(f"skip has {EAGER!r}, which everything is compared with")
     allowed = list(dict.fromkeys(name for part in _parts(suite) for name in SKIPPABLE[part]))
@@ -195,7 +195,7 @@ def _check_skip(skip: Collection[str], suite: str) -> None:
 
 
 def _parts(suite: str) -> list[str]:
-    """The suites that run."""
+    """Lists the suites that run."""
     return [part for part in SUITES if part != "all"] if suite == "all" else [suite]
 
 
@@ -210,7 +210,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 
 def _warn_if_busy(console: Console) -> None:
-    """OpenMP threads that wait for a core make eager code ten times slower and more."""
+    """Warns of a busy machine: eager's OpenMP threads then take ten times as long and more."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY * (os.cpu_count() or 1):
         console.print(
@@ -235,7 +235,7 @@ def _progress(console: Console) -> Iterator[Say]:
 
 
 def op_cases(device: str, op: str | None, quick: bool, full: bool) -> list[Case]:
-    """The case tables of the ops in `fastnas.ops.OPS`, one module of the op's name each."""
+    """Finds the case tables of the ops in `fastnas.ops.OPS`, one module of the op's name each."""
     cases: list[Case] = []
     for stem in OPS if op is None else [op]:
         table = importlib.import_module(f"fastnas.benchmarks.ops.{stem}")
@@ -255,7 +255,7 @@ def op_rows(
     say: Say = lambda what: None,
     skip: Collection[str] = (),
 ) -> list[Row]:
-    """Rows of every pass and provider of a case. Only what was verified just before is timed."""
+    """Makes rows of every pass and provider of a case; only what was just verified is timed."""
     shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
     label = f"{case.op} {dtype} {shape} K={case.K} {case.layout}"
     repeats = QUICK_REPEATS if quick else REPEATS[device]
@@ -314,7 +314,7 @@ def _weights(problem: Problem, provider: str, device: str) -> dict[str, int | No
 def _time(
     problem: Problem, verdicts: dict[str, str], pass_: str, repeats: int, device: str
 ) -> tuple[dict[str, Timing], dict[str, str]]:
-    """Timings of one pass, and the verdicts with what a first call adds to them."""
+    """Times one pass, and returns the verdicts with what a first call adds to them."""
     status, calls, seconds = dict(verdicts), {}, 0.0
     for name in (name for name, verdict in verdicts.items() if verdict == YES):
         try:
@@ -332,7 +332,7 @@ def _time(
 
 
 def pass_call(problem: Problem, provider: str, pass_: str) -> Callable[[], object]:
-    """What is timed: the forward, the backward through a graph that is kept, or both."""
+    """Returns what is timed: the forward, the backward through a graph that is kept, or both."""
     forward = problem.forwards[provider]
     if pass_ == "fwd":
         return forward
@@ -343,7 +343,7 @@ def pass_call(problem: Problem, provider: str, pass_: str) -> Callable[[], objec
 
 
 def _reported(problem: Problem, timings: dict[str, Timing]) -> list[str]:
-    """The providers that get rows: of those reported under one name the fastest in `timings`."""
+    """Picks the providers that get rows: of those of one name the fastest in `timings`."""
     groups: dict[str, list[str]] = {}
     for name in problem.forwards:
         groups.setdefault(problem.alternatives.get(name, name), []).append(name)

@@ -1,4 +1,4 @@
-"""The row of a benchmark CSV, the conditions of a run, and how rows are written and read."""
+"""Defines the row of a benchmark CSV, a run's conditions, and how rows are written and read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PASSES = ("fwd", "bwd", "fwd+bwd", "step", "saved")
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a figure depends on beside the code that it measures."""
+    """Holds what a figure depends on beside the code that it measures."""
 
     device: str
     driver: str
@@ -43,7 +43,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Row:
-    """One case, provider and pass. Empty fields (None) were not measured.
+    """Records one case, provider and pass. Empty fields (None) were not measured.
 
     `pass_` is the column `pass`. `verified` is "yes", "no: reason" (the result is wrong) or
     "not run: reason"; only "yes" has timings. `bytes_moved` is the minimum traffic of the op, the
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def case(self) -> tuple[str, ...]:
-        """What rows that are to be compared have in common.
+        """Returns what rows that are to be compared have in common.
 
         The layout belongs to the inputs of an op, but to the provider of a search step.
         """
@@ -93,7 +93,7 @@ class Row:
 
     @property
     def is_red(self) -> bool:
-        """Whether the provider computed something wrong."""
+        """Returns whether the provider computed something wrong."""
         return self.verified.startswith("no:")
 
     @property
@@ -111,7 +111,7 @@ def new_row(
     fma: int | None = None,
     **columns: Any,
 ) -> Row:
-    """A row with the derived columns; shares are of `roof`, as measured in the same run.
+    """Makes a row with its derived columns; shares are of `roof`, as measured in the same run.
 
     `columns` are suite, op, backend, pass_, dtype, shape, K, layout, and where measured
     peak_bytes and saved_bytes. Without `timing` (not verified) there are no figures.
@@ -138,7 +138,7 @@ def new_row(
 def _rate(
     amount: int | None, timing: Timing | None, limit: float | None
 ) -> tuple[float | None, float | None]:
-    """Billions per second, and that as a share of `limit` per second."""
+    """Returns billions per second, and that as a share of `limit` per second."""
     if amount is None or timing is None:
         return None, None
     rate = _rounded(amount / timing.median_ms / 1e6)
@@ -156,7 +156,7 @@ _TYPES = {field.name.removesuffix("_"): str(field.type) for field in fields(Row)
 
 
 def write_csv(rows: Sequence[Row], path: Path | str, overwrite: bool = False) -> None:
-    """Write the rows of one device and commit to a new file, whole or not at all.
+    """Writes the rows of one device and commit to a new file, whole or not at all.
 
     Raises:
         FileExistsError: if the file exists and `overwrite` is false.
@@ -179,13 +179,13 @@ def write_csv(rows: Sequence[Row], path: Path | str, overwrite: bool = False) ->
 
 
 def refuse_existing(path: Path, overwrite: bool = False) -> None:
-    """FileExistsError if a result would be overwritten unasked."""
+    """Raises FileExistsError if a result would be overwritten unasked."""
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists, and results are not overwritten; name another")
 
 
 def read_csv(path: Path | str) -> list[Row]:
-    """The rows of a file that `write_csv` wrote.
+    """Reads the rows of a file that `write_csv` wrote.
 
     Raises:
         ValueError: naming the file and the column or line that is wrong.
@@ -245,13 +245,13 @@ def _value(kind: str, cell: str) -> object:
 
 
 def slug(text: str) -> str:
-    """Lower-case words joined by hyphens: a device name in a file name."""
+    """Returns lower-case words joined by hyphens: a device name in a file name."""
     text = re.sub(r"\((r|tm|c)\)", " ", text.lower())
     return re.sub(r"[^a-z0-9.]+", "-", text).strip("-")
 
 
 def result_name(conditions: Conditions, suite: str = "all", quick: bool = False) -> str:
-    """`<device>-<commit>.csv`; a part of the suites, or small sizes, say so in the name."""
+    """Names a result `<device>-<commit>.csv`, with the part of the suites or small sizes."""
     parts = [slug(conditions.device), slug(conditions.commit)]
     parts += [suite] if suite != "all" else []
     parts += ["quick"] if quick else []
@@ -259,7 +259,7 @@ def result_name(conditions: Conditions, suite: str = "all", quick: bool = False)
 
 
 def current_conditions(device: str) -> Conditions:
-    """The conditions of a run on `device` ("cpu" or "cuda") in this process, from now."""
+    """Reads the conditions of a run on `device` ("cpu" or "cuda") in this process, from now."""
     return Conditions(
         device=device_name(device),
         driver=_driver() if device == "cuda" else "",
@@ -273,7 +273,7 @@ def current_conditions(device: str) -> Conditions:
 
 
 def device_name(device: str) -> str:
-    """The GPU's name, or the CPU's model name."""
+    """Returns the GPU's name, or the CPU's model name."""
     if device == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -285,7 +285,7 @@ def device_name(device: str) -> str:
 
 
 def checkout() -> Path | None:
-    """The root of the git checkout that fastnas is imported from, None if it is installed."""
+    """Returns the git checkout that fastnas is imported from; None if it is installed."""
     package = Path(fastnas.__file__).resolve().parent
     top = _git(package, "rev-parse", "--show-toplevel")
     return Path(top) if top and Path(top).resolve() == package.parent else None
@@ -293,7 +293,7 @@ def checkout() -> Path | None:
 
 @cache
 def commit() -> str:
-    """Short hash of the checkout, "+dirty" with changes to anything but results, or "unknown"."""
+    """Returns the checkout's short hash, "+dirty" if more than results changed, or "unknown"."""
     root = checkout()
     short = root and _git(root, "rev-parse", "--short", "HEAD")
     if not root or not short:
@@ -329,7 +329,7 @@ def _version(package: str) -> str:
 
 
 def by_case(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
-    """Case to provider to row, in the order of the rows."""
+    """Maps case to provider to row, in the order of the rows."""
     cases: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
         cases.setdefault(row.case, {})[row.backend] = row
@@ -337,7 +337,7 @@ def by_case(rows: Iterable[Row]) -> dict[tuple[str, ...], dict[str, Row]]:
 
 
 def speedup(row: Row, over: Row | None) -> float | None:
-    """How many times faster `row` is than `over`; None where either has no time."""
+    """Returns how many times faster `row` is than `over`; None where either has no time."""
     if over is None or over.median_ms is None or row.median_ms is None:
         return None
     return over.median_ms / row.median_ms

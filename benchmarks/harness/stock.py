@@ -1,4 +1,4 @@
-"""What torch's own kernels take in one eager mixed op: `python -m ...harness.stock OUT.json`.
+"""Profiles torch's own kernels in one eager mixed op: `python -m ...harness.stock OUT.json`.
 
 A profile, not a comparison: it tells why eager takes what it takes.
 """
@@ -29,7 +29,7 @@ WARMUP = 3
 
 
 class Kernel(NamedTuple):
-    """Calls of one mixed op's forward and backward, and the median of one, in microseconds."""
+    """Counts the calls in one mixed op's forward and backward; one's median is in microseconds."""
 
     name: str
     calls: float
@@ -37,7 +37,7 @@ class Kernel(NamedTuple):
 
 
 def kernels(events: Iterable[Any], calls: int) -> list[Kernel]:
-    """The device's kernels by the time they take together; `events` are of `calls` mixed ops."""
+    """Sorts kernels by the time they take together; `events` are of `calls` mixed ops."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
         if event.device_type == torch.autograd.DeviceType.CUDA:
@@ -47,7 +47,7 @@ def kernels(events: Iterable[Any], calls: int) -> list[Kernel]:
 
 
 def profile_mixed_op(shape: tuple[int, ...] = SHAPE, calls: int = CALLS) -> list[Kernel]:
-    """Forward and backward of the eager mixed op of S0 in fp32, all gradients, on the GPU."""
+    """Profiles the eager mixed op of S0 in fp32, all gradients, on the GPU."""
     torch.manual_seed(SEED)
     op = reference.MixedOp(get_space("S0").normal[0], shape[1], 1).cuda()
     x = torch.randn(shape, device="cuda", requires_grad=True)

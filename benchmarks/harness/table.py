@@ -1,4 +1,4 @@
-"""The table of a run: times, ratios to eager, what was moved, multiplied, saved."""
+"""Prints the table of a run: times, ratios to eager, what was moved, multiplied, saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastnas.benchmarks.harness.verify import EAGER, YES
 
 
 def print_rows(rows: Sequence[Row], roof: Roof, console: Console) -> None:
-    """The table: times, ratio to eager, what was moved and saved; below, what has no time."""
+    """Prints times, ratio to eager, what was moved and saved; below, what has no time."""
     table = Table(title="fastnas bench", title_justify="left", caption_justify="left")
     for heading in ("case", "pass", "provider"):
         table.add_column(heading, no_wrap=True)

@@ -1,4 +1,4 @@
-"""Timing that treats all providers alike: one process, one loop, random orders."""
+"""Times all providers alike: one process, one loop, random orders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Timing:
-    """Quantiles over the repeats, in milliseconds."""
+    """Holds quantiles over the repeats, in milliseconds."""
 
     median_ms: float
     p20_ms: float
@@ -33,7 +33,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Roof:
-    """What a device does at most, as measured in this run; None where it was not.
+    """Holds what a device does at most, as measured in this run; None where it was not.
 
     Attributes:
         bandwidth: bytes per second of a copy, read and written.
@@ -47,7 +47,7 @@ class Roof:
 def measure(
     providers: Mapping[str, Call], *, repeats: int, warmup: int, device: str, drain: bool = False
 ) -> dict[str, Timing]:
-    """Time the providers in turn, each round in another order, so that drift hits all alike.
+    """Times the providers in turn, each round in another order, so that drift hits all alike.
 
     Orders are random, the same in every run, and none follows itself, its caches still warm.
 

@@ -1,4 +1,4 @@
-"""Correctness gates the clock: every provider against fp64 before any of them is timed."""
+"""Lets correctness gate the clock: every provider is held against fp64 before any is timed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Outputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Exact:
-    """A result in fp64, and the rounding that any order of summation may add to it.
+    """Holds a result in fp64, and the rounding that any order of summation may add to it.
 
     Attributes:
         value: the result.
@@ -38,11 +38,11 @@ class Exact:
 
 
 class WrongError(Exception):
-    """A result that no rounding explains; the message says how it is wrong."""
+    """Tells how a result is wrong that no rounding explains."""
 
 
 class Inputs(NamedTuple):
-    """The inputs whose gradients are wanted, by the name of the gradient, and the output's."""
+    """Holds the inputs whose gradients are wanted, by the gradient's name, and the output's."""
 
     leaves: Mapping[str, Tensor]
     dy: Tensor
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """One case on its device: what each provider runs, and what is right.
+    """Holds one case on its device: what each provider runs, and what is right.
 
     Attributes:
         leaves: the inputs whose gradients are wanted, by the name of the gradient.
@@ -76,7 +76,7 @@ class Problem:
         return torch.autograd.grad(y, list(leaves.values()), dy, retain_graph=retain_graph)
 
     def outputs(self, provider: str) -> Outputs:
-        """y and the gradients, from a fixed seed."""
+        """Returns y and the gradients, from a fixed seed."""
         torch.manual_seed(SEED)
         y = self.forwards[provider]()
         dx = self.gradients(provider, y)
@@ -84,7 +84,7 @@ class Problem:
 
 
 class Case(Protocol):
-    """A line of an op's case table."""
+    """Describes a line of an op's case table."""
 
     @property
     def op(self) -> str: ...
@@ -98,13 +98,13 @@ class Case(Protocol):
     def layout(self) -> str: ...
 
     def problem(self, device: str, full: bool) -> Problem:
-        """Inputs on the device and the providers; `full` adds those that are slow to prepare."""
+        """Makes inputs on the device and the providers; `full` adds those slow to prepare."""
 
     def bytes_moved(self, pass_: str) -> int | None:
-        """The least that any implementation reads and writes; None where that is not the limit."""
+        """Returns the least that must be read and written; None where that is not the limit."""
 
     def fma(self, pass_: str) -> int | None:
-        """The multiply-adds that the op is defined by; None where they are not the limit."""
+        """Returns the multiply-adds that define the op; None where they are not the limit."""
 
 
 def eps_of(dtype: torch.dtype) -> float:
@@ -112,14 +112,14 @@ def eps_of(dtype: torch.dtype) -> float:
 
 
 def errors(got: Outputs, exact: Mapping[str, Exact]) -> dict[str, float]:
-    """The largest error of each result."""
+    """Returns the largest error of each result."""
     return {name: _largest(right.error(got[name])) for name, right in exact.items()}
 
 
 def disagreement(
     got: Outputs, exact: Mapping[str, Exact], eager: Mapping[str, float]
 ) -> str | None:
-    """How `got` is wrong, or None: error <= 2 (eager's error in the same dtype) + rounding.
+    """Says how `got` is wrong, or None: error <= 2 (eager's error in the same dtype) + rounding.
 
     Args:
         got: results by name, in the dtype of the case.
@@ -144,7 +144,7 @@ def _largest(values: Tensor) -> float:
 
 
 def verify(problem: Problem) -> dict[str, str]:
-    """Provider to "yes", "no: how it is wrong" or "not run: why"; nothing else may be timed.
+    """Maps provider to "yes", "no: how it is wrong" or "not run: why"; nothing else may be timed.
 
     What torch.compile cannot compile here has not run; anything else that raises is wrong.
     """
@@ -180,6 +180,6 @@ def not_run(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """Type and first line of the message, short enough for a cell of a table."""
+    """Returns type and first line of the message, short enough for a cell of a table."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]

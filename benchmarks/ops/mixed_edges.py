@@ -1,4 +1,4 @@
-"""mixed_edges: one mixed op of DARTS, and one cell with its preprocessing."""
+"""Benchmarks mixed_edges: one mixed op of DARTS, and one cell with its preprocessing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEPTHWISE = 2 * (9 + 25) + 9 + 25
 
 @dataclass(frozen=True)
 class MixedOpCase:
-    """The 8 candidates of an edge; `shape` is that of its input."""
+    """Describes the 8 candidates of an edge; `shape` is that of its input."""
 
     shape: tuple[int, ...]
     stride: int = 1
@@ -41,10 +41,10 @@ class MixedOpCase:
         return OP if self.stride == 1 else f"{OP} stride {self.stride}"
 
     def bytes_moved(self, pass_: str) -> None:
-        """None: arithmetic is the limit, not traffic."""
+        """Returns None: arithmetic is the limit, not traffic."""
 
     def fma(self, pass_: str) -> int:
-        """Those of the convolutions as eager runs them; backward both gradients."""
+        """Counts those of the convolutions as eager runs them; backward both gradients."""
         return _PASSES[pass_] * edge_fma(self.shape, self.stride)
 
     def problem(self, device: str, full: bool) -> Problem:
@@ -57,7 +57,7 @@ class MixedOpCase:
 
 @dataclass(frozen=True)
 class CellCase:
-    """4 nodes and 14 edges; `shape` is that of the states after preprocessing."""
+    """Describes 4 nodes and 14 edges; `shape` is that of the states after preprocessing."""
 
     shape: tuple[int, ...]
     cell_type: CellType = "normal"
@@ -71,10 +71,10 @@ class CellCase:
         return f"{OP} {self.cell_type} cell"
 
     def bytes_moved(self, pass_: str) -> None:
-        """None: arithmetic is the limit, not traffic."""
+        """Returns None: arithmetic is the limit, not traffic."""
 
     def fma(self, pass_: str) -> int:
-        """Those of the edges and of the preprocessing, both 1x1 kernels."""
+        """Counts those of the edges and of the preprocessing, both 1x1 kernels."""
         strides = [SPACE.stride(self.cell_type, edge) for edge in SPACE.edges]
         N, C, rows, cols = self.shape
         before = 2 * EXPANSION * C * math.prod(self.shape)
@@ -101,7 +101,7 @@ _PASSES = {"fwd": 1, "bwd": 2, "fwd+bwd": 3}
 
 
 def edge_fma(shape: tuple[int, ...], stride: int) -> int:
-    """Forward multiply-adds of the convolutions of one edge, its input of the given shape."""
+    """Counts the forward multiply-adds of one edge's convolutions, for an input of this shape."""
     C, pointwise = shape[1], 6 if stride == 1 else 7  # the skip of stride 2 is 1x1 convolutions
     return math.prod(shape) // stride**2 * (DEPTHWISE + pointwise * C)
 
@@ -109,7 +109,7 @@ def edge_fma(shape: tuple[int, ...], stride: int) -> int:
 def _fused(
     device: str, dtype: torch.dtype, eager: nn.Module, build: partial[nn.Module]
 ) -> dict[str, nn.Module]:
-    """`fastnas-<backend>` with memory lean, `fastnas-<backend>-<memory>` with the other two."""
+    """Names `fastnas-<backend>` with memory lean, `fastnas-<backend>-<memory>` with the others."""
     modules = {}
     for backend in fused_backends(device, dtype, 1, OP)[:1]:
         for memory in sorted(MEMORY, key=lambda name: name != "lean"):
@@ -121,7 +121,7 @@ def _fused(
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[Case]:
-    """Mixed ops of every stage and stride, bf16 in the first; the cells of the first stage."""
+    """Lists mixed ops of every stage and stride, bf16 in the first; and cells of the first."""
     if not fused_backends(device, torch.float32, 1, OP):
         return []
     shapes = [(BATCHES[device][0], *stage) for stage in STAGES]

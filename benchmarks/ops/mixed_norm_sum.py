@@ -1,4 +1,4 @@
-"""mixed_norm_sum: case table, inputs, providers, and the fp64 results they are held against."""
+"""Benchmarks mixed_norm_sum: cases, inputs, providers, and the fp64 results they are held to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIP = 3
 
 @dataclass(frozen=True)
 class MixedNormSumCase:
-    """K tensors of one shape, all normed but the skip."""
+    """Describes K tensors of one shape, all normed but the skip."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -36,7 +36,7 @@ class MixedNormSumCase:
         return [k != SKIP for k in range(self.K)]
 
     def bytes_moved(self, pass_: str) -> int:
-        """Normed terms are read twice each way, since no cache holds them; the skip and y once."""
+        """Counts normed terms twice each way, as no cache holds them; skip and y once."""
         normed = sum(self.normed)
         forward = normed + self.K + 1
         backward = (1 + self.K) + (1 + normed) + self.K
@@ -44,7 +44,7 @@ class MixedNormSumCase:
         return tensors * math.prod(self.shape) * self.dtype.itemsize
 
     def fma(self, pass_: str) -> None:
-        """None: traffic is the limit, not arithmetic."""
+        """Returns None: traffic is the limit, not arithmetic."""
 
     def problem(self, device: str, full: bool) -> Problem:
         generator = torch.Generator().manual_seed(SEED)
@@ -83,7 +83,7 @@ class MixedNormSumCase:
         return {name: partial(forward, z, w) for name, forward in forwards.items()}
 
     def _exact(self, z: list[Tensor], w: Tensor, dy: Tensor) -> dict[str, Exact]:
-        """Sums run in fp32 in any order; a result is rounded to the dtype of the case."""
+        """Bounds sums in fp32 in any order; a result is rounded to the case's dtype."""
         z = [z_k.detach().double() for z_k in z]
         wide_w, wide_dy, eps = w.detach().double(), dy.double(), eps_of(self.dtype)
         needs = [True] * self.K
@@ -106,7 +106,7 @@ class MixedNormSumCase:
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[MixedNormSumCase]:
-    """The table: every stage, dtype and layout; with `quick` the smallest stage alone."""
+    """Lists every stage, dtype and layout; with `quick` the smallest stage alone."""
     batches = BATCHES[device][:1] if quick else BATCHES[device]
     table = []
     for batch in batches:

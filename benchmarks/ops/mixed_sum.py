@@ -1,4 +1,4 @@
-"""mixed_sum: case table, inputs, providers, and the fp64 results that they are held against."""
+"""Benchmarks mixed_sum: cases, inputs, providers, and the fp64 results they are held to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class MixedSumCase:
-    """K tensors of one shape; `noise` on one of them makes it `mixed_sum+noise`."""
+    """Describes K tensors of one shape; `noise` on one of them makes it `mixed_sum+noise`."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
@@ -57,7 +57,7 @@ class MixedSumCase:
         return [] if self.noise is None else [SKIP]
 
     def bytes_moved(self, pass_: str) -> int:
-        """Forward (K + 1) N and once more a term whose std is needed, backward (2 K + 1) N."""
+        """Counts (K + 1) N forward, a term more where its std is needed, (2 K + 1) N backward."""
         forward = self.K + 1
         if self.noise is not None and self.noise.is_relative:
             forward += len(self.noisy)
@@ -66,10 +66,10 @@ class MixedSumCase:
         return tensors * math.prod(self.shape) * self.dtype.itemsize
 
     def fma(self, pass_: str) -> None:
-        """None: traffic is the limit, not arithmetic."""
+        """Returns None: traffic is the limit, not arithmetic."""
 
     def inputs(self, device: str) -> tuple[list[Tensor], Tensor, Tensor]:
-        """x and w as leaves, and dy: the same numbers on every device."""
+        """Makes x and w as leaves, and dy: the same numbers on every device."""
         generator = torch.Generator().manual_seed(SEED)
 
         def draw() -> Tensor:
@@ -112,7 +112,7 @@ class MixedSumCase:
 
 
 def fused_backends(device: str, dtype: torch.dtype, terms: int, op: str = OP) -> list[str]:
-    """The backends with kernels that can run here, what auto picks first, none interpreted."""
+    """Lists the backends with kernels that run here, auto's pick first, none interpreted."""
     request = Request(OPS[op], device, dtype, terms)
     able = [
         name
@@ -179,7 +179,7 @@ def _kernels_alone(x: list[Tensor], w: Tensor) -> Tensor:
 
 
 class _KernelsAlone(torch.autograd.Function):
-    """Our kernels on the CPU and nothing else of ours: what is around them is PyTorch's autograd.
+    """Runs our CPU kernels and nothing else of ours: around them is PyTorch's autograd.
 
     What `fastnas-cpu` takes more than this is the price of our checks, choices and layouts.
     """
@@ -216,7 +216,7 @@ def _compiled_max(eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class _Exact:
-    """fp64 results; where a provider draws its noise from torch, with the draw that it made.
+    """Holds fp64 results; where a provider draws its noise from torch, with the draw it made.
 
     fastnas draws from Philox, which the reference repeats. The other providers' draw is what their
     y has more than the clean sum: its mean and spread are checked, the rest computed with it.

@@ -1,4 +1,4 @@
-"""Problems of whole modules: the same parameters for all providers, the layout that each prefers.
+"""Makes problems of whole modules: the same parameters for all, the layout that each prefers.
 
 Eager runs in NCHW, as the DARTS code writes it; all others get states and dy channels last, as the
 operation before would hand them over. Every gradient is asked for, those of the parameters too.
@@ -30,13 +30,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def sharing(module: M, owner: nn.Module) -> M:
-    """The module with the parameters of its owner, the same tensors, and buffers of its own."""
+    """Returns the module with its owner's parameters, the same tensors, and buffers of its own."""
     module.load_state_dict(dict(owner.named_parameters()), strict=False, assign=True)
     return module
 
 
 def twin(module: M) -> M:
-    """Another such module on the same parameters.
+    """Makes another such module on the same parameters.
 
     Each provider updates running statistics of its own: eager's graph holds them.
     """
@@ -50,7 +50,7 @@ def module_problem(
     weights: tuple[int, ...] | None,
     full: bool,
 ) -> Problem:
-    """The problem of a module called with states of the given shapes and mixing weights.
+    """Makes the problem of a module called with states of these shapes and mixing weights.
 
     Args:
         eager: the module in training mode; its parameters have the dtype of the case.
@@ -111,7 +111,7 @@ def module_problem(
 
 
 def _exact(eager: nn.Module, given: Inputs, taken: int, dtype: torch.dtype) -> dict[str, Exact]:
-    """The module itself in fp64. Gradients are compared by norm, for the flips of `ROUNDING`."""
+    """Runs the module in fp64. Gradients are compared by norm, for the flips of `ROUNDING`."""
     wide = copy.deepcopy(eager).double()
     own = dict(wide.named_parameters())
     arguments = [t.detach().double().requires_grad_() for t in list(given.leaves.values())[:taken]]

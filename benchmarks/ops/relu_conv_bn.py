@@ -1,4 +1,4 @@
-"""relu_conv_bn: the preprocessing of the cells of the default search network."""
+"""Benchmarks relu_conv_bn: the preprocessing of the cells of the default search network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PREPROCESSING = (
 
 @dataclass(frozen=True)
 class ReluConvBnCase:
-    """`shape` is that of the input; stride 2 is the factorized reduction."""
+    """Describes a case; `shape` is the input's, stride 2 is the factorized reduction."""
 
     shape: tuple[int, ...]
     C: int
@@ -52,7 +52,7 @@ class ReluConvBnCase:
         return values * self.dtype.itemsize
 
     def fma(self, pass_: str) -> int:
-        """Those of the 1x1 kernels; backward both gradients."""
+        """Counts those of the 1x1 kernels; backward both gradients."""
         forward = math.prod(self.shape) * self.C // self.stride**2
         return forward * {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[pass_]
 
@@ -73,7 +73,7 @@ class ReluConvBnCase:
 
 
 def _fused(module: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
-    """The op on the parameters and running statistics of a module."""
+    """Calls the op on the parameters and running statistics of a module."""
     modules = list(module.modules())
     (norm,) = (m for m in modules if isinstance(m, nn.BatchNorm2d))
     return partial(
@@ -85,7 +85,7 @@ def _fused(module: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[ReluConvBnCase]:
-    """The table; with `quick` the last stage and the reduction."""
+    """Lists all; with `quick` the last stage and the reduction."""
     if not fused_backends(device, torch.float32, 1, OP):
         return []
     return [

@@ -1,4 +1,4 @@
-"""sample_paths: case table, inputs, providers, and the fp64 results that they are held against."""
+"""Benchmarks sample_paths: cases, inputs, providers, and the fp64 results they are held to."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROME_PATHS = 7  # K of the paper
 
 @dataclass(frozen=True)
 class SamplePathsCase:
-    """All edges of both cell types; "top2" is ROME v2, "pairs" ROME v1, "none" GDAS."""
+    """Describes all edges of both cell types; "top2" is ROME v2, "pairs" ROME v1, "none" GDAS."""
 
     topology: str = "none"
     paths: int = 1
@@ -46,13 +46,13 @@ class SamplePathsCase:
         return OPERATIONS
 
     def bytes_moved(self, pass_: str) -> None:
-        """None: a few kilobytes. What takes time is how many calls there are."""
+        """Returns None: of a few kilobytes, what takes time is how many calls there are."""
 
     def fma(self, pass_: str) -> None:
-        """None likewise."""
+        """Returns None likewise."""
 
     def inputs(self, device: str) -> tuple[dict[str, Tensor], Tensor]:
-        """alpha, and beta where there is a topology, as leaves; and dweight."""
+        """Makes alpha, and beta where there is a topology, as leaves; and dweight."""
         generator = torch.Generator().manual_seed(SEED)
 
         def draw(*shape: int) -> Tensor:
@@ -76,7 +76,7 @@ class SamplePathsCase:
         return Problem(leaves=leaves, dy=dweight, forwards=forwards, exact=exact)
 
     def _eager(self) -> dict[str, Callable[[Sequence[Tensor]], Tensor]]:
-        """GDAS as its public code; an edge at a time, which is all there is for the topologies."""
+        """Runs GDAS as its public code, or an edge at a time, all there is for the topologies."""
         loop = {"eager-edges": self._edge_by_edge}
         if self.topology == "none":
             return {EAGER: self._tables} | loop
@@ -99,7 +99,7 @@ class SamplePathsCase:
     def _exact(
         self, logits: Sequence[Tensor], dweight: Tensor, provider: str, y: Tensor
     ) -> dict[str, Exact]:
-        """The provider's draw again, from the seed that it had, computed in fp64."""
+        """Repeats the provider's draw from the seed that it had, computed in fp64."""
         torch.manual_seed(SEED)
         wide = [t.detach().double().requires_grad_() for t in logits]
         if provider.startswith("fastnas"):
@@ -116,7 +116,7 @@ class SamplePathsCase:
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[SamplePathsCase]:
-    """Every topology with one path and with as many as ROME takes; `quick` one of each."""
+    """Lists every topology with one path and as many as ROME takes; `quick` one of each."""
     if quick:
         return [SamplePathsCase(), SamplePathsCase("top2", ROME_PATHS)]
     paths = (1, ROME_PATHS, 32) if full else (1, ROME_PATHS)

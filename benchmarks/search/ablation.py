@@ -1,4 +1,4 @@
-"""Topology disentanglement off/on x gradient accumulation off/on (ROME's table 6), on real images.
+"""Searches with topology disentanglement off/on x accumulation off/on (ROME's table 6).
 
     python -m fastnas.benchmarks.search.ablation OUT.csv --data digits --epochs 4
 
@@ -44,7 +44,7 @@ Row = dict[str, Any]
 
 
 def configs(given: argparse.Namespace) -> Iterator[tuple[Row, SearchConfig]]:
-    """What is searched, row by row: all combinations of a seed before the next seed."""
+    """Lists what is searched, row by row: all combinations of a seed before the next seed."""
     for data, seed in itertools.product(given.data, range(given.seeds)):
         for topology, accumulation in itertools.product(METHODS, METHODS):
             accumulates = accumulation == "on"
@@ -79,7 +79,7 @@ def _settings(config: SearchConfig) -> Row:
 
 
 def searched(config: SearchConfig) -> Row:
-    """The search, from its last checkpoint if there is one, and what it found."""
+    """Runs the search, from its last checkpoint if there is one, and returns what it found."""
     searcher, out = Searcher(config), Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     if (out / CHECKPOINT).exists():
@@ -106,7 +106,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Markdown: mean and standard deviation over the seeds."""
+    """Writes Markdown: mean and standard deviation over the seeds."""
     lines = [
         "| data | topology | accumulation | seeds | parameter-free, normal | reduce | accuracy |",
         "|---|---|---|---:|---:|---:|---:|",
@@ -179,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _text(value: object) -> str:
-    """As a CSV gives it back."""
+    """Returns a value as a CSV gives it back."""
     return "" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""torch.compile within a time limit: in a process of its own, whose cache on disk is used later."""
+"""Runs torch.compile within a time limit, in a process whose cache on disk is used later."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CompileAhead:
     _spent: float = 0.0
 
     def why_not(self, name: str) -> str | None:
-        """Why a provider cannot be measured, or None; compiles it if that is still to be done."""
+        """Says why a provider cannot be measured, or None; compiles it if need be."""
         seconds = self.settings.compile_seconds
         if seconds is None or not PROVIDERS[name].compiled:
             return None
@@ -58,7 +58,7 @@ class CompileAhead:
 def step_command(
     name: str, settings: StepSettings, device: str, steps: int = 1, threads: int | None = None
 ) -> list[str]:
-    """The command that makes steps and exits."""
+    """Returns the command that makes steps and exits."""
     size = settings.size
     options = ["--size", settings.size_name, "--batch", str(size.batch), "--dtype", settings.dtype]
     options += ["--device", device, "--steps", str(steps)]

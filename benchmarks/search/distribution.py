@@ -1,4 +1,4 @@
-"""Regret on NAS-Bench-201: methods on distributions over operations beside their twins on cells.
+"""Measures regret on NAS-Bench-201: methods on distributions beside their twins on cells.
 
     python -m fastnas.benchmarks.search.distribution TABLE.csv OUT.csv [--plot OUT.png]
         [--explained OUT.png] [--readme README.md]
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
-    """Test accuracy of the incumbent at each budget."""
+    """Returns the test accuracy of the incumbent at each budget."""
     box, rng = get_black_box(method), np.random.default_rng(seed)
     domain, seen, judged = box.domain(NB201Slots()), *columns(data)
     past: list[Observation] = []
@@ -68,7 +68,7 @@ def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
 
 
 def columns(data: str) -> tuple[str, str]:
-    """What a search sees, and what it is judged by."""
+    """Says what a search sees, and what it is judged by."""
     return f"{DATA[data]}_valid_12ep", f"{DATA[data]}_test_200ep"
 
 
@@ -77,7 +77,7 @@ def read(path: Path) -> list[Row]:
 
 
 def curves(rows: Iterable[Row], table: Table) -> dict[tuple[str, str], NDArray[np.float64]]:
-    """(data, method) to the regret of each search in points of accuracy, [seeds, budgets]."""
+    """Maps (data, method) to each search's regret in points of accuracy, [seeds, budgets]."""
     groups: dict[tuple[str, str], list[list[float]]] = {}
     for row in rows:
         accuracies = [float(row[str(budget)]) for budget in BUDGETS]
@@ -90,7 +90,7 @@ def curves(rows: Iterable[Row], table: Table) -> dict[tuple[str, str], NDArray[n
 
 
 def summary(regrets: Mapping[tuple[str, str], NDArray[np.float64]]) -> str:
-    """Markdown: mean regret at the end with its 95 % interval, evaluations for random's end."""
+    """Writes Markdown: mean regret at the end, its 95 % interval, evaluations to random's end."""
     names = list(dict.fromkeys(data for data, _ in regrets))
     heads = [text for data in names for text in (f"{data}, regret", "evaluations")]
     lines = [f"| method | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
@@ -126,12 +126,12 @@ def _reached(regret: NDArray[np.float64], goal: NDArray[np.float64]) -> str:
 
 
 def half_width(values: NDArray[np.float64]) -> float:
-    """Of the 95 % interval of the mean over seeds."""
+    """Returns that of the 95 % interval of the mean over seeds."""
     return float(1.96 * values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
 def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> None:
-    """A panel for each data set: mean regret against evaluations, with 95 % bands; twins alike."""
+    """Draws, for each data set, mean regret against evaluations, with 95 % bands; twins alike."""
     names = list(dict.fromkeys(data for data, _ in regrets))
     colours = list(dict.fromkeys(method.removeprefix(PREFIX) for method in BLACK_BOX))
     figure = Figure(figsize=(5 * len(names), 4), layout="constrained")
@@ -159,7 +159,7 @@ def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> 
 
 
 def draw_explained(table: Table, path: Path) -> None:
-    """A panel for each data set: every cell above its distribution, those by their means."""
+    """Draws, for each data set, every cell above its distribution, those by their means."""
     figure = Figure(figsize=(5 * len(DATA), 4), layout="constrained")
     for panel, data in enumerate(DATA, 1):
         axes, judged = figure.add_subplot(1, len(DATA), panel), columns(data)[1]

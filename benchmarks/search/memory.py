@@ -1,4 +1,4 @@
-"""What one training forward saves for backward: supernets, eager and fused, and single paths.
+"""Measures what one training forward saves: supernets, eager and fused, and single paths.
 
 Single-path methods trade the gradient of the supernet for memory. Here each runs its sampled
 operations with weight 1 and nothing else, which is the least that it can hold.
@@ -48,19 +48,19 @@ class _SinglePathCell(reference.Cell):
 
 
 class SinglePathNetwork(reference.SearchNetwork):
-    """The eager network on the operations that one-hot mixing weights choose."""
+    """Runs the eager network on the operations that one-hot mixing weights choose."""
 
     cell = _SinglePathCell
 
 
 def mixture(space: Space, cell_type: CellType, generator: torch.Generator) -> Tensor:
-    """DARTS: every candidate of every edge, with gradients for the weights."""
+    """Mixes as DARTS: every candidate of every edge, with gradients for the weights."""
     shape = len(space.edges), space.num_candidates(cell_type)
     return torch.softmax(torch.randn(shape, generator=generator), -1).requires_grad_()
 
 
 def gdas(space: Space, cell_type: CellType, generator: torch.Generator) -> Tensor:
-    """GDAS (1910.04465): one of all candidates on every edge."""
+    """Picks one of all candidates on every edge, as GDAS (1910.04465)."""
     w = torch.zeros(len(space.edges), space.num_candidates(cell_type))
     choice = torch.randint(w.shape[1], (len(w),), generator=generator)
     w[torch.arange(len(w)), choice] = 1
@@ -68,7 +68,7 @@ def gdas(space: Space, cell_type: CellType, generator: torch.Generator) -> Tenso
 
 
 def rome(space: Space, cell_type: CellType, generator: torch.Generator) -> Tensor:
-    """ROME (2011.11233): two edges into every node, one candidate but `none` on each."""
+    """Picks two edges into every node, one candidate but `none` on each, as ROME (2011.11233)."""
     w = torch.zeros(len(space.edges), space.num_candidates(cell_type))
     first = 0
     for node in range(space.nodes):
@@ -94,7 +94,7 @@ PROVIDERS: Mapping[str, tuple[Callable[..., reference.SearchNetwork], Sampler]] 
 def memory_rows(
     conditions: Conditions, device: str, quick: bool, say: Callable[[str], object]
 ) -> Iterator[Row]:
-    """Verify every provider and weigh its forward; of single paths the mean over samples."""
+    """Verifies every provider and weighs its forward; of single paths the mean over samples."""
     size = SIZES["quick" if quick else "default"]
     for name, (_, sampler) in PROVIDERS.items():
         say(f"forward {size.name}: memory of {name}")
@@ -131,13 +131,13 @@ def _images(size: Size, device: str) -> Tensor:
 
 
 def _weights(sampler: Sampler, size: Size, device: str, seed: int) -> dict[str, Tensor]:
-    """One sample per cell type, shared by all cells of the type."""
+    """Draws one sample for each cell type, shared by all cells of the type."""
     generator, space = torch.Generator().manual_seed(seed), get_space(size.space)
     return {t: sampler(space, t, generator).to(device) for t in CELL_TYPES}
 
 
 def _saved(name: str, size: Size, device: str, samples: int) -> Iterator[int]:
-    """Bytes of each sample, without the parameters, buffers and images that are there anyway."""
+    """Returns each sample's bytes, without parameters, buffers and images that are there anyway."""
     build, sampler = PROVIDERS[name]
     network, images = _network(build, size, device), _images(size, device)
     held = [*network.parameters(), *network.buffers(), images]
@@ -147,7 +147,7 @@ def _saved(name: str, size: Size, device: str, samples: int) -> Iterator[int]:
 
 
 def _verdict(name: str, size: Size, device: str) -> str:
-    """ "yes", or how the logits differ from eager's on the same weights, in fp64."""
+    """Returns "yes", or how the logits differ from eager's on the same weights, in fp64."""
     size = replace(size, batch=VERIFIED_BATCH)
     build, sampler = PROVIDERS[name]
     images = _images(size, device).double()

@@ -1,4 +1,4 @@
-"""Who makes the search step: eager in its variants, torch.compile, and fastnas."""
+"""Makes the search step: eager in its variants, torch.compile, and fastnas."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class _Checkpointed(reference.Cell):
 
 
 class CheckpointedNetwork(reference.SearchNetwork):
-    """The eager network, every cell computed again in backward."""
+    """Runs the eager network, every cell computed again in backward."""
 
     cell = _Checkpointed
 
@@ -73,7 +73,7 @@ class DrawlessNetwork(reference.SearchNetwork):
 
 @cache
 def compiled_network(region: str, mode: str) -> type[DrawlessNetwork]:
-    """The eager network, every mixed op ("op") or cell ("cell") compiled, once for all of a shape.
+    """Compiles every mixed op ("op") or cell ("cell") of the eager network, once for each shape.
 
     A whole cell takes 4 to 9 minutes to compile on two cores; a step has 8, in two variants.
     """
@@ -101,7 +101,7 @@ def compiled_network(region: str, mode: str) -> type[DrawlessNetwork]:
 
 
 def accelerated(*arguments: Any) -> reference.SearchNetwork:
-    """The eager network, run by `fastnas.accelerate`."""
+    """Runs the eager network by `fastnas.accelerate`."""
     network = reference.SearchNetwork(*arguments)
     accelerate(network)
     return network
@@ -109,7 +109,7 @@ def accelerated(*arguments: Any) -> reference.SearchNetwork:
 
 @dataclass(frozen=True)
 class Provider:
-    """Network and layout; `pruned` steps form only the gradients that they use."""
+    """Names network and layout; `pruned` steps form only the gradients that they use."""
 
     network: Callable[..., reference.SearchNetwork]
     pruned: bool
@@ -176,7 +176,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 @dataclass(frozen=True)
 class StepSettings:
-    """Which steps are measured, and how.
+    """Says which steps are measured, and how.
 
     Attributes:
         quick: a small network, a small batch, no torch.compile.
@@ -221,7 +221,7 @@ class StepSettings:
         return size if self.batch is None else replace(size, batch=self.batch)
 
     def providers(self, device: str) -> list[str]:
-        """Their names, eager first; ValueError if one in `only` cannot run on the device."""
+        """Lists names, eager first; ValueError if one in `only` cannot run on the device."""
         for name in self.only:
             if device not in PROVIDERS[name].devices:
                 raise ValueError(f"only has {name!r}, which needs a CUDA device")

@@ -1,4 +1,4 @@
-"""One provider's own copy of a search: network, logits, optimizers, batches, and its step."""
+"""Builds one provider's own copy of a search: network, logits, optimizers, batches, and step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fastnas.strategies import DARTS
 
 @dataclass
 class Setup:
-    """One provider's own copy of the search: the same weights, logits and images for all."""
+    """Holds one provider's own copy of the search: the same weights, logits and images for all."""
 
     network: reference.SearchNetwork
     arch: nn.ArchParameters
@@ -32,11 +32,11 @@ class Setup:
     """What a graph of the step takes while it runs, None where the step is no graph."""
 
     def inputs(self) -> list[Tensor]:
-        """What is there before a step, and is not saved by it."""
+        """Lists what is there before a step, and is not saved by it."""
         return [*self._searched(), *self.train, *self.valid]
 
     def gradients(self) -> Outputs:
-        """Of the one step that was made, as the optimizers' first moments hold them."""
+        """Returns those of the one step made, as the optimizers' first moments hold them."""
         dalpha = [self.arch_optimizer.state[p]["exp_avg"] for p in self.arch.parameters()]
         dparams = [
             self.params_optimizer.state[p]["momentum_buffer"] for p in self.network.parameters()
@@ -72,7 +72,7 @@ def build(
     dtype: torch.dtype = torch.float32,
     wide: bool = False,
 ) -> Setup:
-    """The search of a provider, from the same seed on every call; not yet captured.
+    """Builds a provider's search, from the same seed on every call; not yet captured.
 
     Args:
         dtype: of params, buffers and images; the logits are float32.

@@ -1,4 +1,4 @@
-"""The step of single-path searches: GDAS as its public code writes it, and fastnas.
+"""Measures the step of single-path searches: GDAS as its public code writes it, and fastnas.
 
 "eager" is GDAS with one sync per edge; "eager-rome" runs ROME's two edges a node in the same way.
 Every step draws afresh, so the medians are over samples as well. On a GPU each of fastnas' is also
@@ -55,7 +55,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Provider:
-    """A method with its options, eager or fused."""
+    """Names a method with its options, eager or fused."""
 
     method: str
     eager: bool = False
@@ -98,7 +98,7 @@ def providers(device: str) -> Mapping[str, Provider]:
 
 
 class Search(NamedTuple):
-    """A provider's own copy of a search, and its step."""
+    """Holds a provider's own copy of a search, and its step."""
 
     network: reference.SearchNetwork
     arch: nn.ArchParameters
@@ -107,13 +107,13 @@ class Search(NamedTuple):
     step: Callable[[], object]
 
     def inputs(self) -> list[Tensor]:
-        """What is there before a step, and is not saved by it."""
+        """Lists what is there before a step, and is not saved by it."""
         tensors = [*self.network.parameters(), *self.network.buffers(), *self.arch.parameters()]
         return [*tensors, *(t for batch in self.batches for t in batch)]
 
 
 def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say) -> Iterator[Row]:
-    """Verify, time and weigh the step of every provider."""
+    """Verifies, times and weighs the step of every provider."""
     size = SIZES["quick" if quick else "default"]
     case = f"single_path_step {size.name}"
     verdicts: dict[str, str] = {}
@@ -153,7 +153,7 @@ def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say)
 
 
 def build(provider: Provider, size: Size, device: str) -> Search:
-    """From the same seed on every call."""
+    """Builds the search from the same seed on every call."""
     strategy, network = provider.strategy(), provider.network(size).to(device).train()
     arch = nn.ArchParameters(network.space, 1e-3, strategy.topology).to(device)
     capturable = provider.graph or (not provider.eager and capturable_on(torch.device(device)))
@@ -189,7 +189,7 @@ def _batch(size: Size, device: str) -> Batch:
 
 
 def verdict(provider: Provider, size: Size, device: str) -> str:
-    """ "yes", or how a pass differs from eager single paths in fp64 on the same samples.
+    """Returns "yes", or how a pass differs from eager single paths in fp64 on the same samples.
 
     A graph's steps are compared with the same steps as a stream.
     """
@@ -219,7 +219,7 @@ def _verdict_of_graph(provider: Provider, size: Size, device: str) -> str:
 
 
 def _moved(provider: Provider, size: Size, device: str) -> tuple[Outputs, str | None]:
-    """What some steps change, and why a graph of them was none."""
+    """Lists what some steps change, and why a graph of them was none."""
     search = build(provider, size, device)
     parts = {"dalpha": search.arch.parameters, "dparams": search.network.parameters}
     before = {name: _flat(part()).clone() for name, part in parts.items()}
@@ -242,7 +242,7 @@ def _flat(tensors: Iterable[Tensor | None]) -> Tensor:
 
 
 def _results(provider: Provider, size: Size, device: str, wide: bool = False) -> Outputs:
-    """A pass with all samples and the gradients of its loss, from the same seed on every call."""
+    """Runs a pass with all samples and its loss's gradients, from the same seed on every call."""
     dtype = torch.float64 if wide else torch.float32
     strategy, network = provider.strategy(), provider.network(size).to(device, dtype).train()
     arch = nn.ArchParameters(network.space, 0.5, strategy.topology).to(device)

@@ -1,4 +1,4 @@
-"""The first-order search step on random images: eager, torch.compile and fastnas side by side."""
+"""Measures the first-order step on random images: eager, torch.compile and fastnas side by side."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Say = Callable[[str], object]
 
 
 class Steps:
-    """The steps of a run: built, verified against eager in fp64, and kept to be timed.
+    """Holds the steps of a run: built, verified against eager in fp64, and kept to be timed.
 
     Attributes:
         verdicts: provider to "yes", "no: how" or "not run: why".
@@ -96,7 +96,7 @@ class Steps:
                 self.setups[name] = self._timed(name, setup, size)
 
     def _first_step(self, name: str, size: Size) -> Setup | str:
-        """A search one step on, or a verdict."""
+        """Returns a search one step on, or a verdict."""
         provider = PROVIDERS[name]
         reason = self._ahead.why_not(name)
         if reason is not None:
@@ -124,7 +124,7 @@ class Steps:
         return replace(size, batch=min(size.batch, VERIFIED_BATCH))
 
     def time(self) -> dict[str, Timing]:
-        """Of the setups, in turn."""
+        """Times the setups, in turn."""
         calls = {name: setup.step for name, setup in self.setups.items()}
         repeats = QUICK_REPEATS if self.settings.quick else REPEATS[self.device]
         if self.device != "cpu" and not self.settings.quick:
@@ -134,7 +134,7 @@ class Steps:
         return measure(calls, repeats=repeats, warmup=1, device=self.device, drain=True)
 
     def weights(self, name: str) -> dict[str, Any]:
-        """saved_bytes and peak_bytes of a step.
+        """Returns saved_bytes and peak_bytes of a step.
 
         A graph saves nothing that can be seen from outside. torch.compile compiles anew to have its
         saved tensors seen, and its own memory would count on a CPU.
@@ -152,7 +152,7 @@ class Steps:
         return found
 
     def _rss_growth(self, name: str) -> int:
-        """Peak resident bytes that the steps add to a process that has built everything."""
+        """Measures peak resident bytes that the steps add to a process that has built all."""
         threads = torch.get_num_threads()
 
         def peak(steps: int) -> int:
@@ -164,7 +164,7 @@ class Steps:
 def search_rows(
     conditions: Conditions, device: str, settings: StepSettings, say: Say
 ) -> Iterator[Row]:
-    """Verify, time and weigh the step of every provider; `say` hears what is going on."""
+    """Verifies, times and weighs the step of every provider; `say` hears what is going on."""
     size, names = settings.size, settings.providers(device)
     with dynamo_config.patch(recompile_limit=RECOMPILATIONS):
         steps = Steps(settings, device, say)
@@ -191,7 +191,7 @@ def search_rows(
 
 
 def reported(names: Iterable[str], medians: Mapping[str, float]) -> list[str]:
-    """The providers that get a row: of those reported under one name the fastest that is right."""
+    """Picks the providers that get a row: of those of one name the fastest that is right."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(PROVIDERS[name].reported_as or name, []).append(name)

@@ -1,4 +1,4 @@
-"""A whole search at its published setting, by `fastnas search`, and its record as JSON.
+"""Runs a whole search at its published setting by `fastnas search`; its record is JSON.
 
     python -m fastnas.benchmarks.search.whole FILE.npz OUT --method rome --seconds 500
 
@@ -27,7 +27,7 @@ KEPT = ("epoch", "skips_normal", "skips_reduce", "train_loss", "train_accuracy",
 
 
 def command(given: argparse.Namespace, run: Path, options: Sequence[str]) -> list[str]:
-    """The search alone: no training of what it finds, no comparison with eager."""
+    """Returns the command of the search alone: no training of what it finds, no comparison."""
     flags = ["--method", given.method, "--data", given.data, "--epochs", str(given.epochs)]
     flags += ["--device", given.device, "--out", str(run), "--resume", "--no-tensorboard"]
     flags += ["--train-epochs", "0", "--compare-steps", "0", *options]
@@ -37,7 +37,7 @@ def command(given: argparse.Namespace, run: Path, options: Sequence[str]) -> lis
 
 
 def record(run: Path, wall_seconds: float, device: str) -> dict[str, Any]:
-    """What the search has found so far.
+    """Reads what the search has found so far.
 
     Raises:
         CheckpointError: there is no checkpoint yet, or it is broken.

@@ -1,4 +1,4 @@
-"""The specification: eager torch, slow, fp64-safe. Imports only fastnas.spaces."""
+"""Specifies every op in eager torch, slow and safe in fp64. Imports only fastnas.spaces."""
 
 from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
 from fastnas.reference.mixed_edges import mixed_edges

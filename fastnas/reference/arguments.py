@@ -1,4 +1,4 @@
-"""Shapes that the arguments of the specification need; their types are checked by annotation."""
+"""Checks shapes of the specification's arguments; their types are checked by annotation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMS = ("none", *(f"{kind}_{mixture}" for kind in KINDS for mixture in MIXTURES
 
 
 def check_shape(name: str, t: Tensor, shape: Sequence[int | None]) -> None:
-    """`t` has this shape; None stands for any size."""
+    """Refuses a `t` of another shape; None stands for any size."""
     if t.dim() != len(shape) or any(
         size not in (None, given) for size, given in zip(shape, t.shape)
     ):
@@ -23,7 +23,7 @@ def check_shape(name: str, t: Tensor, shape: Sequence[int | None]) -> None:
 
 
 def check_floating(name: str, t: object) -> None:
-    """`t` is a dense tensor of a floating point dtype."""
+    """Refuses what is no dense tensor of a floating point dtype."""
     check_type(name, t, Tensor)
     assert isinstance(t, Tensor)
     if not t.is_floating_point() or t.layout != torch.strided:
@@ -32,13 +32,13 @@ def check_floating(name: str, t: object) -> None:
 
 
 def check_images(name: str, x: object, channels: int | None = None) -> None:
-    """`x` is [N, C, H, W]."""
+    """Refuses an `x` that is not [N, C, H, W]."""
     check_floating(name, x)
     check_shape(name, x, [None, channels, None, None])  # type: ignore[arg-type]
 
 
 def check_mixing(name: str, w: object, shape: Sequence[int], x: Tensor) -> None:
-    """`w` are mixing weights, on the device of x."""
+    """Refuses a `w` that is no set of mixing weights on the device of x."""
     check_floating(name, w)
     assert isinstance(w, Tensor)
     check_shape(name, w, shape)
@@ -47,7 +47,7 @@ def check_mixing(name: str, w: object, shape: Sequence[int], x: Tensor) -> None:
 
 
 def check_terms(name: str, terms: Sequence[Tensor | None], w: Tensor) -> None:
-    """There is a term at least, all are of one shape and dtype, and each has a weight."""
+    """Refuses no terms, terms that differ in shape or dtype, and terms without a weight each."""
     if not terms:
         raise ValueError(f"{name} is empty; at least one term is needed")
     known = [(k, t) for k, t in enumerate(terms) if t is not None]
@@ -64,7 +64,7 @@ def check_terms(name: str, terms: Sequence[Tensor | None], w: Tensor) -> None:
 def check_noise(
     terms: int, noisy: Sequence[int], form: str, level: Tensor | None, rng: Tensor | None
 ) -> None:
-    """`noisy` are distinct terms, and what draws their noise is there."""
+    """Refuses `noisy` terms that are not distinct, or have nothing to draw their noise from."""
     check_choice("form", form, FORMS)
     if any(not 0 <= k < terms for k in noisy) or len(set(noisy)) != len(noisy):
         raise ValueError(f"noisy is {list(noisy)}; distinct indices below {terms} are allowed")
@@ -77,13 +77,13 @@ def check_noise(
 
 
 def check_clip(grad_clip: float) -> None:
-    """A largest norm of a gradient is above 0."""
+    """Refuses a largest norm of a gradient that is not above 0."""
     if not grad_clip > 0:
         raise ValueError(f"grad_clip is {grad_clip}; a number above 0 is needed")
 
 
 def check_flags(name: str, flags: Sequence[bool], count: int) -> None:
-    """A flag for each of `count` terms."""
+    """Refuses anything but a flag for each of `count` terms."""
     if len(flags) != count:
         raise ValueError(f"{name} is {short(flags)}; {count} flags are needed, one a term")
 
@@ -91,7 +91,7 @@ def check_flags(name: str, flags: Sequence[bool], count: int) -> None:
 def check_paths(
     alpha: Tensor, beta: Tensor | None, nodes: Sequence[int], rows: Sequence[int], tau: object
 ) -> None:
-    """alpha has a row for each edge and beta one for each of `rows`; the temperature is above 0."""
+    """Refuses logits without a row for each edge, and a temperature that is not above 0."""
     if any(n < 1 for n in nodes) or not nodes:
         raise ValueError(f"nodes is {list(nodes)}; one or more predecessors of each are needed")
     if alpha.dim() < 2 or alpha.shape[-2] != sum(nodes):

@@ -1,4 +1,4 @@
-"""Standard Gumbel noise from Philox words, the same bits on every backend.
+"""Draws standard Gumbel noise from Philox words, the same bits on every backend.
 
 g = -ln(-ln u) with u = ((word >> 9) + 1/2) 2^-23, which is never 0 or 1: g is between -2.82 and
 16.64, and no draw has to be repeated for an inf or a NaN, as public GDAS code does.
@@ -20,7 +20,7 @@ _ATANH_TERMS = 11
 
 
 def portable_log(x: Tensor) -> Tensor:
-    """ln x of float64 x > 0, to 4e-16 of max(|ln x|, 1).
+    """Returns ln x of float64 x > 0, to 4e-16 of max(|ln x|, 1).
 
     x = 2^e m with m in [sqrt(1/2), sqrt(2)), ln m = 2 atanh s = 2 s (1 + s^2/3 + s^4/5 + ...),
     s = (m - 1)/(m + 1). Made of + - * / alone, which IEEE 754 rounds correctly, in one order and
@@ -39,11 +39,11 @@ def portable_log(x: Tensor) -> Tensor:
 
 
 def gumbel(u: Tensor) -> Tensor:
-    """-ln(-ln u) of float64 u in (0, 1)."""
+    """Returns -ln(-ln u) of float64 u in (0, 1)."""
     return -portable_log(-portable_log(u))
 
 
 def gumbel_draw(rng: Tensor, ordinal: int, shape: Sequence[int]) -> Tensor:
-    """g float64 of that shape: element i of stream `ordinal`, as `philox_draw` numbers them."""
+    """Draws g float64 of that shape: element i of stream `ordinal`, as `philox_draw` counts."""
     like = torch.empty(shape, dtype=torch.float64, device=rng.device)
     return gumbel((1 + philox_draw("uniform_additive", rng, ordinal, like)) / 2)

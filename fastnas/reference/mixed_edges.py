@@ -36,7 +36,7 @@ def term_output(
     training: bool,
     eps: float,
 ) -> Tensor:
-    """o_k(x) without noise. `stats` [norms of the term, 2, C] is filled in training, else used."""
+    """Returns o_k(x) without noise; fills `stats` [norms, 2, C] in training, else uses them."""
     if term.op == "skip":
         return x
     if term.op == "max_pool":
@@ -68,7 +68,7 @@ def mixed_edges(
     rng: Tensor | None = None,
     std: Tensor | None = None,
 ) -> Tensor:
-    """The specification of `fastnas.ops.mixed_edges`: its maths in eager torch, autograd included.
+    """Specifies `fastnas.ops.mixed_edges`: its maths in eager torch, autograd included.
 
     Args:
         x: the input states, [N, C, H, W] each.
@@ -142,6 +142,6 @@ def _check(
 
 
 def _zeros(states: Sequence[Tensor], table: EdgeTable, node: int) -> Tensor:
-    """Of a node whose edges can do nothing."""
+    """Returns the zeros of a node whose edges can do nothing."""
     edge = next(edge for edge in table.edges if edge.target == node)
     return torch.zeros_like(states[edge.source][:, :, :: edge.stride, :: edge.stride])

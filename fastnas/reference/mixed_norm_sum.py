@@ -38,7 +38,7 @@ def batch_norms(
     eps: float = 1e-5,
     statistics: Statistics | None = None,
 ) -> tuple[list[Tensor], Statistics]:
-    """v_k for every term, and what it is normalised by: those of the batch unless given.
+    """Returns v_k for every term, and the statistics used: those of the batch unless given.
 
     The statistics of an empty batch are 0.
     """
@@ -72,7 +72,7 @@ def mixed_norm_sum(
     level: Tensor | None = None,
     rng: Tensor | None = None,
 ) -> Tensor:
-    """The specification of `fastnas.ops.mixed_norm_sum`: its maths in eager torch, with autograd.
+    """Specifies `fastnas.ops.mixed_norm_sum`: its maths in eager torch, with autograd.
 
     Args:
         z: terms of one shape [N, C, ...] and dtype.
@@ -95,7 +95,7 @@ def mixed_norm_sum(
 def terms_read(
     normed: Sequence[bool], training: bool, needs_dz: Sequence[bool], needs_dw: bool
 ) -> list[bool]:
-    """Which terms backward reads: all for dw, else those whose statistics depend on them."""
+    """Says which terms backward reads: all for dw, else those whose statistics depend on them."""
     check_flags("normed", normed, len(normed))
     if len(normed) != len(needs_dz):
         raise ValueError(
@@ -121,7 +121,7 @@ def mixed_norm_sum_grads(
     rng: Tensor | None = None,
     std: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """(dz_k for every k that needs it, dw or None) from the formula at the top, in the dtype of dy.
+    """Returns (dz_k for every k that needs it, dw or None) by the formula at the top.
 
     Args:
         z: None for terms that `terms_read` leaves out.

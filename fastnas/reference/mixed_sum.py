@@ -15,7 +15,7 @@ from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
 
 
 def weighted_sum(x: Sequence[Tensor], w: Tensor) -> Tensor:
-    """sum_k w_k x_k as the public DARTS code writes it: the baseline of the benchmarks.
+    """Sums w_k x_k as the public DARTS code writes it: the baseline of the benchmarks.
 
     Nothing is checked, so that what is timed is that code.
     """
@@ -24,7 +24,7 @@ def weighted_sum(x: Sequence[Tensor], w: Tensor) -> Tensor:
 
 @typed
 def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) -> Tensor:
-    """Unbiased std of each whole noisy term, float64 [len(noisy)]; [0] if not relative."""
+    """Returns each whole noisy term's unbiased std, float64 [len(noisy)]; [0] if not relative."""
     check_terms("x", x, torch.empty(len(x)))
     check_noise(len(x), noisy, form, torch.empty(2), torch.empty(2))
     if form != "gaussian_additive" or not noisy:
@@ -37,7 +37,7 @@ def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) ->
 def draws(
     like: Tensor, noisy: Sequence[int], form: str, level: Tensor, rng: Tensor, std: Tensor
 ) -> dict[int, Tensor]:
-    """d_k for each noisy term k, shaped and typed as `like`."""
+    """Draws d_k for each noisy term k, shaped and typed as `like`."""
     return {
         k: noise_draw(
             philox_draw(form, rng, j, like).to(like.dtype), level, std[j] if std.numel() else None
@@ -55,7 +55,7 @@ def mixed_sum(
     level: Tensor | None = None,
     rng: Tensor | None = None,
 ) -> Tensor:
-    """The specification of `fastnas.ops.mixed_sum`: its maths in eager torch, autograd included.
+    """Specifies `fastnas.ops.mixed_sum`: its maths in eager torch, autograd included.
 
     Args:
         x: K tensors of one shape and dtype.
@@ -89,7 +89,7 @@ def mixed_sum_grads(
     rng: Tensor | None = None,
     std: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """(dx_k for every k, dw) from the formula at the top; x may be empty, then dw is None."""
+    """Returns (dx_k for every k, dw) by the formula at the top; x may be empty, then dw is None."""
     if x:
         check_terms("x", x, torch.empty(len(x)))
         check_shape("dy", dy, x[0].shape)

@@ -15,7 +15,7 @@ from fastnas.reference.arguments import check_shape
 
 
 def batch_norm(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
-    """BN(z) without scale and shift; `stats` [2, C] is filled in training, else used."""
+    """Returns BN(z) without scale and shift; `stats` [2, C] is filled in training, else used."""
     if not training:
         mean, var = stats.to(z.dtype)
         return F.batch_norm(z, mean, var, training=False, eps=eps)
@@ -26,7 +26,7 @@ def batch_norm(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
 
 
 def strided_pair(x: Tensor, params: Sequence[Tensor]) -> Tensor:
-    """The two 1x1 convolutions of `FactorizedReduce` at stride 2, the second a pixel further."""
+    """Returns `FactorizedReduce`'s 1x1 convolutions at stride 2, the second a pixel further."""
     odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
     padded = F.pad(x, (0, odd_w, 0, odd_h)) if odd_h or odd_w else x
     first, second = params
@@ -39,7 +39,7 @@ def strided_pair(x: Tensor, params: Sequence[Tensor]) -> Tensor:
 def relu_conv_bn(
     x: Tensor, params: Sequence[Tensor], stats: Tensor, *, training: bool = True, eps: float = 1e-5
 ) -> Tensor:
-    """The specification of `fastnas.ops.relu_conv_bn`: its maths in eager torch.
+    """Specifies `fastnas.ops.relu_conv_bn`: its maths in eager torch.
 
     Args:
         x: [N, C_in, H, W].

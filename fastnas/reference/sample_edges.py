@@ -1,4 +1,4 @@
-"""Sampling paths as eager code does, indices taken to the host: the baselines of the benchmarks.
+"""Samples paths as eager code does, indices taken to the host: the benchmarks' baselines.
 
 `gdas_tables` is public GDAS code (xautodl, search_model_gdas_nasnet.py) in its own words: all edges
 of a cell type drawn at once, then for each its index by `.item()` and its weight picked out. There
@@ -22,7 +22,7 @@ EagerSample = tuple[list[int], Tensor]
 
 
 def gumbel_softmax(logits: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
-    """onehot(o*) - sg(At) + At, o* [..., 1] and At, drawn again where it is not finite."""
+    """Returns onehot(o*) - sg(At) + At, o* [..., 1] and At, drawn again where it is not finite."""
     while True:
         g = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
         soft = torch.softmax((torch.log_softmax(logits, -1) + g) / tau, -1)
@@ -35,7 +35,7 @@ def gumbel_softmax(logits: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gdas_tables(alpha: Tensor, tau: float) -> EagerSample:
-    """Every edge kept; alpha [..., E, O]."""
+    """Samples with every edge kept; alpha [..., E, O]."""
     ops, weights = [], []
     for table in alpha.reshape(-1, *alpha.shape[-2:]).unbind():
         hard, index, _ = gumbel_softmax(table, tau)
@@ -49,7 +49,7 @@ def gdas_tables(alpha: Tensor, tau: float) -> EagerSample:
 def edge_by_edge(
     alpha: Tensor, beta: Tensor | None, nodes: Sequence[int], topology: str, tau: float
 ) -> EagerSample:
-    """alpha [..., E, O] and beta as `sample_paths` takes them."""
+    """Samples edge by edge, of alpha [..., E, O] and beta as `sample_paths` takes them."""
     ops, weights = [], []
     tables = alpha.reshape(-1, *alpha.shape[-2:]).unbind()
     betas = [None] * len(tables) if beta is None else beta.reshape(len(tables), -1).unbind()
@@ -71,7 +71,7 @@ def edge_by_edge(
 def _edges_kept(
     logits: Tensor | None, nodes: Sequence[int], topology: str, tau: float
 ) -> dict[int, Tensor | None]:
-    """B_st of the edges in the path; None where it is 1 and has no gradient."""
+    """Returns B_st of the edges in the path; None where it is 1 and has no gradient."""
     if logits is None:
         return dict.fromkeys(range(sum(nodes)))
     kept: dict[int, Tensor | None] = {}

@@ -17,7 +17,7 @@ TOPOLOGIES = ("none", "top2", "pairs")
 
 
 def logits_per_node(nodes: Sequence[int], topology: str) -> list[int]:
-    """How many topology logits each node has: one per edge, one per pair of them, or none."""
+    """Counts each node's topology logits: one per edge, one per pair of them, or none."""
     check_choice("topology", topology, TOPOLOGIES)
     check_type("nodes", nodes, list, tuple)
     for n in nodes:
@@ -28,22 +28,22 @@ def logits_per_node(nodes: Sequence[int], topology: str) -> list[int]:
 
 
 def node_pairs(n: int, device: torch.device | None = None) -> Tensor:
-    """int64 [2, n(n - 1)/2], pairs of n predecessors: (0, 1), (0, 2), ..., (n - 2, n - 1)."""
+    """Returns int64 [2, n(n - 1)/2]: n predecessors' pairs (0, 1), (0, 2), ..., (n - 2, n - 1)."""
     return torch.triu_indices(n, n, 1, device=device)
 
 
 def relaxed(perturbed: Tensor, tau: Tensor | float) -> Tensor:
-    """softmax((log softmax(logits) + g)/tau) of logits + g: what the two differ by cancels."""
+    """Returns softmax((log softmax(logits) + g)/tau) of logits + g; what they differ by cancels."""
     return torch.softmax(perturbed / tau, -1)
 
 
 def straight_through(soft: Tensor) -> Tensor:
-    """1 + soft - sg(soft), in the order that gives exactly 1, or NaN where soft is NaN."""
+    """Returns 1 + soft - sg(soft), in the order that gives exactly 1, or NaN where soft is NaN."""
     return 1 + (soft - soft.detach())
 
 
 def largest(perturbed: Tensor, count: int = 1) -> Tensor:
-    """Indices of the largest along the last axis, [..., count]: NaN first, then the lower index."""
+    """Returns the largest indices along the last axis, [..., count]: NaN first, then the lower."""
     return torch.sort(perturbed, dim=-1, descending=True, stable=True).indices[..., :count]
 
 
@@ -57,7 +57,7 @@ def sample_paths(
     rng: Tensor,
     paths: int,
 ) -> tuple[Tensor, Tensor]:
-    """The specification of `fastnas.ops.sample_paths`, autograd by straight-through included.
+    """Specifies `fastnas.ops.sample_paths`, autograd by straight-through included.
 
     ROME (ICCV 2023): operations eq. 2-3, pairs (v1) eq. 4-6, Gumbel-Top2 (v2) eq. 7-8. Ours, where
     the paper prints nothing: the straight-through form and that gradient flows through what is
@@ -104,7 +104,7 @@ def sample_paths(
 def _edges_kept(
     perturbed: Tensor, n: int, topology: str, tau: Tensor | float
 ) -> tuple[Tensor, Tensor]:
-    """Which two of a node's n edges are kept, bool [..., n], and B_st, valid where they are."""
+    """Says which two of a node's n edges are kept, bool [..., n], and their B_st."""
     soft = relaxed(perturbed, tau)
     if topology == "top2":
         edges = largest(perturbed.detach(), 2)
@@ -128,7 +128,7 @@ def sample_paths_grads(
     op: Tensor,
     dweight: Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """(dalpha, dbeta) from the second line at the top, summed over the paths in float64.
+    """Returns (dalpha, dbeta) by the second line at the top, summed over the paths in float64.
 
     The Jacobian of softmax, applied to a cotangent c that is not 0 at the sampled entries only:
     the operation of each edge kept; in "top2" both edges of a node, in "pairs" their pair, with

@@ -1,4 +1,4 @@
-"""NoisyDARTS' noise on the skip connection, and the counter-based generator it is drawn from."""
+"""Draws NoisyDARTS' noise on the skip connection from a counter-based generator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIXTURES = ("additive", "multiplicative")
 
 @dataclass(frozen=True)
 class SkipNoise:
-    """What is drawn on a skip connection, after NoisyDARTS (arXiv 2005.03566, and its code).
+    """Says what is drawn on a skip connection, after NoisyDARTS (arXiv 2005.03566, and its code).
 
     With eps ~ N(0, 1) or U(-1, 1) per element, r the amplitude (1 unless the noise decays)::
 
@@ -57,7 +57,7 @@ class SkipNoise:
 
     @property
     def is_relative(self) -> bool:
-        """Whether the spread is a multiple of std(o(x))."""
+        """Returns whether the spread is a multiple of std(o(x))."""
         return self.form == "gaussian_additive"
 
     @property
@@ -67,11 +67,11 @@ class SkipNoise:
 
     @property
     def spread(self) -> float:
-        """s, without the std(o(x)) of the relative form."""
+        """Returns s, without the std(o(x)) of the relative form."""
         return self.factor if self.kind == "gaussian" else math.sqrt(3 * self.factor)
 
     def level(self, amplitude: float = 1.0, device: torch.device | None = None) -> Tensor:
-        """(r mean, r s) as float64 [2], the form in which the kernels read it."""
+        """Returns (r mean, r s) as float64 [2], the form in which the kernels read it."""
         check_number("amplitude", amplitude)
         values = [amplitude * self.centre, amplitude * self.spread]
         return torch.tensor(values, dtype=torch.float64, device=device or "cpu")
@@ -79,25 +79,25 @@ class SkipNoise:
 
 @typed
 def cosine_decay(epoch: int, epochs: int) -> float:
-    """r(e) = (1 + cos(pi e / epochs)) / 2, 0 from `epochs` on (NoisyDARTS' code, there with 50)."""
+    """Returns (1 + cos(pi e / epochs)) / 2, 0 from `epochs` on (NoisyDARTS' code: with 50)."""
     check_int("epoch", epoch, 0)
     check_int("epochs", epochs, 1)
     return (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
 
 
 def noise_draw(eps: Tensor, level: Tensor, std: Tensor | None) -> Tensor:
-    """d = level[0] + level[1] (std) eps, in the dtype of eps; std is None unless relative."""
+    """Returns d = level[0] + level[1] (std) eps, in eps' dtype; std is None unless relative."""
     spread = level[1] if std is None else level[1] * std.to(level.dtype)
     return level[0].to(eps.dtype) + spread.to(eps.dtype) * eps
 
 
 def apply_draw(x: Tensor, d: Tensor, form: str) -> Tensor:
-    """x + d or x d."""
+    """Returns x + d or x d."""
     return x * d if form.endswith("multiplicative") else x + d
 
 
 def skip_noise(x: Tensor, noise: SkipNoise, amplitude: float = 1.0) -> Tensor:
-    """The noise as eager code draws it, from torch's own generator (for eager baselines)."""
+    """Draws the noise as eager code does, from torch's own generator (for eager baselines)."""
     check_type("x", x, Tensor)
     check_type("noise", noise, SkipNoise)
     if not x.is_floating_point():
@@ -111,7 +111,7 @@ def skip_noise(x: Tensor, noise: SkipNoise, amplitude: float = 1.0) -> Tensor:
 def philox_words(
     key: int | Tensor, offset: int | Tensor, quads: int, device: torch.device | None = None
 ) -> Tensor:
-    """Philox4x32-10 (Salmon et al., SC'11): words of the counters (q, offset), q = 0 .. quads - 1.
+    """Returns Philox4x32-10 words (Salmon et al., SC'11) of counters (q, offset), q < quads.
 
     key and offset may be 0-d int64 tensors on the device: then nothing waits for it.
 
@@ -142,7 +142,7 @@ def philox_words(
 
 
 def philox_draw(form: str, rng: Tensor, ordinal: int, x: Tensor) -> Tensor:
-    """eps of noisy term `ordinal`, shaped like x: N(0, 1) by Box-Muller, or U(-1, 1).
+    """Draws eps of noisy term `ordinal`, shaped like x: N(0, 1) by Box-Muller, or U(-1, 1).
 
     A word becomes u = ((word >> 9) + 1/2) 2^-23, exact in fp32 and never 0 or 1. Words (0, 1) and
     (2, 3) of a quad give the pairs sqrt(-2 ln u) (cos, sin)(2 pi u'). rng int64 [2].
