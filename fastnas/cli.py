@@ -10,7 +10,6 @@ import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +34,7 @@ from fastnas.search.config import (
     read_settings,
 )
 from fastnas.search.diverged import DivergedError
-from fastnas.search.fields import SEEDS, bounds_of, hints_of
+from fastnas.search.fields import SEEDS, Setting, settings_of
 from fastnas.search.progress import plain_console
 from fastnas.search.run_folder import RunFolderError
 from fastnas.search.settings_file import number
@@ -61,15 +60,27 @@ ClickException: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
 )
 
-app = typer.Typer(
-    name="fastnas",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+
+def command_line() -> typer.Typer:
+    """Builds the command line, with a flag for each option of the methods that are there by now."""
+    app = typer.Typer(
+        name="fastnas",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(start)
+    app.command("search", help="Search a cell, train it shortly, report.")(
+        _config_command((SearchConfig, StudyConfig), _kind_of_search, _search)
+    )
+    app.command("train", help="Train a genotype from scratch.")(
+        _config_command((TrainConfig,), lambda _: TrainConfig, _train)
+    )
+    for command in (info, sample, draw, bench):
+        app.command()(command)
+    return app
 
 
-@app.callback(invoke_without_command=True)
 def start(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
@@ -100,9 +111,8 @@ def _config_command(
     kinds: Sequence[type[FolderConfig]],
     choose: Callable[[dict[str, Any]], type[FolderConfig]],
     run: Callable[..., Any],
-    text: str,
 ) -> Callable[..., None]:
-    """Makes a command with one flag for each field of the dataclasses, the only list of settings.
+    """Makes a command with one flag per setting of its kinds of runs, options of methods included.
 
     Args:
         choose: says of the given settings which of the kinds they are.
@@ -113,44 +123,37 @@ def _config_command(
         settings |= {name: value for name, value in flags.items() if value is not None}
         run(make_config(choose(settings), settings), resume=resume, console=plain_console())
 
-    settings: dict[str, tuple[tuple[type, ...], Field[Any]]] = {}
-    texts: dict[str, list[str]] = {}
+    settings: dict[str, list[Setting]] = {}
     for kind in kinds:
-        hints = hints_of(kind)
-        for f in fields(kind):
-            settings.setdefault(f.name, (hints[f.name], f))
-            texts.setdefault(f.name, []).append(f.metadata["help"])
+        for name, setting in settings_of(kind).items():
+            settings.setdefault(name, []).append(setting)
     parameters = [
-        _flag(f, types[0], "; ".join(dict.fromkeys(texts[f.name])))
-        for types, f in settings.values()
-    ]
-    parameters += [
+        *(_flag(name, *alike) for name, alike in settings.items()),
         _parameter("config", str | None, None, typer.Option(help="YAML or JSON file of settings")),
         _parameter("resume", bool, False, typer.Option(help="go on with the run in --out, if any")),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = text
     return command
 
 
-def _flag(f: Field[Any], kind: type, text: str) -> inspect.Parameter:
-    """Makes the flag of a field, which is None where it is not given."""
-    bounds, choices = bounds_of(f), f.metadata["choices"]
-    allowed = [str(bounds)] if bounds else [", ".join(choices)] if choices else []
-    default = [] if f.default is None or f.default == "" else [f"default: {f.default}"]
-    notes = "; ".join([*allowed, *default])
+def _flag(name: str, first: Setting, *others: Setting) -> inspect.Parameter:
+    """Makes the flag of a setting, the first of its kind of run; None where it is not given."""
+    text = "; ".join(dict.fromkeys(setting.text for setting in (first, *others)))
+    allowed = str(first.bounds) if first.bounds else ", ".join(first.choices or ())
+    default = f"default: {first.default}" if first.default else ""
+    notes = "; ".join(note for note in (allowed, default) if note)
     help_text = f"{text} ({notes})" if notes else text
-    name = f.name.replace("_", "-")
-    if f.name == "genotype":
+    kind, spelled = first.types[0], name.replace("_", "-")
+    if name == "genotype":
         flag: Any = typer.Argument(help=help_text, show_default=False)
     elif kind is bool:
-        flag = typer.Option(f"--{name}/--no-{name}", help=help_text, show_default=False)
-    elif bounds is not None:
-        flag = _numeric(f"--{name}", help=help_text, bounds=bounds)
+        flag = typer.Option(f"--{spelled}/--no-{spelled}", help=help_text, show_default=False)
+    elif first.bounds is not None:
+        flag = _numeric(f"--{spelled}", help=help_text, bounds=first.bounds)
     else:
-        flag = typer.Option(f"--{name}", help=help_text, show_default=False)
-    return _parameter(f.name, kind | None, None, flag)
+        flag = typer.Option(f"--{spelled}", help=help_text, show_default=False)
+    return _parameter(name, kind | None, None, flag)
 
 
 def _parameter(name: str, kind: Any, default: Any, flag: Any) -> inspect.Parameter:
@@ -178,23 +181,12 @@ def _train(config: TrainConfig, **arguments: Any) -> None:
 
 def _kind_of_search(settings: dict[str, Any]) -> type[FolderConfig]:
     method = settings.get("method")
-    if method is not None and method not in (*STRATEGIES, *BLACK_BOX):
-        raise ConfigError(f"method is {method!r}; allowed: {', '.join([*STRATEGIES, *BLACK_BOX])}")
+    methods = [*sorted(STRATEGIES), *sorted(BLACK_BOX)]
+    if method is not None and method not in methods:
+        raise ConfigError(f"method is {method!r}; allowed: {', '.join(methods)}")
     return StudyConfig if method in BLACK_BOX else SearchConfig
 
 
-app.command("search")(
-    _config_command(
-        (SearchConfig, StudyConfig), _kind_of_search, _search,
-        "Search a cell, train it shortly, report.",
-    )
-)  # fmt: skip
-app.command("train")(
-    _config_command((TrainConfig,), lambda _: TrainConfig, _train, "Train a genotype from scratch.")
-)
-
-
-@app.command()
 def info() -> None:
     """What is here, what is not and why, and what auto would pick."""
     from fastnas.info import print_info
@@ -203,7 +195,6 @@ def info() -> None:
     print_info(plain_console(width=TABLES_WIDTH))
 
 
-@app.command()
 def sample(
     report: Annotated[str, typer.Argument(help="report.json of an anasod search")],
     length: Annotated[
@@ -219,7 +210,6 @@ def sample(
         typer.echo(text)
 
 
-@app.command()
 def draw(
     genotype: Annotated[str, typer.Argument(help="genotype file, or its text")],
     picture: Annotated[str, typer.Argument(help="FILE.png or FILE.svg")],
@@ -241,7 +231,6 @@ def draw(
         raise ConfigError(str(error)) from error
 
 
-@app.command()
 def bench(
     suite: Annotated[
         str, typer.Argument(help="ops, search, paths, memory, roofline or all")
@@ -298,7 +287,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(prog_name="fastnas", standalone_mode=False)
+        code = command_line()(prog_name="fastnas", standalone_mode=False)
     except ClickException as error:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except USER_ERRORS as error:

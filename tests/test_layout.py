@@ -15,7 +15,7 @@ from fastnas.ops import OPS
 ROOT = Path(__file__).parents[1]
 CODE = ("fastnas", "kernels", "benchmarks", "csrc", "tests")
 NATIVE = {"_C", "_cuda"}
-CHECKS = {"bounds", "checks"}  # of arguments; every part may import them
+CHECKS = {"bounds", "checks", "options"}  # of arguments; every part may import them
 
 # What the modules of each part may import of fastnas, besides their own part and the version.
 MAY_IMPORT: dict[str, set[str]] = {

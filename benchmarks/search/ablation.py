@@ -17,7 +17,6 @@ import io
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -70,11 +69,11 @@ def configs(given: argparse.Namespace) -> Iterator[tuple[Row, SearchConfig]]:
                 "out": str(given.csv.with_suffix("") / name),
             }
             config = make_config(SearchConfig, settings)
-            yield {**row, "samples": config.samples, **_settings(config)}, config
+            yield {**row, "samples": settings["samples"], **_settings(config)}, config
 
 
 def _settings(config: SearchConfig) -> Row:
-    values = asdict(config)
+    values = config.settings()
     return {name: values[name] for name in SETTINGS} | {"data": Path(config.data).name}
 
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from fastnas.benchmarks.harness.readme import updated
 from fastnas.blackbox import BLACK_BOX, get_black_box
 from fastnas.blackbox.domains import unseen_cell
-from fastnas.blackbox.methods import Observation
+from fastnas.blackbox.methods.base import Observation
 from fastnas.evaluators.table import by_distribution, explained_variance, read_table
 from fastnas.files import write_text
 from fastnas.report.figures import save_figure
@@ -143,7 +143,7 @@ def draw(regrets: Mapping[tuple[str, str], NDArray[np.float64]], path: Path) -> 
             colour = f"C{colours.index(method.removeprefix(PREFIX))}"
             mean = regret.mean(0)
             width = np.array([half_width(regret[:, i]) for i in range(regret.shape[1])])
-            style = "-" if BLACK_BOX[method].on_distributions else "--"
+            style = "-" if method.startswith("anasod-") else "--"
             axes.plot(BUDGETS, mean, style, color=colour, label=method)
             axes.fill_between(BUDGETS, mean - width, mean + width, color=colour, alpha=0.15)
         axes.set_title(data)

@@ -12,9 +12,10 @@ from fastnas import nn, reference
 from fastnas.benchmarks.harness.graph import captured
 from fastnas.benchmarks.harness.verify import SEED, Outputs
 from fastnas.benchmarks.search.providers import PROVIDERS, Provider, Size
-from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.bilevel import Bilevel
 from fastnas.spaces import get_space
-from fastnas.strategies import DARTS
+from fastnas.strategies.darts import DARTS
+from fastnas.strategies.steps import Batch
 
 
 @dataclass

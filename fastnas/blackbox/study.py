@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from fastnas import signals
 from fastnas.blackbox.claims import Claims
 from fastnas.blackbox.domains import Domain, Point, unseen_cell
-from fastnas.blackbox.methods import BlackBox, Observation
+from fastnas.blackbox.methods.base import BlackBox, Observation
 from fastnas.evaluators import Evaluation, Evaluator
 from fastnas.search.config import ConfigError
 from fastnas.spaces import AnyGenotype, NB201Genotype, dump, parse

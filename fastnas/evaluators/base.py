@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
+from fastnas.options import Optioned
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import SlotLayout
 
@@ -36,8 +37,12 @@ class Evaluator(Protocol):
     def layout(self) -> SlotLayout:
         """Returns the layout of the cells that it evaluates."""
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Returns what all workers of a study must agree on; a path is another on each machine."""
+
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """Returns one evaluation for each cell, several together where that is cheaper.
+        """Evaluates each cell once, several together where that is cheaper.
 
         Args:
             cells: of the layout.
@@ -46,3 +51,26 @@ class Evaluator(Protocol):
         Raises:
             EvaluationError: a cell cannot be evaluated.
         """
+
+    def reported(self, cell: AnyGenotype) -> dict[str, dict[str, float]] | None:
+        """Scores the cell that a study found on what the study did not see, None where it cannot.
+
+        Returns:
+            Name to accuracy, the best there is ("best"), and the cell's rank.
+        """
+
+
+class EvaluatorOptions(Optioned):
+    """The options of an evaluator, and how it is opened.
+
+    An evaluator is one file of `fastnas.evaluators` with a subclass: its `name`, what follows it in
+    "name:PLACE" (`place`), and its options as fields (`fastnas.options.option`).
+    """
+
+    what = "evaluator"
+    table: ClassVar[dict[str, type[EvaluatorOptions]]] = {}
+    place: ClassVar[str]
+
+    def open(self, place: str) -> Evaluator:
+        """Opens the evaluator; raises what is wrong with the place."""
+        raise NotImplementedError

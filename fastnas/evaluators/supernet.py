@@ -6,11 +6,12 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from fastnas import reference
-from fastnas.evaluators.base import Evaluation, EvaluationError
+from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOptions
 from fastnas.nn import Paths
 from fastnas.search.build import Answers
 from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
@@ -39,6 +40,7 @@ class SupernetEvaluator:
 
     def __init__(self, searcher: Searcher) -> None:
         self.searcher = searcher
+        self.settings: dict[str, Any] = {}
         self.layout: SlotLayout = slots_of(searcher.space)
         self.network = copy.deepcopy(searcher.network).train()
         self.network.set_noise_amplitude(0.0)
@@ -104,3 +106,16 @@ class SupernetEvaluator:
         accuracies = (answers.right / images).tolist()
         seconds = (perf_counter() - start) / len(cells)
         return [Evaluation(accuracy, seconds=seconds) for accuracy in accuracies]
+
+    def reported(self, cell: AnyGenotype) -> None:
+        return None
+
+
+class SupernetOptions(EvaluatorOptions):
+    """Opens the supernet that a search has left."""
+
+    name = "supernet"
+    place = "FOLDER of a search"
+
+    def open(self, place: str) -> SupernetEvaluator:
+        return SupernetEvaluator.of_run(place)

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastnas.checks import check_choice, check_type, short, typed
-from fastnas.evaluators.base import Evaluation, EvaluationError
+from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOptions
+from fastnas.options import option
 from fastnas.search.settings_file import number
 from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.distribution import NB201Slots
@@ -24,6 +25,8 @@ CELLS = 5**6
 LARGEST = 1 << 28
 """Bytes of a table; that of all cells with ten columns has 2 MB."""
 LONGEST_NUMBER = 64
+REPORT = "c10_test_200ep"
+"""Column in which a search is judged that saw others."""
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),
     "c10_test": ("cifar10", "test-accuracy"),
@@ -150,12 +153,13 @@ class TableEvaluator:
 
     Args:
         path, column: as `read_table` takes them.
-        others: columns that `entry` gives as well.
+        others: columns that `entry` and `reported` give as well.
     """
 
     def __init__(self, path: Path | str, column: str, *others: str) -> None:
         self.layout = NB201Slots()
-        self.column = column
+        self.column, self.others = column, others
+        self.settings = {"table_column": column}
         self._table = read_table(path, column, *others)
         epochs = re.search(r"_(\d+)ep$", column)
         self._epochs = float(epochs[1]) if epochs else 0.0
@@ -179,6 +183,23 @@ class TableEvaluator:
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
         """Returns the entries; a table knows no seeds."""
         return [Evaluation(self.entry(cell)[self.column], epochs=self._epochs) for cell in cells]
+
+    def reported(self, cell: AnyGenotype) -> dict[str, dict[str, float]]:
+        """Scores a cell in the other columns."""
+        return {column: self.score(cell, column) for column in self.others}
+
+
+class TableOptions(EvaluatorOptions):
+    """Opens a table, in which a study sees one column and reports another."""
+
+    name = "table"
+    place = "FILE of NAS-Bench-201"
+
+    table_column: str = option("c10_valid_12ep", "what the search sees")
+    table_report: str = option(REPORT, "what is reported of its best cell")
+
+    def open(self, place: str) -> TableEvaluator:
+        return TableEvaluator(place, self.table_column, self.table_report)
 
 
 def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from fastnas.data.batches import split_indices
-from fastnas.evaluators.base import Evaluation, EvaluationError
+from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOptions
+from fastnas.options import option
 from fastnas.search.build import chosen_images, load_data, pick_device
 from fastnas.search.config import ConfigError, TrainConfig, make_config, read_settings
 from fastnas.search.progress import plain_console
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import AnyGenotype
-from fastnas.spaces.distribution import OperationDistribution, SlotLayout
+from fastnas.spaces import AnyGenotype, get_space
+from fastnas.spaces.distribution import LENGTH, OperationDistribution, SlotLayout, slots_of
 from fastnas.text_file import file_path
 
 TRAIN_SHARE = 0.8
@@ -57,11 +58,12 @@ class TrainingEvaluator:
             test_labels=images.train_labels[held],
         )
         self.config = replace(config, images=None, tensorboard=False, test_every=0)
-        self.settings: dict[str, Any] = {
+        training = {
             name: value
-            for name, value in asdict(config).items()
+            for name, value in config.settings().items()
             if name not in (*OF_THE_MACHINE, *NOT_HERE)
         }
+        self.settings: dict[str, Any] = {"training": training}
         rng = np.random.default_rng(0)
         some_cell = OperationDistribution.dirichlet(layout, rng).sample(layout, rng)
         Trainer(self.config, some_cell, self.images)  # its errors are to be seen before a study
@@ -95,3 +97,23 @@ class TrainingEvaluator:
             raise EvaluationError(str(error)) from error
         accuracy = trainer.train(None, plain_console(quiet=True))
         return Evaluation(accuracy, perf_counter() - start, trainer.epochs)
+
+    def reported(self, cell: AnyGenotype) -> None:
+        return None
+
+
+class TrainingOptions(EvaluatorOptions):
+    """Opens trainings by a file of settings."""
+
+    name = "train"
+    place = "FILE of settings of train"
+
+    length: int | None = option(None, "operations of a cell (as the space has them)", LENGTH)
+    space: str = option("S0", "space of the cells")
+
+    def open(self, place: str) -> TrainingEvaluator:
+        try:
+            layout = slots_of(get_space(self.space), self.length)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return TrainingEvaluator.of_file(place, layout)

@@ -16,11 +16,13 @@ from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.runs.eager_memory import why_eager_does_not_fit
 from fastnas.runs.saved_bytes import saved_bytes
-from fastnas.search.bilevel import Batch, Bilevel
+from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import in_channels_last
 from fastnas.search.graphed import GraphedBilevel
 from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
+from fastnas.strategies.mixture import Mixture
+from fastnas.strategies.steps import Batch
 
 logger = logging.getLogger("fastnas")
 
@@ -106,8 +108,8 @@ def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
         in_channels_last(network)
     arch = deepcopy(searcher.arch)
     strategy = copy(searcher.strategy)
-    if "order" in strategy.options:
-        setattr(strategy, "order", 1)  # noqa: B010 - not every method has it
+    if isinstance(strategy, Mixture):
+        strategy.order = 1
     return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas.data.load import Images
+from fastnas.options import options_of
 from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
 from fastnas.search.trainer import CHECKPOINT, Trainer
 from fastnas.spaces import AnyGenotype, Space, get_space, to_json
@@ -73,7 +73,7 @@ def train_derived(
 
 
 def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Trainer:
-    shared = {f.name: getattr(config, f.name) for f in fields(RunConfig)}
+    shared = {name: getattr(config, name) for name in options_of(RunConfig)}
     settings = TrainConfig(
         **shared,
         genotype=to_json(genotype),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,19 @@ from rich.console import Console
 
 from fastnas.blackbox.config import StudyConfig
 from fastnas.blackbox.domains import Distributions
-from fastnas.evaluators import Evaluator, TableEvaluator
-from fastnas.evaluators.supernet import SupernetEvaluator
-from fastnas.evaluators.training import TrainingEvaluator
+from fastnas.evaluators import Evaluator
 from fastnas.extras import require
 from fastnas.files import write_text
+from fastnas.options import options_of
 from fastnas.report.curves import draw_best_so_far
 from fastnas.report.simplex import draw_simplex
 from fastnas.runs.report import REPORT_MD, study_text, write_report
-from fastnas.search.config import ConfigError
 from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_folder import claimed_folder
-from fastnas.spaces import get_space, parse
-from fastnas.spaces.distribution import OperationDistribution, SlotLayout, slots_of
+from fastnas.spaces import parse
+from fastnas.spaces.distribution import OperationDistribution
 
 DATABASE = "study.db"
-NOT_SHARED = ("out", "study", "budget", "table_report", "space", "length")
-"""Settings in which the workers of a study may differ, or that its cells say."""
 
 
 def run_study(
@@ -52,7 +47,7 @@ def run_study(
     from fastnas.blackbox.study import Study
 
     console = console or plain_console()
-    evaluator = _evaluator(config)
+    evaluator = config.opened()
     shared = _shared(config, evaluator)
 
     def opened(database: str | Path) -> Study:
@@ -72,7 +67,7 @@ def run_study(
         report = {
             "method": config.method,
             "evaluator": config.evaluator,
-            "training": shared.get("training"),
+            "training": evaluator.settings.get("training"),
             "seed": config.seed,
             "evaluations": len(result.cells),
             "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
@@ -80,7 +75,7 @@ def run_study(
             "genotype": text,
             "distribution": distribution,
             "accuracy": found.accuracy,
-            "reported": _reported(config, evaluator, text),
+            "reported": evaluator.reported(parse(text)),
         }
         write_text(out / "genotype.txt", text + "\n")
         accuracies = [evaluation.accuracy for _, evaluation in result.cells]
@@ -94,39 +89,13 @@ def run_study(
         return report
 
 
-def _evaluator(config: StudyConfig) -> Evaluator:
-    kind, _, where = config.evaluator.partition(":")
-    if kind == "supernet":
-        return SupernetEvaluator.of_run(where)
-    if kind == "train":
-        return TrainingEvaluator.of_file(where, _trained_slots(config))
-    return TableEvaluator(where, config.resolved("table_column"), config.resolved("table_report"))
-
-
-def _trained_slots(config: StudyConfig) -> SlotLayout:
-    space = "S0" if config.space is None else config.space
-    try:
-        return slots_of(get_space(space), config.length)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
-    """Lists what all workers of a study must agree on. A path is another on each machine."""
-    shared = {name: v for name, v in asdict(config).items() if name not in NOT_SHARED}
-    shared["evaluator"] = config.evaluator.partition(":")[0]
-    if isinstance(evaluator, TableEvaluator):
-        shared["table_column"] = evaluator.column
-    if isinstance(evaluator, TrainingEvaluator):
-        shared["training"] = evaluator.settings
-    return shared
-
-
-def _reported(
-    config: StudyConfig, evaluator: Evaluator, cell: str
-) -> dict[str, dict[str, float]] | None:
-    """Returns the accuracy of the best cell that the search did not see."""
-    if not isinstance(evaluator, TableEvaluator):
-        return None
-    column = config.resolved("table_report")
-    return {column: evaluator.score(parse(cell), column)}
+    """Returns what all workers of a study must agree on."""
+    of_method = options_of(type(config.strategy()))
+    return {
+        "seed": config.seed,
+        "method": config.method,
+        "evaluator": config.evaluator.partition(":")[0],
+        **{name: value for name, value in config.options.items() if name in of_method},
+        **evaluator.settings,
+    }

@@ -1,38 +1,22 @@
-"""One step of the bilevel search: logits on a validation batch, weights on a training batch."""
+"""Makes one step of the bilevel search: logits on a validation batch, weights on a training batch.
+
+Bilevel.arch_step      draws what the passes read, moves the logits by
+  Strategy.arch_gradient(ArchStep)         a hypergradient: first order or unrolled, of
+    ArchStep.valid_loss                    the network on the strategy's weights or paths
+Bilevel.weight_step    the same with
+  Strategy.params_gradient(WeightStep)     gradients of WeightStep.forward, accumulated
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
+from fastnas.nn import ArchParameters, SearchNetwork
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
-from fastnas.strategies.accumulation import ParamsProblem
-from fastnas.strategies.hypergradient import Problem
+from fastnas.strategies.steps import ArchStep, Batch, Inputs, WeightStep
 from fastnas.transfer import to_device
-
-Batch = tuple[Tensor, Tensor]
-"""Images [N, C, H, W] and labels [N]."""
-
-
-class Inputs(NamedTuple):
-    """What a forward pass reads besides parameters and logits.
-
-    Attributes:
-        images, labels: a `Batch`.
-        draw: of `SearchNetwork.draw`.
-        sample: of `Strategy.draw`.
-    """
-
-    images: Tensor
-    labels: Tensor
-    draw: NoiseDraw | None
-    sample: Tensor | None = None
 
 
 class Bilevel:
@@ -83,7 +67,11 @@ class Bilevel:
     def move_alphas(self, valid: Inputs, train: Inputs) -> Tensor:
         """`arch_step` on inputs that are on the device; draws nothing on the host."""
         self.strategy.begin(valid.sample)
-        gradient, loss = self.strategy.arch_gradient(self._problem(valid, train))
+        step = ArchStep(
+            self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
+            self.params_optimizer,
+        )  # fmt: skip
+        gradient, loss = self.strategy.arch_gradient(step)
         for alpha, g in zip(self.alphas, gradient):
             alpha.grad = g
         self.arch_optimizer.step()
@@ -91,21 +79,13 @@ class Bilevel:
 
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
         """`weight_step` on inputs that are on the device; draws nothing on the host."""
-
-        passes = []
-
-        def forward() -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                weights = self.strategy.forward_weights(self.arch)
-            passes.append(weights)
-            logits = self.network(train.images, weights, train.draw)
-            return _loss(logits, train.labels), logits
-
         self.strategy.begin(train.sample)
         self.params_optimizer.zero_grad(set_to_none=True)
-        problem = ParamsProblem(self.params, forward, self.grad_clip)
-        loss, logits = self.strategy.params_gradient(problem)
-        step_where(self.params_optimizer, self.network.on_device(passes))
+        step = WeightStep(
+            self.strategy, self.network, self.arch, self.params, train, self.grad_clip
+        )
+        loss, logits = self.strategy.params_gradient(step)
+        step_where(self.params_optimizer, self.network.on_device(step.passes))
         return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:
@@ -114,30 +94,3 @@ class Bilevel:
         if sample is not None:
             sample = to_device(sample, images.device)
         return Inputs(images, labels, self.network.draw(images.device), sample)
-
-    def _problem(self, valid: Inputs, train: Inputs) -> Problem:
-        def loss_on(inputs: Inputs) -> Tensor:
-            weights = self.strategy.forward_weights(self.arch)
-            return _loss(self.network(inputs.images, weights, inputs.draw), inputs.labels)
-
-        group = self.params_optimizer.param_groups[0]
-        return Problem(
-            params=self.params,
-            alphas=self.alphas,
-            train_loss=lambda: loss_on(train),
-            valid_loss=lambda: loss_on(valid) + self.strategy.regulariser(self.arch),
-            buffers=list(self.network.buffers()),
-            lr=group["lr"],
-            momentum=group.get("momentum", 0.0),
-            weight_decay=group["weight_decay"],
-            momentum_buffers=[
-                self.params_optimizer.state[p].get("momentum_buffer") for p in self.params
-            ],
-        )
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of logits [N, classes], of [paths, N, classes] its mean over the paths."""
-    if logits.dim() == 2:
-        return F.cross_entropy(logits, labels)
-    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))

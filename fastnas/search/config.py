@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastnas.backends import AUTO, BACKENDS, MEMORY
 from fastnas.bounds import THREADS, Bounds, whole
 from fastnas.checks import short
+from fastnas.options import option, options_of
 from fastnas.search.fields import (
     ConfigError,
     FolderConfig,
     config_text,
     make_config,
-    option,
     read_settings,
 )
 from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
-from fastnas.strategies import STRATEGIES, Strategy, get_strategy
+from fastnas.strategies import STRATEGIES, Strategy
 
 __all__ = [
     "ConfigError",
@@ -84,9 +83,11 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """A search. None stands for the method's published setting, or for "not this method's"."""
+    """A search. None stands for the method's published setting."""
 
-    method: str = option("noisy-darts", f"one of {', '.join(STRATEGIES)}")
+    families = (Strategy,)
+
+    method: str = option("noisy-darts", f"one of {', '.join(sorted(STRATEGIES))}")
     space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
     table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
     table_report: str | None = option(None, "its column (c10_test_200ep)")
@@ -124,26 +125,6 @@ class SearchConfig(RunConfig):
     validate_every: int = option(
         1, "epochs between validations of the supernet (0: only the last)", COUNT
     )
-    order: int | None = option(None, "1: first order, 2: unrolled")
-    noise_kind: str | None = option(None, "noisy-darts: gaussian or uniform")
-    noise_mixture: str | None = option(None, "noisy-darts: additive or multiplicative")
-    noise_mean: float | None = option(None, "noisy-darts: mean of the noise")
-    noise_factor: float | None = option(None, "noisy-darts: lambda")
-    noise_decay: str | None = option(None, "noisy-darts: none or cosine")
-    skip_drop_path: float | None = option(None, "noisy-darts: drop-path on the skips")
-    zero_one_weight: float | None = option(None, "fair-darts: weight of the zero-one loss")
-    zero_one_loss: str | None = option(None, "fair-darts: l2 or l1")
-    threshold: float | None = option(None, "fair-darts: sigma from which an edge is kept")
-    samples: int | None = option(None, "single paths: sub-networks per step (rome: 7)")
-    tau_schedule: str | None = option(None, "single paths: linear, exponential or constant")
-    tau_start: float | None = option(None, "single paths: temperature of the first epoch (10)")
-    tau_end: float | None = option(None, "single paths: temperature of the last epoch (0.1)")
-    arch_accumulation: str | None = option(None, "single paths: mean or sum for the logits")
-    params_accumulation: str | None = option(None, "single paths: sum or mean for the weights")
-    clip_samples: str | None = option(None, "single paths: clip gradients together or each")
-    paths_at_once: bool | None = option(None, "single paths: all samples in one forward pass")
-    gdas_gradient: str | None = option(None, "gdas: executed or siblings")
-    final_cells: int | None = option(None, "anasod: cells drawn, the best kept (8)")
     train_epochs: int = option(
         20, "epochs of the derived network's short training (0: none)", whole(0, 10**6)
     )
@@ -160,9 +141,10 @@ class SearchConfig(RunConfig):
     )
 
     def strategy(self) -> Strategy:
-        """The method with its options; ConfigError where one is another method's or wrong."""
-        own = {name: value for name, value in self._published.items() if name in METHOD_OPTIONS}
-        return built(get_strategy, self, METHOD_OPTIONS, own)
+        """Builds the method; ConfigError where an option is another method's, or wrong."""
+        own = options_of(STRATEGIES[self.method]) if self.method in STRATEGIES else ()
+        published = {name: value for name, value in self._published.items() if name in own}
+        return self.made(Strategy, self.method, published)
 
     def resolved(self, name: str) -> Any:
         """A setting, or the method's published one where it is None."""
@@ -207,9 +189,6 @@ SPACE_DEFAULTS: dict[Layout, dict[str, Any]] = {
     "nb201": {"layers": 5, "train_layers": 5, "table_report": TABLE_REPORT},
 }
 PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
-METHOD_OPTIONS = tuple(
-    dict.fromkeys(name for strategy in STRATEGIES.values() for name in strategy.options)
-)
 
 
 @dataclass(frozen=True)
@@ -275,18 +254,3 @@ TRAINING: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """DARTS (section 3.2) and NAS-Bench-201 (table 1; it does not clip, `grad_clip` does)."""
-
-
-def built(
-    get: Callable[..., Any],
-    config: Any,
-    names: Sequence[str],
-    published: Mapping[str, Any] | None = None,
-) -> Any:
-    """Returns the method with the options given, else those published, else its defaults."""
-    given = {name: getattr(config, name) for name in names}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    try:
-        return get(config.method, **{**(published or {}), **chosen})
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -1,20 +1,18 @@
-"""The fields of a config: what each may hold, checked in one place for flags, files and Python."""
+"""The settings that all runs share, and their way from flags, files and Python into a config."""
 
 from __future__ import annotations
 
 import difflib
 import json
-import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from fastnas.bounds import Bounds, whole
 from fastnas.checks import check_type, short, typed
+from fastnas.options import Made, Optioned, check_options, make, option, options_of, types_of
 from fastnas.search.settings_file import read_settings_text
-from fastnas.strategies import STRATEGIES
 
 SEEDS = whole(0, 2**63 - 1)
 """So that a run may count on from its seed, for what torch takes as one."""
@@ -24,75 +22,122 @@ class ConfigError(ValueError):
     """A setting is wrong; one line says which, what was given and what is allowed."""
 
 
-def option(
-    default: Any,
-    text: str,
-    bounds: Bounds | None = None,
-    choices: Sequence[str] | None = None,
-) -> Any:
-    """A field with its help text and, as its type asks for them, its bounds or its choices."""
-    metadata = {"help": text, "bounds": bounds, "choices": choices}
-    return field(default=default, metadata=metadata)
-
-
-def bounds_of(f: Field[Any]) -> Bounds | None:
-    """The bounds of a number; those of an option of methods are what these methods say."""
-    own: Bounds | None = f.metadata["bounds"]
-    return own or _method_bounds().get(f.name)
-
-
-@cache
-def _method_bounds() -> dict[str, Bounds]:
-    methods = STRATEGIES.values()
-    return {name: bounds for method in methods for name, bounds in method.all_bounds().items()}
-
-
 @dataclass(frozen=True)
 class FolderConfig:
-    """What all runs share."""
+    """What all runs share.
+
+    Attributes:
+        options: those given of the method, or the evaluator, that the run chooses. Flags and files
+            have them beside the other settings.
+    """
+
+    families: ClassVar[tuple[type[Optioned], ...]] = ()
+    """What a run of this kind chooses by name."""
 
     out: str = option("runs/run", "folder of the run; everything it writes goes there")
     seed: int = option(0, "seed of everything random", SEEDS)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def validate(self) -> None:
-        """ConfigError for values that no run can have."""
-        hints = hints_of(type(self))
-        for f in fields(self):
-            _check(f, hints[f.name], getattr(self, f.name))
-
-
-def hints_of(kind: type[FolderConfig]) -> dict[str, tuple[type, ...]]:
-    """Field to the types that its values have."""
-    hints = typing.get_type_hints(kind)
-    return {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
-
-
-def _check(f: Field[Any], types: Sequence[type], value: Any) -> None:
-    """ConfigError where a field cannot have that value, of another type or out of bounds."""
-    if value is None and type(None) in types:
-        return
-    bounds, choices = bounds_of(f), f.metadata["choices"]
-    if bounds is not None:
+        """Raises ConfigError for values that no run can have."""
         try:
-            bounds.check(f.name, value)
-        except ValueError as error:
+            check_options(self)
+        except (TypeError, ValueError) as error:
             raise ConfigError(str(error)) from error
-    elif type(value) not in types:
-        needed = "true or false" if bool in types else "text"
-        raise ConfigError(f"{f.name} is {short(value)}; {needed} is needed")
-    elif choices is not None and value not in choices:
-        raise ConfigError(f"{f.name} is {short(value)}; allowed: {', '.join(choices)}")
-    elif isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{f.name} is {short(value)}; a NUL is in no name or text")
+        known = {name for family in self.families for name in _owners(family)}
+        for name in self.options:
+            if name not in known:
+                raise ConfigError(f"{short(name)} is no option of a run of this kind")
+
+    def settings(self) -> dict[str, Any]:
+        """Returns all settings by the names that flags and files have for them."""
+        own = {name: getattr(self, name) for name in options_of(type(self))}
+        return {**own, **self.options}
+
+    def made(self, family: type[Made], name: str, published: Mapping[str, Any]) -> Made:
+        """Builds the method, or the evaluator, of that name with the options given.
+
+        Args:
+            published: options that take the place of its own defaults where none are given.
+        """
+        owners = _owners(family)
+        given = {key: value for key, value in self.options.items() if key in owners}
+        try:
+            return make(family, name, {**published, **given})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+
+
+class Setting(NamedTuple):
+    """A setting as flags and files have it.
+
+    Attributes:
+        types: of its values, the first of which is that of a flag.
+        default: in words, empty where the help text tells.
+    """
+
+    text: str
+    types: tuple[type, ...]
+    bounds: Bounds | None
+    choices: Sequence[str] | None
+    default: str
+
+
+def settings_of(kind: type[FolderConfig]) -> dict[str, Setting]:
+    """Returns the settings of a kind of run, with the options of all that it may choose.
+
+    Raises:
+        TypeError: an option has the name of a setting, or one of another type.
+    """
+    types = types_of(kind)
+    found = {
+        name: Setting(
+            f.metadata["help"], types[name], f.metadata["bounds"], f.metadata["choices"],
+            "" if f.default in (None, "") else str(f.default),
+        )
+        for name, f in options_of(kind).items()
+    }  # fmt: skip
+    for family in kind.families:
+        for name, owners in _owners(family).items():
+            if name in found:
+                raise TypeError(f"{name} of {family.what} {owners[0].name} is a setting of the run")
+            found[name] = _shared_option(name, owners)
+    return found
+
+
+def _owners(family: type[Optioned]) -> dict[str, list[type[Optioned]]]:
+    """Returns, for each option in a family, the members that have it."""
+    found: dict[str, list[type[Optioned]]] = {}
+    for _, member in sorted(family.table.items()):
+        for name in options_of(member):
+            found.setdefault(name, []).append(member)
+    return found
+
+
+def _shared_option(name: str, owners: Sequence[type[Optioned]]) -> Setting:
+    """Returns the one setting that stands for the option of that name of all its owners."""
+    first = owners[0]
+    types, metadata = types_of(first)[name], options_of(first)[name].metadata
+    for other in owners:
+        if types_of(other)[name] != types:
+            raise TypeError(f"{name} has other types in {first.name} and in {other.name}")
+    defaults = {owner.name: options_of(owner)[name].default for owner in owners}
+    told = {str(value) for value in defaults.values() if value is not None}
+    each = ", ".join(f"{owner} {value}" for owner, value in defaults.items())
+    return Setting(
+        f"{', '.join(defaults)}: {metadata['help']}", types, metadata["bounds"],
+        metadata["choices"], each if len(told) > 1 else "".join(told),
+    )  # fmt: skip
 
 
 Config = TypeVar("Config", bound=FolderConfig)
 
 
 def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
-    """A checked config from plain settings; ConfigError names what is unknown or wrong.
+    """Builds a checked config from plain settings, options of its method among them.
 
     Raises:
+        ConfigError: naming what is unknown or wrong.
         TypeError: `kind` is no class of configs, or `settings` no mapping.
     """
     if not isinstance(kind, type) or not issubclass(kind, FolderConfig):
@@ -100,8 +145,9 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
             f"kind is {short(kind)}; SearchConfig, StudyConfig or TrainConfig is needed"
         )
     check_type("settings", settings, Mapping)
-    hints, known = hints_of(kind), {f.name for f in fields(kind)}
+    known, own = settings_of(kind), options_of(kind)
     values: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in known:
             close = difflib.get_close_matches(str(name), known, 1)
@@ -111,15 +157,19 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
             )
         # Larger integers are out of all bounds, and would not fit into a float.
         is_whole = type(value) is int and abs(value) < 1 << 53
-        values[name] = float(value) if is_whole and float in hints[name] else value
-    config = kind(**values)
+        given = float(value) if is_whole and float in known[name].types else value
+        if name in own:
+            values[name] = given
+        elif given is not None:  # null in a file: left to the method
+            options[name] = given
+    config = kind(**values, options=options)
     config.validate()
     return config
 
 
 @typed
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML or JSON file; ConfigError says why it holds none."""
+    """Reads the settings of a YAML or JSON file; ConfigError says why it holds none."""
     try:
         return read_settings_text(path)
     except ValueError as error:
@@ -128,4 +178,5 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @typed
 def config_text(config: FolderConfig) -> str:
-    return json.dumps(asdict(config), indent=2) + "\n"
+    """Returns a config as JSON, which `read_settings` reads."""
+    return json.dumps(config.settings(), indent=2) + "\n"

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fastnas.nn import NoiseDraw
 from fastnas.ops.device_choice import choice_on_device
-from fastnas.search.bilevel import Batch, Bilevel, Inputs
+from fastnas.search.bilevel import Bilevel
 from fastnas.search.optimizers import being_captured, is_capturable, state_tensors
 from fastnas.search.recorder import Recorder
 from fastnas.strategies.single_path import SinglePath
+from fastnas.strategies.steps import Batch, Inputs
 from fastnas.transfer import staged, to_device
 
 logger = logging.getLogger("fastnas")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -90,6 +89,16 @@ class ResumableRun:
         """The figures of the epoch besides the means of `sums`."""
         raise NotImplementedError
 
+    def after_epoch(self) -> None:
+        """Does what follows an epoch before the run is saved; here nothing."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds besides the parts; here nothing."""
+        return {}
+
+    def restore_extra(self, state: Mapping[str, Any]) -> None:
+        """Goes to the extra state of a checkpoint before its parts are loaded; raises anything."""
+
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         """What the bar shows: from `sums` over the epoch's steps so far, and seconds a step."""
         raise NotImplementedError
@@ -164,7 +173,7 @@ class ResumableRun:
         """What a run that goes on from a checkpoint of this one has to have as well."""
         free = FREE | LAST_STAGE
         return {
-            **{name: value for name, value in asdict(self.config).items() if name not in free},
+            **{name: value for name, value in self.config.settings().items() if name not in free},
             "threads": torch.get_num_threads(),
             "fingerprint of the data": self.images.fingerprint,
         }
@@ -195,6 +204,7 @@ class ResumableRun:
         self.step = 0
         logs.epoch(self.history[-1])
         bar.line(self.epoch_line())
+        self.after_epoch()
         self.save(checkpoint)
 
     def _run_steps(self, checkpoint: Path | None, bar: StepBar, stop: signals.Stop) -> None:
@@ -238,6 +248,7 @@ class ResumableRun:
             "random": random_state(),
             **{name: g.get_state() for name, g in self.generators().items()},
             **{name: part.state_dict() for name, part in self.parts().items()},
+            **self.extra_state(),
         }
         save_checkpoint(path, self.kind, state)
         self._saved_as(path)
@@ -263,7 +274,7 @@ class ResumableRun:
     def read(self, path: Path) -> dict[str, Any]:
         """The state in a checkpoint; CheckpointError where it is none of such a run."""
         state = load_checkpoint(path, self.kind)
-        parts = [*self.generators(), *self.parts()]
+        parts = [*self.generators(), *self.parts(), *self.extra_state()]
         problem = problem_of_state(
             state, parts, self.summed, self.remembered, self.epochs, self.steps_per_epoch
         )
@@ -283,6 +294,7 @@ class ResumableRun:
                 longer usable then.
         """
         try:
+            self.restore_extra(state)
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
                 wrong = isinstance(part, Optimizer) and problem_of_optimizer(part)

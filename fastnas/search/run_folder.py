@@ -7,7 +7,6 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -143,4 +142,4 @@ def _differing_settings(config: FolderConfig, out: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{path} is broken, so its run cannot be resumed: {error}") from error
     free = FREE if (out / LAST_CHECKPOINT).exists() else FREE | LAST_STAGE
-    return differences(asdict(before), asdict(config), free)
+    return differences(before.settings(), config.settings(), free)

@@ -1,35 +1,20 @@
-"""The gradient of the training loss for the weights, added up over the passes of a step."""
+"""Adds up the gradient of the training loss for the weights over the passes of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-
-@dataclass(frozen=True)
-class ParamsProblem:
-    """The weight step: what it has to fill is `grad` of the params, empty when it starts.
-
-    Attributes:
-        params: the network's parameters.
-        forward: one pass on the training batch: the loss, a mean over the paths of the pass, and
-            the logits.
-        grad_clip: largest norm of the gradient.
-    """
-
-    params: Sequence[Tensor]
-    forward: Callable[[], tuple[Tensor, Tensor]]
-    grad_clip: float
+from fastnas.strategies.steps import WeightStep
 
 
 def accumulate(
-    problem: ParamsProblem, passes: int = 1, scale: float = 1.0, clip_each: bool = False
+    step: WeightStep, passes: int = 1, scale: float = 1.0, clip_each: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """grad = clip(scale sum_k grad L_k), or with `clip_each` scale sum_k clip(grad L_k).
+    """Fills grad = clip(scale sum_k grad L_k), or with `clip_each` scale sum_k clip(grad L_k).
 
     A parameter that no pass uses keeps grad None, so that momentum and weight decay leave it alone.
 
@@ -39,18 +24,18 @@ def accumulate(
     losses, logits = [], []
     sums: dict[Tensor, Tensor] = {}
     for _ in range(passes):
-        loss, out = problem.forward()
+        loss, out = step.forward()
         (loss if scale == 1 or clip_each else scale * loss).backward()
         losses.append(loss.detach())
         logits.append(out.detach())
         if clip_each:
-            clip_grad_norm_(problem.params, problem.grad_clip)
-            _move(problem.params, sums, scale)
+            clip_grad_norm_(step.params, step.grad_clip)
+            _move(step.params, sums, scale)
     if clip_each:
         for p, total in sums.items():
             p.grad = total
     else:
-        clip_grad_norm_(problem.params, problem.grad_clip)
+        clip_grad_norm_(step.params, step.grad_clip)
     if passes == 1:
         return losses[0], logits[0]
     return torch.stack(losses).mean(), torch.stack(logits)

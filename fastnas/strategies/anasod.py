@@ -7,14 +7,13 @@ are here, and everything but the encoding is our reconstruction.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
 from fastnas.bounds import whole
 from fastnas.checks import check_int
 from fastnas.nn import ArchParameters
+from fastnas.options import option
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.spaces.distribution import ANASOD, OperationDistribution, slots_of
 from fastnas.strategies.base import Strategy, check_logits
@@ -24,19 +23,17 @@ from fastnas.strategies.margins import Undecided, within_noise
 
 
 class OnDistributions(Strategy):
-    """Derives a distribution, and cells from it; `none`, where cells do not have it, apart.
+    """Derives an operation distribution and samples cells from it.
 
-    Options:
-        final_cells: how many are drawn at the end, of which the supernet's best is kept.
+    Where cells cannot hold `none`, its share is removed and the rest renormalised.
     """
 
     source = ANASOD
     tied = True
-    bounds = {"final_cells": whole(1, 10**5)}
-    final_cells: int
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    final_cells: int = option(
+        8, "cells drawn at the end, the supernet's best kept", whole(1, 10**5)
+    )
 
     def space(self, space: Space) -> Space:
         found = super().space(space)
@@ -79,14 +76,12 @@ class OnDistributions(Strategy):
 
 
 class AnasodDARTS(OnDistributions, DARTS):
-    """The mixture of all operations, weighted alike on every edge."""
+    """Mixes all operations, weighted alike on every edge."""
 
     name = "anasod-darts"
-    options = {**DARTS.options, "final_cells": 8}
 
 
 class AnasodGDAS(OnDistributions, GDAS):
-    """One sampled operation on every edge, all drawn from the same distribution."""
+    """Samples one operation on every edge, all from the same distribution."""
 
     name = "anasod-gdas"
-    options = {**GDAS.options, "final_cells": 8}

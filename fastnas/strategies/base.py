@@ -1,41 +1,54 @@
-"""What a search method is: its answers to the loop, and the options that it takes."""
+"""Defines what a gradient method answers the search loop."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.bounds import whole
 from fastnas.checks import check_int, check_type
 from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
+from fastnas.options import Optioned
 from fastnas.reference import SkipNoise
 from fastnas.spaces import AnyGenotype, Genotype, Layout, NB201Genotype, Space
-from fastnas.strategies.accumulation import ParamsProblem, accumulate
+from fastnas.strategies.accumulation import accumulate
 from fastnas.strategies.derivation import check_finite, derive_every_edge, derive_top_edges
-from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
-from fastnas.strategies.method import Method
-
-Batch = tuple[Tensor, Tensor]
-ORDERS = whole(1, 2)
-"""1: first order, 2: unrolled."""
+from fastnas.strategies.steps import ArchStep, Batch, WeightStep
 
 
-class Strategy(Method):
-    """DARTS with the hooks that its descendants override.
+class Stage(NamedTuple):
+    """What a stage of a search is given.
+
+    Attributes:
+        layers: cells of its network; in NAS-Bench-201 per stage of that network.
+        epochs: how long it takes.
+    """
+
+    layers: int
+    epochs: int
+
+
+class Strategy(Optioned):
+    """A gradient method: DARTS with the hooks that its descendants override.
 
     The loop asks: which weights or sampled paths for a forward pass (`forward_weights`), what
     gradient for the logits (`arch_gradient`, with `regulariser` in its loss) and for the weights
     (`params_gradient`), which genotype (`derive`).
 
-    A method is one file with a subclass, and one line in `fastnas.strategies.STRATEGIES`.
+    A method is one file of `fastnas.strategies` with a subclass: its `name`, its `source`, and its
+    options as fields (`fastnas.options.option`).
     """
 
+    what = "method"
+    table: ClassVar[dict[str, type[Strategy]]] = {}
+    source: ClassVar[str]
+    """Paper and arXiv number."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Where the method's published setting departs from the config's defaults."""
     defaults_nb201: ClassVar[Mapping[str, Any]] = {}
@@ -69,6 +82,25 @@ class Strategy(Method):
             )
         drops = self.drops_none if space.layout == "darts" else self.drops_none_nb201
         return space.without("none") if drops and "none" in space.operations else space
+
+    def stages(self, layers: int, epochs: int) -> Sequence[Stage]:
+        """Returns the stages of a search whose settings say so many layers and epochs: here one.
+
+        Each begins with weights, logits and optimizers of its own, in a space of its own
+        (`next_space`). Its epochs count from 0 for the learning rate and for all that is asked of
+        the method by epoch.
+        """
+        return [Stage(layers, epochs)]
+
+    def start_stage(self, stage: int) -> None:
+        """Sets what depends on the stage, counted from 0, before its network is built."""
+
+    def next_space(self, space: Space, arch: ArchParameters) -> Space:
+        """Returns the space of the stage after this one, by the logits that it has found.
+
+        The answer may depend on the arguments and the stage alone: a run that resumes asks again.
+        """
+        return space
 
     def skip_noise(self) -> SkipNoise | None:
         """Noise on the skip connections of the search network."""
@@ -115,18 +147,16 @@ class Strategy(Method):
         """Added to the loss of the architecture step."""
         return 0.0
 
-    def arch_gradient(self, problem: Problem) -> tuple[list[Tensor], Tensor]:
-        """Gradient for the logits, in the order of problem.alphas, and the validation loss."""
-        return unrolled(problem) if getattr(self, "order", 1) == 2 else first_order(problem)
+    def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
+        """Returns the gradient of the logits, in the order of step.alphas, and the loss."""
+        return first_order(step)
 
-    def params_gradient(self, problem: ParamsProblem) -> tuple[Tensor, Tensor]:
-        """Fills grad of the params, clipped; the training loss and the logits."""
-        return accumulate(problem)
+    def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
+        """Fills grad of the params, clipped; returns the training loss and the logits."""
+        return accumulate(step)
 
     def not_capturable(self) -> str | None:
         """Why a step of the method cannot be a CUDA graph, or None."""
-        if getattr(self, "order", 1) != 1:
-            return "order is 2; only the first-order step is captured"
         if self.skip_drop_probability():
             return "skip_drop_path draws noise on the host in the middle of a step"
         return None

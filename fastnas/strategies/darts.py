@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from fastnas.strategies.base import ORDERS, Strategy
+from fastnas.strategies.mixture import Mixture
 
 
-class DARTS(Strategy):
-    """Softmax over candidates, first-order or unrolled architecture gradient, two edges a node."""
+class DARTS(Mixture):
+    """Weighs candidates by a softmax and keeps two edges a node."""
 
     name = "darts"
     source = "Liu et al., ICLR 2019, arXiv 1806.09055"
-    options = {"order": 1}
-    bounds = {"order": ORDERS}
-
-    order: int

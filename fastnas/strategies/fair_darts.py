@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from fastnas.bounds import Bounds
-from fastnas.checks import check_choice, check_type
+from fastnas.checks import check_type
 from fastnas.nn import ArchParameters
+from fastnas.options import option
 from fastnas.spaces import Genotype, NB201Genotype, Space
-from fastnas.strategies.base import ORDERS, Strategy
 from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
+from fastnas.strategies.mixture import Mixture
 
 LOSSES = ("l2", "l1")
 
 
-class FairDARTS(Strategy):
-    """obar(x) = sum_o sigmoid(alpha_o) o(x), with a loss that drives each sigmoid to 0 or 1.
+class FairDARTS(Mixture):
+    """Weighs each candidate by a sigmoid of its own, which a loss drives to 0 or 1.
+
+    obar(x) = sum_o sigmoid(alpha_o) o(x).
 
     The architecture loss is L_val + w01 L01 (eq. 5), over all entries of both cell types:
         l2: L01 = -mean((sigmoid(alpha) - 1/2)^2),  l1: L01 = -mean|sigmoid(alpha) - 1/2|
@@ -29,8 +30,6 @@ class FairDARTS(Strategy):
     In NAS-Bench-201 (our reading; the paper has nothing on it) `none` is no candidate but what an
     edge is whose sigmas stay below `threshold`. A cell that this leaves without a way from its
     input to its output keeps the best operation of every edge.
-
-    Options: order; zero_one_weight (w01); zero_one_loss "l2" or "l1"; threshold.
     """
 
     name = "fair-darts"
@@ -38,22 +37,11 @@ class FairDARTS(Strategy):
     drops_none = drops_none_nb201 = True
     alpha_scale = 0.0
     alpha_betas = (0.9, 0.999)
-    options = {"order": 1, "zero_one_weight": 10.0, "zero_one_loss": "l2", "threshold": 0.85}
-    bounds = {
-        "order": ORDERS,
-        "zero_one_weight": Bounds(0, 1e6),
-        "threshold": Bounds(0, 1),
-    }
     defaults = {"arch_lr": 3e-3, "lr": 0.005, "batch_size": 128}
 
-    order: int
-    zero_one_weight: float
-    zero_one_loss: str
-    threshold: float
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        check_choice("zero_one_loss", self.zero_one_loss, LOSSES)
+    zero_one_weight: float = option(10.0, "w01: weight of the zero-one loss", Bounds(0, 1e6))
+    zero_one_loss: str = option("l2", "form of the zero-one loss", choices=LOSSES)
+    threshold: float = option(0.85, "sigma from which an edge is kept", Bounds(0, 1))
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         check_type("arch", arch, ArchParameters)

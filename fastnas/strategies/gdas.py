@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters
+from fastnas.options import option
 from fastnas.spaces import Genotype, Space
 from fastnas.strategies.derivation import derive_top_entries
 from fastnas.strategies.margins import Undecided, within_noise
@@ -16,7 +15,9 @@ GRADIENTS = ("executed", "siblings")
 
 
 class GDAS(SinglePath):
-    """h = onehot(argmax P) - sg(P) + P, P = softmax((log softmax(alpha) + g) / tau); h_k o_k(x).
+    """Samples an operation on every edge by Gumbel-softmax.
+
+    h = onehot(argmax P) - sg(P) + P, P = softmax((log softmax(alpha) + g) / tau); h_k o_k(x).
 
     gdas_gradient names what reaches the logits: "executed", through the operation that ran (the
     code for the DARTS space), or "siblings", also what a node's gradient says to the operations
@@ -31,15 +32,13 @@ class GDAS(SinglePath):
 
     name = "gdas"
     source = "Dong & Yang, CVPR 2019, arXiv 1910.04465"
-    options = {**SinglePath.options, "gdas_gradient": "executed"}
     defaults = {"batch_size": 256, "weight_decay": 5e-4}
     defaults_nb201 = {"batch_size": 64, "gdas_gradient": "siblings"}
 
-    gdas_gradient: str
+    gdas_gradient: str = option("executed", "what reaches the logits", choices=GRADIENTS)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        check_choice("gdas_gradient", self.gdas_gradient, GRADIENTS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.siblings = self.gdas_gradient == "siblings"
 
     def margins(self, arch: ArchParameters, space: Space) -> dict[str, list[float]]:

@@ -10,20 +10,22 @@ betas (DARTS), the cosine to 0.001, and one clipping at 5 after accumulation.
 from __future__ import annotations
 
 from fastnas.nn import ArchParameters
+from fastnas.options import option
 from fastnas.spaces import Genotype, Space
 from fastnas.strategies.derivation import derive_path
-from fastnas.strategies.single_path import SinglePath
+from fastnas.strategies.single_path import SAMPLES, SinglePath
 
 
 class ROME(SinglePath):
-    """Version 2: two edges into every node by Gumbel-Top2 of beta, one logit per edge."""
+    """Samples two edges into every node by Gumbel-Top2 of beta, one logit per edge (version 2)."""
 
     name = "rome"
     source = "Wang et al., ICCV 2023, arXiv 2011.11233"
     drops_none = True
-    options = {**SinglePath.options, "samples": 7}
     defaults = {"lr": 0.05}
     topology = "top2"
+
+    samples: int = option(7, "sub-networks in each half of a step, all on its batch", SAMPLES)
 
     def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
         """argmax p(z): each node's two edges with the largest beta (v1: its best pair), each
@@ -32,7 +34,7 @@ class ROME(SinglePath):
 
 
 class ROMEv1(ROME):
-    """Version 1: one logit per pair of edges, a pair drawn by Gumbel-max."""
+    """Samples a pair of edges into every node by Gumbel-max, one logit per pair (version 1)."""
 
     name = "rome-v1"
     topology = "pairs"

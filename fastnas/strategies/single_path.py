@@ -2,80 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
 from fastnas.bounds import Bounds, whole
-from fastnas.checks import check_choice
 from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.options import option
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
-from fastnas.strategies.accumulation import ParamsProblem, accumulate
-from fastnas.strategies.base import Batch, Strategy, check_epoch
+from fastnas.strategies.accumulation import accumulate
+from fastnas.strategies.base import Strategy, check_epoch
 from fastnas.strategies.derivation import kept_edges
-from fastnas.strategies.hypergradient import Problem, first_order
+from fastnas.strategies.hypergradient import first_order
+from fastnas.strategies.steps import ArchStep, Batch, WeightStep
 from fastnas.transfer import to_device
 
 SCHEDULES = ("linear", "exponential", "constant")
 ACCUMULATIONS = ("mean", "sum")
 CLIPS = ("together", "each")
 TAU_END = 0.1
+SAMPLES = whole(1, 1024)
 TEMPERATURES = Bounds(1e-6, 1e6)
 
 
 class SinglePath(Strategy):
-    """Each forward pass runs one sampled candidate per edge, its weight 1 straight-through.
+    """Runs one sampled candidate per edge in each forward pass, its weight 1 straight-through.
 
     One sample per forward pass, shared by all cells of a type (as GDAS' code). With several
     samples the gradients of a step are added up before its optimizer moves anything.
 
-    Options:
-        samples: K sub-networks per half of a step, all on its one batch.
-        tau_schedule: over epochs, from tau_start to tau_end (0.1): "linear" (GDAS' code, 10 to
-            0.1), "exponential" (tau_start (tau_end / tau_start)^(e / (E - 1))), or "constant".
-        arch_accumulation, params_accumulation: "mean" or "sum" of the K gradients. ROME averages
-            those of the logits (eq. 11) and adds those of the weights (eq. 12).
-        clip_samples: the gradient of the weights is clipped "together", after accumulation, or
-            "each" before it; the papers do not say.
-        paths_at_once: K paths in one forward pass: the same gradients to rounding, K times the
-            memory of one after the other.
+    The temperature goes from tau_start to tau_end over the epochs: "linear" (GDAS' code, 10 to
+    0.1), "exponential" (tau_start (tau_end / tau_start)^(e / (E - 1))), or "constant". ROME
+    averages the K gradients of the logits (eq. 11) and adds those of the weights (eq. 12). The
+    papers do not say whether the gradient of the weights is clipped after accumulation
+    ("together") or before it ("each").
     """
 
-    options: ClassVar[Mapping[str, Any]] = {
-        "samples": 1,
-        "tau_schedule": "linear",
-        "tau_start": 10.0,
-        "tau_end": None,
-        "arch_accumulation": "mean",
-        "params_accumulation": "sum",
-        "clip_samples": "together",
-        "paths_at_once": False,
-    }
-    bounds = {"samples": whole(1, 1024), "tau_start": TEMPERATURES, "tau_end": TEMPERATURES}
     siblings = False
 
-    samples: int
-    tau_schedule: str
-    tau_start: float
-    tau_end: float | None
-    arch_accumulation: str
-    params_accumulation: str
-    clip_samples: str
-    paths_at_once: bool
+    samples: int = option(1, "sub-networks in each half of a step, all on its batch", SAMPLES)
+    tau_schedule: str = option("linear", "how the temperature falls", choices=SCHEDULES)
+    tau_start: float = option(10.0, "temperature of the first epoch", TEMPERATURES)
+    tau_end: float | None = option(None, "temperature of the last epoch (0.1)", TEMPERATURES)
+    arch_accumulation: str = option("mean", "over samples, for the logits", choices=ACCUMULATIONS)
+    params_accumulation: str = option("sum", "over samples, for the weights", choices=ACCUMULATIONS)
+    clip_samples: str = option("together", "when gradients are clipped", choices=CLIPS)
+    paths_at_once: bool = option(
+        False, "all samples in one forward pass: the same gradients to rounding, more memory"
+    )
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        check_choice("tau_schedule", self.tau_schedule, SCHEDULES)
-        check_choice("arch_accumulation", self.arch_accumulation, ACCUMULATIONS)
-        check_choice("params_accumulation", self.params_accumulation, ACCUMULATIONS)
-        check_choice("clip_samples", self.clip_samples, CLIPS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tau_schedule == "constant" and self.tau_end is not None:
             raise ValueError(f"tau_end is {self.tau_end}, but tau_schedule is constant")
         if self.clip_samples == "each" and self.paths_at_once and self.samples > 1:
@@ -165,15 +148,15 @@ class SinglePath(Strategy):
         """Of the loss of a pass, which is a mean over its paths."""
         return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
 
-    def arch_gradient(self, problem: Problem) -> tuple[list[Tensor], Tensor]:
-        found = [first_order(problem) for _ in range(self.passes)]
+    def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
+        found = [first_order(step) for _ in range(self.passes)]
         gradients, losses = zip(*found)
         scale = self._scale(self.arch_accumulation)
         return [scale * sum(parts) for parts in zip(*gradients)], torch.stack(losses).mean()
 
-    def params_gradient(self, problem: ParamsProblem) -> tuple[Tensor, Tensor]:
+    def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
         scale = self._scale(self.params_accumulation)
-        return accumulate(problem, self.passes, scale, self.clip_samples == "each")
+        return accumulate(step, self.passes, scale, self.clip_samples == "each")
 
     eager_networks = reference.SINGLE_PATH_NETWORKS
 

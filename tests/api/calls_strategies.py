@@ -9,8 +9,9 @@ from wrong_values import Argument, Call, choice, flag, instance, integer, number
 
 from fastnas import blackbox, spaces, strategies
 from fastnas.blackbox.domains import Cells
-from fastnas.blackbox.methods import Observation
+from fastnas.blackbox.methods.base import Observation
 from fastnas.nn import ArchParameters
+from fastnas.options import options_of
 from fastnas.spaces.distribution import NB201Slots
 
 OPTIONS: dict[str, Argument] = {
@@ -71,9 +72,9 @@ observations = one_of(
 
 CALLS = [
     *(
-        Call(cls.__name__, cls, {option: OPTIONS[option] for option in cls.options}, name)
+        Call(cls.__name__, cls, {option: OPTIONS[option] for option in options_of(cls)}, name)
         for name, cls in METHODS.items()
-        if cls.options
+        if options_of(cls)
     ),
     Call("get_strategy", strategies.get_strategy, {"name": choice("darts").called("method")}),
     Call("get_black_box", blackbox.get_black_box, {"name": choice("random").called("method")}),

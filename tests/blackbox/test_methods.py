@@ -8,7 +8,7 @@ import torch
 
 from fastnas.blackbox import BLACK_BOX, get_black_box
 from fastnas.blackbox.domains import Cells, Distributions, unseen_cell
-from fastnas.blackbox.methods import Observation
+from fastnas.blackbox.methods.base import Observation
 from fastnas.spaces import get_space
 from fastnas.spaces.distribution import NB201Slots, slots_of
 

@@ -1,7 +1,6 @@
 """The command line: wrong input is one line on stderr, exit code 2, and nothing is written."""
 
 import json
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from fastnas.backends.chooser import forget_choices
 from fastnas.blackbox.config import StudyConfig
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig, TrainConfig
-from fastnas.search.fields import bounds_of
+from fastnas.search.fields import settings_of
 
 GENOTYPE = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
@@ -26,8 +25,11 @@ NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["search", "--method", "enas"], "method is 'enas'; allowed: darts"),
-        (["search", "--method", "random"], "evaluator is ''; table:FILE, supernet"),
+        (["search", "--method", "enas"], "method is 'enas'; allowed: anasod-darts"),
+        (
+            ["search", "--method", "random"],
+            "evaluator is ''; supernet:FOLDER, table:FILE or train:FILE",
+        ),
         (["search", "--method", "random", "--epochs", "3"], "unknown setting 'epochs'. Allowed:"),
         (["search", "--method", "random", "--evaluator", "table:absent.csv"], "table absent.csv"),
         (["search", "--method", "random", "--evaluator", "table:unknown.yaml"], "no column 'arch"),
@@ -208,16 +210,16 @@ def test_version(fastnas):
 @pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
 def test_help_shows_settings_and_their_bounds(kind):
     command = "train" if kind is TrainConfig else "search"
-    result = CliRunner().invoke(cli.app, [command, "--help"], env={"COLUMNS": "400"})
+    result = CliRunner().invoke(cli.command_line(), [command, "--help"], env={"COLUMNS": "400"})
     assert result.exit_code == 0 and "--resume" in result.output
-    for field in fields(kind):
-        if field.name == "genotype":
+    for name, setting in settings_of(kind).items():
+        if name == "genotype":
             continue
         (line,) = (
             line for line in result.output.splitlines()
-            if f"│ --{field.name.replace('_', '-')} " in line
+            if f"│ --{name.replace('_', '-')} " in line
         )  # fmt: skip
-        assert bounds_of(field) is None or str(bounds_of(field)) in line
+        assert setting.bounds is None or str(setting.bounds) in line
 
 
 def test_an_error_is_one_line_of_bounded_length_that_moves_no_cursor(fastnas):

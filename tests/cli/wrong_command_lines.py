@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,10 @@ from fastnas.__main__ import main
 from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
 from fastnas.blackbox.config import StudyConfig
 from fastnas.bounds import THREADS, Bounds
+from fastnas.options import options_of
 from fastnas.runs.sample import COUNTS
 from fastnas.search.config import SearchConfig, TrainConfig
-from fastnas.search.fields import SEEDS, bounds_of
+from fastnas.search.fields import SEEDS, settings_of
 from fastnas.spaces.distribution import LENGTH
 
 SECONDS = 5.0
@@ -197,7 +198,7 @@ class Draws:
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
-        group: Any = typer.main.get_command(cli.app)
+        group: Any = typer.main.get_command(cli.command_line())
         self.commands: dict[str, Any] = group.commands
 
     def line(self) -> Line:
@@ -226,13 +227,13 @@ class Draws:
         """What has to stand before, for the flag alone to be wrong."""
         name = flag.removeprefix("--").replace("-", "_")
         if command == "study":
-            option = {"concentration": "anasod-random", "initial": "bo", "arch_rate": "reinforce"}
-            method = option.get(name, "evolution")
+            owners = [m for m in cli.BLACK_BOX.values() if name in options_of(m)]
+            method = owners[0].name if owners else "random"
             space = ["--evaluator=train:out.yaml"] if name == "length" else STUDY[2:]
             return ["search", f"--method={method}", *space]
         if command == "search":
-            owners = [m for m in cli.STRATEGIES.values() if name in m.options]
-            method = owners[0].name if owners else "noisy-darts"
+            gradient = [m for m in cli.STRATEGIES.values() if name in options_of(m)]
+            method = gradient[0].name if gradient else "noisy-darts"
             return ["search", f"--method={method}"]
         return {"train": ["train", CELL], "sample": ["sample", "other.json"]}.get(
             command, ["bench", "search", "--quick"]
@@ -305,10 +306,9 @@ def numeric_flags() -> Iterator[tuple[str, str, Bounds]]:
     """Command, flag and bounds of every number that the command line takes."""
     kinds = {"search": SearchConfig, "study": StudyConfig, "train": TrainConfig}
     for command, kind in kinds.items():
-        for field in fields(kind):
-            bounds = bounds_of(field)
-            if bounds is not None:
-                yield command, f"--{field.name.replace('_', '-')}", bounds
+        for name, setting in settings_of(kind).items():
+            if setting.bounds is not None:
+                yield command, f"--{name.replace('_', '-')}", setting.bounds
     yield from (("sample", f"--{name}", bounds) for name, bounds in
                 (("length", LENGTH), ("count", COUNTS), ("seed", SEEDS)))  # fmt: skip
     yield from (("bench", f"--{name}", bounds) for name, bounds in

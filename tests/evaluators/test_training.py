@@ -110,10 +110,16 @@ def test_cells_that_cannot_be_trained_so():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"evaluator": "train:x", "table_report": "a"}, "table_report is 'a', which evaluator tra"),
-        ({"evaluator": "table:x", "length": 8}, "length is 8, which evaluator table does not"),
-        ({"evaluator": "supernet:x", "space": "S0"}, "space is 'S0', which evaluator supernet"),
-        ({"evaluator": "trains:x"}, "table:FILE, supernet:FOLDER or train:FILE is needed"),
+        (
+            {"evaluator": "train:x", "table_report": "a"},
+            "table_report given, which evaluator train does not take; its",
+        ),
+        ({"evaluator": "table:x", "length": 8}, "length given, which evaluator table does not"),
+        (
+            {"evaluator": "supernet:x", "space": "S0"},
+            "space given, which evaluator supernet does not take; its options: none",
+        ),
+        ({"evaluator": "trains:x"}, "supernet:FOLDER, table:FILE or train:FILE is needed"),
     ],
 )
 def test_settings_of_other_evaluators(settings, message):

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastnas.nn import cell
-from fastnas.search.bilevel import Inputs
+from fastnas.strategies.steps import Inputs
 
 
 class Watch(TorchDispatchMode):

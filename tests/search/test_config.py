@@ -1,16 +1,16 @@
 import json
 import math
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import fastnas.search
-from fastnas.blackbox import BLACK_BOX
-from fastnas.blackbox.config import STUDY_OPTIONS, StudyConfig
+from fastnas.blackbox import BLACK_BOX, BlackBox
+from fastnas.blackbox.config import StudyConfig
+from fastnas.evaluators.training import TrainingOptions
+from fastnas.options import options_of
 from fastnas.search.config import (
-    METHOD_OPTIONS,
     ConfigError,
     SearchConfig,
     TrainConfig,
@@ -18,40 +18,54 @@ from fastnas.search.config import (
     make_config,
     read_settings,
 )
-from fastnas.search.fields import bounds_of, hints_of
-from fastnas.strategies import STRATEGIES
+from fastnas.search.fields import settings_of
+from fastnas.strategies import STRATEGIES, Strategy
 
 SOURCES = "\n".join(
     path.read_text()
-    for path in Path(fastnas.search.__file__).parents[1].glob("*/*.py")
+    for path in Path(fastnas.search.__file__).parents[1].rglob("*.py")
     if path.name != "config.py"
 )
 
 
-@pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
-def test_every_field_is_used(kind):
-    """Read by the code that runs, or an option of a method; nothing is accepted and ignored."""
-    for field in fields(kind):
-        used = re.search(rf'config\.{field.name}\b|resolved\("{field.name}"\)', SOURCES)
-        assert used or field.name in (*METHOD_OPTIONS, *STUDY_OPTIONS), (
-            f"{field.name} is read nowhere"
-        )
+KINDS = (SearchConfig, StudyConfig, TrainConfig)
 
 
-@pytest.mark.parametrize("kind", [SearchConfig, StudyConfig, TrainConfig])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_used(kind):
+    """Read by the code that runs; nothing is accepted and ignored."""
+    for name in options_of(kind):
+        used = rf'config\.{name}\b|resolved\("{name}"\)'
+        assert re.search(used, SOURCES), f"{name} is read nowhere"
+    for name in settings_of(kind).keys() - options_of(kind):
+        used = rf"(self|strategy)\.{name}\b"
+        assert re.search(used, SOURCES), f"option {name} is read nowhere"
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_bounded_on_both_sides(kind):
-    for field in fields(kind):
-        numeric = {int, float} & {*hints_of(kind)[field.name]}
-        bounds = bounds_of(field)
-        assert (bounds is not None) == bool(numeric), field.name
+    for name, setting in settings_of(kind).items():
+        numeric = {int, float} & {*setting.types}
+        bounds = setting.bounds
+        assert (bounds is not None) == bool(numeric), name
         if bounds is None:
             continue
-        assert bounds.whole == (int in numeric), field.name
+        assert bounds.whole == (int in numeric), name
         for end, outside in ((bounds.low, -1), (bounds.high, 1)):
             beyond = end + outside * (1 if bounds.whole else max(1e-3, 1e-3 * abs(end)))
             for wrong in (beyond, outside * 10**31, math.copysign(math.inf, outside), math.nan):
-                with pytest.raises(ConfigError, match=f"{field.name} is "):
-                    kind(**{field.name: wrong}).validate()
+                with pytest.raises(ConfigError, match=f"{name} is "):
+                    make_config(kind, {**owner_of(kind, name), name: wrong})
+
+
+def owner_of(kind, name):
+    """Settings that choose what has the option of that name; none for a setting of all runs."""
+    if name in options_of(TrainingOptions):
+        return {"evaluator": "train:x"} if kind is StudyConfig else {}
+    table = {SearchConfig: STRATEGIES, StudyConfig: BLACK_BOX, TrainConfig: {}}[kind]
+    owners = [method for method, own in table.items() if name in options_of(own)]
+    more = {"evaluator": "table:x"} if kind is StudyConfig else {}
+    return {"method": owners[0], **more} if owners else more
 
 
 @pytest.mark.parametrize(
@@ -70,29 +84,35 @@ def test_what_a_run_writes_it_reads_again(tmp_path, kind, settings, suffix):
     assert make_config(kind, read_settings(path)) == config
 
 
-@pytest.mark.parametrize("name", METHOD_OPTIONS)
-def test_an_option_of_one_method_is_rejected_by_the_others(name):
-    value = next(s.options[name] for s in STRATEGIES.values() if name in s.options)
-    value = 0.5 if value is None else value
-    for method, strategy in STRATEGIES.items():
-        settings = {"method": method, name: value}
-        if name in strategy.options:
-            make_config(SearchConfig, settings)
-        else:
-            with pytest.raises(ConfigError, match=f"{name} given, which method {method}"):
-                make_config(SearchConfig, settings)
+@pytest.mark.parametrize(("kind", "family"), [(SearchConfig, Strategy), (StudyConfig, BlackBox)])
+def test_an_option_of_one_method_is_rejected_by_the_others(kind, family):
+    more = {"evaluator": "table:x.csv"} if kind is StudyConfig else {}
+    defaults = {name: f.default for own in family.table.values()
+                for name, f in options_of(own).items()}  # fmt: skip
+    for name, default in defaults.items():
+        for method, own in family.table.items():
+            settings = {"method": method, name: 0.5 if default is None else default, **more}
+            if name in options_of(own):
+                assert getattr(make_config(kind, settings).strategy(), name) == settings[name]
+            else:
+                names = ", ".join(options_of(own)) or "none"
+                message = f"{name} given, which method {method} does not take; its options: {names}"
+                with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+                    make_config(kind, settings)
 
 
-@pytest.mark.parametrize("name", STUDY_OPTIONS)
-def test_an_option_of_one_black_box_method_is_rejected_by_the_others(name):
-    value = next(m.options[name] for m in BLACK_BOX.values() if name in m.options)
-    for method, kind in BLACK_BOX.items():
-        settings = {"method": method, "evaluator": "table:x.csv", name: value}
-        if name in kind.options:
-            make_config(StudyConfig, settings)
-        else:
-            with pytest.raises(ConfigError, match=f"{name} given, which method {method}"):
-                make_config(StudyConfig, settings)
+def test_a_null_leaves_an_option_to_the_method():
+    assert make_config(SearchConfig, {"method": "darts", "samples": None}).options == {}
+
+
+def test_options_in_python_are_held_to_the_same():
+    config = SearchConfig(method="rome", options={"samples": 3})
+    assert config == make_config(SearchConfig, {"method": "rome", "samples": 3})
+    config.validate()
+    with pytest.raises(ConfigError, match="'sample' is no option of a run of this kind"):
+        SearchConfig(method="rome", options={"sample": 3}).validate()
+    with pytest.raises(ConfigError, match="'samples' is no option of a run of this kind"):
+        TrainConfig(options={"samples": 3}).validate()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +142,10 @@ def test_an_option_of_one_black_box_method_is_rejected_by_the_others(name):
         ({"memory": "most"}, "memory is 'most'; allowed: fast, lean, minimal"),
         ({"noise_factor": float("nan")}, "noise_factor is nan; a number is needed, 0 to 1000000"),
         ({"out": [["x"] * 9] * 9}, "out is [['x', 'x', 'x', 'x', 'x', 'x', ...], "),
-        ({"method": "enas"}, "method is 'enas'; allowed: darts, noisy-darts, fair-darts"),
+        (
+            {"method": "enas"},
+            "method is 'enas'; allowed: anasod-darts, anasod-gdas, darts, fair-darts",
+        ),
         ({"space": "S9"}, "no search space 'S9'"),
         ({"train_fraction": 1.0}, "train_fraction is 1.0"),
         ({"order": 3}, "order is 3"),

@@ -12,7 +12,8 @@ from fastnas.search.bilevel import Bilevel
 from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import DARTS_PRIMITIVES, Space, get_space
-from fastnas.strategies import DARTS, NoisyDARTS
+from fastnas.strategies.darts import DARTS
+from fastnas.strategies.noisy_darts import NoisyDARTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,11 +1,32 @@
 """Hyper-gradients against a bilevel problem whose answer is known in closed form."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 
-from fastnas.strategies.hypergradient import Problem, first_order, unrolled
+from fastnas.strategies.hypergradient import first_order, unrolled
 
 N, M = 5, 3
+
+
+@dataclass
+class Toy:
+    """What the hypergradients ask of an `ArchStep`."""
+
+    params: list
+    alphas: list
+    train_loss: Callable
+    valid_loss: Callable
+    buffers: Callable
+    optimizer: torch.optim.SGD
+
+
+def sgd(w, buffer, lr=0.05, momentum=0.9, weight_decay=0.01):
+    optimizer = torch.optim.SGD([w], lr, momentum=momentum, weight_decay=weight_decay)
+    optimizer.state[w]["momentum_buffer"] = buffer
+    return optimizer
 
 
 @pytest.fixture
@@ -30,9 +51,7 @@ def toy():
     def valid_loss():
         return 0.5 * (C @ w - t).square().sum() + 0.5 * alpha.square().sum()
 
-    problem = Problem(
-        [w], [alpha], train_loss, valid_loss, [stat], 0.05, 0.9, 0.01, momentum_buffers=[buffer]
-    )
+    problem = Toy([w], [alpha], train_loss, valid_loss, lambda: [stat], sgd(w, buffer))
     return problem, A, B, C, t, buffer
 
 
@@ -46,7 +65,8 @@ def test_first_order(toy):
 
 def closed_form(problem, A, B, C, t, buffer):
     w, alpha = problem.params[0].detach(), problem.alphas[0].detach()
-    xi, momentum, decay = problem.lr, problem.momentum, problem.weight_decay
+    settings = problem.optimizer.param_groups[0]
+    xi, momentum, decay = (settings[name] for name in ("lr", "momentum", "weight_decay"))
     ahead = w - xi * (momentum * buffer + A.T @ (A @ w - B @ alpha) + decay * w)
     v = C.T @ (C @ ahead - t)
     return alpha - xi * (-(A.T @ B).T @ v)
@@ -68,9 +88,9 @@ def test_unrolled_is_not_first_order(toy):
 
 def test_unrolled_puts_params_and_buffers_back_bit_for_bit(toy):
     problem, *_ = toy
-    before = [t.detach().clone() for t in (*problem.params, *problem.buffers)]
+    before = [t.detach().clone() for t in (*problem.params, *problem.buffers())]
     unrolled(problem)
-    assert all(torch.equal(a, b) for a, b in zip(before, (*problem.params, *problem.buffers)))
+    assert all(torch.equal(a, b) for a, b in zip(before, (*problem.params, *problem.buffers())))
     assert problem.params[0].grad is None and problem.alphas[0].grad is None
 
 
@@ -84,7 +104,7 @@ def test_unrolled_puts_them_back_when_a_loss_raises(toy):
             raise RuntimeError("out of memory")
         return problem.train_loss()
 
-    broken = Problem(**{**problem.__dict__, "train_loss": failing})
+    broken = replace(problem, train_loss=failing)
     before = problem.params[0].detach().clone()
     with pytest.raises(RuntimeError, match="out of memory"):
         unrolled(broken)
@@ -93,16 +113,17 @@ def test_unrolled_puts_them_back_when_a_loss_raises(toy):
 
 
 def test_momentum_and_weight_decay_matter(toy):
-    problem, *_ = toy
+    problem, *_, buffer = toy
     full = unrolled(problem)[0][0]
     for change in ({"momentum": 0.0}, {"weight_decay": 0.0}, {"lr": 0.01}):
-        other = unrolled(Problem(**{**problem.__dict__, **change}))[0][0]
+        optimizer = sgd(*problem.params, buffer, **change)
+        other = unrolled(replace(problem, optimizer=optimizer))[0][0]
         assert (full - other).abs().max() > 1e-6
 
 
 def test_logits_without_effect_get_zero(toy):
     problem, *_ = toy
     idle = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    wider = Problem(**{**problem.__dict__, "alphas": [*problem.alphas, idle]})
+    wider = replace(problem, alphas=[*problem.alphas, idle])
     for gradient in (first_order, unrolled):
         assert torch.equal(gradient(wider)[0][1], torch.zeros(2, dtype=torch.float64))

@@ -114,11 +114,11 @@ def test_noise_options():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dart", {}, "method is 'dart'; allowed: darts, noisy-darts, fair-darts"),
+        ("dart", {}, "method is 'dart'; allowed: anasod-darts, anasod-gdas, darts"),
         ("darts", {"noise_factor": 0.1}, "noise_factor given, which method darts does not take"),
         ("darts", {"order": 3}, "order is 3"),
         ("noisy-darts", {"noise_decay": "linear"}, "noise_decay is 'linear'"),
-        ("noisy-darts", {"noise_kind": "cauchy"}, "noise kind is 'cauchy'"),
+        ("noisy-darts", {"noise_kind": "cauchy"}, "noise_kind is 'cauchy'"),
         ("noisy-darts", {"skip_drop_path": 1.5}, "skip_drop_path is 1.5"),
         ("fair-darts", {"zero_one_loss": "l3"}, "zero_one_loss is 'l3'"),
         ("fair-darts", {"threshold": 2.0}, "threshold is 2.0"),

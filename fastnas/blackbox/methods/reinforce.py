@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnas.blackbox.domains import Domain
-from fastnas.blackbox.methods import BlackBox, Observation
+from fastnas.blackbox.domains import Distributions, Domain
+from fastnas.blackbox.methods.base import BlackBox, Observation
 from fastnas.bounds import Bounds
-from fastnas.spaces.distribution import ANASOD
+from fastnas.options import option
+from fastnas.spaces.distribution import ANASOD, SlotLayout, check_layout
 
 DECAY = 0.9
 """Of the moving mean and variance of the accuracies."""
 LEAST_STD = 1e-3
 """A step after many equal accuracies would end all exploration."""
+RATES = Bounds(0, 10, above=True)
 
 
 class Reinforce(BlackBox):
@@ -28,16 +29,13 @@ class Reinforce(BlackBox):
     count of draws from one softmax: the tied logits of `anasod-darts`, where a table is in place
     of the supernet.
 
-    Options:
-        arch_rate: rate; the best of 0.02, 0.05, ... 0.8 on NAS-Bench-201, 40 seeds.
+    The rates are the best of 0.02, 0.05, ... 0.8 on NAS-Bench-201, 40 seeds.
     """
 
     name = "reinforce"
     source = "Williams, 1992; on cells as Dong & Yang, ICLR 2020, arXiv 2001.00326"
-    options = {"arch_rate": 0.1}
-    bounds = {"arch_rate": Bounds(0, 10, above=True)}
 
-    arch_rate: float
+    arch_rate: float = option(0.1, "step of the logits", RATES)
 
     def _propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
@@ -76,5 +74,9 @@ class AnasodReinforce(Reinforce):
 
     name = "anasod-reinforce"
     source = ANASOD
-    options: ClassVar = {"arch_rate": 0.05}
-    on_distributions = True
+
+    arch_rate: float = option(0.05, "step of the logits", RATES)
+
+    def domain(self, layout: SlotLayout) -> Domain:
+        check_layout(layout)
+        return Distributions(layout)

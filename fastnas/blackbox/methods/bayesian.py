@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastnas.blackbox.domains import Domain, Point
-from fastnas.blackbox.methods import BlackBox, Observation
+from fastnas.blackbox.methods.base import BlackBox, Observation, OnDistributions
 from fastnas.bounds import whole
 from fastnas.extras import require
+from fastnas.options import option
 from fastnas.spaces.distribution import ANASOD
 
 POOL, TOPS = 1000, 5
@@ -27,20 +27,15 @@ class Bayesian(BlackBox):
     distributions takes up what wiring changes. The incumbent is the largest posterior mean at an
     observed point, for a lucky cell is no proof of its distribution. Points of a batch, and those
     that are being evaluated, count as if their posterior mean had been observed.
-
-    Options:
-        initial: random points before the first fit.
     """
 
     name = "bo"
     source = "log expected improvement: Ament et al., NeurIPS 2023, arXiv 2310.20708"
-    options = {"initial": 10}
-    bounds = {"initial": whole(2, 10**5)}
 
-    initial: int
+    initial: int = option(10, "random points before the first fit", whole(2, 10**5))
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require("botorch")
         from fastnas.blackbox.gaussian_process import Process
 
@@ -98,10 +93,8 @@ def _argmax(values: Tensor, rng: np.random.Generator) -> int:
     return int(best[rng.integers(len(best))])
 
 
-class AnasodBayesian(Bayesian):
-    """Optimises on the simplex of distributions: ANASOD-BO."""
+class AnasodBayesian(OnDistributions, Bayesian):
+    """Optimises on the simplex of distributions (ANASOD-BO)."""
 
     name = "anasod-bo"
     source = ANASOD
-    options: ClassVar = {**Bayesian.options, "concentration": 1.0}
-    on_distributions = True
