@@ -74,7 +74,7 @@ def run_search(
             "space": config.space,
             "data": config.data,
             "seed": config.seed,
-            "epochs": config.epochs,
+            "epochs": searcher.epochs,
             "genotype": to_text(genotype),
             "undecided": undecided,
             "collapsed": searcher.history[-1]["collapsed"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from fastnas.files import write_atomically
 
-VERSION = 2
+VERSION = 3
 HEADER = f"fastnas checkpoint {VERSION}\n".encode()
 HASH_BYTES = 32
 ZIP = b"PK"
@@ -52,6 +53,11 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} has version 1, without a hash, or is no fastnas checkpoint;"
             f" this fastnas reads version {VERSION}"
+        )
+    version = re.match(rb"fastnas checkpoint ([0-9]{1,9})\n", whole)
+    if version is not None and int(version[1]) != VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has version {int(version[1])}; this fastnas reads version {VERSION}"
         )
     start = len(HEADER) + HASH_BYTES
     content = whole[start:]  # torch.load reads damaged tensors without a word

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -44,6 +45,7 @@ from fastnas.search.resumable import ResumableRun
 from fastnas.spaces import (
     AnyGenotype,
     NB201Genotype,
+    Space,
     get_space,
     to_darts,
     to_json,
@@ -55,8 +57,8 @@ Network = TypeVar("Network", bound=reference.SearchNetwork)
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
-SOME = 4096
-"""Images, at most, whose statistics a path is validated with, or that a cell is evaluated on."""
+EVALUATION_IMAGES = 4096
+"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 
 
 class Searcher(ResumableRun):
@@ -84,24 +86,18 @@ class Searcher(ResumableRun):
         with self.on_backend():
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         self.images = load_data(config, self.device) if images is None else images
-        self.space = self.strategy.space(get_space(config.space))
-        self.network = self.build(SEARCH_NETWORKS[self.space.layout]).to(self.device)
-        if config.channels_last:
-            in_channels_last(self.network)
-        self.arch = ArchParameters(
-            self.space, self.strategy.alpha_scale, self.strategy.topology, self.strategy.tied
-        ).to(self.device)
-        self._build_optimizers()
+        self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
+        self._begin_stage(self.strategy.space(get_space(config.space)), [])
         self._build_batches(self.images)
 
     def build(self, kind: type[Network]) -> Network:
-        """A search network of this search's sizes, of one of the kinds that run it."""
+        """Builds a search network of the stage's sizes, of one of the kinds that run it."""
         config = self.config
         network = kind(
             self.space,
             config.channels,
             self.images.classes,
-            config.resolved("layers"),
+            self.stages[self.stage].layers,
             in_channels=self.images.channels,
             noise=self.strategy.skip_noise(),
             skip_drop_path=self.strategy.skip_drop_probability(),
@@ -109,6 +105,20 @@ class Searcher(ResumableRun):
         if isinstance(network, SearchNetwork):
             network.set_memory(config.memory)
         return network
+
+    @property
+    def epochs(self) -> int:
+        return sum(stage.epochs for stage in self.stages)
+
+    @property
+    def stage(self) -> int:
+        """The stage under way, from 0."""
+        return len(self.past_logits)
+
+    @property
+    def stage_epoch(self) -> int:
+        """The epochs done in the stage under way."""
+        return self.epoch - sum(stage.epochs for stage in self.stages[: self.stage])
 
     @property
     def is_graphed(self) -> bool:
@@ -124,9 +134,11 @@ class Searcher(ResumableRun):
 
     def search(self, out: Path, console: Console) -> None:
         """Searches on to the last epoch, leaving checkpoints and logs in `out`, made if need be."""
+        if self.config.cuda_graph and self.not_graphed is not None:
+            logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
         out.mkdir(parents=True, exist_ok=True)
         logs = Logs(out / "tensorboard", self.config.tensorboard, self.epoch)
-        total = self.config.epochs * self.steps_per_epoch
+        total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
         with self.on_backend(), StepBar(console, "search", total, done) as bar:
             self.run(out / CHECKPOINT, logs, bar)
@@ -146,16 +158,15 @@ class Searcher(ResumableRun):
         return {"augment": self.pipeline.generator}
 
     def start_epoch(self) -> None:
-        config = self.config
+        epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         set_learning_rate(self.params_optimizer, self._learning_rate())
-        self.strategy.start_epoch(self.epoch, config.epochs)
-        amplitude = self.strategy.noise_amplitude(self.epoch, config.epochs)
-        self.network.set_noise_amplitude(amplitude)
+        self.strategy.start_epoch(epoch, epochs)
+        self.network.set_noise_amplitude(self.strategy.noise_amplitude(epoch, epochs))
         self.network.train()
 
     def run_step(self) -> None:
         train = self.pipeline(self.train_batches.next())
-        if self.epoch >= self.config.arch_start_epoch:
+        if self.stage_epoch >= self.config.arch_start_epoch:
             valid = self.pipeline(self.valid_batches.next())
             self.add(valid_loss=self.bilevel.arch_step(valid, train))
         loss, logits = self.bilevel.weight_step(train)
@@ -169,11 +180,12 @@ class Searcher(ResumableRun):
         skips = [*(past["skips_normal"] for past in self.history), figures["skips_normal"]]
         figures["collapsed"] = has_collapsed(skips, self.space.kept_edges)
         figures["lr"] = self._learning_rate()
-        figures["noise_amplitude"] = self.strategy.noise_amplitude(self.epoch, config.epochs)
+        epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
+        figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures["genotype"] = to_text(genotype)
-        if self.epoch < config.arch_start_epoch:
+        if epoch < config.arch_start_epoch:
             figures["valid_loss"] = None
-        last = self.epoch + 1 == config.epochs
+        last = self.epoch + 1 == self.epochs
         if last or (config.validate_every and (self.epoch + 1) % config.validate_every == 0):
             figures["valid_accuracy"] = self.validate()
         return figures
@@ -200,9 +212,9 @@ class Searcher(ResumableRun):
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
         return int(answers.right) / len(self.valid_index)
 
-    def _some(self, index: Tensor) -> Tensor:
-        """Of all classes, in whole batches, which count the same."""
-        some = min(SOME, len(index))
+    def _subset(self, index: Tensor) -> Tensor:
+        """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
+        some = min(EVALUATION_IMAGES, len(index))
         some -= some % self._plain_size if some >= self._plain_size else 0
         generator = torch.Generator().manual_seed(self.config.seed)
         return index[torch.randperm(len(index), generator=generator)[:some]]
@@ -236,7 +248,7 @@ class Searcher(ResumableRun):
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
         warning = "  collapsing to skip connections" if figures["collapsed"] else ""
         return (
-            f"epoch {self.epoch:3d}/{self.config.epochs}  loss {figures['train_loss']:.3f}"
+            f"epoch {self.epoch:3d}/{self.epochs}  loss {figures['train_loss']:.3f}"
             f"  train {figures['train_accuracy']:.3f}"
             + (f"  valid {valid:.3f}" if valid is not None else "")
             + f"  skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{warning}"
@@ -246,10 +258,29 @@ class Searcher(ResumableRun):
         """The context of the run's backend."""
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
-    def restore(self, state: Mapping[str, Any], path: Path) -> None:
-        super().restore(state, path)
-        if isinstance(self.bilevel, GraphedBilevel):
-            self.bilevel.forget()
+    def after_epoch(self) -> None:
+        """Begins the next stage where one has ended."""
+        if self.stage_epoch == self.stages[self.stage].epochs and not self.finished:
+            space = self.strategy.next_space(self.space, self.arch)
+            self._begin_stage(space, [*self.past_logits, self.arch.state_dict()])
+
+    def extra_state(self) -> dict[str, Any]:
+        return {"past_logits": self.past_logits}
+
+    def restore_extra(self, state: Mapping[str, Any]) -> None:
+        """Goes to the stage of a state: its space follows from the logits of those before it."""
+        past = list(state["past_logits"])
+        ends = accumulate(stage.epochs for stage in self.stages[:-1])
+        stage = sum(end <= state["epoch"] for end in ends)
+        if len(past) != stage:
+            raise ValueError(f"past_logits are those of {len(past)} stages, not of {stage}")
+        space = self.strategy.space(get_space(self.config.space))
+        for number, logits in enumerate(past):
+            self.strategy.start_stage(number)
+            arch = self._logits(space)
+            arch.load_state_dict(logits)
+            space = self.strategy.next_space(space, arch)
+        self._begin_stage(space, past)
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
         """Search steps as this run makes them: replayed from CUDA graphs, if it does that."""
@@ -259,7 +290,27 @@ class Searcher(ResumableRun):
 
     def _learning_rate(self) -> float:
         config = self.config
-        return cosine(self.epoch, config.epochs, config.resolved("lr"), config.lr_min)
+        epochs = self.stages[self.stage].epochs
+        return cosine(self.stage_epoch, epochs, config.resolved("lr"), config.lr_min)
+
+    def _begin_stage(self, space: Space, past_logits: list[dict[str, Tensor]]) -> None:
+        """Builds what a stage begins with: weights, logits and optimizers.
+
+        Args:
+            past_logits: what the stages before it have found.
+        """
+        self.space, self.past_logits = space, past_logits
+        self.strategy.start_stage(self.stage)
+        self.network = self.build(SEARCH_NETWORKS[space.layout]).to(self.device)
+        if self.config.channels_last:
+            in_channels_last(self.network)
+        self.arch = self._logits(space)
+        self._build_optimizers()
+
+    def _logits(self, space: Space) -> ArchParameters:
+        strategy = self.strategy
+        arch = ArchParameters(space, strategy.alpha_scale, strategy.topology, strategy.tied)
+        return arch.to(self.device)
 
     def _build_optimizers(self) -> None:
         config, capturable = self.config, capturable_on(self.device)
@@ -286,8 +337,6 @@ class Searcher(ResumableRun):
             config.grad_clip,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
-        if config.cuda_graph and self.not_graphed is not None:
-            logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
         self.bilevel = self.graphed(bilevel)
 
     def _mixture(self, images: Tensor) -> Tensor:
@@ -313,8 +362,8 @@ class Searcher(ResumableRun):
             check_batch_norms("batch_size", batch_size, images.train.shape[1:], self._mixture)
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
-            self.recalibration_index = self._some(chosen[train]).to(self.device)
-            self.evaluation_index = self._some(chosen[valid]).to(self.device)
+            self.recalibration_index = self._subset(chosen[train]).to(self.device)
+            self.evaluation_index = self._subset(chosen[valid]).to(self.device)
             augment = augmentation(config, images, config.cutout)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error
