@@ -1,10 +1,7 @@
 // fastnas._C: the CPU kernels. Addresses in, nothing kept, the GIL released while they run.
 #include <pybind11/pybind11.h>
 
-#include "bind_mixed_edges.h"
-#include "bind_mixed_norm_sum.h"
-#include "bind_mixed_sum.h"
-#include "bind_sample_paths.h"
+#include "bind_ops.h"
 #include "cpu/isa.h"
 #include "cpu/mixed_edges.h"
 #include "cpu/mixed_norm_sum.h"
@@ -50,33 +47,31 @@ PYBIND11_MODULE(_C, m) {
   m.def("supported_isas", &supported_isas);
   m.def("use_isa", &use_isa);
 
-  using Run = void (*)(const MixedSumParams&);
-  bind_mixed_sum<int>(
-      m, [](MixedSumParams& p, int threads) { p.threads = threads; },
-      Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(isa_of_sum(p), mixed_sum_fwd)(p); }),
-      Run([](const MixedSumParams& p) { FASTNAS_ISA_SELECT(isa_of_sum(p), mixed_sum_bwd)(p); }));
+  using Sum = const MixedSumParams&;
+  bind_mixed_sum(m)
+      .run("mixed_sum_fwd", [](Sum p) { FASTNAS_ISA_SELECT(isa_of_sum(p), mixed_sum_fwd)(p); })
+      .run("mixed_sum_bwd", [](Sum p) { FASTNAS_ISA_SELECT(isa_of_sum(p), mixed_sum_bwd)(p); });
 
-  using NormRun = void (*)(const MixedNormSumParams&);
-  bind_mixed_norm_sum<int>(
-      m, [](MixedSumParams& p, int threads) { p.threads = threads; }, &baseline::mixed_norm_sum_parts,
-      NormRun([](const MixedNormSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_fwd)(p); }),
-      NormRun([](const MixedNormSumParams& p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_bwd)(p); }));
+  using NormSum = const MixedNormSumParams&;
+  bind_mixed_norm_sum(m)
+      .run("mixed_norm_sum_parts", &baseline::mixed_norm_sum_parts)
+      .run("mixed_norm_sum_fwd", [](NormSum p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_fwd)(p); })
+      .run("mixed_norm_sum_bwd", [](NormSum p) { FASTNAS_ISA_SELECT(current_isa, mixed_norm_sum_bwd)(p); });
 
   using Edges = const MixedEdgesParams&;
-  bind_mixed_edges(
-      m, [](Edges p) { return FASTNAS_ISA_SELECT(current_isa, mixed_edges_workspace)(p); },
-      +[](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_fwd)(p); },
-      +[](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_bwd)(p); });
+  bind_mixed_edges(m)
+      .run("mixed_edges_workspace", [](Edges p) { return FASTNAS_ISA_SELECT(current_isa, mixed_edges_workspace)(p); })
+      .run("mixed_edges_fwd", [](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_fwd)(p); })
+      .run("mixed_edges_bwd", [](Edges p) { FASTNAS_ISA_SELECT(current_isa, mixed_edges_bwd)(p); });
 
   using Conv = const ReluConvBnParams&;
-  bind_relu_conv_bn(
-      m, [](Conv p) { return FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_workspace)(p); },
-      +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_fwd)(p); },
-      +[](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_bwd)(p); });
+  bind_relu_conv_bn(m)
+      .run("relu_conv_bn_workspace", [](Conv p) { return FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_workspace)(p); })
+      .run("relu_conv_bn_fwd", [](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_fwd)(p); })
+      .run("relu_conv_bn_bwd", [](Conv p) { FASTNAS_ISA_SELECT(current_isa, relu_conv_bn_bwd)(p); });
 
   using Sample = const SamplePathsParams&;
-  bind_sample_paths<int>(
-      m, [](SamplePathsParams& p, int threads) { p.threads = threads; },
-      +[](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_fwd)(p); },
-      +[](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_bwd)(p); });
+  bind_sample_paths(m)
+      .run("sample_paths_fwd", [](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_fwd)(p); })
+      .run("sample_paths_bwd", [](Sample p) { FASTNAS_ISA_SELECT(current_isa, sample_paths_bwd)(p); });
 }

@@ -309,56 +309,59 @@ def mixed_norm_sum_dz_kernel(
             tl.store(dz_ptrs[k] + o, b_dz.to(dy_ptr.dtype.element_ty), mask=m)
 
 
-def part_count(norm, values):
+def part_count(place, values):
     """Returns how many parts a channel of so many values is summed in."""
-    return triton.cdiv(values, tile_constants(norm, values)["BLOCK_V"])
+    return triton.cdiv(values, tile_constants(place, values)["BLOCK_V"])
 
 
-class _Call:
+class _Launch:
     """Holds what the kernels of one call share."""
 
-    def __init__(self, norm, noise, n, w):
-        values = n // norm.channels
-        self.tile = tile_constants(norm, values)
-        self.parts = part_count(norm, values)
-        self.programs = self.parts * triton.cdiv(norm.channels, self.tile["BLOCK_C"])
-        self.shape = norm.channels, norm.pixels, values
+    def __init__(self, call, place, like, std):
+        self.channels = place.channels
+        values = like.numel() // place.channels
+        self.tile = tile_constants(place, values)
+        self.parts = part_count(place, values)
+        self.programs = self.parts * triton.cdiv(place.channels, self.tile["BLOCK_C"])
+        self.shape = place.channels, place.pixels, values
+        w = call.w
         # Where there is none to read, any pointer will do.
-        self.mean, self.var = (norm.mean, norm.var) if any(norm.normed) else (w, w)
-        self.noise, self.terms = noise_arguments(len(norm.normed), noise, w)
-        rows = iter(range(sum(norm.normed)))
-        self.terms["ROWS"] = tuple(next(rows) if normed else -1 for normed in norm.normed)
-        self.terms["QUADS"] = norm.pixels % 4 == 0
+        self.mean, self.var = (call.mean, call.var) if any(call.normed) else (w, w)
+        self.noise, self.terms = noise_arguments(len(call.normed), call.noise, std, w)
+        rows = iter(range(sum(call.normed)))
+        self.terms["ROWS"] = tuple(next(rows) if normed else -1 for normed in call.normed)
+        self.terms["QUADS"] = place.pixels % 4 == 0
 
 
-def forward(z, w, y, norm, noise, moments, partial):
-    """Fills y, in training norm.mean and norm.var, and noise.std where it has room.
+def forward(call, training, place, y, std, moments, partial):
+    """Fills y, in training call.mean and call.var, and std where it has room.
 
     Args:
-        norm, noise: `fastnas.backends.fused.Norm` and `MixedSumNoise`.
+        call, place: see `fastnas.backends.outputs.NormSumKernel`.
         moments: float64, at least [normed terms, parts, 2, C].
         partial: float64 for `standard_deviations`.
     """
     if y.numel() == 0:
         return
-    standard_deviations(z, noise, partial)
-    call = _Call(norm, noise, y.numel(), w)
-    normed = tuple(z_k for z_k, is_normed in zip(z, norm.normed) if is_normed)
-    if norm.training and normed:
-        mixed_norm_sum_moments_kernel[(call.programs, len(normed))](
-            normed, moments, call.shape, call.parts, ROWS=len(normed), **call.tile, num_warps=WARPS
+    z, w, normed = call.z, call.w, call.normed
+    standard_deviations(z, call.noise, std, partial)
+    launch = _Launch(call, place, y, std)
+    own = tuple(z_k for z_k, is_normed in zip(z, normed) if is_normed)
+    if training and own:
+        mixed_norm_sum_moments_kernel[(launch.programs, len(own))](
+            own, moments, launch.shape, launch.parts, ROWS=len(own), **launch.tile, num_warps=WARPS
         )
-        mixed_norm_sum_statistics_kernel[(triton.cdiv(norm.channels, 16), len(normed))](
-            moments, call.mean, call.var, call.shape, call.parts,
-            PART_V=call.tile["BLOCK_V"], BLOCK_C=16, CHUNK=64,
+        mixed_norm_sum_statistics_kernel[(triton.cdiv(launch.channels, 16), len(own))](
+            moments, launch.mean, launch.var, launch.shape, launch.parts,
+            PART_V=launch.tile["BLOCK_V"], BLOCK_C=16, CHUNK=64,
         )  # fmt: skip
-    mixed_norm_sum_fwd_kernel[(call.programs,)](
-        tuple(z), w, y, call.mean, call.var, call.noise, call.shape, norm.eps,
-        **call.terms, **call.tile, num_warps=WARPS,
+    mixed_norm_sum_fwd_kernel[(launch.programs,)](
+        tuple(z), w, y, launch.mean, launch.var, launch.noise, launch.shape, call.eps,
+        **launch.terms, **launch.tile, num_warps=WARPS,
     )  # fmt: skip
 
 
-def backward(dy, z, w, dz, dw, norm, noise, partial):
+def backward(dy, call, training, place, std, dz, dw, partial):
     """Fills dz[k] where it is not None, and dw unless it is empty; z[k] is None where not read.
 
     Args:
@@ -367,29 +370,30 @@ def backward(dy, z, w, dz, dw, norm, noise, partial):
     if dy.numel() == 0:
         dw.zero_()
         return
-    call = _Call(norm, noise, dy.numel(), w)
+    launch = _Launch(call, place, dy, std)
+    w, eps = call.w, call.eps
     terms, needs_dw = w.numel(), dw.numel() > 0
-    z_or_dy = tuple(dy if z_k is None else z_k for z_k in z)
+    z_or_dy = tuple(dy if z_k is None else z_k for z_k in call.z)
     needs_dz = tuple(d is not None for d in dz)
-    needs_sums = [norm.training and n and d for n, d in zip(norm.normed, needs_dz)]
+    needs_sums = [training and n and d for n, d in zip(call.normed, needs_dz)]
     summed = [k for k in range(terms) if needs_dw or needs_sums[k]]
     if any(needs_sums):
         summed.append(terms)  # that of dy itself
     sums = tuple(summed.index(k) if k in summed else -1 for k in range(terms + 1))
-    totals = partial.new_empty(len(summed) * norm.channels)
+    totals = partial.new_empty(len(summed) * launch.channels)
     if summed:
-        mixed_norm_sum_sums_kernel[(call.programs,)](
-            dy, z_or_dy, partial, call.mean, call.noise, call.shape, call.parts,
-            SUMS=sums, **call.terms, **call.tile, num_warps=WARPS,
+        mixed_norm_sum_sums_kernel[(launch.programs,)](
+            dy, z_or_dy, partial, launch.mean, launch.noise, launch.shape, launch.parts,
+            SUMS=sums, **launch.terms, **launch.tile, num_warps=WARPS,
         )  # fmt: skip
         mixed_norm_sum_totals_kernel[(len(summed),)](
-            partial, totals, call.var, dw if needs_dw else w, norm.channels, call.parts, norm.eps,
-            TERMS=terms, ROWS=call.terms["ROWS"], NEEDS_DW=needs_dw, BLOCK_C=16, CHUNK=64,
+            partial, totals, launch.var, dw if needs_dw else w, launch.channels, launch.parts, eps,
+            TERMS=terms, ROWS=launch.terms["ROWS"], NEEDS_DW=needs_dw, BLOCK_C=16, CHUNK=64,
         )  # fmt: skip
     if any(needs_dz):
-        mixed_norm_sum_dz_kernel[(call.programs,)](
-            dy, z_or_dy, w, tuple(dy if d is None else d for d in dz), call.mean, call.var,
-            totals if summed else w, call.noise, call.shape, norm.eps,
-            SUMS=sums, NEEDS_DZ=needs_dz, TRAINING=norm.training,
-            **call.terms, **call.tile, num_warps=WARPS,
+        mixed_norm_sum_dz_kernel[(launch.programs,)](
+            dy, z_or_dy, w, tuple(dy if d is None else d for d in dz), launch.mean, launch.var,
+            totals if summed else w, launch.noise, launch.shape, eps,
+            SUMS=sums, NEEDS_DZ=needs_dz, TRAINING=training,
+            **launch.terms, **launch.tile, num_warps=WARPS,
         )  # fmt: skip

@@ -243,7 +243,7 @@ def mixed_sum_dw_kernel(partial_ptr, dw_ptr, blocks, terms, CHUNK: tl.constexpr)
     tl.store(dw_ptr + k, tl.sum(b_sum).to(tl.float32))
 
 
-def noise_arguments(terms, noise, dummy):
+def noise_arguments(terms, noise, std, dummy):
     """Returns pointers that kernels may read (`dummy` where there is nothing to), and constants."""
     ordinals = [-1] * terms
     for ordinal, k in enumerate(noise.noisy):
@@ -251,7 +251,7 @@ def noise_arguments(terms, noise, dummy):
     pointers = (
         dummy if noise.level is None else noise.level,
         dummy if noise.rng is None else noise.rng,
-        noise.std if noise.std.numel() else dummy,
+        std if std.numel() else dummy,
     )
     constants = {
         "TERMS": terms,
@@ -263,38 +263,45 @@ def noise_arguments(terms, noise, dummy):
     return pointers, constants
 
 
-def standard_deviations(x, noise, partial):
-    """Fills noise.std, where it has room, from the noisy terms."""
+def standard_deviations(x, noise, std, partial):
+    """Fills std, where it has room, from the noisy terms."""
     n = x[0].numel()
     blocks = block_count(n)
-    for ordinal, k in enumerate(noise.noisy[: noise.std.numel()]):
+    for ordinal, k in enumerate(noise.noisy[: std.numel()]):
         part = partial[3 * blocks * ordinal :]
         mixed_sum_moments_kernel[(blocks,)](x[k], part, n, BLOCK=BLOCK, num_warps=WARPS)
-        mixed_sum_std_kernel[(1,)](part, noise.std[ordinal:], blocks, CHUNK=1024)
+        mixed_sum_std_kernel[(1,)](part, std[ordinal:], blocks, CHUNK=1024)
 
 
-def _block_constants(noise):
-    return {"CHANNELS_LAST": noise.channels > 0, "BLOCK": BLOCK, "num_warps": WARPS}
+def _memory_order(place):
+    """(channels, pixels) by which channels-last elements find their NCHW index, else (0, 0)."""
+    return (place.channels, place.pixels) if place.channels_last else (0, 0)
 
 
-def forward(x, w, y, noise, partial):
-    """Fills y, and noise.std where it has room. noise: `fastnas.backends.fused.MixedSumNoise`."""
+def _block_constants(place):
+    return {"CHANNELS_LAST": place.channels_last, "BLOCK": BLOCK, "num_warps": WARPS}
+
+
+def forward(call, place, y, std, partial):
+    """Fills y, and std where it has room (`fastnas.backends.outputs.SumKernel`)."""
+    x, w, noise = call
     n = y.numel()
     if n == 0:
         return
-    standard_deviations(x, noise, partial)
-    pointers, constants = noise_arguments(len(x), noise, w)
+    standard_deviations(x, noise, std, partial)
+    pointers, constants = noise_arguments(len(x), noise, std, w)
     mixed_sum_fwd_kernel[(block_count(n),)](
-        tuple(x), w, y, *pointers, n, noise.channels, noise.pixels,
-        **constants, **_block_constants(noise),
+        tuple(x), w, y, *pointers, n, *_memory_order(place),
+        **constants, **_block_constants(place),
     )  # fmt: skip
 
 
-def backward(dy, x, w, dx, dw, noise, partial):
-    """Fills dx[k] where it is not None, and dw unless it is empty (x is empty then)."""
+def backward(dy, call, place, std, dx, dw, partial):
+    """Fills dx[k] where it is not None, and dw unless it is empty (then call.x is, too)."""
+    x, w, noise = call
     n, terms, needs_dw = dy.numel(), w.numel(), dw.numel() > 0
     blocks = block_count(n)
-    pointers, constants = noise_arguments(terms, noise, w)
+    pointers, constants = noise_arguments(terms, noise, std, w)
     if n > 0:
         mixed_sum_bwd_kernel[(blocks,)](
             dy,
@@ -304,12 +311,11 @@ def backward(dy, x, w, dx, dw, noise, partial):
             partial if needs_dw else w,
             *pointers,
             n,
-            noise.channels,
-            noise.pixels,
+            *_memory_order(place),
             NEEDS_DX=tuple(d is not None for d in dx),
             NEEDS_DW=needs_dw,
             **constants,
-            **_block_constants(noise),
+            **_block_constants(place),
         )
     if needs_dw:
         mixed_sum_dw_kernel[(terms,)](partial, dw, blocks, terms, CHUNK=1024)

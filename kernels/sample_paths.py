@@ -224,32 +224,38 @@ def _constants(nodes, topology):
 LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
 
 
-def forward(alpha, beta, nodes, topology, tau, rng, op, weight):
+def _sizes(call):
+    """Edges, operations and cell types of a call (`fastnas.backends.calls.PathsCall`)."""
+    edges, ops = call.alpha.shape[-2:]
+    return edges, ops, call.alpha.numel() // (edges * ops)
+
+
+def forward(call, op, weight):
     """Fills op and weight."""
-    edges, ops = alpha.shape[-2:]
-    types = alpha.numel() // (edges * ops)
-    samples = op.shape[0] * types
+    edges, ops, types = _sizes(call)
+    samples = call.paths * types
     if not samples:
         return
-    sample_paths_fwd_kernel[(samples, len(nodes))](
-        alpha, beta, tau, rng, op, weight, types, edges, ops,
+    beta = call.beta
+    sample_paths_fwd_kernel[(samples, len(call.nodes))](
+        call.alpha, beta, call.tau, call.rng, op, weight, types, edges, ops,
         0 if beta is None else beta.shape[-1],
-        **_constants(nodes, topology), BLOCK_O=triton.next_power_of_2(ops), **LAUNCH,
+        **_constants(call.nodes, call.topology), BLOCK_O=triton.next_power_of_2(ops), **LAUNCH,
     )  # fmt: skip
 
 
-def backward(alpha, beta, nodes, topology, tau, rng, op, dweight, dalpha, dbeta):
-    """Fills dalpha, and dbeta unless beta is None."""
-    edges, ops = alpha.shape[-2:]
-    types = alpha.numel() // (edges * ops)
+def backward(dweight, call, op, dalpha, dbeta):
+    """Fills dalpha, and dbeta unless call.beta is None."""
+    edges, ops, types = _sizes(call)
     if not types:
         return
+    beta, tau, rng = call.beta, call.tau, call.rng
     sample_paths_dalpha_kernel[(types, edges)](
-        dweight, op, alpha, tau, rng, dalpha, op.shape[0], types, edges, ops,
+        dweight, op, call.alpha, tau, rng, dalpha, op.shape[0], types, edges, ops,
         BLOCK_O=triton.next_power_of_2(ops), **LAUNCH,
     )  # fmt: skip
     if beta is not None:
-        sample_paths_dbeta_kernel[(types, len(nodes))](
+        sample_paths_dbeta_kernel[(types, len(call.nodes))](
             dweight, op, beta, tau, rng, dbeta, op.shape[0], types, edges, beta.shape[-1],
-            **_constants(nodes, topology), **LAUNCH,
+            **_constants(call.nodes, call.topology), **LAUNCH,
         )  # fmt: skip

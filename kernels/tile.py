@@ -75,17 +75,20 @@ def tile_draw(
     return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE)
 
 
-def tile_constants(norm, values):
-    """Chooses the tile for so many values of a channel, from the shape alone."""
+def tile_constants(place, values):
+    """Chooses the tile for so many values of a channel, from the shape alone.
+
+    place: `fastnas.backends.outputs.Place`.
+    """
     # One value per channel and image lies alike in both layouts.
-    channels_last = norm.channels_last or norm.pixels == 1
-    block_c = min(triton.next_power_of_2(norm.channels), 32) if channels_last else 1
+    channels_last = place.channels_last or place.pixels == 1
+    block_c = min(triton.next_power_of_2(place.channels), 32) if channels_last else 1
     block_v = min(triton.next_power_of_2(values), TILE // block_c)
     # A channel of few values leaves room for more channels.
-    block_c = min(triton.next_power_of_2(norm.channels), max(block_c, TILE // block_v))
+    block_c = min(triton.next_power_of_2(place.channels), max(block_c, TILE // block_v))
     return {
         "CHANNELS_LAST": channels_last,
-        "INDEX": tl.int32 if norm.pixels < 2**31 - TILE else tl.int64,
+        "INDEX": tl.int32 if place.pixels < 2**31 - TILE else tl.int64,
         "BLOCK_C": block_c,
         "BLOCK_V": block_v,
     }

@@ -85,7 +85,7 @@ def cuda_host(kept_folder: Callable[[str], Path]) -> Iterator[HostCudaBackend]:
     backend = load_host_cuda(kept_folder("fastnas_host_simt"))
     if isinstance(backend, str):
         pytest.skip(backend)
-    with registered(backend, table="cuda"):
+    with registered(backend, backend.kernels, table="cuda"):
         yield backend
 
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from filelock import FileLock
 from torch import Tensor
 
-from fastnas.backends.cuda import allows_tf32
-from fastnas.backends.native import NativeBackend
-from fastnas.backends.relu_conv_bn import MatmulReluConvBn
+from fastnas.backends.address import ROWS
+from fastnas.backends.native import Native, allows_tf32
+from fastnas.backends.native_cells import NativeEdges
+from fastnas.backends.native_sums import NativeNormSum, NativePaths, NativeSum
+from fastnas.backends.relu_conv_bn import MatmulConv
 
 CSRC = Path(__file__).parents[1] / "csrc"
 MODULE = "fastnas_host_simt"
@@ -28,26 +29,33 @@ FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-prag
 FLAGS += ["-DFASTNAS_HOST_SIMT", f"-DFASTNAS_MODULE={MODULE}"]
 
 
-class HostCudaBackend(MatmulReluConvBn, NativeBackend):
+class HostCudaBackend(Native):
     """csrc/cuda on the CPU. `seed` picks the order in which the shim runs blocks and threads."""
 
-    name = "cuda-host"
-    device = "cpu"
-    edges_format = torch.contiguous_format
-    takes_choice = True
-
     def __init__(self, module: ModuleType) -> None:
-        super().__init__(module, None)
+        super().__init__("cuda-host", "cpu", module)
+        norm_sum = NativeNormSum(self)
+        self.kernels = {
+            "mixed_sum": NativeSum(self),
+            "mixed_norm_sum": norm_sum,
+            "mixed_edges": NativeEdges(self, ROWS, takes_choice=True),
+            "relu_conv_bn": MatmulConv(norm_sum),
+            "sample_paths": NativePaths(self),
+        }
         library = ctypes.CDLL(str(module.__file__))
         library.host_simt_seed.argtypes = [ctypes.c_uint64]
         library.host_simt_seed.restype = None
         self._library = library
 
-    def launch_argument(self, like: Tensor) -> int:
-        return 0
+    def launch(self, like: Tensor) -> dict[str, Any]:
+        return {}
 
-    def set_launch(self, call: Any, like: Tensor) -> None:
-        call.tf32 = allows_tf32()
+    def blocks(self, n: int) -> int:
+        count: int = self.module.block_count(n)
+        return count
+
+    def uses_tf32(self) -> bool:
+        return allows_tf32()
 
     def seed(self, seed: int) -> None:
         self._library.host_simt_seed(seed)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 
+from fastnas import backends
 from fastnas.backends import BACKENDS
-from fastnas.backends.chooser import forget_choices
+from fastnas.backends.eager import EagerBackend
+from fastnas.backends.op_table import register
+from fastnas.backends.registry import forget_choices
 from fastnas.ops import OPS
 
 
@@ -60,19 +63,29 @@ KERNELS = tuple(target.name for target in TARGETS if target.name != "eager")
 
 
 @contextmanager
-def registered(backend: Any, table: str) -> Iterator[str]:
-    """`backend` can be chosen by its name, for the dtypes that `table` has in the op table."""
+def registered(backend: Any, kernels: Mapping[str, Any], table: str) -> Iterator[str]:
+    """Lets `backend` be chosen by its name, with these kernels, for the dtypes that `table` has."""
     name = backend.name
     assert name not in BACKENDS
     BACKENDS[name] = backend
-    tables = [cast(MutableMapping[str, Any], op.dtypes) for op in OPS.values()]
-    for dtypes in tables:
-        if table in dtypes:
-            dtypes[name] = dtypes[table]
+    for op, kernel in kernels.items():
+        register(op, name, kernel, OPS[op].dtypes[table])
     try:
         yield name
     finally:
         del BACKENDS[name]
-        for dtypes in tables:
-            dtypes.pop(name, None)
+        for op in kernels:
+            del backends.KERNELS[op, name]
+            del OPS[op].dtypes[name]
         forget_choices()
+
+
+class _UnderTest(EagerBackend):
+    name = "under-test"
+
+
+@contextmanager
+def under_test(op: str, kernel: Any) -> Iterator[str]:
+    """Lets a kernel be chosen in place of the eager one, which it spoils."""
+    with registered(_UnderTest(), {op: kernel}, table="eager") as name:
+        yield name

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fastnas import mixed_sum, reference
-from fastnas.backends import AUTO, BACKENDS, Request, choose
-from fastnas.backends.fused import MixedSumNoise
+from fastnas.backends import AUTO, BACKENDS, KERNELS, Request, choose
+from fastnas.backends.calls import NO_NOISE, SumCall
+from fastnas.backends.outputs import Place
 from fastnas.benchmarks.harness.verify import EAGER, SEED, Exact, Problem, WrongError, eps_of
 from fastnas.ops import OPS, draw_rng
 from fastnas.reference import SkipNoise
@@ -184,24 +185,24 @@ class _KernelsAlone(torch.autograd.Function):
     What `fastnas-cpu` takes more than this is the price of our checks, choices and layouts.
     """
 
-    cpu: Any = BACKENDS["cpu"]
-    nothing = (
-        MixedSumNoise([], "none", None, None, torch.empty(0), torch.contiguous_format, 0, 0),
-        torch.empty(0),
-    )
+    kernel: Any = KERNELS["mixed_sum", "cpu"]
+    rows = Place(torch.contiguous_format, False, 0, 0)
+    nothing = torch.empty(0)
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, *x: Tensor) -> Tensor:
-        y = torch.empty_like(x[0])
-        _KernelsAlone.cpu.launch_mixed_sum_fwd(x, w, y, *_KernelsAlone.nothing)
+        own, y = _KernelsAlone, torch.empty_like(x[0])
+        call = SumCall(list(x), w, NO_NOISE)
+        own.kernel.fill(call, own.rows, y, own.nothing, own.nothing)
         ctx.save_for_backward(w, *x)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        w, *x = ctx.saved_tensors
+        own, (w, *x) = _KernelsAlone, ctx.saved_tensors
         dx, dw = [torch.empty_like(t) for t in x], torch.empty_like(w)
-        _KernelsAlone.cpu.launch_mixed_sum_bwd(dy, x, w, dx, dw, *_KernelsAlone.nothing)
+        call = SumCall(x, w, NO_NOISE)
+        own.kernel.fill_grads(dy, call, own.rows, own.nothing, dx, dw, own.nothing)
         return dw, *dx
 
 

@@ -1,6 +1,7 @@
 """Backends: what can run, and which one does."""
 
-from fastnas.backends.chooser import (
+from fastnas.backends.op_table import KERNELS, OPS, OpInfo, Request
+from fastnas.backends.registry import (
     AUTO,
     BACKENDS,
     VARIABLE,
@@ -9,18 +10,19 @@ from fastnas.backends.chooser import (
     choose,
     use_backend,
 )
-from fastnas.backends.held import MEMORY, Held, accumulation_dtype
-from fastnas.backends.request import OpInfo, Request
+from fastnas.backends.saved import MEMORY, SavedTensors, accumulation_dtype
 
 __all__ = [
     "AUTO",
     "BACKENDS",
+    "KERNELS",
     "MEMORY",
+    "OPS",
     "VARIABLE",
     "BackendError",
-    "Held",
     "OpInfo",
     "Request",
+    "SavedTensors",
     "accumulation_dtype",
     "check_environment",
     "choose",

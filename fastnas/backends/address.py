@@ -1,4 +1,4 @@
-"""The one place that turns a tensor into an address, and what it vouches for.
+"""Turns tensors into addresses, which nothing else does, and vouches for what kernels read there.
 
 A kernel sees a number where Python saw a tensor: strides, a pending sign or a foreign layout would
 be read as if they were not there. So whoever fills a kernel's arguments lays its inputs out first
@@ -7,7 +7,8 @@ be read as if they were not there. So whoever fills a kernel's arguments lays it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -53,7 +54,38 @@ def addresses(
     layout: torch.memory_format = ROWS,
 ) -> list[int]:
     """`address` of each, 0 for None."""
-    return [0 if t is None else address(t, on, layout) for t in tensors]
+    # One expression for each tensor: a cell has 170 parameters, and a call costs more than a look.
+    return [
+        0
+        if t is None
+        else (
+            t.layout is STRIDED
+            and t.is_contiguous(memory_format=layout)
+            and t.device == on
+            and not t.is_neg()
+            and not t.is_conj()
+            and t.data_ptr()
+        )
+        or address(t, on, layout)
+        for t in tensors
+    ]
+
+
+def places(
+    on: torch.device,
+    layout: torch.memory_format = ROWS,
+    /,
+    **tensors: Tensor | Sequence[Tensor | None] | None,
+) -> dict[str, int | list[int]]:
+    """The addresses of tensors, and of lists of them, by the names of a kernel's fields."""
+    return {
+        name: addresses(given, on, layout)
+        if isinstance(given, list)
+        else 0
+        if given is None
+        else address(cast(Tensor, given), on, layout)
+        for name, given in tensors.items()
+    }
 
 
 def _described(t: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Eager torch: the reference itself, on any device."""
+"""Computes every op by its reference, in eager torch, on any device."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends.held import Held, accumulation_dtype
+from fastnas.backends.calls import ConvCall, EdgesCall, NormSumCall, PathsCall, SumCall
 from fastnas.backends.layout import common_format, state_format
-from fastnas.backends.request import Request
-from fastnas.backends.sampling import PathDraw
-from fastnas.reference import EdgeTable
+from fastnas.backends.op_table import CELLS, LOGITS, TERMS, Request, register
+from fastnas.backends.saved import SavedTensors, accumulation_dtype
 
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    """Autograd records, also inside of an op's kernel, where the dispatcher has left it behind."""
+    """Lets autograd record, also inside of an op's kernel, which the dispatcher calls below it."""
     keys = torch._C.DispatchKey
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU,
@@ -30,6 +29,8 @@ def _recording() -> Iterator[None]:
 
 
 class EagerBackend:
+    """Runs everything everywhere, as slowly as torch's own operations."""
+
     name = "eager"
 
     def unavailable(self) -> str | None:
@@ -38,189 +39,132 @@ class EagerBackend:
     def can_run(self, request: Request) -> str | None:
         return None
 
-    def mixed_sum_fwd(
-        self,
-        x: list[Tensor],
-        w: Tensor,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        std = reference.standard_deviations(x, noisy, form)
-        y = reference.mixed_sum(x, w, noisy, form, level, rng)
-        return y.contiguous(memory_format=common_format(x)), std
 
-    def mixed_sum_bwd(
-        self,
-        dy: Tensor,
-        x: list[Tensor],
-        w: Tensor,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        std: Tensor,
-        needs_dx: list[bool],
-        needs_dw: bool,
-    ) -> tuple[list[Tensor], Tensor]:
-        terms = x if needs_dw else []
-        dx, dw = reference.mixed_sum_grads(dy, terms, w, noisy, form, level, rng, std)
-        layout = common_format([dy])
-        if dw is None:
-            dw = torch.empty(0, dtype=w.dtype, device=w.device)
-        kept = [d.contiguous(memory_format=layout) for d, needed in zip(dx, needs_dx) if needed]
-        return kept, dw.to(w.dtype)
+class EagerSum:
+    def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
+        noise = call.noise
+        std = reference.standard_deviations(call.x, noise.noisy, noise.form)
+        y = reference.mixed_sum(call.x, call.w, *noise)
+        return y.contiguous(memory_format=common_format(call.x)), [std]
 
-    def mixed_norm_sum_fwd(
-        self,
-        z: list[Tensor],
-        w: Tensor,
-        normed: list[bool],
-        mean: Tensor | None,
-        var: Tensor | None,
-        eps: float,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        given = None if mean is None or var is None else (mean.clone(), var.clone())
-        v, (mean, var) = reference.batch_norms(z, normed, eps, given)
-        std = reference.standard_deviations(z, noisy, form)
-        y = reference.mixed_sum(v, w, noisy, form, level, rng)
-        return y.contiguous(memory_format=common_format(z)), mean, var, std
+    def backward(
+        self, grad: Tensor, call: SumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        needs_dw, *needs_dx = needs
+        terms = call.x if needs_dw else []
+        dx, dw = reference.mixed_sum_grads(grad, terms, call.w, *call.noise, saved[0])
+        layout = common_format([grad])
+        found = [] if dw is None else [dw.to(call.w.dtype)]
+        return found + [d.contiguous(memory_format=layout) for d, n in zip(dx, needs_dx) if n]
 
-    def mixed_norm_sum_bwd(
-        self,
-        dy: Tensor,
-        z: list[Tensor],
-        w: Tensor,
-        normed: list[bool],
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        training: bool,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        std: Tensor,
-        needs_dz: list[bool],
-        needs_dw: bool,
-    ) -> tuple[list[Tensor], Tensor]:
-        wide = mean.dtype
-        read = reference.terms_read(normed, training, needs_dz, needs_dw)
-        given = iter(z)
-        terms = [next(given).to(wide) if is_read else None for is_read in read]
+
+class EagerNormSum:
+    def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
+        given = None
+        if call.mean is not None and call.var is not None:
+            given = call.mean.clone(), call.var.clone()
+        v, (mean, var) = reference.batch_norms(call.z, call.normed, call.eps, given)
+        std = reference.standard_deviations(call.z, call.noise.noisy, call.noise.form)
+        y = reference.mixed_sum(v, call.w, *call.noise)
+        return y.contiguous(memory_format=common_format(call.z)), [mean, var, std]
+
+    def backward(
+        self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        needs_dw, *needs_dz = needs
+        mean, var, std = saved
+        terms = [None if z_k is None else z_k.to(mean.dtype) for z_k in call.z]
         dz, dw = reference.mixed_norm_sum_grads(
-            dy.to(wide), terms, w, normed, (mean, var), eps, training, needs_dz, needs_dw,
-            noisy, form, level, rng, std,
+            grad.to(mean.dtype), terms, call.w, call.normed, (mean, var), call.eps,
+            call.mean is None, needs_dz, needs_dw, *call.noise, std,
         )  # fmt: skip
-        layout = common_format(z or [dy])
-        if dw is None:
-            dw = torch.empty(0, dtype=w.dtype, device=w.device)
-        return [d.to(dy.dtype).contiguous(memory_format=layout) for d in dz], dw.to(w.dtype)
+        layout = common_format([z_k for z_k in call.z if z_k is not None] or [grad])
+        found = [] if dw is None else [dw.to(call.w.dtype)]
+        return found + [d.to(grad.dtype).contiguous(memory_format=layout) for d in dz]
 
-    def mixed_edges_fwd(
-        self,
-        x: list[Tensor],
-        w: Tensor,
-        params: list[Tensor],
-        table: EdgeTable,
-        running: Tensor | None,
-        eps: float,
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        memory: str,
-        keep_gram: bool,
-    ) -> tuple[Tensor, Held]:
-        """Holds only what the noise needs: backward computes all of forward again."""
-        size, training = table.node_size([t.shape for t in x]), running is None
-        held = Held.empty(x[0], table, size, form, memory, keep_gram, training)
-        for tensor in held:
+
+def _on_leaves(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -> Tensor:
+    noise, training = call.noise, call.running is None
+    return reference.mixed_edges(
+        call.x, call.w, call.params, call.table, stats, training=training, eps=call.eps,
+        form=noise.form, level=noise.level, rng=noise.rng, std=std,
+    )  # fmt: skip
+
+
+class EagerEdges:
+    """Saves only what the noise needs: backward computes all of forward again."""
+
+    def forward(self, call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
+        size, training = call.table.node_size([t.shape for t in call.x]), call.running is None
+        saved = SavedTensors.empty(
+            call.x[0], call.table, size, call.noise.form, call.memory, call.keep_gram, training
+        )
+        for tensor in saved:
             tensor.zero_()
-        if running is not None:
-            held.stats.copy_(running)
-        out = reference.mixed_edges(
-            x, w, params, table, held.stats, training=training, eps=eps,
-            form=form, level=level, rng=rng, std=held.std if held.std.numel() else None,
-        )  # fmt: skip
-        return out.contiguous(memory_format=state_format(x[0])), held
+        if call.running is not None:
+            saved.stats.copy_(call.running)
+        out = _on_leaves(call, saved.stats, saved.std if saved.std.numel() else None)
+        return out.contiguous(memory_format=state_format(call.x[0])), list(saved)
 
-    def mixed_edges_bwd(
-        self,
-        dout: Tensor,
-        x: list[Tensor],
-        out: Tensor,
-        w: Tensor,
-        params: list[Tensor],
-        held: Held,
-        table: EdgeTable,
-        eps: float,
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        needs_dx: list[bool],
-        needs_dw: bool,
-        needs_dparams: bool,
-    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    def backward(
+        self, grad: Tensor, call: EdgesCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        stats = SavedTensors(*saved[1:]).stats
         with _recording():
-            x = [t.detach().requires_grad_(need) for t, need in zip(x, needs_dx)]
-            w = w.detach().requires_grad_(needs_dw)
-            params = [p.detach().requires_grad_(needs_dparams) for p in params]
-            y = reference.mixed_edges(
-                x, w, params, table, torch.empty_like(held.stats), eps=eps,
-                form=form, level=level, rng=rng,
-            )  # fmt: skip
-            wanted = [t for t in (*x, w, *params) if t.requires_grad]
+            leaves = [call.w, *call.x, *call.params]
+            w, *rest = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
+            x, params = rest[: len(call.x)], rest[len(call.x) :]
+            y = _on_leaves(call._replace(w=w, x=x, params=params), torch.empty_like(stats))
+            wanted = [t for t in (w, *rest) if t.requires_grad]
             found: Sequence[Tensor | None] = [None] * len(wanted)
             if y.requires_grad:
-                found = torch.autograd.grad(y, wanted, dout, allow_unused=True)
+                found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
         grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
-        layout = state_format(dout)
-        dx = [next(grads).contiguous(memory_format=layout) for need in needs_dx if need]
-        dw = next(grads) if needs_dw else w.detach().new_empty(0)
-        return dx, dw, [g.contiguous() for g in grads]
+        own_dw = [next(grads)] if needs[0] else []
+        layout, states = state_format(grad), sum(needs[1 : 1 + len(x)])
+        dx = [next(grads).contiguous(memory_format=layout) for _ in range(states)]
+        return own_dw + dx + [g.contiguous() for g in grads]
 
-    def relu_conv_bn_fwd(
-        self, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        C = sum(p.shape[0] for p in params)
+
+class EagerConv:
+    def forward(self, call: ConvCall) -> tuple[Tensor, list[Tensor]]:
+        x, C = call.x, sum(p.shape[0] for p in call.params)
         stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
-        if running is not None:
-            stats.copy_(running)
-        y = reference.relu_conv_bn(x, params, stats, training=running is None, eps=eps)
-        return y.contiguous(memory_format=state_format(x)), stats
+        training = call.running is None
+        if call.running is not None:
+            stats.copy_(call.running)
+        y = reference.relu_conv_bn(x, call.params, stats, training=training, eps=call.eps)
+        return y.contiguous(memory_format=state_format(x)), [stats]
 
-    def relu_conv_bn_bwd(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        params: list[Tensor],
-        stats: Tensor,
-        eps: float,
-        needs_dx: bool,
-        needs_dparams: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def backward(
+        self, grad: Tensor, call: ConvCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
         with _recording():
-            x = x.detach().requires_grad_(needs_dx)
-            params = [p.detach().requires_grad_(needs_dparams) for p in params]
-            again = reference.relu_conv_bn(x, params, torch.empty_like(stats), eps=eps)
+            leaves = [call.x, *call.params]
+            x, *params = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
+            y = reference.relu_conv_bn(x, params, torch.empty_like(saved[1]), eps=call.eps)
             wanted = [t for t in (x, *params) if t.requires_grad]
-            grads = list(torch.autograd.grad(again, wanted, dy))
-        dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs_dx else []
-        return dx, [g.contiguous() for g in grads]
+            grads = list(torch.autograd.grad(y, wanted, grad))
+        dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs[0] else []
+        return dx + [g.contiguous() for g in grads]
 
-    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> tuple[Tensor, Tensor]:
-        op, weight = reference.sample_paths(*draw, paths)
-        return op.contiguous(), weight.contiguous()
 
-    def sample_paths_bwd(
-        self, draw: PathDraw, op: Tensor, dweight: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        dalpha, dbeta = reference.sample_paths_grads(*draw, op, dweight)
-        dbeta = dalpha.new_empty(0) if dbeta is None else dbeta
-        return dalpha.contiguous(), dbeta.contiguous()
+class EagerPaths:
+    def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
+        op, weight = reference.sample_paths(*call)
+        return weight.contiguous(), [op.contiguous()]
+
+    def backward(
+        self, grad: Tensor, call: PathsCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        draw = call[:-1]  # all but the number of paths, which op tells
+        found = reference.sample_paths_grads(*draw, saved[0], grad)
+        return [d.contiguous() for d, need in zip(found, needs) if need and d is not None]
+
+
+BACKEND = EagerBackend()
+register("mixed_sum", "eager", EagerSum(), TERMS)
+register("mixed_norm_sum", "eager", EagerNormSum(), TERMS)
+register("mixed_edges", "eager", EagerEdges(), CELLS)
+register("relu_conv_bn", "eager", EagerConv(), CELLS)
+register("sample_paths", "eager", EagerPaths(), LOGITS)

@@ -45,10 +45,3 @@ def state_format(x: Tensor) -> torch.memory_format:
     """
     on_cpu = x.device.type == "cpu" and not is_transformed()
     return torch.channels_last if on_cpu else torch.contiguous_format
-
-
-def channels_and_pixels(like: Tensor, layout: torch.memory_format) -> tuple[int, int]:
-    """(C, pixels of one image) for a channels-last layout, (0, 0) for memory in logical order."""
-    if layout == torch.contiguous_format or like.numel() == 0:
-        return 0, 0
-    return like.shape[1], like.shape[2:].numel()

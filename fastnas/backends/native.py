@@ -1,19 +1,30 @@
-"""What the compiled backends share: addresses out of tensors."""
+"""Runs compiled kernels: fastnas._C on the CPU, fastnas._cuda on a GPU.
+
+A kernel takes a params struct (csrc/params.h), which Python makes by the names of its fields
+(csrc/bind_ops.h): `Native.params` fills one in, `Native.run` runs a kernel on it. The struct holds
+addresses alone, so the tensors behind them have to stay alive until the kernel has ended: the
+functions of native_sums.py and native_cells.py keep them in variables of their own.
+"""
 
 from __future__ import annotations
 
 import importlib
-import itertools
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnas.backends.address import address, addresses
-from fastnas.backends.fused import FusedBackend, MixedSumNoise, Norm
-from fastnas.backends.native_edges import DTYPE_TAGS, NativeEdges
-from fastnas.backends.sampling import FusedSampling, PathDraw
+from fastnas.backends.op_table import Request
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float64: "float64",
+}
+"""Their names in the params structs."""
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
@@ -24,156 +35,75 @@ def load_native(module: str) -> tuple[ModuleType | None, str | None]:
         return None, f"fastnas.{module} does not import ({error}); FASTNAS_BUILD governs the build"
 
 
-class NativeBackend(NativeEdges, FusedSampling, FusedBackend):
-    """A backend whose kernels take addresses; subclasses say what to launch them with."""
+class Native:
+    """A module of compiled kernels: says whether it can run, makes structs, runs kernels."""
 
-    def __init__(self, module: ModuleType | None, missing: str | None) -> None:
+    def __init__(
+        self, name: str, device: str, module: ModuleType | None, missing: str | None = None
+    ) -> None:
+        self.name = name
+        self.device = device
         self.module: Any = module
         self.missing = missing
-        if module is not None:
-            self._no_noise = module.NoiseArguments(module.NoiseForm.none, [], 0, 0, 0, 0, 0)
-
-    def launch_argument(self, like: Tensor) -> int:
-        """Threads on a CPU, the current stream on a GPU."""
-        raise NotImplementedError
 
     def unavailable(self) -> str | None:
         return self.missing
 
-    def block_count(self, n: int) -> int:
-        return self.module.block_count(n)
+    def can_run(self, request: Request) -> str | None:
+        return request.refusal(self.name, self.device)
 
-    def launch_mixed_sum_fwd(
-        self, x: list[Tensor], w: Tensor, y: Tensor, noise: MixedSumNoise, partial: Tensor
-    ) -> None:
-        on, layout = y.device, noise.layout
-        self.call(
-            "mixed_sum_fwd",
-            y,
-            y.numel(),
-            DTYPE_TAGS[y.dtype],
-            addresses(x, on, layout),
-            address(w, on),
-            address(partial, on),
-            self._noise(noise, on),
-            address(y, on, layout),
-            self.launch_argument(y),
-        )
+    def launch(self, like: Tensor) -> dict[str, Any]:
+        """The fields that say what runs the kernels: threads on a CPU, a stream on a GPU."""
+        return {"threads": torch.get_num_threads()}
 
-    def launch_mixed_sum_bwd(
-        self,
-        dy: Tensor,
-        x: list[Tensor],
-        w: Tensor,
-        dx: list[Tensor | None],
-        dw: Tensor,
-        noise: MixedSumNoise,
-        partial: Tensor,
-    ) -> None:
-        on, layout = dy.device, noise.layout
-        self.call(
-            "mixed_sum_bwd",
-            dy,
-            dy.numel(),
-            DTYPE_TAGS[dy.dtype],
-            addresses(x, on, layout) or [0] * w.numel(),
-            address(w, on),
-            address(partial, on),
-            self._noise(noise, on),
-            address(dy, on, layout),
-            addresses(dx, on, layout),
-            address(dw, on),
-            self.launch_argument(dy),
-        )
+    def on(self, like: Tensor) -> AbstractContextManager[Any]:
+        """What kernels on the device of `like` are to be launched inside of."""
+        return nullcontext()
 
-    def norm_parts(self, like: Tensor, norm: Norm) -> int:
-        return self.module.mixed_norm_sum_parts(
-            like.numel(), norm.channels, norm.pixels, norm.channels_last
-        )
+    def params(self, struct: str, **fields: Any) -> Any:
+        return getattr(self.module, struct)(**fields)
 
-    def launch_mixed_norm_sum_fwd(
-        self,
-        z: list[Tensor],
-        w: Tensor,
-        y: Tensor,
-        norm: Norm,
-        noise: MixedSumNoise,
-        moments: Tensor,
-        partial: Tensor,
-    ) -> None:
-        on, layout = y.device, noise.layout
-        self.call(
-            "mixed_norm_sum_fwd",
-            y,
-            y.numel(),
-            DTYPE_TAGS[y.dtype],
-            addresses(z, on, layout),
-            address(w, on),
-            address(partial, on),
-            self._noise(noise, on),
-            self._norm(norm, moments, on),
-            address(y, on, layout),
-            self.launch_argument(y),
-        )
+    def run(self, kernel: str, params: Any, like: Tensor) -> None:
+        with self.on(like):
+            getattr(self.module, kernel)(params)
 
-    def launch_mixed_norm_sum_bwd(
-        self,
-        dy: Tensor,
-        z: list[Tensor | None],
-        w: Tensor,
-        dz: list[Tensor | None],
-        dw: Tensor,
-        norm: Norm,
-        noise: MixedSumNoise,
-        partial: Tensor,
-    ) -> None:
-        on, layout = dy.device, noise.layout
-        self.call(
-            "mixed_norm_sum_bwd",
-            dy,
-            dy.numel(),
-            DTYPE_TAGS[dy.dtype],
-            addresses(z, on, layout),
-            address(w, on),
-            self._noise(noise, on),
-            self._norm(norm, partial, on),
-            address(dy, on, layout),
-            addresses(dz, on, layout),
-            address(dw, on),
-            self.launch_argument(dy),
-        )
+    def blocks(self, n: int) -> int:
+        """Partial sums that n elements need room for: the CPU kernels bring their own."""
+        return 0
 
-    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
-        taken = addresses((op, weight), op.device)
-        launch = self.launch_argument(op)
-        self.call("sample_paths_fwd", op, *draw.addresses(len(op)), *taken, launch)
+    def uses_tf32(self) -> bool:
+        """Whether fp32 products may round their operands to TF32."""
+        return False
 
-    def launch_sample_paths_bwd(
-        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
-    ) -> None:
-        taken = addresses((op, dweight, dalpha, dbeta), op.device)
-        launch = self.launch_argument(op)
-        self.call("sample_paths_bwd", op, *draw.addresses(len(op)), *taken, launch)
 
-    def _norm(self, norm: Norm, partial: Tensor, on: torch.device) -> Any:
-        rows = itertools.count()
-        return self.module.NormArguments(
-            [next(rows) if normed else -1 for normed in norm.normed],
-            norm.channels,
-            norm.pixels,
-            norm.channels_last,
-            norm.training,
-            norm.eps,
-            *addresses((norm.mean, norm.var, partial), on),
-        )
+def allows_tf32() -> bool:
+    """Torch's switch for matmul, which ours follow."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
-    def _noise(self, noise: MixedSumNoise, on: torch.device) -> Any:
-        if not noise.noisy:
-            return self._no_noise
-        return self.module.NoiseArguments(
-            getattr(self.module.NoiseForm, noise.form),
-            noise.noisy,
-            *addresses((noise.level, noise.rng, noise.std), on),
-            noise.channels,
-            noise.pixels,
-        )
+
+class NativeCuda(Native):
+    """fastnas._cuda, on torch's current stream."""
+
+    def launch(self, like: Tensor) -> dict[str, Any]:
+        return {"stream": torch.cuda.current_stream(like.device).cuda_stream}
+
+    def on(self, like: Tensor) -> AbstractContextManager[Any]:
+        # The stream is one of that device, which need not be the current one.
+        return torch.cuda.device(like.device)
+
+    def unavailable(self) -> str | None:
+        if self.missing is not None:
+            return self.missing
+        reason: str = self.module.device_problem()
+        return reason or (None if torch.cuda.is_available() else "this torch has no CUDA")
+
+    def blocks(self, n: int) -> int:
+        count: int = self.module.block_count(n)
+        return count
+
+    def uses_tf32(self) -> bool:
+        return allows_tf32()
+
+
+CPU = Native("cpu", "cpu", *load_native("_C"))
+CUDA = NativeCuda("cuda", "cuda", *load_native("_cuda"))

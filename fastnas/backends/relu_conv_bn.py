@@ -1,4 +1,4 @@
-"""relu_conv_bn for the backends that have kernels of mixed_norm_sum: torch's matmul around them."""
+"""Computes relu_conv_bn by torch's matmul and a backend's kernels of mixed_norm_sum."""
 
 from __future__ import annotations
 
@@ -7,62 +7,57 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastnas.backends.address import laid_out
-from fastnas.backends.fused import FusedBackend
+from fastnas.backends.calls import NO_NOISE, ConvCall, NormSumCall
 from fastnas.backends.layout import state_format
+from fastnas.backends.op_table import Kernel
 
 
-class MatmulReluConvBn(FusedBackend):
+class MatmulConv:
     """z = W relu(x) by matmul, which `torch.backends.cuda.matmul` governs; then y = BN(z)."""
 
-    def relu_conv_bn_fwd(
-        self, x: Tensor, params: list[Tensor], running: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        layout = state_format(x)
-        x, params = laid_out(x, layout), [laid_out(p) for p in params]
+    def __init__(self, norm_sum: Kernel[NormSumCall]) -> None:
+        self.norm_sum = norm_sum
+
+    def forward(self, call: ConvCall) -> tuple[Tensor, list[Tensor]]:
+        layout = state_format(call.x)
+        x, params = laid_out(call.x, layout), [laid_out(p) for p in call.params]
         halves = [
             _pointwise(p.flatten(1), _relu_read(x, i, len(params), layout), layout)
             for i, p in enumerate(params)
         ]
         z = halves[0] if len(halves) == 1 else torch.cat(halves, dim=1)
         z = z.contiguous(memory_format=layout)
-        mean, var = (None, None) if running is None else (running[:1], running[1:])
+        given = call.running
+        mean, var = (None, None) if given is None else (given[:1], given[1:])
         one = z.new_ones(1, dtype=torch.float32)
-        y, mean, var, _ = self.mixed_norm_sum_fwd(
-            [z], one, [True], mean, var, eps, [], "none", None, None
-        )
-        return y, torch.cat([mean, var])
+        norm = NormSumCall([z], one, [True], call.eps, mean, var, NO_NOISE)
+        y, (mean, var, _) = self.norm_sum.forward(norm)
+        return y, [torch.cat([mean, var])]
 
-    def relu_conv_bn_bwd(
-        self,
-        dy: Tensor,
-        x: Tensor,
-        y: Tensor,
-        params: list[Tensor],
-        stats: Tensor,
-        eps: float,
-        needs_dx: bool,
-        needs_dparams: bool,
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        layout = state_format(x)
-        x, dy, y = (laid_out(t, layout) for t in (x, dy, y))
-        params, stats = [laid_out(p) for p in params], laid_out(stats)
-        # z - mean z = y / r. With y for z and r for W the kernel would round dy - mean(dy): in bf16
-        # that is dy again where the mean is below its last bit, and dW is off by four roundings.
-        std = (stats[1] + eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
-        (dz,), _ = self.mixed_norm_sum_bwd(
-            dy, [y * std], stats.new_ones(1), [True], torch.zeros_like(stats[:1]), stats[1:], eps,
-            True, [], "none", None, None, stats.new_empty(0, dtype=torch.float64), [True], False,
-        )  # fmt: skip
+    def backward(
+        self, grad: Tensor, call: ConvCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        layout = state_format(call.x)
+        x, dy, y = (laid_out(t, layout) for t in (call.x, grad, saved[0]))
+        params, stats = [laid_out(p) for p in call.params], laid_out(saved[1])
+        # The kernel is given z - mean z, which is y / r. Given y itself, with r as its weight, it
+        # would round dy - mean(dy): in bf16 that is dy again where the mean is below its last bit,
+        # and dW is off by four roundings.
+        std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
+        norm = NormSumCall([y * std], stats.new_ones(1), [True], call.eps, None, None, NO_NOISE)
+        given = [torch.zeros_like(stats[:1]), stats[1:], stats.new_empty(0, dtype=torch.float64)]
+        (dz,) = self.norm_sum.backward(dy, norm, given, [False, True])
+        needs_dx, *needs_dp = needs
         halves = dz.chunk(len(params), dim=1)
-        dparams, dx = [], []
-        if needs_dparams:
-            for i, (p, half) in enumerate(zip(params, halves)):
-                dW = _outer(half, _relu_read(x, i, len(params), layout), layout)
-                dparams.append(dW.to(p.dtype).view(p.shape))
+        found = []
         if needs_dx:
             du = [_pointwise(p.flatten(1).t(), half, layout) for p, half in zip(params, halves)]
-            dx.append(_relu_scatter(du, x, layout))
-        return dx, dparams
+            found.append(_relu_scatter(du, x, layout))
+        for i, (p, half, need) in enumerate(zip(params, halves, needs_dp)):
+            if need:
+                dW = _outer(half, _relu_read(x, i, len(params), layout), layout)
+                found.append(dW.to(p.dtype).view(p.shape))
+        return found
 
 
 def _relu_read(x: Tensor, i: int, stride: int, layout: torch.memory_format) -> Tensor:

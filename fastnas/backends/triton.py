@@ -1,4 +1,4 @@
-"""Triton: fastnas.kernels, on a GPU, or interpreted on the CPU where TRITON_INTERPRET=1."""
+"""Runs fastnas.kernels by Triton, on a GPU, or interpreted on the CPU where TRITON_INTERPRET=1."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ import os
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastnas.backends.fused import MixedSumNoise, Norm
-from fastnas.backends.relu_conv_bn import MatmulReluConvBn
-from fastnas.backends.sampling import FusedSampling, PathDraw
+from fastnas.backends.op_table import CELLS_ON_GPU, LOGITS, TERMS_ON_GPU, Request, register
+from fastnas.backends.outputs import NormSumKernel, PathsKernel, Place, SumKernel
+from fastnas.backends.relu_conv_bn import MatmulConv
 
 
-class TritonBackend(FusedSampling, MatmulReluConvBn):
+class TritonBackend:
     name = "triton"
-
-    @staticmethod
-    def kernels(op: str) -> Any:
-        """fastnas.kernels.<op>, imported at first use: Triton takes 0.5 s to import."""
-        return importlib.import_module(f"fastnas.kernels.{op}")
 
     @property
     def interpreted(self) -> bool:
         return os.environ.get("TRITON_INTERPRET") == "1"
 
     @property
-    def device(self) -> str:  # type: ignore[override]
+    def device(self) -> str:
         return "cpu" if self.interpreted else "cuda"
 
     def unavailable(self) -> str | None:
@@ -38,59 +32,54 @@ class TritonBackend(FusedSampling, MatmulReluConvBn):
             return None
         return "there is no CUDA device, and TRITON_INTERPRET is not 1"
 
-    def block_count(self, n: int) -> int:
-        return self.kernels("mixed_sum").block_count(n)
+    def can_run(self, request: Request) -> str | None:
+        return request.refusal(self.name, self.device)
 
-    def launch_mixed_sum_fwd(
-        self, x: list[Tensor], w: Tensor, y: Tensor, noise: MixedSumNoise, partial: Tensor
-    ) -> None:
-        self.kernels("mixed_sum").forward(x, w, y, noise, partial)
 
-    def launch_mixed_sum_bwd(
-        self,
-        dy: Tensor,
-        x: list[Tensor],
-        w: Tensor,
-        dx: list[Tensor | None],
-        dw: Tensor,
-        noise: MixedSumNoise,
-        partial: Tensor,
-    ) -> None:
-        self.kernels("mixed_sum").backward(dy, x, w, dx, dw, noise, partial)
+def kernels(op: str) -> Any:
+    """fastnas.kernels.<op>, imported at first use: Triton takes 0.5 s to import."""
+    return importlib.import_module(f"fastnas.kernels.{op}")
 
-    def norm_parts(self, like: Tensor, norm: Norm) -> int:
-        values = like.numel() // norm.channels
-        return self.kernels("mixed_norm_sum").part_count(norm, values)
 
-    def launch_mixed_norm_sum_fwd(
-        self,
-        z: list[Tensor],
-        w: Tensor,
-        y: Tensor,
-        norm: Norm,
-        noise: MixedSumNoise,
-        moments: Tensor,
-        partial: Tensor,
-    ) -> None:
-        self.kernels("mixed_norm_sum").forward(z, w, y, norm, noise, moments, partial)
+class TritonSum(SumKernel):
+    def blocks(self, n: int) -> int:
+        count: int = kernels("mixed_sum").block_count(n)
+        return count
 
-    def launch_mixed_norm_sum_bwd(
-        self,
-        dy: Tensor,
-        z: list[Tensor | None],
-        w: Tensor,
-        dz: list[Tensor | None],
-        dw: Tensor,
-        norm: Norm,
-        noise: MixedSumNoise,
-        partial: Tensor,
-    ) -> None:
-        self.kernels("mixed_norm_sum").backward(dy, z, w, dz, dw, norm, noise, partial)
+    def fill(self, *given: Any) -> None:
+        kernels("mixed_sum").forward(*given)
 
-    def launch_sample_paths_fwd(self, draw: PathDraw, op: Tensor, weight: Tensor) -> None:
-        self.kernels("sample_paths").forward(*draw, op, weight)
+    def fill_grads(self, *given: Any) -> None:
+        kernels("mixed_sum").backward(*given)
 
-    def launch_sample_paths_bwd(
-        self, draw: PathDraw, op: Tensor, dweight: Tensor, dalpha: Tensor, dbeta: Tensor
-    ) -> None:
-        self.kernels("sample_paths").backward(*draw, op, dweight, dalpha, dbeta)
+
+class TritonNormSum(NormSumKernel):
+    def blocks(self, n: int) -> int:
+        count: int = kernels("mixed_sum").block_count(n)
+        return count
+
+    def parts(self, n: int, place: Place) -> int:
+        count: int = kernels("mixed_norm_sum").part_count(place, n // place.channels)
+        return count
+
+    def fill(self, *given: Any) -> None:
+        kernels("mixed_norm_sum").forward(*given)
+
+    def fill_grads(self, *given: Any) -> None:
+        kernels("mixed_norm_sum").backward(*given)
+
+
+class TritonPaths(PathsKernel):
+    def fill(self, *given: Any) -> None:
+        kernels("sample_paths").forward(*given)
+
+    def fill_grads(self, *given: Any) -> None:
+        kernels("sample_paths").backward(*given)
+
+
+BACKEND = TritonBackend()
+_norm_sum = TritonNormSum()
+register("mixed_sum", "triton", TritonSum(), TERMS_ON_GPU)
+register("mixed_norm_sum", "triton", _norm_sum, TERMS_ON_GPU)
+register("relu_conv_bn", "triton", MatmulConv(_norm_sum), CELLS_ON_GPU)
+register("sample_paths", "triton", TritonPaths(), LOGITS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.backends import MEMORY, Held, accumulation_dtype
+from fastnas.backends import MEMORY, SavedTensors, accumulation_dtype
 from fastnas.nn.recognise import Preprocess
 
 if TYPE_CHECKING:
@@ -89,6 +89,6 @@ def _held(cell: Cell, state: Tensor, out: Tensor, memory: str) -> int:
     plan = parts.plan
     trained = any(conv.weight.requires_grad for conv in plan.convs)
     size = (N, C, out.shape[2], out.shape[3])
-    held = Held.empty(state, plan.table, size, form, memory, trained, training=True)
+    held = SavedTensors.empty(state, plan.table, size, form, memory, trained, training=True)
     preprocessing = 2 * 2 * C * held.stats.itemsize
     return sum(map(_bytes, held)) + preprocessing

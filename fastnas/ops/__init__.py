@@ -1,11 +1,11 @@
-"""The ops: one file each, read top to bottom from schema to public function."""
+"""The ops: one file each, read top to bottom from its description to its public function."""
 
+from fastnas.backends import OPS
 from fastnas.ops.mixed_edges import mixed_edges
 from fastnas.ops.mixed_norm_sum import mixed_norm_sum
 from fastnas.ops.mixed_sum import draw_rng, mixed_sum
 from fastnas.ops.relu_conv_bn import relu_conv_bn
 from fastnas.ops.sample_paths import PathSample, sample_paths
-from fastnas.ops.table import OPS
 
 __all__ = [
     "OPS",

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastnas.backends import OpInfo
+from fastnas.backends import OPS, OpInfo
 from fastnas.checks import check_flag, short
-from fastnas.ops.table import OPS
 from fastnas.reference import SkipNoise
 
 

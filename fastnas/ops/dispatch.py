@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from fastnas.backends import BackendError, choose
+from fastnas.backends import OPS, BackendError, choose
 from fastnas.backends.transforms import is_transformed
 from fastnas.ops.flops import serve_counters
-from fastnas.ops.table import OPS
 
 
 def choose_backend(op: str, like: Tensor, backend: str | None, terms: int = 1) -> str:
@@ -55,14 +54,17 @@ def own_output(t: Tensor) -> Tensor:
     return t if t.numel() else t.clone()
 
 
-def needs_graph(leaves: Iterable[Tensor]) -> bool:
+def needs_graph(leaves: Iterable[Tensor | None]) -> bool:
     """Whether autograd is to record the call as one `autograd.Function`.
 
     Where no gradient is needed none is entered: that is cheaper, and dynamo fails on a Function
     none of whose inputs needs one.
     """
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in leaves)
-    return wanted and not is_transformed()
+    if not torch.is_grad_enabled():
+        return False
+    # Of a list, since a generator is entered anew for each of some 170 leaves.
+    wanted = [t for t in leaves if t is not None and t.requires_grad]
+    return bool(wanted) and not is_transformed()
 
 
 def wants_graph_of_backward(grad: Tensor) -> bool:

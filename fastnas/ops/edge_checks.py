@@ -1,14 +1,17 @@
-"""What `mixed_edges` checks before a kernel runs."""
+"""Checks what `mixed_edges` is called with, before a kernel runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastnas import checks
 from fastnas.backends import MEMORY
+from fastnas.backends.calls import EdgesCall
+from fastnas.ops.batch_norm import Running
 from fastnas.ops.checks import (
     check_image,
     check_noise_kind,
@@ -21,30 +24,27 @@ from fastnas.ops.checks import (
     check_weight,
     fits,
 )
-from fastnas.ops.running import Running
 from fastnas.reference import EdgeTable, SkipNoise
 from fastnas.reference.edge_table import Path
 
 OP = "mixed_edges"
 
 
-def check_call(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: EdgeTable,
-    choice: Tensor | None,
-    running: list[Running] | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    noise: SkipNoise | None,
-    level: Tensor | None,
-    rng: Tensor | None,
-    memory: str,
-) -> None:
-    checks.check_choice(f"{OP}: memory", memory, MEMORY)
-    check_norm_settings(OP, training, momentum, eps)
+class Setting(NamedTuple):
+    """What the public function takes beside what kernels are called with."""
+
+    running: list[Running] | None
+    momentum: float
+    training: bool
+    noise: SkipNoise | None
+    backend: str | None
+
+
+def check_call(call: EdgesCall, setting: Setting) -> None:
+    """One path, or all candidates: everything that a kernel relies on."""
+    x, w, table, training = call.x, call.w, call.table, setting.training
+    checks.check_choice(f"{OP}: memory", call.memory, MEMORY)
+    check_norm_settings(OP, training, setting.momentum, call.eps)
     check_states(x, table)
     for i, state in enumerate(x):
         check_same(OP, f"x[{i}]", state, x[0])
@@ -54,25 +54,34 @@ def check_call(
                 " must be the same"
             )
     check_tensor(OP, "w", w)
-    if choice is None and w.shape != (len(table.edges), table.candidates):
+    if call.choice is None and w.shape != (len(table.edges), table.candidates):
         raise ValueError(
             f"{OP}: w has shape {list(w.shape)}; [{len(table.edges)}, {table.candidates}] is"
             " needed, edges by candidates"
         )
     check_weight(OP, w, x[0].device, "x")
     _check_sizes(x, table)
-    check_params(x[0], params, table)
-    norms = table.norms
+    check_params(x[0], call.params, table)
+    _check_statistics(call, setting)
+    _check_noise(call, setting.noise)
+
+
+def _check_statistics(call: EdgesCall, setting: Setting) -> None:
+    x, norms, running, training = call.x, call.table.norms, setting.running, setting.training
     check_norm_count(running, norms)
-    N, C, rows, cols = table.node_size([t.shape for t in x])
+    N, C, rows, cols = call.table.node_size([t.shape for t in x])
     for i, pair in enumerate(running or ()):
         check_running(OP, f"running[{i}]", pair, C, x[0].device, training)
     has_running = running is not None or norms == 0
-    # A table without batch norms has no statistics that one value could spoil.
+    # Without batch norms a single value per channel is fine.
     values = N * rows * cols if norms else 2
-    check_statistics(OP, training, has_running, values, x[0], [*x, w, *params])
+    check_statistics(OP, training, has_running, values, x[0], [*x, call.w, *call.params])
+
+
+def _check_noise(call: EdgesCall, noise: SkipNoise | None) -> None:
+    _, _, level, rng = call.noise
     check_noise_kind(OP, noise)
-    check_noise_tensors(OP, w.device, level, rng, rng_shape=(table.nodes, 2))
+    check_noise_tensors(OP, call.w.device, level, rng, rng_shape=(call.table.nodes, 2))
     if noise is None and (level is not None or rng is not None):
         raise ValueError(f"{OP}: level or rng is given, but noise is None")
 
@@ -106,18 +115,14 @@ def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
             )
 
 
-def check_path(
-    x: Sequence[Tensor],
-    params: Sequence[Tensor],
-    path: Path,
-    running: Sequence[Running] | None,
-    training: bool,
-) -> None:
+def check_path(call: EdgesCall, path: Path, setting: Setting) -> None:
     """The parameters and statistics that a path takes of the whole table's."""
-    check_params(x[0], [params[i] for i in path.params], path.table, path.params)
+    like, running = call.x[0], setting.running
+    check_params(like, [call.params[i] for i in path.params], path.table, path.params)
     if running is not None:
+        C, device = like.shape[1], like.device
         for i in path.norms:
-            check_running(OP, f"running[{i}]", running[i], x[0].shape[1], x[0].device, training)
+            check_running(OP, f"running[{i}]", running[i], C, device, setting.training)
 
 
 def check_params(
@@ -142,16 +147,9 @@ def _refuse_param(name: str, p: Tensor, shape: tuple[int, ...], x: Tensor) -> No
     check_same(OP, name, p, x)
 
 
-def check_choice(
-    x: Sequence[Tensor],
-    w: Tensor,
-    params: Sequence[Tensor],
-    table: EdgeTable,
-    choice: Tensor,
-    running: Sequence[Running] | None,
-    rng: Tensor | None,
-) -> None:
+def check_choice(call: EdgesCall, choice: Tensor, running: Sequence[Running] | None) -> None:
     """What `check_call` cannot see in the calls of single paths."""
+    x, w, table, params, rng = call.x, call.w, call.table, call.params, call.noise.rng
     check_states(x, table)
     edges = len(table.edges)
     check_tensor(OP, "choice", choice)

@@ -1,230 +1,71 @@
-"""mixed_edges: schema, fake, autograd, public function, checks. The kernels are two steps down:
+"""mixed_edges: its description and its public function; edge_checks.py has its checks. Its kernels:
 
-backends/native_edges.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
-                            csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
-backends/eager.py        -> reference/mixed_edges.py
+backends/native.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
+                      csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
+backends/eager.py  -> reference/mixed_edges.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import BACKENDS, Held, accumulation_dtype
+from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
+from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
 from fastnas.backends.layout import state_format
+from fastnas.ops.batch_norm import Running, stack_running, update_running
+from fastnas.ops.call import Needs, Op
 from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
-from fastnas.ops.dispatch import (
-    choose_backend,
-    is_plain_call,
-    needs_graph,
-    reference_grads,
-    wants_graph_of_backward,
-)
-from fastnas.ops.edge_checks import check_call, check_choice, check_path, read_choice
-from fastnas.ops.flops import count_as_eager
+from fastnas.ops.edge_checks import Setting, check_call, check_choice, check_path, read_choice
 from fastnas.ops.mixed_sum import draw_rng
-from fastnas.ops.running import Running, stack_running, update_running
 from fastnas.reference import EdgeTable, SkipNoise
 
-torch.library.define(
-    "fastnas::mixed_edges_fwd",
-    "(Tensor[] x, Tensor w, Tensor[] params, int[] table, Tensor? running, float eps, str form,"
-    " Tensor? level, Tensor? rng, Tensor? choice, str memory, bool keep_gram, str? backend)"
-    " -> (Tensor out, Tensor[] held)",
-)
-torch.library.define(
-    "fastnas::mixed_edges_bwd",
-    "(Tensor dout, Tensor[] x, Tensor out, Tensor w, Tensor[] params, Tensor[] held, int[] table,"
-    " float eps, str form, Tensor? level, Tensor? rng, Tensor? choice, bool[] needs_dx,"
-    " bool needs_dw, bool needs_dparams, str? backend)"
-    " -> (Tensor[] dx, Tensor dw, Tensor[] dparams)",
-)
 
-
-def _backend(x: Tensor, backend: str | None) -> Any:  # not every backend has the op
-    return BACKENDS[choose_backend("mixed_edges", x, backend)]
-
-
-def _fwd(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: Sequence[int],
-    running: Tensor | None,
-    eps: float,
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    choice: Tensor | None,
-    memory: str,
-    keep_gram: bool,
-    backend: str | None,
-) -> tuple[Tensor, list[Tensor]]:
-    edges = EdgeTable.decode(table)
-    out, held = _backend(x[0], backend).mixed_edges_fwd(
-        x, w, params, edges, running, eps, form, level, rng, memory, keep_gram, **_given(choice)
-    )
-    return out, list(held)
-
-
-def _given(choice: Tensor | None) -> dict[str, Tensor]:  # not every backend takes one
-    return {} if choice is None else {"choice": choice}
-
-
-def _bwd(
-    dout: Tensor,
-    x: list[Tensor],
-    out: Tensor,
-    w: Tensor,
-    params: list[Tensor],
-    held: list[Tensor],
-    table: Sequence[int],
-    eps: float,
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    choice: Tensor | None,
-    needs_dx: list[bool],
-    needs_dw: bool,
-    needs_dparams: bool,
-    backend: str | None,
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    edges = EdgeTable.decode(table)
-    return _backend(x[0], backend).mixed_edges_bwd(
-        dout, x, out, w, params, Held(*held), edges, eps, form, level, rng,
-        needs_dx, needs_dw, needs_dparams, **_given(choice),
+def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
+    like, table = call.x[0], call.table
+    N, C, rows, cols = size = table.node_size([t.shape for t in call.x])
+    out = like.new_empty(N, table.nodes * C, rows, cols)
+    saved = SavedTensors.empty(
+        like, table, size, call.noise.form, call.memory, call.keep_gram, call.running is None,
+        sampled=call.choice is not None,
     )  # fmt: skip
+    return out.contiguous(memory_format=state_format(like)), list(saved)
 
 
-torch.library.impl("fastnas::mixed_edges_fwd", "default", _fwd)
-torch.library.impl("fastnas::mixed_edges_bwd", "default", _bwd)
-count_as_eager("mixed_edges", _fwd, _bwd)
-
-
-@torch.library.register_fake("fastnas::mixed_edges_fwd")
-def _fwd_fake(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: Sequence[int],
-    running: Tensor | None,
-    eps: float,
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    choice: Tensor | None,
-    memory: str,
-    keep_gram: bool,
-    *_: Any,
-) -> tuple[Tensor, list[Tensor]]:
-    edges = EdgeTable.decode(table)
-    N, C, rows, cols = edges.node_size([t.shape for t in x])
-    out = x[0].new_empty(N, edges.nodes * C, rows, cols)
-    held = Held.empty(
-        x[0], edges, (N, C, rows, cols), form, memory, keep_gram, running is None,
-        sampled=choice is not None,
-    )  # fmt: skip
-    return out.contiguous(memory_format=state_format(x[0])), list(held)
-
-
-@torch.library.register_fake("fastnas::mixed_edges_bwd")
-def _bwd_fake(
-    dout: Tensor, x: list[Tensor], out: Tensor, w: Tensor, params: list[Tensor], *rest: Any
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    *_, needs_dx, needs_dw, needs_dparams, _ = rest
-    dx = [
-        torch.empty_like(t, memory_format=state_format(t)) for t, need in zip(x, needs_dx) if need
-    ]
-    dw = w.new_empty(w.shape if needs_dw else (0,))
-    return dx, dw, [p.new_empty(p.shape) for p in params] if needs_dparams else []
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, list[Tensor]]:
-    """`_fwd`, by torch's dispatcher where somebody watches it."""
-    out, held = (_fwd if is_plain_call() else torch.ops.fastnas.mixed_edges_fwd)(*arguments)
-    return out, held
-
-
-def _reference(
-    leaves: Sequence[Tensor],
-    table: EdgeTable,
-    stats: Tensor,
-    eps: float,
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    choice: Tensor | None,
-) -> Tensor:
-    """`reference.mixed_edges` in training as a function of (w, x, params); `choice` is [edges]."""
-    w, *tensors = leaves
-    x, params = tensors[: table.inputs], tensors[table.inputs :]
-    if choice is not None:
-        path = table.path(choice.tolist())
+def _reference(call: EdgesCall) -> Tensor:
+    """The reference in training, which is where a gradient is; `choice` is [edges]."""
+    table, w, params, noise = call.table, call.w, call.params, call.noise
+    if call.choice is not None:
+        path = table.path(call.choice.tolist())
         w, params = w[list(path.edges), None], [params[i] for i in path.params]
-        table, stats = path.table, stats[list(path.norms)]
+        table = path.table
+    like = call.x[0]
+    stats = like.new_empty(table.norms, 2, like.shape[1], dtype=accumulation_dtype(like.dtype))
     return reference.mixed_edges(
-        x, w, params, table, torch.empty_like(stats), eps=eps, form=form, level=level, rng=rng
-    )
+        call.x, w, params, table, stats,
+        eps=call.eps, form=noise.form, level=noise.level, rng=noise.rng,
+    )  # fmt: skip
 
 
-class _MixedEdges(torch.autograd.Function):
-    """Saves states, which the network holds anyway, statistics, and what `memory` says."""
+def _prepare(call: EdgesCall, needs: Needs) -> EdgesCall:
+    return call._replace(keep_gram=any(needs[1 + len(call.x) :]))
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        table: EdgeTable,
-        running: Tensor | None,
-        eps: float,
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        choice: Tensor | None,
-        memory: str,
-        backend: str | None,
-        w: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        x, params = list(tensors[: table.inputs]), list(tensors[table.inputs :])
-        needs_dparams = any(ctx.needs_input_grad[10 + table.inputs :])
-        out, held = _forward(
-            x, w, params, table.code, running, eps, form, level, rng, choice, memory,
-            needs_dparams, backend,
-        )  # fmt: skip
-        ctx.settings = table, eps, form, backend
-        ctx.counts = len(params), len(held)
-        ctx.save_for_backward(out, w, level, rng, choice, *x, *params, *held)
-        ctx.mark_non_differentiable(held[0])
-        return out, held[0]
 
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        table, eps, form, backend = ctx.settings
-        out, w, level, rng, choice, *rest = ctx.saved_tensors
-        inputs, params = table.inputs, ctx.counts[0]
-        x, own, held = rest[:inputs], rest[inputs : inputs + params], rest[inputs + params :]
-        if wants_graph_of_backward(dout):
-            settings = table, Held(*held).stats, eps, form, level, rng, choice
-            needs = ctx.needs_input_grad[9:]
-            own_grads = reference_grads(
-                lambda leaves: _reference(leaves, *settings), [w, *x, *own], needs, dout
-            )
-            return *[None] * 9, *own_grads
-        needs_dw, needs_dx = ctx.needs_input_grad[9], list(ctx.needs_input_grad[10 : 10 + inputs])
-        needs_dparams = any(ctx.needs_input_grad[10 + inputs :])
-        bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_edges_bwd
-        dx, dw, dparams = bwd(
-            dout, x, out, w, own, held, table.code, eps, form, level, rng, choice,
-            needs_dx, needs_dw, needs_dparams, backend,
-        )  # fmt: skip
-        wanted = iter(dx)
-        all_dx = [next(wanted) if need else None for need in needs_dx]
-        return *[None] * 9, dw if needs_dw else None, *all_dx, *(dparams or [None] * params)
+MIXED_EDGES = Op(
+    "mixed_edges",
+    EdgesCall,
+    leaves=("w", "x", "params"),
+    fake=_fake,
+    reference=_reference,
+    format=lambda call, grad: state_format(call.x[0]),
+    prepare=_prepare,
+    shows=1,
+    saves_output=True,
+)
 
 
 def mixed_edges(
@@ -302,126 +143,94 @@ def mixed_edges(
     x, params = as_list("mixed_edges", "x", x), as_list("mixed_edges", "params", params)
     if running is not None:
         running = as_list("mixed_edges", "running", running, "pairs of Tensors")
-    if choice is not None:
-        check_choice(x, w, params, table, choice, running, rng)
-        settings = {"momentum": momentum, "training": training, "eps": eps, "noise": noise,
-                    "level": level, "memory": memory, "backend": backend}  # fmt: skip
-        along = _along_paths
-        if stays_on_device() and getattr(_backend(x[0], backend), "takes_choice", False):
-            along = _along_device_paths
-        return along(x, w, params, table, choice, running, rng, settings)
-    return _call(
-        x, w, params, table, None, running, momentum, training, eps, noise, level, rng, memory,
-        backend,
-    )  # fmt: skip
+    drawn = Noise([], "none", level, rng)
+    call = EdgesCall(x, w, params, table, None, eps, drawn, choice, memory, keep_gram=False)
+    setting = Setting(running, momentum, training, noise, backend)
+    if choice is None:
+        return _run(call, setting)
+    check_choice(call, choice, running)
+    if stays_on_device() and _takes_choice(call, backend):
+        return _along_device_paths(call, choice, setting)
+    return _along_paths(call, choice, setting)
 
 
-def _call(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: EdgeTable,
-    choice: Tensor | None,
-    running: list[Running] | None,
-    momentum: float,
-    training: bool,
-    eps: float,
-    noise: SkipNoise | None,
-    level: Tensor | None,
-    rng: Tensor | None,
-    memory: str,
-    backend: str | None,
-) -> Tensor:
-    """One path, or all candidates; `choice` [edges] stays on the device."""
-    check_call(
-        x, w, params, table, choice, running, training, momentum, eps, noise, level, rng, memory
-    )
-    form = "none"
-    if noise is not None and table.skips and training:
-        form = noise.form
-        level = noise.level(device=w.device) if level is None else level
-        rng = draw_rng(table.nodes, w.device) if rng is None else rng
-    else:
-        level = rng = None
-    if not torch.compiler.is_compiling():
-        backend = choose_backend("mixed_edges", x[0], backend)
-    given = None
-    if not training:
-        wide = accumulation_dtype(x[0].dtype)
-        given = (
-            stack_running(running, wide)
-            if running
-            else x[0].new_empty(0, 2, x[0].shape[1], dtype=wide)
-        )
-    if needs_graph((w, *x, *params)):
-        out, stats = _MixedEdges.apply(
-            table, given, eps, form, level, rng, choice, memory, backend, w, *x, *params
-        )
-    else:
-        out, held = _forward(
-            x, w, params, table.code, given, eps, form, level, rng, choice, memory, False, backend
-        )
-        stats = Held(*held).stats
-    if training and running is not None:
+def _takes_choice(call: EdgesCall, backend: str | None) -> bool:
+    """Whether the backend's kernels read the sampled candidates from the device."""
+    kernel = KERNELS["mixed_edges", MIXED_EDGES.choose(call, backend)]
+    return bool(getattr(kernel, "takes_choice", False))
+
+
+def _run(call: EdgesCall, setting: Setting) -> Tensor:
+    """Computes one path, or all candidates; `choice` [edges] stays on the device."""
+    check_call(call, setting)
+    call = call._replace(noise=_drawn(call, setting), running=_given(call, setting))
+    out, stats = MIXED_EDGES(call, setting.backend)
+    if setting.training and setting.running is not None:
         samples = out.numel() // out.shape[1]
-        moved = None if choice is None else sampled_norms(table, choice)
-        update_running(running, stats, samples, momentum, moved)
+        moved = None if call.choice is None else sampled_norms(call.table, call.choice)
+        update_running(setting.running, stats, samples, setting.momentum, moved)
     return out
 
 
-def _along_paths(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: EdgeTable,
-    choice: Tensor,
-    running: list[Running] | None,
-    rng: Tensor | None,
-    settings: dict[str, Any],
-) -> Tensor:
-    """A call of `mixed_edges` for each path, with the table, parameters and norms of that path."""
-    taken = [table.path(row) for row in read_choice(choice, table)]
+def _drawn(call: EdgesCall, setting: Setting) -> Noise:
+    """What the skips draw; level and rng are made where they are not given."""
+    noise, table, device = setting.noise, call.table, call.w.device
+    if noise is None or not table.skips or not setting.training:
+        return NO_NOISE
+    _, _, level, rng = call.noise
+    level = noise.level(device=device) if level is None else level
+    return Noise([], noise.form, level, draw_rng(table.nodes, device) if rng is None else rng)
+
+
+def _given(call: EdgesCall, setting: Setting) -> Tensor | None:
+    """The statistics to normalise by outside of training."""
+    if setting.training:
+        return None
+    like = call.x[0]
+    wide = accumulation_dtype(like.dtype)
+    if setting.running:
+        return stack_running(setting.running, wide)
+    return like.new_empty(0, 2, like.shape[1], dtype=wide)
+
+
+def _along_paths(call: EdgesCall, choice: Tensor, setting: Setting) -> Tensor:
+    """Runs each path by itself, with the table, parameters and norms of that path."""
+    taken = [call.table.path(row) for row in read_choice(choice, call.table)]
     for path in taken:  # before any of them runs, and moves statistics
-        check_path(x, params, path, running, settings["training"])
+        check_path(call, path, setting)
     out = []
-    for path, (states, own, stream) in zip(taken, _by_path(len(taken), x, w, rng)):
-        out.append(
-            mixed_edges(
-                # What no edge leaves gets no gradient, as in eager.
-                [t if i in path.inputs else t.detach() for i, t in enumerate(states)],
-                own[list(path.edges), None],
-                [params[i] for i in path.params],
-                path.table,
-                running=None if running is None else [running[i] for i in path.norms],
-                rng=stream,
-                **settings,
-            )
-        )
+    for path, (states, own, stream) in zip(taken, _by_path(call, len(taken))):
+        # What no edge leaves gets no gradient, as in eager.
+        x = [t if i in path.inputs else t.detach() for i, t in enumerate(states)]
+        one = call._replace(
+            x=x, w=own[list(path.edges), None], params=[call.params[i] for i in path.params],
+            table=path.table, noise=call.noise._replace(rng=stream), choice=None,
+        )  # fmt: skip
+        running = setting.running
+        if running is not None:
+            running = [running[i] for i in path.norms]
+        out.append(_run(one, setting._replace(running=running)))
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
-def _along_device_paths(
-    x: list[Tensor],
-    w: Tensor,
-    params: list[Tensor],
-    table: EdgeTable,
-    choice: Tensor,
-    running: list[Running] | None,
-    rng: Tensor | None,
-    settings: dict[str, Any],
-) -> Tensor:
-    """A call of the kernels for each path, which find its candidates in device memory."""
-    rows = choice.reshape(-1, len(table.edges)).unbind()
+def _along_device_paths(call: EdgesCall, choice: Tensor, setting: Setting) -> Tensor:
+    """Runs the kernels once for each path; they find its candidates in device memory."""
+    rows = choice.reshape(-1, len(call.table.edges)).unbind()
     out = [
-        _call(list(states), own, params, table, row, running=running, rng=stream, **settings)
-        for row, (states, own, stream) in zip(rows, _by_path(len(rows), x, w, rng))
+        _run(
+            call._replace(x=list(states), w=own, noise=call.noise._replace(rng=stream), choice=row),
+            setting,
+        )
+        for row, (states, own, stream) in zip(rows, _by_path(call, len(rows)))
     ]
     return out[0] if len(out) == 1 else torch.cat(out)
 
 
 def _by_path(
-    paths: int, x: list[Tensor], w: Tensor, rng: Tensor | None
+    call: EdgesCall, paths: int
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor | None]]:
     """Of each path its states, weights [edges] and streams [nodes, 2]."""
+    rng = call.noise.rng
     streams = [None] * paths if rng is None else rng.reshape(paths, -1, 2).unbind()
-    return zip(zip(*(state.chunk(paths) for state in x)), w.reshape(paths, -1).unbind(), streams)
+    states = zip(*(state.chunk(paths) for state in call.x))
+    return zip(states, call.w.reshape(paths, -1).unbind(), streams)

@@ -1,22 +1,23 @@
-"""mixed_norm_sum: schema, fake, autograd, public function, checks. The kernels are two steps down:
+"""mixed_norm_sum: its description, its checks and its public function. Its kernels:
 
-backends/cpu.py     -> csrc/cpu/mixed_norm_sum.cpp (csrc/formulas/*.h)
-backends/cuda.py    -> csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
-backends/triton.py  -> kernels/mixed_norm_sum.py
-backends/eager.py   -> reference/mixed_norm_sum.py
+backends/native.py -> csrc/cpu/mixed_norm_sum.cpp, csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
+backends/triton.py -> kernels/mixed_norm_sum.py
+backends/eager.py  -> reference/mixed_norm_sum.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import BACKENDS, accumulation_dtype
+from fastnas.backends import OPS, accumulation_dtype
+from fastnas.backends.calls import NormSumCall
 from fastnas.backends.layout import common_format
+from fastnas.ops.batch_norm import Running, stack_running, update_running
+from fastnas.ops.call import Needs, Op
 from fastnas.ops.checks import (
     as_list,
     check_noise,
@@ -24,186 +25,44 @@ from fastnas.ops.checks import (
     check_running,
     check_terms,
 )
-from fastnas.ops.dispatch import (
-    choose_backend,
-    is_plain_call,
-    needs_graph,
-    own_output,
-    reference_grads,
-    wants_graph_of_backward,
-)
-from fastnas.ops.mixed_sum import draw_rng
-from fastnas.ops.running import Running, stack_running, update_running
-from fastnas.ops.table import OPS
+from fastnas.ops.mixed_sum import fake_deviations, noise_of
 from fastnas.reference import SkipNoise, terms_read
 
 OP = OPS["mixed_norm_sum"]
 
-torch.library.define(
-    "fastnas::mixed_norm_sum_fwd",
-    "(Tensor[] z, Tensor w, bool[] normed, Tensor? mean, Tensor? var, float eps, int[] noisy,"
-    " str form, Tensor? level, Tensor? rng, str? backend)"
-    " -> (Tensor y, Tensor mean, Tensor var, Tensor std)",
+
+def _fake(call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
+    y = torch.empty_like(call.z[0], memory_format=common_format(call.z))
+    mean = y.new_empty((sum(call.normed), y.shape[1]), dtype=accumulation_dtype(y.dtype))
+    return y, [mean, torch.empty_like(mean), fake_deviations(call.noise, call.w.device)]
+
+
+def _reference(call: NormSumCall) -> Tensor:
+    statistics = None if call.mean is None or call.var is None else (call.mean, call.var)
+    return reference.mixed_norm_sum(call.z, call.w, call.normed, call.eps, statistics, *call.noise)
+
+
+def _reads(call: NormSumCall, needs: Needs) -> Sequence[bool]:
+    needs_dw, *needs_dz = needs
+    return [True, *terms_read(call.normed, call.mean is None, needs_dz, needs_dw)]
+
+
+def _format(call: NormSumCall, grad: Tensor) -> torch.memory_format:
+    """That of the terms that backward reads."""
+    return common_format([z_k for z_k in call.z if z_k is not None] or [grad])
+
+
+MIXED_NORM_SUM = Op(
+    "mixed_norm_sum",
+    NormSumCall,
+    leaves=("w", "z"),
+    fake=_fake,
+    reference=_reference,
+    terms=lambda call: len(call.z),
+    format=_format,
+    reads=_reads,
+    shows=2,
 )
-torch.library.define(
-    "fastnas::mixed_norm_sum_bwd",
-    "(Tensor dy, Tensor[] z, Tensor w, bool[] normed, Tensor mean, Tensor var, float eps,"
-    " bool training, int[] noisy, str form, Tensor? level, Tensor? rng, Tensor std,"
-    " bool[] needs_dz, bool needs_dw, str? backend) -> (Tensor[] dz, Tensor dw)",
-)
-
-
-def _fwd(
-    z: list[Tensor],
-    w: Tensor,
-    normed: list[bool],
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    noisy: list[int],
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    backend: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    run = BACKENDS[choose_backend(OP.stem, z[0], backend, len(z))].mixed_norm_sum_fwd
-    y, mean, var, std = run(z, w, normed, mean, var, eps, noisy, form, level, rng)
-    return y, mean, var, own_output(std)
-
-
-def _bwd(
-    dy: Tensor,
-    z: list[Tensor],
-    w: Tensor,
-    normed: list[bool],
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    training: bool,
-    noisy: list[int],
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    std: Tensor,
-    needs_dz: list[bool],
-    needs_dw: bool,
-    backend: str | None,
-) -> tuple[list[Tensor], Tensor]:
-    run = BACKENDS[choose_backend(OP.stem, dy, backend, w.numel())].mixed_norm_sum_bwd
-    return run(dy, z, w, normed, mean, var, eps, training, noisy, form, level, rng, std,
-               needs_dz, needs_dw)  # fmt: skip
-
-
-torch.library.impl("fastnas::mixed_norm_sum_fwd", "default", _fwd)
-torch.library.impl("fastnas::mixed_norm_sum_bwd", "default", _bwd)
-
-
-@torch.library.register_fake("fastnas::mixed_norm_sum_fwd")
-def _fwd_fake(
-    z: list[Tensor],
-    w: Tensor,
-    normed: list[bool],
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-    noisy: list[int],
-    form: str,
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    size = len(noisy) if form == "gaussian_additive" else 0
-    y = torch.empty_like(z[0], memory_format=common_format(z))
-    statistics = y.new_empty((sum(normed), y.shape[1]), dtype=accumulation_dtype(y.dtype))
-    std = torch.empty(size, dtype=torch.float64, device=w.device)
-    return y, statistics, torch.empty_like(statistics), std
-
-
-@torch.library.register_fake("fastnas::mixed_norm_sum_bwd")
-def _bwd_fake(
-    dy: Tensor,
-    z: list[Tensor],
-    w: Tensor,
-    normed: list[bool],
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    training: bool,
-    noisy: list[int],
-    form: str,
-    level: Tensor | None,
-    rng: Tensor | None,
-    std: Tensor,
-    needs_dz: list[bool],
-    needs_dw: bool,
-    backend: str | None,
-) -> tuple[list[Tensor], Tensor]:
-    layout = common_format(z or [dy])
-    dz = [torch.empty_like(dy, memory_format=layout) for need in needs_dz if need]
-    return dz, w.new_empty(w.numel() if needs_dw else 0)
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_fwd`, by torch's dispatcher where somebody watches it."""
-    found: tuple[Tensor, Tensor, Tensor, Tensor] = (
-        _fwd if is_plain_call() else torch.ops.fastnas.mixed_norm_sum_fwd
-    )(*arguments)
-    return found
-
-
-class _MixedNormSum(torch.autograd.Function):
-    """Saves the terms that backward reads, the statistics, and of the noise what mixed_sum does."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        w: Tensor,
-        normed: list[bool],
-        mean: Tensor | None,
-        var: Tensor | None,
-        eps: float,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        backend: str | None,
-        *z: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        training = mean is None
-        y, mean, var, std = _forward(
-            list(z), w, normed, mean, var, eps, noisy, form, level, rng, backend
-        )
-        ctx.settings = normed, eps, training, noisy, form, backend
-        read = terms_read(normed, training, ctx.needs_input_grad[10:], ctx.needs_input_grad[0])
-        ctx.read = read
-        kept = (z_k for z_k, is_read in zip(z, read) if is_read)
-        ctx.save_for_backward(w, mean, var, level, rng, std, *kept)
-        ctx.mark_non_differentiable(mean, var)
-        ctx.set_materialize_grads(False)
-        return y, mean, var
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return (None,) * len(ctx.needs_input_grad)
-        normed, eps, training, noisy, form, backend = ctx.settings
-        w, mean, var, level, rng, std, *z = ctx.saved_tensors
-        needs_dw, needs_dz = ctx.needs_input_grad[0], list(ctx.needs_input_grad[10:])
-        if wants_graph_of_backward(dy):
-            saved, statistics = iter(z), None if training else (mean, var)
-            own_dw, *own_dz = reference_grads(
-                lambda leaves: reference.mixed_norm_sum(
-                    leaves[1:], leaves[0], normed, eps, statistics, noisy, form, level, rng
-                ),
-                [w, *(next(saved) if is_read else None for is_read in ctx.read)],
-                [needs_dw, *needs_dz],
-                dy,
-            )
-            return own_dw, *(None,) * 9, *own_dz
-        bwd = _bwd if is_plain_call() else torch.ops.fastnas.mixed_norm_sum_bwd
-        dz, dw = bwd(dy, z, w, normed, mean, var, eps, training, noisy, form, level, rng, std,
-                     needs_dz, needs_dw, backend)  # fmt: skip
-        wanted = iter(dz)
-        all_dz = (next(wanted) if need else None for need in needs_dz)
-        return dw if needs_dw else None, *(None,) * 9, *all_dz
 
 
 def mixed_norm_sum(
@@ -272,21 +131,10 @@ def mixed_norm_sum(
                 f"{OP.stem}: noisy is {list(noisy)}, but term {k} is normed; only a term that is"
                 " not can carry noise"
             )
-    form = "none"
-    if noise is not None and noisy:
-        form = noise.form
-        level = noise.level(device=w.device) if level is None else level
-        rng = draw_rng(device=w.device)[0] if rng is None else rng
-    else:
-        level = rng = None
     mean, var = (None, None) if training else _given(z[0], running or ())
-    if not torch.compiler.is_compiling():
-        backend = choose_backend(OP.stem, z[0], backend, len(z))
-    settings = normed, mean, var, float(eps), noisy, form, level, rng, backend
-    if needs_graph((w, *z)):
-        y, mean, var = _MixedNormSum.apply(w, *settings, *z)
-    else:
-        y, mean, var, _ = _forward(z, w, *settings)
+    drawn = noise_of(noise, noisy, level, rng, w.device)
+    call = NormSumCall(z, w, normed, float(eps), mean, var, drawn)
+    y, mean, var = MIXED_NORM_SUM(call, backend)
     if training and running is not None and y.numel():
         pairs = [pair for pair, is_normed in zip(running, normed) if is_normed]
         update_running(pairs, torch.stack([mean, var], 1), y.numel() // y.shape[1], momentum)

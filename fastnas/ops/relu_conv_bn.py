@@ -1,23 +1,24 @@
-"""relu_conv_bn: schema, fake, autograd, public function, checks. The kernels are two steps down:
+"""relu_conv_bn: its description, its checks and its public function. Its kernels:
 
-backends/cpu.py          -> csrc/cpu/relu_conv_bn.cpp
-backends/relu_conv_bn.py -> torch's matmul and the kernels of mixed_norm_sum: cuda
+backends/native.py       -> csrc/cpu/relu_conv_bn.cpp
+backends/relu_conv_bn.py -> torch's matmul and the kernels of mixed_norm_sum: cuda, triton
 backends/eager.py        -> reference/relu_conv_bn.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import BACKENDS, accumulation_dtype
+from fastnas.backends import accumulation_dtype
+from fastnas.backends.calls import ConvCall
 from fastnas.backends.layout import state_format
 from fastnas.checks import short
+from fastnas.ops.batch_norm import Running, stack_running, update_running
+from fastnas.ops.call import Op
 from fastnas.ops.checks import (
     as_list,
     check_image,
@@ -28,121 +29,33 @@ from fastnas.ops.checks import (
     check_tensor,
     is_index,
 )
-from fastnas.ops.dispatch import (
-    choose_backend,
-    is_plain_call,
-    needs_graph,
-    reference_grads,
-    wants_graph_of_backward,
-)
-from fastnas.ops.flops import count_as_eager
-from fastnas.ops.running import Running, stack_running, update_running
-
-torch.library.define(
-    "fastnas::relu_conv_bn_fwd",
-    "(Tensor x, Tensor[] params, Tensor? running, float eps, str? backend)"
-    " -> (Tensor y, Tensor stats)",
-)
-torch.library.define(
-    "fastnas::relu_conv_bn_bwd",
-    "(Tensor dy, Tensor x, Tensor y, Tensor[] params, Tensor stats, float eps, bool needs_dx,"
-    " bool needs_dparams, str? backend) -> (Tensor[] dx, Tensor[] dparams)",
-)
 
 
-def _backend(x: Tensor, backend: str | None) -> Any:  # not every backend has the op
-    return BACKENDS[choose_backend("relu_conv_bn", x, backend)]
+def _new_stats(call: ConvCall) -> Tensor:
+    x, C = call.x, sum(p.shape[0] for p in call.params)
+    return torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
 
 
-def _fwd(
-    x: Tensor, params: list[Tensor], running: Tensor | None, eps: float, backend: str | None
-) -> tuple[Tensor, Tensor]:
-    return _backend(x, backend).relu_conv_bn_fwd(x, params, running, eps)
-
-
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    y: Tensor,
-    params: list[Tensor],
-    stats: Tensor,
-    eps: float,
-    needs_dx: bool,
-    needs_dparams: bool,
-    backend: str | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    return _backend(x, backend).relu_conv_bn_bwd(
-        dy, x, y, params, stats, eps, needs_dx, needs_dparams
-    )
-
-
-torch.library.impl("fastnas::relu_conv_bn_fwd", "default", _fwd)
-torch.library.impl("fastnas::relu_conv_bn_bwd", "default", _bwd)
-count_as_eager("relu_conv_bn", _fwd, _bwd)
-
-
-@torch.library.register_fake("fastnas::relu_conv_bn_fwd")
-def _fwd_fake(x: Tensor, params: list[Tensor], *_: Any) -> tuple[Tensor, Tensor]:
-    stride, C = len(params), sum(p.shape[0] for p in params)
+def _fake(call: ConvCall) -> tuple[Tensor, list[Tensor]]:
+    x, stride, stats = call.x, len(call.params), _new_stats(call)
     rows, cols = (-(-size // stride) for size in x.shape[2:])
-    y = torch.empty(x.shape[0], C, rows, cols, dtype=x.dtype, device=x.device).contiguous(
-        memory_format=state_format(x)
-    )
-    return y, torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
+    y = torch.empty(x.shape[0], stats.shape[1], rows, cols, dtype=x.dtype, device=x.device)
+    return y.contiguous(memory_format=state_format(x)), [stats]
 
 
-@torch.library.register_fake("fastnas::relu_conv_bn_bwd")
-def _bwd_fake(
-    dy: Tensor, x: Tensor, y: Tensor, params: list[Tensor], *rest: Any
-) -> tuple[list[Tensor], list[Tensor]]:
-    *_, needs_dx, needs_dparams, _ = rest
-    dx = [torch.empty_like(x, memory_format=state_format(x))] if needs_dx else []
-    return dx, [p.new_empty(p.shape) for p in params] if needs_dparams else []
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`_fwd`, by torch's dispatcher where somebody watches it."""
-    y, stats = (_fwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_fwd)(*arguments)
-    return y, stats
-
-
-class _ReluConvBn(torch.autograd.Function):
-    """Saves x and y, which are states of the network in any case."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        running: Tensor | None,
-        eps: float,
-        backend: str | None,
-        *params: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        y, stats = _forward(x, list(params), running, eps, backend)
-        ctx.settings = eps, backend
-        ctx.save_for_backward(x, y, stats, *params)
-        ctx.mark_non_differentiable(stats)
-        return y, stats
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, stats, *params = ctx.saved_tensors
-        eps, backend = ctx.settings
-        if wants_graph_of_backward(dy):
-            needs = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
-            own_dx, *own_dparams = reference_grads(
-                lambda leaves: reference.relu_conv_bn(
-                    leaves[0], leaves[1:], torch.empty_like(stats), eps=eps
-                ),
-                [x, *params],
-                needs,
-                dy,
-            )
-            return own_dx, None, None, None, *own_dparams
-        needs_dx, needs_dparams = ctx.needs_input_grad[0], any(ctx.needs_input_grad[4:])
-        bwd = _bwd if is_plain_call() else torch.ops.fastnas.relu_conv_bn_bwd
-        dx, dparams = bwd(dy, x, y, params, stats, eps, needs_dx, needs_dparams, backend)
-        return dx[0] if needs_dx else None, None, None, None, *(dparams or [None] * len(params))
+RELU_CONV_BN = Op(
+    "relu_conv_bn",
+    ConvCall,
+    leaves=("x", "params"),
+    fake=_fake,
+    # A gradient there is in training only, so statistics are the batch's.
+    reference=lambda call: reference.relu_conv_bn(
+        call.x, call.params, _new_stats(call), eps=call.eps
+    ),
+    format=lambda call, grad: state_format(call.x),
+    shows=1,
+    saves_output=True,
+)
 
 
 def relu_conv_bn(
@@ -185,24 +98,16 @@ def relu_conv_bn(
     params = as_list("relu_conv_bn", "params", params)
     check_norm_settings("relu_conv_bn", training, momentum, eps)
     _check(x, params, running, training, paths)
-    if paths > 1:
-        alone = partial(
-            relu_conv_bn, params=params, running=running, momentum=momentum, training=training,
-            eps=eps, backend=backend,
-        )  # fmt: skip
-        return torch.cat([alone(group) for group in x.chunk(paths)])
-    if not torch.compiler.is_compiling():
-        backend = choose_backend("relu_conv_bn", x, backend)
     given = None
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]
-    if needs_graph((x, *params)):
-        y, stats = _ReluConvBn.apply(x, given, eps, backend, *params)
-    else:
-        y, stats = _forward(x, params, given, eps, backend)
-    if training and running is not None:
-        update_running([running], stats[None], y.numel() // y.shape[1], momentum)
-    return y
+    groups = []
+    for group in x.chunk(paths) if paths > 1 else (x,):
+        y, stats = RELU_CONV_BN(ConvCall(group, params, given, eps), backend)
+        if training and running is not None:
+            update_running([running], stats[None], y.numel() // y.shape[1], momentum)
+        groups.append(y)
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def _check(

@@ -1,8 +1,8 @@
-"""sample_paths: schema, fake, autograd, public function, checks. The kernels are two steps down:
+"""sample_paths: its description, its checks and its public function. Its kernels:
 
-backends/cpu.py, cuda.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
-backends/triton.py       -> kernels/sample_paths.py
-backends/eager.py        -> reference/sample_paths.py
+backends/native.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
+backends/triton.py -> kernels/sample_paths.py
+backends/eager.py  -> reference/sample_paths.py
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import BACKENDS
-from fastnas.backends.sampling import PathDraw
+from fastnas.backends.calls import PathsCall
 from fastnas.checks import check_choice, short
+from fastnas.ops.call import Op
 from fastnas.ops.checks import (
     as_list,
     check_dtype,
@@ -26,30 +26,11 @@ from fastnas.ops.checks import (
     check_tensor,
     is_index,
 )
-from fastnas.ops.dispatch import (
-    choose_backend,
-    is_plain_call,
-    needs_graph,
-    reference_grads,
-    wants_graph_of_backward,
-)
 from fastnas.ops.mixed_sum import draw_rng
-from fastnas.ops.table import OPS
 from fastnas.reference import TOPOLOGIES, logits_per_node
 
-OP = OPS["sample_paths"]
 MAX_PATHS = 2**31 - 1
 MAX_NODES = 64  # of a cell: their first edges travel in the kernel argument block
-
-_DRAW = "Tensor alpha, Tensor? beta, int[] nodes, str topology, Tensor tau, Tensor rng"
-torch.library.define(
-    "fastnas::sample_paths_fwd",
-    f"({_DRAW}, int paths, str? backend) -> (Tensor op, Tensor weight)",
-)
-torch.library.define(
-    "fastnas::sample_paths_bwd",
-    f"({_DRAW}, Tensor op, Tensor dweight, str? backend) -> (Tensor dalpha, Tensor dbeta)",
-)
 
 
 class PathSample(NamedTuple):
@@ -61,98 +42,30 @@ class PathSample(NamedTuple):
     """[paths, ..., E]: 1 on sampled edges, 0 elsewhere; differentiable in alpha and beta."""
 
 
-def _choose(draw: PathDraw, backend: str | None) -> str:
-    alpha = draw.alpha
-    longest = max(alpha.shape[-1], *logits_per_node(draw.nodes, draw.topology))
-    return choose_backend(OP.stem, alpha, backend, longest)
+def _fake(call: PathsCall) -> tuple[Tensor, list[Tensor]]:
+    shape = (call.paths, *call.alpha.shape[:-1])
+    return call.alpha.new_empty(shape), [call.alpha.new_empty(shape, dtype=torch.int64)]
 
 
-def _kernels(name: str) -> Any:
-    return BACKENDS[name]  # whose protocol does not list every op
+def _reference(call: PathsCall) -> Tensor:
+    # Of a cell without a topology, `reference_grads` has a stand-in for the beta that is not there.
+    beta = None if call.topology == "none" else call.beta
+    return reference.sample_paths(*call._replace(beta=beta))[1]
 
 
-def _fwd(*given: Any) -> tuple[Tensor, Tensor]:
-    *fields, paths, backend = given
-    draw = PathDraw(*fields)
-    return _kernels(_choose(draw, backend)).sample_paths_fwd(draw, paths)
+def _longest_row(call: PathsCall) -> int:
+    return max(call.alpha.shape[-1], *logits_per_node(call.nodes, call.topology))
 
 
-def _bwd(*given: Any) -> tuple[Tensor, Tensor]:
-    *fields, op, dweight, backend = given
-    draw = PathDraw(*fields)
-    return _kernels(_choose(draw, backend)).sample_paths_bwd(draw, op, dweight)
-
-
-torch.library.impl("fastnas::sample_paths_fwd", "default", _fwd)
-torch.library.impl("fastnas::sample_paths_bwd", "default", _bwd)
-
-
-@torch.library.register_fake("fastnas::sample_paths_fwd")
-def _fwd_fake(alpha: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-    *_, paths, _ = given
-    shape = (paths, *alpha.shape[:-1])
-    return alpha.new_empty(shape, dtype=torch.int64), alpha.new_empty(shape)
-
-
-@torch.library.register_fake("fastnas::sample_paths_bwd")
-def _bwd_fake(alpha: Tensor, beta: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
-    dbeta = alpha.new_empty(0) if beta is None else beta.new_empty(beta.shape)
-    return alpha.new_empty(alpha.shape), dbeta
-
-
-def _forward(draw: PathDraw, paths: int, backend: str | None) -> tuple[Tensor, Tensor]:
-    if backend is not None and is_plain_call():
-        op, weight = _kernels(backend).sample_paths_fwd(draw, paths)
-    else:
-        op, weight = torch.ops.fastnas.sample_paths_fwd(*draw, paths, backend)
-    return op, weight
-
-
-class _SamplePaths(torch.autograd.Function):
-    """Saves its inputs and op: the noise, and what it perturbed, are computed again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        alpha: Tensor,
-        beta: Tensor | None,
-        nodes: list[int],
-        topology: str,
-        tau: Tensor,
-        rng: Tensor,
-        paths: int,
-        backend: str | None,
-    ) -> tuple[Tensor, Tensor]:
-        draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
-        op, weight = _forward(draw, paths, backend)
-        ctx.settings = nodes, topology, backend
-        ctx.save_for_backward(alpha, beta, tau, rng, op)
-        ctx.mark_non_differentiable(op)
-        ctx.set_materialize_grads(False)  # no zeros for op
-        return op, weight
-
-    @staticmethod
-    def backward(ctx: Any, _: None, dweight: Tensor) -> tuple[Tensor | None, ...]:
-        nodes, topology, backend = ctx.settings
-        alpha, beta, tau, rng, op = ctx.saved_tensors
-        if wants_graph_of_backward(dweight):
-            logits = [alpha] if beta is None else [alpha, beta]
-
-            def weight(own: Sequence[Tensor]) -> Tensor:
-                own_beta = None if beta is None else own[1]
-                paths = op.shape[0]
-                return reference.sample_paths(own[0], own_beta, nodes, topology, tau, rng, paths)[1]
-
-            needs = ctx.needs_input_grad[: len(logits)]
-            own_grads = reference_grads(weight, logits, needs, dweight)
-            return *own_grads, *[None] * (len(ctx.needs_input_grad) - len(logits))
-        draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
-        if is_plain_call():
-            dalpha, dbeta = _kernels(backend).sample_paths_bwd(draw, op, dweight)
-        else:
-            dalpha, dbeta = torch.ops.fastnas.sample_paths_bwd(*draw, op, dweight, backend)
-        needs_alpha, needs_beta, *rest = ctx.needs_input_grad
-        return dalpha if needs_alpha else None, dbeta if needs_beta else None, *[None] * len(rest)
+SAMPLE_PATHS = Op(
+    "sample_paths",
+    PathsCall,
+    leaves=("alpha", "beta"),
+    fake=_fake,
+    reference=_reference,
+    terms=_longest_row,
+    shows=1,
+)
 
 
 def sample_paths(
@@ -216,12 +129,9 @@ def sample_paths(
         rng = draw_rng(device=alpha.device)[0]
     else:
         check_noise_tensors("sample_paths", alpha.device, None, rng, (2,))
-    draw = PathDraw(alpha, beta, nodes, topology, tau, rng)
-    if not torch.compiler.is_compiling():
-        backend = _choose(draw, backend)
-    if needs_graph((alpha,) if beta is None else (alpha, beta)):
-        return PathSample(*_SamplePaths.apply(*draw, paths, backend))
-    return PathSample(*_forward(draw, paths, backend))
+    call = PathsCall(alpha, beta, nodes, topology, tau, rng, paths)
+    weight, op = SAMPLE_PATHS(call, backend)
+    return PathSample(op, weight)
 
 
 def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:

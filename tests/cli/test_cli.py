@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from fastnas import __version__, cli
 from fastnas.backends import BACKENDS
-from fastnas.backends.chooser import forget_choices
+from fastnas.backends.registry import forget_choices
 from fastnas.blackbox.config import StudyConfig
 from fastnas.search.checkpoint import load_checkpoint, save_checkpoint
 from fastnas.search.config import SearchConfig, TrainConfig

@@ -52,8 +52,8 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from fastnas.backends.sampling import PathDraw
-    from fastnas.backends.triton import TritonBackend
+    from fastnas.backends.calls import Noise, NormSumCall, PathsCall, SumCall
+    from fastnas.backends.triton import TritonNormSum, TritonPaths, TritonSum
     from fastnas.kernels import mixed_norm_sum, mixed_sum, sample_paths
 
     driver.set_active(
@@ -81,7 +81,6 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         return compiled
 
     JITFunction.run = compile_only
-    backend = TritonBackend()
     for dtype, form, layout, training, needs_dw in (
         (torch.float32, "none", torch.contiguous_format, True, False),
         (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
@@ -89,17 +88,15 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     ):
         x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
         level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-        call = (x, torch.zeros(3), [] if form == "none" else [1], form, level, rng)
-        y, std = backend.mixed_sum_fwd(*call)
-        backend.mixed_sum_bwd(y, *call, std, [True, False, True], True)
-        normed = [True, False, True]
-        y, mean, var, std = backend.mixed_norm_sum_fwd(
-            x, call[1], normed, None, None, 1e-5, *call[2:]
-        )
-        z = x if needs_dw else [x[0], x[2]]
-        backend.mixed_norm_sum_bwd(
-            y, z, call[1], normed, mean, var, 1e-5, training, *call[2:], std, [True] * 3, needs_dw
-        )
+        noise = Noise([] if form == "none" else [1], form, level, rng)
+        call = SumCall(x, torch.zeros(3), noise)
+        y, saved = TritonSum().forward(call)
+        TritonSum().backward(y, call, saved, [True, True, False, True])
+        normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
+        y, saved = TritonNormSum().forward(normed)
+        if not training:
+            normed = normed._replace(mean=saved[0], var=saved[1])
+        TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
     tau, rng = torch.ones((), dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
     for dtype, topology, logits in (
         (torch.float32, "none", 0),
@@ -108,8 +105,9 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
     ):
         beta = torch.zeros(2, logits, dtype=dtype) if logits else None
         alpha = torch.zeros(2, 14, 7, dtype=dtype)
-        draw = PathDraw(alpha, beta, [2, 3, 4, 5], topology, tau, rng)
-        backend.sample_paths_bwd(draw, *backend.sample_paths_fwd(draw, 7))
+        paths = PathsCall(alpha, beta, [2, 3, 4, 5], topology, tau, rng, 7)
+        weight, saved = TritonPaths().forward(paths)
+        TritonPaths().backward(weight, paths, saved, [True, beta is not None])
     names = {*vars(mixed_sum), *vars(mixed_norm_sum), *vars(sample_paths)}
     return [name for name in names if name.endswith("_kernel")], launches
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from cases import FORMS, Inputs, check, check_regenerates, check_repeats, make, noise_of
-from targets import registered
+from targets import under_test
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from fastnas.backends import BACKENDS
-from fastnas.backends.eager import EagerBackend
+from fastnas.backends import BACKENDS, KERNELS
+from fastnas.backends.calls import Noise, SumCall
+from fastnas.backends.eager import EagerSum
 from fastnas.ops import OPS, draw_rng
 
 # Inputs by name: no noise, more than one block, one term of weight 1, channels last, four forms.
@@ -62,26 +63,37 @@ class Mutant:
     checker: Callable[[Inputs, str], Any] = check
 
 
-class UnderTest(EagerBackend):
+class UnderTest(EagerSum):
     """The right implementation, as `mutant` spoils it."""
-
-    name = "under-test"
-    fwd_names = ("x", "w", "noisy", "form", "level", "rng")
-    bwd_names = ("dy", *fwd_names, "std", "needs_dx", "needs_dw")
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
 
-    def mixed_sum_fwd(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        a = dict(zip(self.fwd_names, arguments))
-        y, std = super().mixed_sum_fwd(**changed(a, self.mutant.fwd))
-        return self.mutant.y(y, SimpleNamespace(**a)), std
+    def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
+        a = named(call)
+        y, saved = super().forward(call_of(**changed(a, self.mutant.fwd)))
+        return self.mutant.y(y, SimpleNamespace(**a)), saved
 
-    def mixed_sum_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor]:
-        a = dict(zip(self.bwd_names, arguments))
-        dx, dw = super().mixed_sum_bwd(**changed(a, self.mutant.bwd))
-        names = SimpleNamespace(**a)
-        return self.mutant.dx(dx, names), self.mutant.dw(dw, names)
+    def backward(
+        self, grad: Tensor, call: SumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        a = named(call)
+        found = super().backward(grad, call_of(**changed(a, self.mutant.bwd)), saved, needs)
+        names = SimpleNamespace(**a, dy=grad, saved=saved, needs=needs)
+        dw = [self.mutant.dw(found[0], names)] if needs[0] else []
+        return dw + self.mutant.dx(found[len(dw) :], names)
+
+
+def named(call: SumCall) -> dict[str, Any]:
+    return {"x": call.x, "w": call.w, **call.noise._asdict()}
+
+
+def call_of(x: list[Tensor], w: Tensor, **noise: Any) -> SumCall:
+    return SumCall(x, w, Noise(**noise))
+
+
+def forward(**a: Any) -> Tensor:
+    return EagerSum().forward(call_of(**a))[0]
 
 
 def changed(a: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
@@ -113,9 +125,9 @@ def negated_first(t: Tensor) -> Tensor:
 
 
 def wide(a: SimpleNamespace) -> dict[str, Any]:
-    """The arguments with every term, w and dy in fp64."""
-    values = vars(a) | {"x": [t.double() for t in a.x], "w": a.w.double()}
-    return values | ({"dy": a.dy.double()} if "dy" in values else {})
+    """The call with every term and w in fp64."""
+    own = {name: getattr(a, name) for name in Noise._fields}
+    return own | {"x": [t.double() for t in a.x], "w": a.w.double()}
 
 
 def ten_times_off(found: Tensor, exact: Tensor) -> Tensor:
@@ -123,27 +135,24 @@ def ten_times_off(found: Tensor, exact: Tensor) -> Tensor:
 
 
 def y_ten_times_off(y: Tensor, a: SimpleNamespace) -> Tensor:
-    return ten_times_off(y, EagerBackend().mixed_sum_fwd(**wide(a))[0])
+    return ten_times_off(y, forward(**wide(a)))
 
 
 def dx_ten_times_off(dx: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
-    exact, _ = EagerBackend().mixed_sum_bwd(**wide(a))
-    return [ten_times_off(d, e) for d, e in zip(dx, exact)]
+    exact = EagerSum().backward(a.dy.double(), call_of(**wide(a)), a.saved, a.needs)
+    return [ten_times_off(d, e) for d, e in zip(dx, exact[a.needs[0] :])]
 
 
 def y_drawn_in_memory_order(y: Tensor, a: SimpleNamespace) -> Tensor:
     x = [t.permute(0, 2, 3, 1) for t in a.x]
-    y, _ = EagerBackend().mixed_sum_fwd(**vars(a) | {"x": x})
-    return y.permute(0, 3, 1, 2)
+    return forward(**vars(a) | {"x": x}).permute(0, 3, 1, 2)
 
 
 def y_drawn_alike(y: Tensor, a: SimpleNamespace) -> Tensor:
     """Both noisy terms take the draws of the first."""
     parts = [([1, 1, 0], [0]), ([0, 0, 1], [2])]
     return sum(
-        EagerBackend().mixed_sum_fwd(**vars(a) | {"w": a.w * a.w.new_tensor(mask), "noisy": noisy})[
-            0
-        ]
+        forward(**vars(a) | {"w": a.w * a.w.new_tensor(mask), "noisy": noisy})
         for mask, noisy in parts
     )
 
@@ -216,7 +225,7 @@ WRONG = [
 
 @pytest.mark.parametrize("mutant", WRONG, ids=lambda mutant: mutant.id)
 def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
-    with registered(UnderTest(mutant), table="eager") as name:
+    with under_test("mixed_sum", UnderTest(mutant)) as name:
         for kind in mutant.inputs:
             for dtype in mutant.dtypes:
                 with pytest.raises(AssertionError) as failure:
@@ -225,7 +234,7 @@ def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
 
 
 def test_a_right_implementation_passes() -> None:
-    with registered(UnderTest(RIGHT), table="eager") as name:
+    with under_test("mixed_sum", UnderTest(RIGHT)) as name:
         for kind in RIGHT.inputs:
             for dtype in DTYPES:
                 inputs = given(kind, dtype)
@@ -236,10 +245,12 @@ def test_a_right_implementation_passes() -> None:
 
 
 def test_registered_leaves_no_trace() -> None:
-    with registered(UnderTest(RIGHT), table="eager"):
-        assert "under-test" in BACKENDS
-    assert "under-test" not in BACKENDS
-    assert all("under-test" not in op.dtypes for op in OPS.values())
+    with under_test("mixed_sum", UnderTest(RIGHT)) as name:
+        assert name in BACKENDS
+        assert ("mixed_sum", name) in KERNELS
+    assert name not in BACKENDS
+    assert all(backend != name for _, backend in KERNELS)
+    assert all(name not in op.dtypes for op in OPS.values())
 
 
 def test_fresh_memory_is_poison() -> None:

@@ -22,10 +22,13 @@ from edge_cases import (
     one_edge,
     run,
 )
+from op_check import EVERY, SCHEMA, opcheck
 from targets import Target
 
 import fastnas
-from fastnas.backends import Held
+from fastnas.backends import SavedTensors
+from fastnas.backends.calls import EdgesCall, Noise
+from fastnas.ops.mixed_edges import MIXED_EDGES
 from fastnas.reference import EdgeTable
 
 OP = "mixed_edges"
@@ -68,7 +71,7 @@ def test_every_subset_of_gradients(
 @pytest.mark.parametrize("form", [None, "gaussian_additive", "gaussian_multiplicative"])
 @pytest.mark.parametrize("memory", MEMORY)
 def test_what_is_held(backend: Target, memory: str, form: str | None, dparams: bool) -> None:
-    """Besides inputs and output what `Held` says, here counted by hand."""
+    """Besides inputs and output what `SavedTensors` says, here counted by hand."""
     noise = None if form is None else noise_of(form)
     inputs = make(cell(2, 2), (9, 7), C=4, N=3, noise=noise, target=backend)
     for name, t in inputs.leaves.items():
@@ -95,9 +98,10 @@ def test_what_is_held(backend: Target, memory: str, form: str | None, dparams: b
     want += [(edges,)] if form == "gaussian_additive" else []
     assert Counter(tuple(t.shape) for t in others) == Counter(want)
 
-    held = Held.empty(inputs.x[0], inputs.table, (3, 4, 5, 4), form or "none", memory, dparams,
-                      True)  # fmt: skip
-    assert sum(t.nbytes for t in held) == sum(t.nbytes for t in others)
+    expected = SavedTensors.empty(
+        inputs.x[0], inputs.table, (3, 4, 5, 4), form or "none", memory, dparams, True
+    )
+    assert sum(t.nbytes for t in expected) == sum(t.nbytes for t in others)
 
 
 def test_no_graph_where_no_gradient_is_wanted(backend: Target) -> None:
@@ -164,26 +168,20 @@ def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) ->
     noise = None if form is None else noise_of(form)
     inputs = make(cell(2, 2, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise, target=backend)
     params = [laid_out(p, layout) for p in inputs.params]
-    w = laid_out(inputs.w, layout)
-    x, code = [laid_out(t, layout) for t in inputs.x], inputs.table.code
-    draws = (form or "none", inputs.level, inputs.rng, None)
-    tests = ["test_schema", "test_autograd_registration"]
+    x, w = [laid_out(t, layout) for t in inputs.x], laid_out(inputs.w, layout)
+    drawn = Noise([], form or "none", inputs.level, inputs.rng)
+    call = EdgesCall(x, w, params, inputs.table, None, EPS, drawn, None, memory, True)
     # The fake gives the layout of the device, and "cuda-host" on the CPU that of a CUDA device.
-    tests += ["test_faketensor"] if backend.name != "cuda-host" else []
-    # Tracing is the same for every backend, and slow.
-    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" and memory == "lean" else []
-    fwd, bwd = torch.ops.fastnas.mixed_edges_fwd, torch.ops.fastnas.mixed_edges_bwd
-    forward = (x, w, params, code, None, EPS, *draws, memory, True, backend.name)
-    torch.library.opcheck(fwd, forward, test_utils=tests)
-    out, held = fwd(*forward)
-    for needs_dx, needs_dw, needs_dparams in (
-        ([True, True], True, True),
-        ([False, True], False, True),
-        ([True, False], True, False),
-    ):
-        backward = (inputs.dy, x, out, w, params, held, code, EPS, *draws, needs_dx, needs_dw,
-                    needs_dparams, backend.name)  # fmt: skip
-        torch.library.opcheck(bwd, backward, test_utils=tests)
+    tests = SCHEMA if backend.name == "cuda-host" else EVERY
+    needs = [
+        [needs_w, *needs_x, *[needs_params] * len(params)]
+        for needs_w, needs_x, needs_params in (
+            (True, [True, True], True),
+            (False, [False, True], True),
+            (True, [True, False], False),
+        )
+    ]
+    opcheck(MIXED_EDGES, call, inputs.dy, needs, backend.name, tests)
 
 
 def step(inputs: Inputs, backend: str) -> Callable[..., torch.Tensor]:

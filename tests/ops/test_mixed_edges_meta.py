@@ -14,12 +14,12 @@ import pytest
 import torch
 from cases import noise_of
 from edge_cases import cell, check, make
-from targets import registered
+from targets import under_test
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastnas.backends import Held
-from fastnas.backends.eager import EagerBackend
+from fastnas.backends.calls import EdgesCall, Noise
+from fastnas.backends.eager import EagerEdges
 from fastnas.reference.mixed_edges import batch_norm, strided_pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,33 +59,36 @@ class Mutant:
     dparams: Callable[[list[Tensor]], list[Tensor]] = lambda dparams: dparams
 
 
-class UnderTest(EagerBackend):
+class UnderTest(EagerEdges):
     """The right implementation, as `mutant` spoils it."""
-
-    name = "under-test"
-    fwd_names = ("x", "w", "params", "table", "running", "eps", "form", "level", "rng", "memory",
-                 "keep_gram")  # fmt: skip
-    bwd_names = ("dout", "x", "out", "w", "params", "held", "table", "eps", "form", "level", "rng",
-                 "needs_dx", "needs_dw", "needs_dparams")  # fmt: skip
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
 
-    def mixed_edges_fwd(self, *arguments: Any) -> tuple[Tensor, Held]:
+    def forward(self, call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
         m = self.mutant
         with replaced(m.names):
-            out, held = super().mixed_edges_fwd(*changed(self.fwd_names, arguments, m.fwd))
-        return m.out(out), held._replace(stats=m.stats(held.stats))
+            out, (stats, *saved) = super().forward(changed(call, m.fwd))
+        return m.out(out), [m.stats(stats), *saved]
 
-    def mixed_edges_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    def backward(
+        self, grad: Tensor, call: EdgesCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
         m = self.mutant
         with replaced(m.names):
-            dx, dw, dparams = super().mixed_edges_bwd(*changed(self.bwd_names, arguments, m.bwd))
-        return m.dx(dx), m.dw(dw), m.dparams(dparams)
+            grad = m.bwd["dout"](grad) if "dout" in m.bwd else grad
+            found = super().backward(grad, changed(call, m.bwd), saved, needs)
+        first = sum(needs[:1])
+        last = sum(needs[: 1 + len(call.x)])
+        dw = [m.dw(d) for d in found[:first]]
+        return dw + m.dx(found[first:last]) + m.dparams(found[last:])
 
 
-def changed(names: tuple[str, ...], arguments: Any, by: Mapping[str, Callable[[Any], Any]]) -> Any:
-    return [by[n](value) if n in by else value for n, value in zip(names, arguments)]
+def changed(call: EdgesCall, by: Mapping[str, Callable[[Any], Any]]) -> EdgesCall:
+    """The call with fields changed by name, those of its noise as well."""
+    noise = {n: by[n](value) if n in by else value for n, value in call.noise._asdict().items()}
+    own = {n: by[n](value) for n, value in call._asdict().items() if n in by}
+    return call._replace(**own, noise=Noise(**noise))
 
 
 @contextmanager
@@ -209,7 +212,7 @@ WRONG = [
 
 @pytest.mark.parametrize("mutant", WRONG, ids=lambda mutant: mutant.id)
 def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
-    with registered(UnderTest(mutant), table="eager") as name:
+    with under_test("mixed_edges", UnderTest(mutant)) as name:
         for kind in mutant.inputs:
             with pytest.raises(AssertionError) as failure:
                 check(KINDS[kind], name)
@@ -217,6 +220,6 @@ def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
 
 
 def test_a_right_implementation_passes() -> None:
-    with registered(UnderTest(Mutant("nothing wrong", (), "")), table="eager") as name:
+    with under_test("mixed_edges", UnderTest(Mutant("nothing wrong", (), ""))) as name:
         for inputs in KINDS.values():
             check(inputs, name)

@@ -10,9 +10,12 @@ import pytest
 import torch
 from cases import FORMS, noise_of
 from norm_cases import BACKENDS_OF_CASES, EPS, Inputs, call, check, make, run
+from op_check import opcheck
 from targets import Target
 
 import fastnas
+from fastnas.backends.calls import Noise, NormSumCall
+from fastnas.ops.mixed_norm_sum import MIXED_NORM_SUM
 
 OP = "mixed_norm_sum"
 pytestmark = BACKENDS_OF_CASES
@@ -127,20 +130,10 @@ def test_gradcheck(backend: Target, form: str | None, training: bool, layout: st
 def test_opcheck(backend: Target, form: str | None, layout: str, training: bool) -> None:
     inputs = small(backend, form, layouts=[layout], dy_layout=layout, training=training)
     given = (None, None) if inputs.statistics is None else inputs.statistics
-    noise = (list(inputs.noisy), inputs.form, inputs.level, inputs.rng)
-    # Tracing is the same for every backend, and slow.
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
-    fwd, bwd = torch.ops.fastnas.mixed_norm_sum_fwd, torch.ops.fastnas.mixed_norm_sum_bwd
-    forward = (inputs.z, inputs.w, MIXED, *given, EPS, *noise, backend.name)
-    torch.library.opcheck(fwd, forward, test_utils=tests)
-    _, mean, var, std = fwd(*forward)
-    for needs_dz, needs_dw in (([True] * 3, True), ([True, False, True], False)):
-        read = fastnas.reference.terms_read(MIXED, training, needs_dz, needs_dw)
-        z = [t for t, is_read in zip(inputs.z, read) if is_read]
-        backward = (inputs.dy, z, inputs.w, MIXED, mean, var, EPS, training, *noise, std,
-                    needs_dz, needs_dw, backend.name)  # fmt: skip
-        torch.library.opcheck(bwd, backward, test_utils=tests)
+    drawn = Noise(list(inputs.noisy), inputs.form, inputs.level, inputs.rng)
+    call = NormSumCall(inputs.z, inputs.w, MIXED, EPS, *given, drawn)
+    needs = [[True] * 4, [False, True, False, True]]
+    opcheck(MIXED_NORM_SUM, call, inputs.dy, needs, backend.name)
 
 
 def step(training: bool, backend: str) -> Callable[..., torch.Tensor]:

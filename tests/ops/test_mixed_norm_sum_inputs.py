@@ -117,16 +117,15 @@ def test_meta_tensors_give_the_shape() -> None:
 
 def test_the_binding_refuses_what_would_overrun_its_tables() -> None:
     native = pytest.importorskip("fastnas._C")
-    noise = native.NoiseArguments(native.NoiseForm.none, [], 0, 0, 0, 0, 0)
-    norm = native.NormArguments([], 1, 1, False, True, 1e-5, 0, 0, 0)
-    for terms in (0, native.max_terms + 1):
-        with pytest.raises(ValueError, match=f"{terms} terms; 1 to {native.max_terms} are allowed"):
-            native.mixed_norm_sum_fwd(0, 0, [0] * terms, 0, 0, noise, norm, 0, 1)
+    terms = native.MixedSumParams(x=[0] * 3)
+    for rows in (0, 2, 4, native.max_terms + 1):
+        with pytest.raises(ValueError, match=f"norm has {rows} of 3 terms"):
+            native.MixedNormSumParams(sum=terms, norm=[-1] * rows)
 
 
 def test_auto_on_cuda_falls_back_to_eager_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastnas.backends import BACKENDS, choose
-    from fastnas.backends.chooser import forget_choices
+    from fastnas.backends.registry import forget_choices
 
     for name in ("cuda", "triton"):
         monkeypatch.setattr(type(BACKENDS[name]), "unavailable", lambda self: None)

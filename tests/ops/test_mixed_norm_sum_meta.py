@@ -12,11 +12,12 @@ import pytest
 import torch
 from cases import noise_of
 from norm_cases import check, make
-from targets import registered
+from targets import under_test
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends.eager import EagerBackend
+from fastnas.backends.calls import Noise, NormSumCall
+from fastnas.backends.eager import EagerNormSum
 
 MIXED = [True, False, True]
 KINDS = {
@@ -48,31 +49,34 @@ class Mutant:
     dw: Callable[[Tensor, SimpleNamespace], Tensor] = lambda dw, a: dw
 
 
-class UnderTest(EagerBackend):
+class UnderTest(EagerNormSum):
     """The right implementation, as `mutant` spoils it."""
-
-    name = "under-test"
-    fwd_names = ("z", "w", "normed", "mean", "var", "eps", "noisy", "form", "level", "rng")
-    bwd_names = ("dy", "z", "w", "normed", "mean", "var", "eps", "training", "noisy", "form",
-                 "level", "rng", "std", "needs_dz", "needs_dw")  # fmt: skip
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
 
-    def mixed_norm_sum_fwd(self, *arguments: Any) -> tuple[Tensor, ...]:
-        a = dict(zip(self.fwd_names, arguments))
-        y, *others = super().mixed_norm_sum_fwd(**changed(a, self.mutant.fwd))
-        return self.mutant.y(y, SimpleNamespace(**a)), *others
+    def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
+        y, saved = super().forward(changed(call, self.mutant.fwd))
+        return self.mutant.y(y, named(call)), saved
 
-    def mixed_norm_sum_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor]:
-        a = dict(zip(self.bwd_names, arguments))
-        dz, dw = super().mixed_norm_sum_bwd(**changed(a, self.mutant.bwd))
-        names = SimpleNamespace(**a)
-        return self.mutant.dz(dz, names), self.mutant.dw(dw, names)
+    def backward(
+        self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        found = super().backward(grad, changed(call, self.mutant.bwd), saved, needs)
+        names = named(call, dy=grad, saved=saved, needs=needs, call=call)
+        dw = [self.mutant.dw(found[0], names)] if needs[0] else []
+        return dw + self.mutant.dz(found[len(dw) :], names)
 
 
-def changed(a: dict[str, Any], by: Mapping[str, Callable[[Any], Any]]) -> dict[str, Any]:
-    return {name: by[name](value) if name in by else value for name, value in a.items()}
+def named(call: NormSumCall, **others: Any) -> SimpleNamespace:
+    return SimpleNamespace(**call._asdict(), **call.noise._asdict(), **others)
+
+
+def changed(call: NormSumCall, by: Mapping[str, Callable[[Any], Any]]) -> NormSumCall:
+    """The call with fields changed by name, those of its noise as well."""
+    noise = {n: by[n](value) if n in by else value for n, value in call.noise._asdict().items()}
+    own = {n: by[n](value) for n, value in call._asdict().items() if n in by}
+    return call._replace(**own, noise=Noise(**noise))
 
 
 def first(t: Tensor, value: float) -> Tensor:
@@ -98,8 +102,8 @@ def y_with_unbiased_variance(y: Tensor, a: SimpleNamespace) -> Tensor:
 
 def dz_of_given_statistics(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
     """w r dy: the terms of the batch's statistics forgotten."""
-    arguments = vars(a) | {"training": False}
-    return EagerBackend().mixed_norm_sum_bwd(**arguments)[0]
+    call = a.call._replace(mean=a.saved[0], var=a.saved[1])
+    return EagerNormSum().backward(a.dy, call, a.saved, a.needs)[a.needs[0] :]
 
 
 def dz_without(dy_mean: bool) -> Callable[[list[Tensor], SimpleNamespace], list[Tensor]]:
@@ -107,8 +111,9 @@ def dz_without(dy_mean: bool) -> Callable[[list[Tensor], SimpleNamespace], list[
 
     def dz(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
         shape = 1, -1, 1, 1
-        r = (a.var[0] + a.eps).rsqrt().view(shape)
-        v = (a.z[0] - a.mean[0].view(shape)) * r
+        mean, var, _ = a.saved
+        r = (var[0] + a.eps).rsqrt().view(shape)
+        v = (a.z[0] - mean[0].view(shape)) * r
         mean = a.dy if dy_mean else a.dy * v
         lost = mean.mean((0, 2, 3), True) * (1 if dy_mean else v)
         return [(dz[0] + a.w[0] * r * lost).to(dz[0].dtype), *dz[1:]]
@@ -145,7 +150,7 @@ WRONG = [
 
 @pytest.mark.parametrize("mutant", WRONG, ids=lambda mutant: mutant.id)
 def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
-    with registered(UnderTest(mutant), table="eager") as name:
+    with under_test("mixed_norm_sum", UnderTest(mutant)) as name:
         for kind in mutant.inputs:
             with pytest.raises(AssertionError) as failure:
                 check(KINDS[kind], name)
@@ -153,6 +158,6 @@ def test_a_wrong_implementation_is_noticed(mutant: Mutant) -> None:
 
 
 def test_a_right_implementation_passes() -> None:
-    with registered(UnderTest(Mutant("nothing wrong", (), "")), table="eager") as name:
+    with under_test("mixed_norm_sum", UnderTest(Mutant("nothing wrong", (), ""))) as name:
         for inputs in KINDS.values():
             check(inputs, name)

@@ -10,6 +10,9 @@ from cases import bits, laid_out, noise_of
 from host_cuda import HostCudaBackend
 from norm_cases import Inputs, check, make, run
 
+from fastnas.backends.calls import NO_NOISE, NormSumCall
+from fastnas.backends.outputs import Place
+
 MIXED = [True, False, True]
 # Two parts of a channel and more, whole 16-byte loads or not; ten sums are two groups of a barrier.
 SHAPES = [(5, 2, 30, 30), (5, 2, 31, 29), (2, 35, 12, 12)]
@@ -83,8 +86,9 @@ def test_parts_of_a_channel(
 ) -> None:
     """Enough blocks for a GPU where a channel has many values: not one a channel."""
     n, pixels = torch.Size(shape).numel(), torch.Size(shape[2:]).numel()
-    found = cuda_host.module.mixed_norm_sum_parts(n, shape[1], pixels, channels_last)
-    assert found == parts
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    place = Place(layout, channels_last, shape[1], pixels)
+    assert cuda_host.kernels["mixed_norm_sum"].parts(n, place) == parts
 
 
 def test_more_shared_memory_than_the_default(cuda_host: HostCudaBackend) -> None:
@@ -98,9 +102,8 @@ def test_more_shared_memory_than_the_default(cuda_host: HostCudaBackend) -> None
 def test_statistics_100_000_deviations_from_zero(cuda_host: HostCudaBackend, layout: str) -> None:
     """The mean to its last bit, the variance to 1e-6: parts are centred before they are merged."""
     (z,) = make((5, 3, 31, 29), [True], torch.float32, offset=1e5, layouts=[layout]).z
-    _, mean, var, _ = cuda_host.mixed_norm_sum_fwd(
-        [z], torch.ones(1), [True], None, None, 1e-5, [], "none", None, None
-    )
+    call = NormSumCall([z], torch.ones(1), [True], 1e-5, None, None, NO_NOISE)
+    _, (mean, var, _) = cuda_host.kernels["mixed_norm_sum"].forward(call)
     exact = z.double().transpose(0, 1).flatten(1)
     torch.testing.assert_close(mean[0].double(), exact.mean(1), rtol=2**-24, atol=0)
     torch.testing.assert_close(var[0].double(), exact.var(1, correction=0), rtol=1e-6, atol=0)

@@ -9,10 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import FORMS, Inputs, check, make, noise_of, run
+from op_check import opcheck
 from targets import Target
 
 import fastnas
+from fastnas.backends.calls import Noise, SumCall
 from fastnas.ops import draw_rng
+from fastnas.ops.mixed_sum import MIXED_SUM
 from fastnas.reference import SkipNoise
 
 OP = "mixed_sum"
@@ -115,18 +118,9 @@ def test_opcheck(backend: Target, form: str | None, layout: str) -> None:
     noise = None if form is None else noise_of(form)
     inputs = make((2, 3, 4, 5), 3, torch.float32, backend.device, layouts=[layout],
                   dy_layout=layout, noise=noise, noisy=[1, 2] if form else [])  # fmt: skip
-    settings = (list(inputs.noisy), inputs.form, inputs.level, inputs.rng)
-    # Tracing is the same for every backend, and slow.
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
-    fwd, bwd = torch.ops.fastnas.mixed_sum_fwd, torch.ops.fastnas.mixed_sum_bwd
-    forward = (inputs.x, inputs.w, *settings, backend.name)
-    torch.library.opcheck(fwd, forward, test_utils=tests)
-    _, std = fwd(*forward)
-    for needs_dx, needs_dw in (([True] * 3, True), ([True, False, True], False)):
-        x = inputs.x if needs_dw else []
-        backward = (inputs.dy, x, inputs.w, *settings, std, needs_dx, needs_dw, backend.name)
-        torch.library.opcheck(bwd, backward, test_utils=tests)
+    drawn = Noise(list(inputs.noisy), inputs.form, inputs.level, inputs.rng)
+    needs = [[True] * 4, [False, True, False, True]]
+    opcheck(MIXED_SUM, SumCall(inputs.x, inputs.w, drawn), inputs.dy, needs, backend.name)
 
 
 def step(
@@ -219,6 +213,7 @@ def test_an_empty_output_of_the_op_belongs_to_its_caller(backend: Target) -> Non
     """It gets a history where w has one; one tensor for all calls would keep that alive."""
     x, w = [torch.ones(3)], torch.ones(1, requires_grad=True)
     fwd = torch.ops.fastnas.mixed_sum_fwd
-    (_, first), (_, second) = (fwd(x, w, [], "none", None, None, backend.name) for _ in range(2))
+    given = x, w, [], "none", None, None, backend.name
+    (_, (first,)), (_, (second,)) = (fwd(*given) for _ in range(2))
     assert first.numel() == second.numel() == 0
     assert first is not second

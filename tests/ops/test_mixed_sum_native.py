@@ -137,7 +137,22 @@ def test_frozen_weights_and_frozen_terms_in_any_order(cuda_host: HostCudaBackend
 @pytest.mark.parametrize("module", ["_C", "_cuda"])
 def test_a_binding_refuses_what_would_overrun_its_tables(module: str) -> None:
     native = pytest.importorskip(f"fastnas.{module}")
-    noise = native.NoiseArguments(native.NoiseForm.none, [], 0, 0, 0, 0, 0)
     for terms in (0, native.max_terms + 1):
         with pytest.raises(ValueError, match=f"{terms} terms; 1 to {native.max_terms} are allowed"):
-            native.mixed_sum_fwd(0, 0, [0] * terms, 0, 0, noise, 0, 1)
+            native.MixedSumParams(x=[0] * terms)
+    with pytest.raises(ValueError, match="0 terms"):
+        native.MixedSumParams(n=4)
+    with pytest.raises(ValueError, match="dx has 2 of 3 terms"):
+        native.MixedSumParams(x=[0] * 3, dx=[0] * 2)
+    for k in (-1, 3):
+        with pytest.raises(ValueError, match=f"noisy is term {k} of 3"):
+            native.MixedSumParams(x=[0] * 3, noisy=[k])
+
+
+def test_a_binding_refuses_names_that_it_has_not() -> None:
+    """A field that was misspelled would be null to the kernel."""
+    native = pytest.importorskip("fastnas._C")
+    with pytest.raises(TypeError, match="MixedSumParams has no field 'z'"):
+        native.MixedSumParams(x=[0], z=[0])
+    with pytest.raises(ValueError, match="there is no 'gaussian' among none to"):
+        native.MixedSumParams(x=[0], form="gaussian")

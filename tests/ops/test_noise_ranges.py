@@ -10,7 +10,8 @@ from targets import Target
 from torch import Tensor
 
 import fastnas
-from fastnas.backends import BACKENDS
+from fastnas.backends import KERNELS, SavedTensors
+from fastnas.backends.calls import EdgesCall, Noise, NormSumCall, SumCall
 from fastnas.reference import EdgeTable
 
 NOISE = noise_of("gaussian_additive")
@@ -46,16 +47,16 @@ KINDS = ("1e-30", "1e-25", "1e-19", "1e19", "1e30", "1e38", "constant 0", "const
 @pytest.mark.parametrize("shape", [(2, 3, 41, 20), (3, 7)], ids=["blocks", "few"])
 def test_standard_deviations(backend: Target, kind: str, shape: tuple[int, ...]) -> None:
     """Of both ops that have them; a part of zeros beside the rest does not matter."""
-    kernels = BACKENDS[backend.name]
+    sums, norm_sums = (KERNELS[op, backend.name] for op in ("mixed_sum", "mixed_norm_sum"))
+    noise = Noise([0], NOISE.form, LEVEL, RNG)
     dtypes = (torch.float32, torch.bfloat16)
     for dtype in dtypes[: 1 if backend.id == "triton-interpreter" else 2]:
         x = values(kind, shape, dtype)
         expected = x.double().std()
         w = torch.ones(1)
-        _, of_sum = kernels.mixed_sum_fwd([x], w, [0], NOISE.form, LEVEL, RNG)
-        *_, of_norms = kernels.mixed_norm_sum_fwd(
-            [x], w, [False], None, None, 1e-5, [0], NOISE.form, LEVEL, RNG
-        )
+        _, (of_sum,) = sums.forward(SumCall([x], w, noise))
+        call = NormSumCall([x], w, [False], 1e-5, None, None, noise)
+        _, (_, _, of_norms) = norm_sums.forward(call)
         # Where all is constant, what rounding of the mean leaves of a constant is small beside it.
         least = 2e-7 * float(x.double().abs().max()) if kind.startswith("constant") else 0.0
         for std in (of_sum, of_norms):
@@ -75,10 +76,10 @@ def test_standard_deviations_of_states(backend: Target, stride: int, kind: str) 
     x = [values(kind, tuple(given.x[0].shape), torch.float32)]
     found = []
     for name in (backend.name, "eager"):
-        _, held = BACKENDS[name].mixed_edges_fwd(  # type: ignore[attr-defined]
-            x, given.w, given.params, table, None, 1e-5, NOISE.form, LEVEL, given.rng, "lean", False
-        )
-        found.append(held.std)
+        noise = Noise([], NOISE.form, LEVEL, given.rng)
+        call = EdgesCall(x, given.w, given.params, table, None, 1e-5, noise, None, "lean", False)
+        _, saved = KERNELS["mixed_edges", name].forward(call)
+        found.append(SavedTensors(*saved).std)
     largest = float(x[0].abs().max()) if stride == 1 else 1.0
     least = 2e-7 * largest if kind.startswith("constant") else 0.0
     torch.testing.assert_close(found[0], found[1], rtol=2e-5, atol=least)

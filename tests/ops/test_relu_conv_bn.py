@@ -14,15 +14,18 @@ from conv_cases import by_eager, check, make, run
 from edge_cases import EPS, MOMENTUM, Pair, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_check import opcheck
 from rule import agree
 from targets import Target
 from torch import Tensor
 
 from fastnas import BackendError, reference
-from fastnas.backends import BACKENDS
+from fastnas.backends import KERNELS
 from fastnas.backends import relu_conv_bn as by_matmul
+from fastnas.backends.calls import ConvCall
 from fastnas.backends.layout import common_format, state_format
 from fastnas.ops import relu_conv_bn
+from fastnas.ops.relu_conv_bn import RELU_CONV_BN
 from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN
 
 OP = "relu_conv_bn"
@@ -193,18 +196,11 @@ def test_gradcheck(backend: Target, stride: int) -> None:
 def test_opcheck(backend: Target, stride: int, layout: str) -> None:
     inputs = make(stride, dtype=torch.float32, layout=layout, dy_layout=layout)
     params = [laid_out(p, layout) for p in inputs.params]
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
-    fwd, bwd = torch.ops.fastnas.relu_conv_bn_fwd, torch.ops.fastnas.relu_conv_bn_bwd
-    for running in (None, torch.ones(2, 6)):
-        torch.library.opcheck(fwd, (inputs.x, params, running, EPS, backend.name),
-                              test_utils=tests)  # fmt: skip
-    y, stats = fwd(inputs.x, params, None, EPS, backend.name)
-    for needs_dx, needs_dparams in ((True, True), (True, False), (False, True)):
-        torch.library.opcheck(
-            bwd, (inputs.dy, inputs.x, y, params, stats, EPS, needs_dx, needs_dparams,
-                  backend.name), test_utils=tests,
-        )  # fmt: skip
+    count = len(params)
+    needs = [[True] * (1 + count), [True, *[False] * count], [False, *[True] * count]]
+    for running, wanted in ((None, needs), (torch.ones(2, 6), [])):
+        call = ConvCall(inputs.x, params, running, EPS)
+        opcheck(RELU_CONV_BN, call, inputs.dy, wanted, backend.name)
 
 
 @STRIDES
@@ -279,14 +275,15 @@ def test_in_the_layout_of_x(
 ) -> None:  # fmt: skip
     """As on a GPU, where NCHW stays NCHW; its tensors are on the CPU here."""
     monkeypatch.setattr(by_matmul, "state_format", lambda x: common_format([x]))
-    run_on = BACKENDS[backend.name]
+    kernel = KERNELS["relu_conv_bn", backend.name]
     inputs = make(stride, size, N=9, dtype=dtype, layout=layout, dy_layout="contiguous")
-    y, stats = run_on.relu_conv_bn_fwd(inputs.x, inputs.params, None, EPS)
-    dx, dparams = run_on.relu_conv_bn_bwd(inputs.dy, inputs.x, y, inputs.params, stats, EPS,
-                                          True, True)  # fmt: skip
-    for t in (y, *dx):
+    call = ConvCall(inputs.x, inputs.params, None, EPS)
+    y, saved = kernel.forward(call)
+    needs = [True] * (1 + len(inputs.params))
+    dx, *dparams = kernel.backward(inputs.dy, call, [y, *saved], needs)
+    for t in (y, dx):
         assert t.is_contiguous(memory_format=common_format([inputs.x]))
-    got = {"y": y, **{f"d{name}": t for name, t in zip(inputs.leaves, (*dx, *dparams))}}
+    got = {"y": y, **{f"d{name}": t for name, t in zip(inputs.leaves, (dx, *dparams))}}
     agree(got, by_eager(inputs, torch.float64), by_eager(inputs), dtype)
 
 

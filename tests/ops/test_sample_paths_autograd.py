@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from op_check import opcheck
 from path_cases import DARTS, PathInputs, draw, make_paths, run
 from targets import Target
 from torch import Tensor
 
+from fastnas.backends.calls import PathsCall
 from fastnas.ops import PathSample, draw_rng, sample_paths
+from fastnas.ops.sample_paths import SAMPLE_PATHS
 from fastnas.reference import TOPOLOGIES
 
 OP = "sample_paths"
@@ -77,15 +80,11 @@ def test_gradients_accumulate(backend: Target) -> None:
 @EVERY_TOPOLOGY
 def test_opcheck(backend: Target, topology: str) -> None:
     inputs = small(backend, topology)
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
-    tests += ["test_aot_dispatch_dynamic"] if backend.name == "cpu" else []
     tau = torch.full((), 0.7, dtype=torch.float64, device=backend.device)
-    drawn_from = inputs.alpha, inputs.beta, list(inputs.nodes), topology, tau, inputs.rng
-    forward = (*drawn_from, inputs.paths, backend.name)
-    fwd, bwd = torch.ops.fastnas.sample_paths_fwd, torch.ops.fastnas.sample_paths_bwd
-    torch.library.opcheck(fwd, forward, test_utils=tests)
-    op, _ = fwd(*forward)
-    torch.library.opcheck(bwd, (*drawn_from, op, inputs.dweight, backend.name), test_utils=tests)
+    call = PathsCall(inputs.alpha, inputs.beta, list(inputs.nodes), topology, tau, inputs.rng,
+                     inputs.paths)  # fmt: skip
+    needs = [[True, inputs.beta is not None], [False, inputs.beta is not None]]
+    opcheck(SAMPLE_PATHS, call, inputs.dweight, needs, backend.name)
 
 
 def step(

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from path_cases import DARTS, check_paths, make_paths
-from targets import registered
+from targets import under_test
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends.eager import EagerBackend
-from fastnas.backends.sampling import PathDraw
+from fastnas.backends.calls import PathsCall
+from fastnas.backends.eager import EagerPaths
 from fastnas.reference import TOPOLOGIES
 
 BOTH = ("top2", "pairs")
@@ -42,24 +42,28 @@ class Mutant:
     given_bwd: Callable[[SimpleNamespace], dict[str, Any]] = lambda a: {}
 
 
-class UnderTest(EagerBackend):
+class UnderTest(EagerPaths):
     """The right implementation, as `mutant` spoils it."""
-
-    name = "under-test"
 
     def __init__(self, mutant: Mutant) -> None:
         self.mutant = mutant
 
-    def sample_paths_fwd(self, draw: PathDraw, paths: int) -> Outputs:
-        a = SimpleNamespace(**draw._asdict())
-        changed = draw._replace(**self.mutant.given(a))
-        return self.mutant.fwd(super().sample_paths_fwd(changed, paths), a)
+    def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
+        a = SimpleNamespace(**call._asdict())
+        weight, (op,) = super().forward(call._replace(**self.mutant.given(a)))
+        op, weight = self.mutant.fwd((op, weight), a)
+        return weight, [op]
 
-    def sample_paths_bwd(self, draw: PathDraw, op: Tensor, dweight: Tensor) -> Outputs:
-        a = SimpleNamespace(**draw._asdict(), op=op, dweight=dweight)
+    def backward(
+        self, grad: Tensor, call: PathsCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        a = SimpleNamespace(**call._asdict(), op=saved[0], dweight=grad)
         changed = {**vars(a), **self.mutant.given_bwd(a)}
-        given = changed.pop("op"), changed.pop("dweight")
-        return self.mutant.bwd(super().sample_paths_bwd(PathDraw(**changed), *given), a)
+        op, dweight = changed.pop("op"), changed.pop("dweight")
+        found = super().backward(dweight, PathsCall(**changed), [op], needs)
+        without = call.beta is None
+        outputs = (found[0], a.alpha.new_empty(0)) if without else (found[0], found[1])
+        return list(self.mutant.bwd(outputs, a)[: 1 if without else 2])
 
 
 def shifted(rng: Tensor) -> Tensor:
@@ -163,7 +167,7 @@ WRONG = [
 
 def check(mutant: Mutant, topology: str, dtype: torch.dtype) -> None:
     inputs = replace(make_paths(topology, DARTS, paths=3, dtype=dtype), tau=0.9)
-    with registered(UnderTest(mutant), table="eager") as name:
+    with under_test("sample_paths", UnderTest(mutant)) as name:
         check_paths(inputs, name)
 
 

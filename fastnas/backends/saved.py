@@ -1,4 +1,4 @@
-"""What mixed_edges holds for backward, and how many bytes that is."""
+"""Says what mixed_edges saves for backward, under each setting of `memory`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class Held(NamedTuple):
-    """Tensors between forward and backward; empty where one is not wanted.
+class SavedTensors(NamedTuple):
+    """What forward leaves to backward; a tensor that is not wanted is empty.
 
     Halves are the depthwise -> pointwise -> batch norm parts of the convolutions.
     """
@@ -46,11 +46,11 @@ class Held(NamedTuple):
         keep_gram: bool,
         training: bool,
         sampled: bool = False,
-    ) -> Held:
-        """Unfilled, for nodes of `size` (N, C, rows, cols).
+    ) -> SavedTensors:
+        """Allocates them unfilled, for nodes of `size` (N, C, rows, cols).
 
-        `sampled`: an edge runs one candidate and the kernels know which; room for any of them, and
-        the statistics of those that do not run are zeros.
+        Where `sampled`, each edge runs one candidate that only the device knows: there is room for
+        any of them, and the statistics of those that do not run are zeros.
         """
         N, C, rows, cols = size
         wide = accumulation_dtype(like.dtype)
@@ -63,7 +63,7 @@ class Held(NamedTuple):
         def new(*shape: int, dtype: torch.dtype = like.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=like.device)
 
-        return Held(
+        return SavedTensors(
             new(table.norms, 2, C, dtype=wide).zero_()
             if sampled
             else new(table.norms, 2, C, dtype=wide),

@@ -15,11 +15,11 @@ from torch import Tensor
 
 import fastnas
 from fastnas import BackendError, use_backend
-from fastnas.backends import BACKENDS, Request, choose
-from fastnas.backends.chooser import PREFERENCE, forget_choices
-from fastnas.backends.cpu import CpuBackend
-from fastnas.backends.cuda import CudaBackend
-from fastnas.backends.eager import EagerBackend
+from fastnas.backends import BACKENDS, KERNELS, Request, choose
+from fastnas.backends.calls import SumCall
+from fastnas.backends.eager import EagerBackend, EagerSum
+from fastnas.backends.native import Native, NativeCuda, load_native
+from fastnas.backends.registry import PREFERENCE, forget_choices
 from fastnas.backends.triton import TritonBackend
 from fastnas.ops import OPS
 
@@ -27,8 +27,11 @@ OP = OPS["mixed_sum"]
 X, W = [torch.ones(3), torch.ones(3)], torch.ones(2)
 
 
-class Spy(EagerBackend):
-    """Eager, which counts what it is asked and says that it can not run where it is told to."""
+class Spy(EagerBackend, EagerSum):
+    """Eager, which counts what it is asked and says that it can not run where it is told to.
+
+    It is its own kernel of mixed_sum.
+    """
 
     def __init__(self, name: str, reason: str | None = None) -> None:
         self.name = name
@@ -40,13 +43,13 @@ class Spy(EagerBackend):
         self.asked += 1
         return self.reason
 
-    def mixed_sum_fwd(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
         self.calls.append("fwd")
-        return super().mixed_sum_fwd(*arguments)
+        return super().forward(call)
 
-    def mixed_sum_bwd(self, *arguments: Any) -> tuple[list[Tensor], Tensor]:
+    def backward(self, *given: Any) -> list[Tensor]:
         self.calls.append("bwd")
-        return super().mixed_sum_bwd(*arguments)
+        return super().backward(*given)
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +66,7 @@ def spies(monkeypatch: pytest.MonkeyPatch) -> dict[str, Spy]:
     made = {name: Spy(name) for name in ("first", "argued", "wished", "set")}
     for name, spy in made.items():
         monkeypatch.setitem(BACKENDS, name, spy)
+        monkeypatch.setitem(KERNELS, ("mixed_sum", name), spy)
     monkeypatch.setitem(PREFERENCE, "cpu", ("first", "eager"))
     return made
 
@@ -283,7 +287,7 @@ def test_auto_never_takes_interpreted_triton(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_the_table_leaves_out_is_refused_with_its_reason() -> None:
-    op = fastnas.backends.OpInfo("none", "", {"eager": ()}, 128, {"cpu": "it has no such kernel"})
+    op = fastnas.backends.OpInfo("none", "", 128, {"cpu": "it has no such kernel"})
     assert Request(op, "cpu", torch.float32).refusal("cpu", "cpu") == "it has no such kernel"
 
 
@@ -308,9 +312,9 @@ def test_triton_without_a_device_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_the_native_modules(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name, module, made in (("cpu", "_C", CpuBackend), ("cuda", "_cuda", CudaBackend)):
+    for name, module, kind in (("cpu", "_C", Native), ("cuda", "_cuda", NativeCuda)):
         monkeypatch.setitem(sys.modules, f"fastnas.{module}", None)
-        monkeypatch.setitem(BACKENDS, name, made())
+        monkeypatch.setitem(BACKENDS, name, kind(name, name, *load_native(module)))
         with pytest.raises(BackendError, match=f"fastnas.{module} does not import.*FASTNAS_BUILD"):
             fastnas.mixed_sum(X, W, backend=name)
     with caplog.at_level(logging.WARNING, logger="fastnas"):

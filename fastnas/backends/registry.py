@@ -12,22 +12,20 @@ from threading import get_ident
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from fastnas.backends.cpu import CpuBackend
-from fastnas.backends.cuda import CudaBackend
-from fastnas.backends.eager import EagerBackend
-from fastnas.backends.request import OpInfo, Request
-from fastnas.backends.triton import TritonBackend
+# The last two enter their kernels into the op table as they are imported.
+from fastnas.backends import eager, native, native_cells, native_sums, triton  # noqa: F401
+from fastnas.backends.op_table import OpInfo, Request
 from fastnas.checks import short
 
 logger = logging.getLogger("fastnas")
 
 
 class Backend(Protocol):
-    """One way to compute the ops: says whether it can, then allocates and calls."""
+    """Where ops can run. Its kernels, one an op, stand in the op table."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def unavailable(self) -> str | None:
         """Why nothing can run on it here, or None."""
@@ -35,67 +33,9 @@ class Backend(Protocol):
     def can_run(self, request: Request) -> str | None:
         """Why this request cannot run on it, or None."""
 
-    def mixed_sum_fwd(
-        self,
-        x: list[Tensor],
-        w: Tensor,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-    ) -> tuple[Tensor, Tensor]: ...
-
-    def mixed_sum_bwd(
-        self,
-        dy: Tensor,
-        x: list[Tensor],
-        w: Tensor,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        std: Tensor,
-        needs_dx: list[bool],
-        needs_dw: bool,
-    ) -> tuple[list[Tensor], Tensor]: ...
-
-    def mixed_norm_sum_fwd(
-        self,
-        z: list[Tensor],
-        w: Tensor,
-        normed: list[bool],
-        mean: Tensor | None,
-        var: Tensor | None,
-        eps: float,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-
-    def mixed_norm_sum_bwd(
-        self,
-        dy: Tensor,
-        z: list[Tensor],
-        w: Tensor,
-        normed: list[bool],
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        training: bool,
-        noisy: list[int],
-        form: str,
-        level: Tensor | None,
-        rng: Tensor | None,
-        std: Tensor,
-        needs_dz: list[bool],
-        needs_dw: bool,
-    ) -> tuple[list[Tensor], Tensor]: ...
-
 
 BACKENDS: MutableMapping[str, Backend] = {
-    backend.name: backend
-    for backend in (EagerBackend(), CpuBackend(), CudaBackend(), TritonBackend())
+    backend.name: backend for backend in (eager.BACKEND, native.CPU, native.CUDA, triton.BACKEND)
 }
 # What auto tries, by the device of the tensors. Interpreted Triton is only ever an explicit choice.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}

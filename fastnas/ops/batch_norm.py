@@ -1,4 +1,4 @@
-"""Running statistics, kept as torch's batch norm keeps them."""
+"""Keeps running statistics as torch's batch norm does."""
 
 from __future__ import annotations
 

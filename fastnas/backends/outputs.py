@@ -1,0 +1,243 @@
+"""Lays inputs out and allocates outputs, for every backend whose kernels fill what they are given.
+
+A class here is an op's kernel but for the last step: a subclass fills what it is given (`fill`,
+`fill_grads`), by C++ in native.py and by Triton in triton.py. So both run on the same layouts, and
+what is contiguous, widened to the accumulation dtype or empty is decided in one place.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from fastnas.backends.address import laid_out
+from fastnas.backends.calls import Noise, NormSumCall, PathsCall, SumCall
+from fastnas.backends.layout import common_format, in_common_format, in_format
+from fastnas.backends.saved import accumulation_dtype
+from fastnas.reference import terms_read
+
+Tuple = TypeVar("Tuple", Noise, PathsCall)
+
+
+class Place(NamedTuple):
+    """How all terms of a sum lie in memory: what kernels take strides and statistics by."""
+
+    layout: torch.memory_format
+    channels_last: bool
+    channels: int
+    """0 where terms have no second axis."""
+    pixels: int
+    """Of one image: the values that a channel has there."""
+
+    @staticmethod
+    def of(like: Tensor, layout: torch.memory_format) -> Place:
+        shape = like.shape
+        channels, pixels = (shape[1], shape[2:].numel()) if len(shape) > 1 else (0, 0)
+        return Place(layout, layout != torch.contiguous_format, channels, pixels)
+
+
+class SumKernel:
+    """mixed_sum: one output shaped like the terms, and a standard deviation for each noisy one."""
+
+    def blocks(self, n: int) -> int:
+        """Partial sums that n elements need room for; none where the kernels bring their own."""
+        raise NotImplementedError
+
+    def fill(self, call: SumCall, place: Place, y: Tensor, std: Tensor, partial: Tensor) -> None:
+        """Fills y, and std where it has room."""
+        raise NotImplementedError
+
+    def fill_grads(
+        self,
+        dy: Tensor,
+        call: SumCall,
+        place: Place,
+        std: Tensor,
+        dx: list[Tensor | None],
+        dw: Tensor,
+        partial: Tensor,
+    ) -> None:
+        """Fills each dx that is not None, and dw unless it is empty (then call.x is, too)."""
+        raise NotImplementedError
+
+    def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
+        x, layout = in_common_format(call.x)
+        y = torch.empty_like(x[0], memory_format=layout)
+        std = _new_deviations(y, call.noise)
+        # Relative noise: count, mean and squares of each block come first.
+        partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
+        call = SumCall(x, _widened(call.w, y), _readable(call.noise))
+        self.fill(call, Place.of(y, layout), y, std, partial)
+        return y, [std]
+
+    def backward(
+        self, grad: Tensor, call: SumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        needs_dw, *needs_dx = needs
+        layout = common_format([grad])
+        dy, *x = in_format([grad, *(call.x if needs_dw else [])], layout)
+        w = _widened(call.w, dy)
+        dw = w.new_empty(w.numel() if needs_dw else 0)
+        dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
+        partial = _float64(dy, dw.numel() * self.blocks(dy.numel()))
+        own = SumCall(x, w, _readable(call.noise))
+        self.fill_grads(dy, own, Place.of(dy, layout), laid_out(saved[0]), dx, dw, partial)
+        return [*([dw.to(call.w.dtype)] if needs_dw else []), *(d for d in dx if d is not None)]
+
+
+class NormSumKernel:
+    """mixed_norm_sum: as mixed_sum, with mean and variance of each term that is normed.
+
+    In the calls that `fill` and `fill_grads` are given, mean and var are always there: in training
+    forward fills them.
+    """
+
+    def blocks(self, n: int) -> int:
+        """As in `SumKernel`."""
+        raise NotImplementedError
+
+    def parts(self, n: int, place: Place) -> int:
+        """Partial sums that a channel needs room for, of n elements in all."""
+        raise NotImplementedError
+
+    def fill(
+        self,
+        call: NormSumCall,
+        training: bool,
+        place: Place,
+        y: Tensor,
+        std: Tensor,
+        moments: Tensor,
+        partial: Tensor,
+    ) -> None:
+        """Fills y, in training call.mean and call.var, and std where it has room."""
+        raise NotImplementedError
+
+    def fill_grads(
+        self,
+        dy: Tensor,
+        call: NormSumCall,
+        training: bool,
+        place: Place,
+        std: Tensor,
+        dz: list[Tensor | None],
+        dw: Tensor,
+        partial: Tensor,
+    ) -> None:
+        """Fills each dz that is not None, and dw unless it is empty. What it does not read of
+        call.z is None."""
+        raise NotImplementedError
+
+    def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
+        z, layout = in_common_format(call.z)
+        y = torch.empty_like(z[0], memory_format=layout)
+        training = call.mean is None or call.var is None
+        mean, var = _statistics(call, y)
+        std = _new_deviations(y, call.noise)
+        partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
+        place = Place.of(y, layout)
+        parts = self.parts(y.numel(), place) if training and y.numel() else 0
+        moments = _float64(y, 3 * parts * mean.numel())
+        own = call._replace(
+            z=z, w=_widened(call.w, y), mean=mean, var=var, noise=_readable(call.noise)
+        )
+        self.fill(own, training, place, y, std, moments, partial)
+        return y, [mean, var, std]
+
+    def backward(
+        self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        needs_dw, *needs_dz = needs
+        training = call.mean is None
+        read = terms_read(call.normed, training, needs_dz, needs_dw)
+        kept = [z_k for z_k, is_read in zip(call.z, read) if is_read]
+        layout = common_format(kept or [grad])
+        dy = laid_out(grad, layout)
+        z = [laid_out(z_k, layout) if is_read else None for z_k, is_read in zip(call.z, read)]
+        w = _widened(call.w, dy)
+        dw = w.new_empty(w.numel() if needs_dw else 0)
+        dz = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dz]
+        # A sum for each term, and that of dy itself.
+        place = Place.of(dy, layout)
+        parts = self.parts(dy.numel(), place) if kept and dy.numel() else 0
+        partial = _float64(dy, (w.numel() + 1) * parts * dy.shape[1])
+        mean, var, std = (laid_out(t) for t in saved)
+        own = call._replace(
+            z=cast(list[Tensor], z), w=w, mean=mean, var=var, noise=_readable(call.noise)
+        )
+        self.fill_grads(dy, own, training, place, std, dz, dw, partial)
+        return [*([dw.to(call.w.dtype)] if needs_dw else []), *(d for d in dz if d is not None)]
+
+
+class PathsKernel:
+    """sample_paths: what is sampled, and its weights."""
+
+    def fill(self, call: PathsCall, op: Tensor, weight: Tensor) -> None:
+        """Fills op and weight."""
+        raise NotImplementedError
+
+    def fill_grads(
+        self, dweight: Tensor, call: PathsCall, op: Tensor, dalpha: Tensor, dbeta: Tensor
+    ) -> None:
+        """Fills dalpha, and dbeta where there is a beta."""
+        raise NotImplementedError
+
+    def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
+        alpha = call.alpha
+        shape = (call.paths, *alpha.shape[:-1])
+        op = torch.empty(shape, dtype=torch.int64, device=alpha.device)
+        weight = torch.empty(shape, dtype=alpha.dtype, device=alpha.device)
+        self.fill(_readable(call), op, weight)
+        return weight, [op]
+
+    def backward(
+        self, grad: Tensor, call: PathsCall, saved: list[Tensor], needs: list[bool]
+    ) -> list[Tensor]:
+        own = _readable(call)
+        dalpha = torch.empty_like(own.alpha)
+        dbeta = dalpha.new_empty(0) if own.beta is None else torch.empty_like(own.beta)
+        self.fill_grads(laid_out(grad), own, laid_out(saved[0]), dalpha, dbeta)
+        return [d for d, need in zip((dalpha, dbeta), needs) if need]
+
+
+def _readable(call: Tuple) -> Tuple:
+    """The call, or the noise of one, with each of its tensors laid out for kernels."""
+    values: list[Any] = [laid_out(v) if isinstance(v, Tensor) else v for v in call]
+    return type(call)(*values)
+
+
+def _widened(w: Tensor, like: Tensor) -> Tensor:
+    """Mixing weights in the dtype that sums are accumulated in."""
+    return laid_out(w.to(accumulation_dtype(like.dtype)))
+
+
+def _statistics(call: NormSumCall, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for those of the batch, or copies of those that are given, which the op returns."""
+    if call.mean is not None and call.var is not None:
+        rows = torch.contiguous_format
+        return call.mean.clone(memory_format=rows), call.var.clone(memory_format=rows)
+    size, dtype = (sum(call.normed), y.shape[1]), accumulation_dtype(y.dtype)
+    fresh = torch.empty if y.numel() else torch.zeros  # no kernel runs on an empty batch
+    mean, var = (fresh(size, dtype=dtype, device=y.device) for _ in range(2))
+    return mean, var
+
+
+def _new_deviations(like: Tensor, noise: Noise) -> Tensor:
+    """Room for a standard deviation of each noisy term, where the noise is relative to them."""
+    return _float64(like, len(noise.noisy) if noise.form == "gaussian_additive" else 0)
+
+
+def _float64(like: Tensor, size: int) -> Tensor:
+    if size == 0:
+        return _empty_float64(like.device)
+    return torch.empty(size, dtype=torch.float64, device=like.device)
+
+
+@cache
+def _empty_float64(device: torch.device) -> Tensor:
+    """Made once for each device, since most calls have no noise."""
+    with torch.inference_mode(False):  # else it could never be saved for backward
+        return torch.empty(0, dtype=torch.float64, device=device)
