@@ -12,6 +12,7 @@ from fastnas import reference
 from fastnas.backends.calls import ConvCall, EdgesCall, NormSumCall, PathsCall, SumCall
 from fastnas.backends.layout import common_format, state_format
 from fastnas.backends.op_table import CELLS, LOGITS, TERMS, Request, register
+from fastnas.backends.outputs import given
 from fastnas.backends.saved import SavedTensors, accumulation_dtype
 
 
@@ -60,19 +61,19 @@ class EagerSum:
 
 class EagerNormSum:
     def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
-        given = None
-        if call.mean is not None and call.var is not None:
-            given = call.mean.clone(), call.var.clone()
-        v, (mean, var) = reference.batch_norms(call.z, call.normed, call.eps, given)
+        training = call.mean is None
+        own = None if training else given(call)
+        v, statistics = reference.batch_norms(call.z, call.normed, call.eps, own)
         std = reference.standard_deviations(call.z, call.noise.noisy, call.noise.form)
         y = reference.mixed_sum(v, call.w, *call.noise)
-        return y.contiguous(memory_format=common_format(call.z)), [mean, var, std]
+        kept = [std, *(statistics if training else ())]
+        return y.contiguous(memory_format=common_format(call.z)), kept
 
     def backward(
         self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
     ) -> list[Tensor]:
         needs_dw, *needs_dz = needs
-        mean, var, std = saved
+        std, mean, var = saved if call.mean is None else (*saved, *given(call))
         terms = [None if z_k is None else z_k.to(mean.dtype) for z_k in call.z]
         dz, dw = reference.mixed_norm_sum_grads(
             grad.to(mean.dtype), terms, call.w, call.normed, (mean, var), call.eps,

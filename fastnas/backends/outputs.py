@@ -134,7 +134,7 @@ class NormSumKernel:
     def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
         z, layout = in_common_format(call.z)
         y = torch.empty_like(z[0], memory_format=layout)
-        training = call.mean is None or call.var is None
+        training = call.mean is None
         mean, var = _statistics(call, y)
         std = _new_deviations(y, call.noise)
         partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
@@ -145,7 +145,7 @@ class NormSumKernel:
             z=z, w=_widened(call.w, y), mean=mean, var=var, noise=_readable(call.noise)
         )
         self.fill(own, training, place, y, std, moments, partial)
-        return y, [mean, var, std]
+        return y, [std, *((mean, var) if training else ())]
 
     def backward(
         self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
@@ -164,7 +164,7 @@ class NormSumKernel:
         place = Place.of(dy, layout)
         parts = self.parts(dy.numel(), place) if kept and dy.numel() else 0
         partial = _float64(dy, (w.numel() + 1) * parts * dy.shape[1])
-        mean, var, std = (laid_out(t) for t in saved)
+        std, mean, var = (laid_out(t) for t in (saved if training else (*saved, *given(call))))
         own = call._replace(
             z=cast(list[Tensor], z), w=w, mean=mean, var=var, noise=_readable(call.noise)
         )
@@ -215,14 +215,20 @@ def _widened(w: Tensor, like: Tensor) -> Tensor:
 
 
 def _statistics(call: NormSumCall, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for those of the batch, or copies of those that are given, which the op returns."""
-    if call.mean is not None and call.var is not None:
-        rows = torch.contiguous_format
-        return call.mean.clone(memory_format=rows), call.var.clone(memory_format=rows)
+    """Room for those of the batch, or those that are given."""
+    if call.mean is not None:
+        mean, var = (laid_out(t) for t in given(call))
+        return mean, var
     size, dtype = (sum(call.normed), y.shape[1]), accumulation_dtype(y.dtype)
     fresh = torch.empty if y.numel() else torch.zeros  # no kernel runs on an empty batch
     mean, var = (fresh(size, dtype=dtype, device=y.device) for _ in range(2))
     return mean, var
+
+
+def given(call: NormSumCall) -> tuple[Tensor, Tensor]:
+    """The statistics of a call that is not in training."""
+    assert call.mean is not None and call.var is not None
+    return call.mean, call.var
 
 
 def _new_deviations(like: Tensor, noise: Noise) -> Tensor:

@@ -31,8 +31,8 @@ class MatmulConv:
         mean, var = (None, None) if given is None else (given[:1], given[1:])
         one = z.new_ones(1, dtype=torch.float32)
         norm = NormSumCall([z], one, [True], call.eps, mean, var, NO_NOISE)
-        y, (mean, var, _) = self.norm_sum.forward(norm)
-        return y, [torch.cat([mean, var])]
+        y, (_, *statistics) = self.norm_sum.forward(norm)
+        return y, [torch.cat(statistics) if given is None else given.clone()]
 
     def backward(
         self, grad: Tensor, call: ConvCall, saved: list[Tensor], needs: list[bool]
@@ -45,7 +45,7 @@ class MatmulConv:
         # and dW is off by four roundings.
         std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
         norm = NormSumCall([y * std], stats.new_ones(1), [True], call.eps, None, None, NO_NOISE)
-        given = [torch.zeros_like(stats[:1]), stats[1:], stats.new_empty(0, dtype=torch.float64)]
+        given = [stats.new_empty(0, dtype=torch.float64), torch.zeros_like(stats[:1]), stats[1:]]
         (dz,) = self.norm_sum.backward(dy, norm, given, [False, True])
         needs_dx, *needs_dp = needs
         halves = dz.chunk(len(params), dim=1)

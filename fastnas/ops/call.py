@@ -50,6 +50,10 @@ _SCHEMA: dict[Any, tuple[str, str]] = {
 }
 
 
+NONE, FIRST = (0, 0), (0, 1)
+"""Places among the tensors that a kernel saves: first, and one past the last."""
+
+
 def _all_wanted(call: Any, needs: Needs) -> None:
     """Backward reads every leaf."""
 
@@ -77,7 +81,7 @@ class Op(Generic[Call]):
         reads: flags for the leaves whose values backward reads where such gradients are needed, or
             None for all. Only those are saved.
         prepare: a call with settings filled in that follow from what is needed.
-        shows: how many of the saved tensors the caller is given: statistics, or what was sampled.
+        shows: which of the saved tensors the caller is given: statistics, or what was sampled.
         saves_output: whether backward reads the output; it then comes first in `saved`.
     """
 
@@ -90,7 +94,7 @@ class Op(Generic[Call]):
     format: Callable[[Call, Tensor], torch.memory_format] = _contiguous
     reads: Callable[[Call, Needs], Sequence[bool] | None] = _all_wanted
     prepare: Callable[[Call, Needs], Call] = _unchanged
-    shows: int = 0
+    shows: tuple[int, int] = NONE
     saves_output: bool = False
     kinds: dict[str, Any] = field(init=False)
     """Field of the call to its type."""
@@ -229,7 +233,7 @@ class Op(Generic[Call]):
             outputs: tuple[Tensor, ...] = _Apply.apply(self, backend, rest, *tensors)
             return outputs
         out, saved = self.forward(call, backend)
-        return out, *saved[: self.shows]
+        return out, *saved[slice(*self.shows)]
 
     def choose(self, call: Call, backend: str | None, like: Tensor | None = None) -> str:
         """The backend that runs a call, or its backward, of which `like` is the gradient."""
@@ -280,7 +284,7 @@ class _Apply(torch.autograd.Function):
             kept[:leaves] = [t if is_read else None for t, is_read in zip(kept, reads)]
         ctx.op, ctx.backend, ctx.rest, ctx.leaves, ctx.count = op, backend, rest, leaves, len(kept)
         ctx.save_for_backward(*kept, *([out] if op.saves_output else []), *saved)
-        shown = saved[: op.shows]
+        shown = saved[slice(*op.shows)]
         ctx.mark_non_differentiable(*shown)
         ctx.set_materialize_grads(False)  # no zeros for what is only shown
         return out, *shown

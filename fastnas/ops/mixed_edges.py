@@ -17,7 +17,7 @@ from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
 from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
 from fastnas.backends.layout import state_format
 from fastnas.ops.batch_norm import Running, stack_running, update_running
-from fastnas.ops.call import Needs, Op
+from fastnas.ops.call import FIRST, Needs, Op
 from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.edge_checks import Setting, check_call, check_choice, check_path, read_choice
@@ -63,7 +63,7 @@ MIXED_EDGES = Op(
     reference=_reference,
     format=lambda call, grad: state_format(call.x[0]),
     prepare=_prepare,
-    shows=1,
+    shows=FIRST,
     saves_output=True,
 )
 

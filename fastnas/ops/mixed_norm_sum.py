@@ -33,8 +33,11 @@ OP = OPS["mixed_norm_sum"]
 
 def _fake(call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
     y = torch.empty_like(call.z[0], memory_format=common_format(call.z))
+    std = fake_deviations(call.noise, call.w.device)
+    if call.mean is not None:
+        return y, [std]
     mean = y.new_empty((sum(call.normed), y.shape[1]), dtype=accumulation_dtype(y.dtype))
-    return y, [mean, torch.empty_like(mean), fake_deviations(call.noise, call.w.device)]
+    return y, [std, mean, torch.empty_like(mean)]
 
 
 def _reference(call: NormSumCall) -> Tensor:
@@ -61,7 +64,7 @@ MIXED_NORM_SUM = Op(
     terms=lambda call: len(call.z),
     format=_format,
     reads=_reads,
-    shows=2,
+    shows=(1, 3),  # mean and variance, in training
 )
 
 
@@ -134,10 +137,10 @@ def mixed_norm_sum(
     mean, var = (None, None) if training else _given(z[0], running or ())
     drawn = noise_of(noise, noisy, level, rng, w.device)
     call = NormSumCall(z, w, normed, float(eps), mean, var, drawn)
-    y, mean, var = MIXED_NORM_SUM(call, backend)
+    y, *statistics = MIXED_NORM_SUM(call, backend)
     if training and running is not None and y.numel():
         pairs = [pair for pair, is_normed in zip(running, normed) if is_normed]
-        update_running(pairs, torch.stack([mean, var], 1), y.numel() // y.shape[1], momentum)
+        update_running(pairs, torch.stack(statistics, 1), y.numel() // y.shape[1], momentum)
     return y
 
 

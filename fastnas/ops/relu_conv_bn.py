@@ -18,7 +18,7 @@ from fastnas.backends.calls import ConvCall
 from fastnas.backends.layout import state_format
 from fastnas.checks import short
 from fastnas.ops.batch_norm import Running, stack_running, update_running
-from fastnas.ops.call import Op
+from fastnas.ops.call import FIRST, Op
 from fastnas.ops.checks import (
     as_list,
     check_image,
@@ -53,7 +53,7 @@ RELU_CONV_BN = Op(
         call.x, call.params, _new_stats(call), eps=call.eps
     ),
     format=lambda call, grad: state_format(call.x),
-    shows=1,
+    shows=FIRST,
     saves_output=True,
 )
 

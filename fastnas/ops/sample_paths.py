@@ -18,7 +18,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.backends.calls import PathsCall
 from fastnas.checks import check_choice, short
-from fastnas.ops.call import Op
+from fastnas.ops.call import FIRST, Op
 from fastnas.ops.checks import (
     as_list,
     check_dtype,
@@ -64,7 +64,7 @@ SAMPLE_PATHS = Op(
     fake=_fake,
     reference=_reference,
     terms=_longest_row,
-    shows=1,
+    shows=FIRST,
 )
 
 

@@ -95,7 +95,7 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
         y, saved = TritonNormSum().forward(normed)
         if not training:
-            normed = normed._replace(mean=saved[0], var=saved[1])
+            normed, saved = normed._replace(mean=saved[1], var=saved[2]), saved[:1]
         TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
     tau, rng = torch.ones((), dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
     for dtype, topology, logits in (

@@ -63,7 +63,7 @@ class UnderTest(EagerNormSum):
         self, grad: Tensor, call: NormSumCall, saved: list[Tensor], needs: list[bool]
     ) -> list[Tensor]:
         found = super().backward(grad, changed(call, self.mutant.bwd), saved, needs)
-        names = named(call, dy=grad, saved=saved, needs=needs, call=call)
+        names = named(call, dy=grad, saved=saved, needs=needs, whole=call)
         dw = [self.mutant.dw(found[0], names)] if needs[0] else []
         return dw + self.mutant.dz(found[len(dw) :], names)
 
@@ -102,8 +102,8 @@ def y_with_unbiased_variance(y: Tensor, a: SimpleNamespace) -> Tensor:
 
 def dz_of_given_statistics(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
     """w r dy: the terms of the batch's statistics forgotten."""
-    call = a.call._replace(mean=a.saved[0], var=a.saved[1])
-    return EagerNormSum().backward(a.dy, call, a.saved, a.needs)[a.needs[0] :]
+    call = a.whole._replace(mean=a.saved[1], var=a.saved[2])
+    return EagerNormSum().backward(a.dy, call, a.saved[:1], a.needs)[a.needs[0] :]
 
 
 def dz_without(dy_mean: bool) -> Callable[[list[Tensor], SimpleNamespace], list[Tensor]]:
@@ -111,7 +111,7 @@ def dz_without(dy_mean: bool) -> Callable[[list[Tensor], SimpleNamespace], list[
 
     def dz(dz: list[Tensor], a: SimpleNamespace) -> list[Tensor]:
         shape = 1, -1, 1, 1
-        mean, var, _ = a.saved
+        _, mean, var = a.saved
         r = (var[0] + a.eps).rsqrt().view(shape)
         v = (a.z[0] - mean[0].view(shape)) * r
         mean = a.dy if dy_mean else a.dy * v
