@@ -80,14 +80,15 @@ class Pipeline:
     generator: torch.Generator
     channels_last: bool = False
 
+    def __post_init__(self) -> None:
+        # Padded before they are normalised, as in the public code: black, not grey.
+        self._fill = -self.images.mean / self.images.std
+
     def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Training images of an index [B], and their labels."""
         index = to_device(index, self.images.train.device)
-        # Padded before they are normalised, as in the public code: black, not grey.
-        fill = -self.images.mean / self.images.std
-        batch = self.augment(
-            self.images.normalise(self.images.train[index]), self.generator, fill=fill
-        )
+        batch = self.images.normalise(self.images.train[index])
+        batch = self.augment(batch, self.generator, fill=self._fill)
         return self.laid_out(batch), self.images.train_labels[index]
 
     def laid_out(self, batch: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ def sgd(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settin
         params: all on one device.
         settings: further arguments of `torch.optim.SGD`.
     """
-    return _build(SGD, params, lr, capturable, settings)
+    # Of some hundred small tensors the loop of the default step takes a third longer; the same bits.
+    many = {} if capturable else {"foreach": True}
+    return _build(SGD, params, lr, capturable, {**many, **settings})
 
 
 def adam(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settings: Any) -> Adam:
