@@ -34,9 +34,8 @@ from fastnas.benchmarks.search.step import VERIFIED_BATCH
 from fastnas.nn import Paths
 from fastnas.ops import sample_paths
 from fastnas.search.bilevel import Bilevel
-from fastnas.search.graphed import GraphedBilevel
+from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel
 from fastnas.search.optimizers import adam, capturable_on, sgd
-from fastnas.search.recorder import CudaRecorder
 from fastnas.spaces import CELL_TYPES, get_space
 from fastnas.strategies import get_strategy
 from fastnas.strategies.single_path import SinglePath

@@ -18,7 +18,7 @@ from fastnas.runs.eager_memory import why_eager_does_not_fit
 from fastnas.runs.saved_bytes import saved_bytes
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import in_channels_last
-from fastnas.search.graphed import GraphedBilevel
+from fastnas.search.cuda_graph import GraphedBilevel
 from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
 from fastnas.strategies.mixture import Mixture

@@ -34,13 +34,12 @@ from fastnas.search.build import (
     seeded,
 )
 from fastnas.search.config import ConfigError, SearchConfig
-from fastnas.search.graphed import GraphedBilevel, why_not_graphed
+from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
 from fastnas.search.logs import Logs
 from fastnas.search.monitor import has_collapsed, observe
 from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.recalibrate import recalibrated
-from fastnas.search.recorder import CudaRecorder
 from fastnas.search.resumable import ResumableRun
 from fastnas.spaces import (
     AnyGenotype,

@@ -8,8 +8,7 @@ from step_cases import METHODS, SINGLE_PATH, build, search
 from fastnas.backends import choose
 from fastnas.ops import OPS
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.graphed import GraphedBilevel, why_not_graphed
-from fastnas.search.recorder import CudaRecorder
+from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
 from fastnas.search.searcher import Searcher
 
 pytestmark = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from fastnas.nn import NoiseDraw
 from fastnas.ops.device_choice import choice_on_device
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.optimizers import being_captured, is_capturable, state_tensors
-from fastnas.search.recorder import Recorder
 from fastnas.strategies.single_path import SinglePath
 from fastnas.strategies.steps import Batch, Inputs
 from fastnas.transfer import staged, to_device
@@ -22,8 +21,67 @@ from fastnas.transfer import staged, to_device
 logger = logging.getLogger("fastnas")
 
 Result = TypeVar("Result")
+WARM_UPS = 3
 NEVER_WAITING = ("cuda", "triton")
 """Backends whose ops read nothing from the device on the host."""
+
+
+class Recorder(Protocol):
+    """What `GraphedBilevel` needs of CUDA graphs; the tests have one that runs on the CPU."""
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """Runs `work` until all that it makes at its first call is made."""
+
+    def record(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        """Records `work` without running it.
+
+        Returns:
+            A function that runs the recording and returns the tensors that `work` returned, which
+            are the same at every call: a call overwrites the results of the one before.
+
+        Raises:
+            RuntimeError: the work cannot be recorded.
+        """
+
+
+class CudaRecorder:
+    """CUDA graphs in one memory pool, to be run on one stream in any order.
+
+    The pool is shared because nothing in it outlives a replay but the results, which are held: a
+    graph's intermediates may lie where another's lay.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream()
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """On the stream of the capture, so that cuBLAS' workspace there and Triton's kernels are
+        made; three times, as torch's documentation has it."""
+        current = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UPS):
+                work()
+        current.wait_stream(self._stream)
+
+    def record(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        graph = torch.cuda.CUDAGraph()
+        with (
+            torch.cuda.device(self.device),
+            # Puts the stream back; torch.cuda.graph does not where the capture fails.
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream),
+        ):
+            result = work()
+
+        def replay() -> Result:
+            graph.replay()
+            return result
+
+        return replay
 
 
 def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:

@@ -9,7 +9,7 @@ from host_recorder import HostReadError, HostRecorder, Tape
 from step_cases import METHODS, assert_same, batches, build, search, state
 
 import fastnas
-from fastnas.search.graphed import GraphedBilevel, why_not_graphed
+from fastnas.search.cuda_graph import GraphedBilevel, why_not_graphed
 
 
 @pytest.mark.parametrize(
