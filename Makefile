@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 NATIVE := $(shell find csrc kernels -type f -not -name '*.pyc') CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
-.PHONY: install search test fuzz sanitize stress bench gpu lint clean
+.PHONY: install search test fuzz sanitize stress bench gpu lint docs clean
 
 install: $(STAMP)
 
@@ -19,7 +19,7 @@ $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,search,triton,blackbox]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,search,triton,blackbox]'
 	touch $@
 
 # The main job: a NoisyDARTS search on real images; its report is runs/quickstart/report.md.
@@ -64,5 +64,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/: without the net; a link or an anchor that leads nowhere fails the build.
+docs: $(STAMP)
+	$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf build dist $(VENV) *.egg-info fastnas/_C*.so fastnas/_cuda*.so
+	rm -rf build dist site $(VENV) *.egg-info fastnas/_C*.so fastnas/_cuda*.so

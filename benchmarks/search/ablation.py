@@ -31,7 +31,7 @@ from fastnas.search.searcher import CHECKPOINT, Searcher
 
 SAMPLES = 7
 BLOCK = "ablation"
-"""Of the README."""
+"""The block of docs/benchmarks.md that `--page` replaces."""
 METHODS = {"off": "single-path-darts", "on": "rome"}
 SETTINGS = ("data", "images", "image_size", "channels", "layers", "batch_size", "epochs", "seed")
 FOUND = (
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rows", type=int, default=None, help="stop after so many new rows")
-    parser.add_argument("--readme", type=Path, default=None, help="puts the summary into its block")
+    parser.add_argument("--page", type=Path, default=None, help="puts the summary into its block")
     given = parser.parse_args(arguments)
     given.data = given.data or ["digits"]
     rows, new = read(given.csv), 0
@@ -173,8 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write(given.csv, rows)
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     print(summary(rows))
-    if given.readme is not None:
-        write_text(given.readme, updated(given.readme.read_text(), BLOCK, summary(rows)))
+    if given.page is not None:
+        write_text(given.page, updated(given.page.read_text(), BLOCK, summary(rows)))
 
 
 def _text(value: object) -> str:

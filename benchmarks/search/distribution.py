@@ -1,7 +1,7 @@
 """Measures regret on NAS-Bench-201: methods on distributions beside their twins on cells.
 
     python -m fastnas.benchmarks.search.distribution TABLE.csv OUT.csv [--plot OUT.png]
-        [--explained OUT.png] [--readme README.md]
+        [--explained OUT.png] [--page docs/distribution.md]
 
 A search sees 12-epoch validation accuracies and is judged by the 200-epoch test accuracy of the
 cell that it has then found best. A row is a whole search. Run again, it goes on with the rows that
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, help="of NAS-Bench-201")
     parser.add_argument("csv", type=Path, help="a row per search")
     parser.add_argument("--plot", type=Path, default=None, help="FILE.png or FILE.svg")
-    parser.add_argument("--readme", type=Path, default=None, help="puts the summary into its block")
+    parser.add_argument("--page", type=Path, default=None, help="puts the summary into its block")
     parser.add_argument("--explained", type=Path, default=None, help="FILE.png or FILE.svg")
     parser.add_argument("--method", action="append", choices=BLACK_BOX, help="may be repeated")
     parser.add_argument("--data", action="append", choices=DATA, help="may be repeated")
@@ -207,8 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file.flush()
     regrets = curves(read(given.csv), table)
     print(summary(regrets))
-    if given.readme is not None:
-        write_text(given.readme, updated(given.readme.read_text(), BLOCK, summary(regrets)))
+    if given.page is not None:
+        write_text(given.page, updated(given.page.read_text(), BLOCK, summary(regrets)))
     if given.plot is not None:
         draw(regrets, given.plot)
     if given.explained is not None:

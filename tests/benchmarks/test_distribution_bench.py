@@ -58,10 +58,10 @@ def test_rows_go_on_where_they_stopped(table, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "| evolution |" in text and "explains 0." in text
     block = "<!-- distribution:begin -->{}<!-- distribution:end -->"
-    readme = tmp_path / "README.md"
-    readme.write_text("before " + block.format(" old ") + " after")
-    distribution.main([*common, "--seeds", "2", "--readme", str(readme)])
-    assert "| evolution |" in readme.read_text() and " old " not in readme.read_text()
+    page = tmp_path / "page.md"
+    page.write_text("before " + block.format(" old ") + " after")
+    distribution.main([*common, "--seeds", "2", "--page", str(page)])
+    assert "| evolution |" in page.read_text() and " old " not in page.read_text()
 
 
 def test_evaluations_for_what_random_reaches():

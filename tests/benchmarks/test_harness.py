@@ -1,4 +1,4 @@
-"""The harness: rows, orders, verification before timing, saved bytes, what the README says."""
+"""The harness: rows, orders, verification before timing, saved bytes, what README and docs say."""
 
 from collections import Counter
 from dataclasses import replace
@@ -180,32 +180,66 @@ def test_saved_bytes_of_mixed_sum_are_its_inputs():
     assert saved_bytes(lambda: mixed_sum(x, w.detach())) == 16
 
 
-def test_readme_shows_the_rows_that_lose(tmp_path):
-    csv, text = tmp_path / "cpu.csv", tmp_path / "README.md"
+def test_pages_show_the_rows_that_lose(tmp_path):
+    csv, front, page = (tmp_path / name for name in ("cpu.csv", "README.md", "docs/benchmarks.md"))
     rows = [row("eager", 3.0), row("compile", 1.0), row("fastnas-cpu", 1.5, saved_bytes=50)]
     rows += [row("compile", 1.0, pass_="bwd"), row("fastnas-cpu", 2.0, pass_="bwd")]
     rows += [row("compile", 1.0, pass_="fwd"), row("fastnas-cpu", 0.5, pass_="fwd")]
     weighed = {"suite": "memory", "pass_": "saved", "verified": "yes"}
     rows += [row("eager", None, **weighed), row("gdas", None, **weighed, saved_bytes=75)]
-    write_csv(rows, csv)
-    text.write_text("# title\n<!-- figures:begin -->\nold\n<!-- figures:end -->\nrest\n")
-    assert readme.main([str(csv), "--readme", str(text), "--check"]) == 1
-    assert readme.main([str(csv), "--readme", str(text)]) == 0
-    assert readme.main([str(csv), "--readme", str(text), "--check"]) == 0
-    block = text.read_text()
+    write_csv([*rows, *HEADLINE], csv)
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    front.write_text("# title\n<!-- headline:begin -->\nold\n<!-- headline:end -->\nrest\n")
+    page.write_text("# all\n<!-- figures:begin -->\nold\n<!-- figures:end -->\nrest\n")
+    arguments = ["cpu.csv", "--root", str(tmp_path)]
+    assert readme.main([*arguments, "--check"]) == 1
+    assert readme.main(arguments) == 0
+    assert readme.main([*arguments, "--check"]) == 0
+    block = page.read_text()
     assert "| 2.00 |" in block and "| **0.67** |" in block and "| 0.50 |" in block
     assert "bwd alone" in block and "| **0.50** |" in block and "fwd alone" not in block
     assert "| gdas |" in block and "| 0.75 |" in block
-    assert block.startswith("# title\n") and block.endswith("\nrest\n") and "\nold\n" not in block
+    assert block.startswith("# all\n") and block.endswith("\nrest\n") and "\nold\n" not in block
+    text = front.read_text()
+    assert text.startswith("# title\n") and text.endswith("\nrest\n") and "\nold\n" not in text
+    assert "| search step, `SearchNetwork` of fastnas | 8.00 | 4.00 | 2.00 | 0.25 |" in text
+    slowest = "| the slowest of all: mixed_sum float32 2x3 K=8, bwd alone |  |  | **0.50** |  |"
+    assert slowest in text and text.count("\n| ") == 1 + 6
+    assert (tmp_path / "docs/pictures/search-step.png").stat().st_size > 1000
+
+
+STEP = {"suite": "search", "op": "search_step S0", "pass_": "step"}
+CELL = {"op": "mixed_edges normal cell"}
+HEADLINE = [
+    *(row("eager", 16.0, **STEP), row("eager-best", 8.0, **STEP), row("compile", 4.0, **STEP)),
+    *(row(f"fastnas{kind}", 2.0, **STEP, saved_bytes=25) for kind in ("", "-minimal")),
+    *(row("fastnas-accelerated", 2.0, **STEP), row("fastnas-cpu", 1.0, **CELL)),
+]
+"""What the first six rows of README.md need, beside a row of `mixed_sum`."""
+
+
+def test_pages_of_paths_and_without_their_rows(tmp_path):
+    csv, front, page = (tmp_path / name for name in ("cpu.csv", "README.md", "docs/benchmarks.md"))
+    rows = [row("eager", 3.0), row("fastnas-cpu", 1.0), *HEADLINE]
     paths = {"suite": "paths", "pass_": "step"}
-    write_csv([*rows, row("eager", 8.0, **paths), row("fastnas-rome", 2.0, **paths)], csv, True)
-    text.write_text(block + "<!-- paths:begin -->\n<!-- paths:end -->\n")
-    assert readme.main([str(csv), "--readme", str(text)]) == 0
-    assert "| eager-gdas | 8 | 1.00 |" in text.read_text()
-    assert "| fastnas-rome | 2 | 0.25 |" in text.read_text()
-    text.write_text("no markers")
-    assert readme.main([str(csv), "--readme", str(text)]) == 2
-    assert text.read_text() == "no markers"
+    rows += [row("eager", 8.0, **paths), row("fastnas-rome", 2.0, **paths)]
+    write_csv(rows, csv)
+    (tmp_path / "docs" / "pictures").mkdir(parents=True)
+    front.write_text("<!-- headline:begin -->\n<!-- headline:end -->\n")
+    page.write_text(
+        "<!-- figures:begin -->\n<!-- figures:end -->\n<!-- paths:begin -->\n<!-- paths:end -->\n"
+    )
+    arguments = ["cpu.csv", "--root", str(tmp_path)]
+    assert readme.main(arguments) == 0
+    assert "| eager-gdas | 8 | 1.00 |" in page.read_text()
+    assert "| fastnas-rome | 2 | 0.25 |" in page.read_text()
+    write_csv([row("eager", 3.0)], csv, overwrite=True)
+    before = front.read_text(), page.read_text()
+    assert readme.main(arguments) == 2  # no search step, which README.md opens with
+    page.write_text("no markers")
+    write_csv(rows, csv, overwrite=True)
+    assert readme.main(arguments) == 2
+    assert (front.read_text(), page.read_text()) == (before[0], "no markers")
 
 
 def test_plot(tmp_path):

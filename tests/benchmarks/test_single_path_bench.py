@@ -67,11 +67,11 @@ def test_the_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "searched", lambda config: searched.append(config) or FOUND)
     arguments = [str(tmp_path / "a.csv"), "--epochs", "2", "--seeds", "2", "--channels", "4"]
     ablation.main([*arguments, "--rows", "3"])
-    readme = tmp_path / "README.md"
-    readme.write_text("# t\n<!-- ablation:begin -->\nold\n<!-- ablation:end -->\nrest\n")
-    ablation.main([*arguments, "--readme", str(readme)])
-    assert "2 epochs with 7 samples a step and 7 times" in readme.read_text()
-    assert "old" not in readme.read_text() and readme.read_text().endswith("\nrest\n")
+    page = tmp_path / "page.md"
+    page.write_text("# t\n<!-- ablation:begin -->\nold\n<!-- ablation:end -->\nrest\n")
+    ablation.main([*arguments, "--page", str(page)])
+    assert "2 epochs with 7 samples a step and 7 times" in page.read_text()
+    assert "old" not in page.read_text() and page.read_text().endswith("\nrest\n")
     assert len(searched) == 8
     assert len({config.out for config in searched}) == 8
     assert {(c.method, c.samples, c.epochs) for c in searched} == {

@@ -30,8 +30,14 @@ def run(command, **options):
 
 def checkout(out):
     """A copy of the checkout, without what was built in it."""
-    names = (".git", ".venv", "build", "runs", "*.so", "*.egg-info", ".*_cache", "__pycache__")
-    return Path(shutil.copytree(ROOT, out / "source", ignore=shutil.ignore_patterns(*names)))
+    made = {".git", ".venv", "build", "runs", "site"}  # at the top; fastnas/runs is source
+    anywhere = shutil.ignore_patterns("*.so", "*.egg-info", ".*_cache", "__pycache__")
+
+    def left_out(folder, names):
+        top = made.intersection(names) if Path(folder) == ROOT else set()
+        return anywhere(folder, names) | top
+
+    return Path(shutil.copytree(ROOT, out / "source", ignore=left_out))
 
 
 def wheel(out, wish, *options, **environment):
