@@ -6,9 +6,8 @@
 // nodes + 1 sweeps, 9 for a DARTS cell. Between sweeps the partial sums are folded, C x C work. Outside of training
 // there is nothing to gather, and one sweep a node writes it.
 //
-// u of a first half is so computed twice, for its statistics and for v, that of a final half twice, for
-// its statistics and for the sum. Keeping it would cost a write and a read of 4 bytes an element, which
-// takes longer than its 9 to 25 FMA.
+// So u of every half is computed twice, once for its statistics, once for v or for the sum of the node. Keeping it
+// would cost a write and a read of 4 bytes an element, which takes longer than its 9 to 25 FMA.
 #include "mixed_edges.h"
 
 #include "mixed_edges_bwd.h"

@@ -55,7 +55,7 @@ template <class T> struct Buffers {
     double* rstd;      // [C]
     A *dot, *rstd_q;  // backward: [groups][width] of <dy, z - mean>; r q
   };
-  // One for each term; those of other terms stay empty.
+  // There is one for each term; those of convolutions and plain skips stay empty.
   std::vector<Norm> norms;
   // Moments are partial sums by group of images. A pool's belong to the state it reads: all edges that leave the
   // state with one stride share its statistics, though each keeps running statistics of its own.

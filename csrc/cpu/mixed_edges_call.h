@@ -1,9 +1,8 @@
 // Computes what forward and backward of mixed_edges share.
 //
-// The working unit is one image of one state. Whatever is cheap to compute from it (pools, depthwise
-// outputs, strided skips, draws of noise) is computed again in every sweep that needs it: 25 FMA an
-// element cost less than writing and reading the element (0.3 against 0.4 ns measured), and nothing has to
-// be held between forward and backward.
+// The working unit is one image of one state. What is cheap to compute from it (pools, depthwise outputs, strided
+// skips, draws of noise) is computed again in every sweep that needs it and never held: 25 FMA an element cost less
+// than writing and reading the element (0.3 against 0.4 ns, benchmarks/NOTES.md).
 #pragma once
 
 #include "mixed_edges_buffers.h"

@@ -176,10 +176,12 @@ void reduce(const MixedNormSumParams& p, const Tiling& g, const Tile& t, bool su
   alignas(64) A dy_tile[kElements], products[kColumns], mean[kColumns], scale[kColumns];
   alignas(64) A scratch[kColumns], d[kColumns], scaled[kColumns], total[kColumns];
   const bool multiplicative = is_multiplicative(p.sum.form);
+  // dy of a row as the accumulation dtype: where it lies if it is stored so, else from the tile converted before.
   const auto dy_row = [&](int64_t r, int64_t begin) {
     if constexpr (std::is_same_v<T, A>) return static_cast<const A*>(p.sum.dy) + begin;
     else return static_cast<const A*>(dy_tile + r * t.width);
   };
+  // Folds the sums by column to channels and keeps them as this tile's part.
   const auto keep = [&](int k) {
     fold(t, products, total);
     std::copy_n(total, t.channels, product_part(p, g, k, t.part) + t.channel);
@@ -296,6 +298,7 @@ void bwd(const MixedNormSumParams& p) {
   for (int k = 0; k < p.sum.terms; ++k) second_sweep |= needs_sums(p, k);
   g.for_each_tile(false, [&](const Tile& t) { reduce<T, A>(p, g, t, second_sweep); });
 
+  // All channels as one tile, which is what Term takes to find statistics.
   const Tile all{0, 0, 0, 0, 0, g.channels, 1, 0};
   if (second_sweep) add_parts(p, g, p.sum.terms);
   for (int k = 0; k < p.sum.terms; ++k) {

@@ -82,6 +82,7 @@ inline void make_context(Context& context, char* stack, size_t bytes, void (*ent
 // says so here, and hands over.
 enum class Wait { nothing, block_barrier, warp_barrier, vote, shuffle, exited };
 
+// An operation is what a fiber waits in, with what it gives and gets. File and line tell barriers apart.
 struct Operation {
   Wait kind;
   const char* file;
@@ -102,6 +103,7 @@ struct SharedArray {
   std::vector<unsigned char> bytes;
 };
 
+// Holds the one block that runs: its threads, their stacks, its shared arrays. `error` is the first that was found.
 struct Machine {
   std::mutex in_use;
   uint64_t seed = 0, random_state = 0;
@@ -154,6 +156,7 @@ inline void thread_main() {
   __builtin_unreachable();
 }
 
+// Tells where a thread is: what it waits in, and at which line.
 inline void print_thread(const Thread& t) {
   static const char* const kinds[] = {
       "runs",            "waits in __syncthreads", "waits in __syncwarp",
@@ -162,6 +165,7 @@ inline void print_thread(const Thread& t) {
   if (t.op.line) fprintf(stderr, " at %s:%d", t.op.file, t.op.line);
 }
 
+// Ends the launch as a device would, with an error that sticks, and says on stderr which threads cannot meet.
 inline void fail(const char* what, const Thread& a, const Thread& b) {
   if (machine.error) return;
   machine.error = 719;  // cudaErrorLaunchFailure

@@ -53,9 +53,9 @@ __global__ void pick_kernel(Plan plan, Picks picks) {
   }
 }
 
-// Tiles of few pixels give more blocks, tiles of many read the matrices less often. So the largest tiles that still
-// give a block for each of the H100's 132 multiprocessors; a launch has several jobs, which multiplies the blocks.
-// The number is fixed, not asked of the device, so results do not depend on the card.
+// Tiles of few pixels give more blocks, tiles of many read the matrices less often: this takes the largest tiles that
+// still give a block for each of the H100's 132 multiprocessors; a launch has several jobs, which multiplies the
+// blocks. The number is fixed, not asked of the device, so results do not depend on the card.
 Tiling balanced(Grid grid, int channels, int64_t images, int most) {
   int pixels = most;
   while (pixels > 32 && images * tiling_of(grid, channels, pixels).count() < 132) pixels /= 2;

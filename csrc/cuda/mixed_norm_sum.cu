@@ -30,7 +30,8 @@ __device__ Coefficient coefficient(const MixedNormSumParams& p, int k, int64_t c
   return {w * rstd(p, k, channel), static_cast<const float*>(p.mean)[p.norm[k] * p.channels + channel]};
 }
 
-// Fills table [terms][tile] with f(term, channel), for the whole block.
+// Fills table [terms][tile] with f(term, channel), for the whole block. The table lies in shared memory: a
+// channel's scale and mean take a division and a root, and every thread of the block needs those of all terms.
 template <class E, class F>
 __device__ void fill_table(const MixedNormSumParams& p, const Tiling& g, int64_t first_channel, E* table, F f) {
   for (int i = int(threadIdx.x); i < p.sum.terms * g.tile; i += kThreads) {
@@ -55,7 +56,8 @@ __attribute__((noinline)) __device__ float draw_element(Draw<float> draw, int64_
   return draw.element(uint64_t(logical_index(channels, pixels, index)));
 }
 
-// Makes the draws of a thread's values.
+// Makes the draws of a thread's values: four from a Philox block where its loads are whole quads in NCHW order,
+// else each by its own logical index.
 template <class View>
 __device__ void draw_held(const MixedNormSumParams& p, int k, const View& view, float (&d)[kHeld]) {
   const Draw<float> draw(p.sum, p.sum.ordinal[k]);
@@ -175,7 +177,8 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_mix_kernel(MixedNormS
   view.write(p.sum.y, sum);
 }
 
-// Sums dy (v_k - mu_k) of a thread, and dz_k where it needs no sums.
+// Sums dy (v_k - mu_k) of a thread, and writes dz_k where it needs no sums: of a term without norm, or with given
+// statistics. z is read only if its sum is wanted; noise is drawn only if the sum or a scaled dz needs it.
 template <class View, bool any_noise>
 __device__ void reduce_term(const MixedNormSumParams& p, int k, const View& view, const Coefficient* of,
                             const float (&dy)[kHeld], float (&sums)[View::kSums]) {
@@ -241,6 +244,7 @@ __global__ void __launch_bounds__(kThreads) mixed_norm_sum_reduce_kernel(MixedNo
   }
 }
 
+// Finds the totals of a sum by channel, which mixed_norm_sum_totals_kernel leaves in the place of its first part.
 __device__ double* totals(const MixedNormSumParams& p, const Tiling& g, int k) {
   return p.partial + k * g.parts * g.channels;
 }

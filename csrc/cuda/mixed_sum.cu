@@ -1,6 +1,9 @@
 // Computes y = sum_k w_k v_k and its gradients on CUDA. A block of threads takes kBlock elements, a thread four
 // quads of them, 256 quads apart, so that a warp reads 512 contiguous bytes of fp32. Sums: registers, warp, block,
 // then one partial per block, added in block order. No atomics.
+//
+// The op moves bytes and little else: forward reads every term once and writes y, backward reads dy and every term
+// once and writes every dx. Four loads of 16 bytes a term are in flight in each thread before the first is used.
 #include "mixed_sum.h"
 
 #include "launch.h"
@@ -102,6 +105,7 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumPar
   const double count = double(p.n - begin < kBlock ? p.n - begin : kBlock);
 
   float v[kQuads][4];
+  // Values past the end read 0: they add nothing to the sum, and block_moments keeps them out of the deviations.
   for (int i = 0; i < kQuads; ++i) load_quad<T>(p.x[term], quad_of(i), p.n, aligned, v[i]);
   Moments m = block_moments(v, p.n, count, per_warp);
   if (!squares_fit_fp32(m)) m = block_moments(v, p.n, count, wide_per_warp);  // all threads or none
