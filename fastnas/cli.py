@@ -279,9 +279,11 @@ RESUMABLE = ("search", "train")
 
 
 def main() -> None:
-    """The command line: a wrong input is one line on stderr and exit code 2, a run that diverged,
-    or was refused something by the system, one line and exit code 1; one that a signal stopped,
-    one line and the code of the signal."""
+    """Runs a command, and ends with one line on stderr where it cannot.
+
+    The exit code is 2 for a wrong input, 1 for a run that diverged or was refused something by the
+    system, and that of the signal for one that was stopped.
+    """
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text

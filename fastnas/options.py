@@ -1,4 +1,4 @@
-"""Options: dataclass fields with a help text, held to their bounds or choices.
+"""Holds options to what they may be: dataclass fields with a help text, bounds or choices.
 
 The settings of a run, the options of a method and those of an evaluator are such fields, declared
 by the class that reads them. The command line, files and Python fill them alike.
@@ -69,7 +69,7 @@ def check_options(instance: Any) -> None:
 
 
 class Optioned:
-    """What a run chooses by its name and what has options: a method, or an evaluator.
+    """Stands for what a run chooses by its name and what has options: a method, or an evaluator.
 
     Subclasses become dataclasses as they are defined, so their fields (`option`) are their options
     and `__post_init__` is the place for what else they set up. A subclass with a `name` of its own

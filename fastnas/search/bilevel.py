@@ -20,7 +20,7 @@ from fastnas.transfer import to_device
 
 
 class Bilevel:
-    """The two halves of a search step, each without the other's gradients.
+    """Makes the two halves of a search step, each without the other's gradients.
 
     The architecture step forms no weight gradient and the weight step no logit gradient, which
     the public code does for nothing (1.4 to 1.6 times the work).
@@ -65,7 +65,7 @@ class Bilevel:
         return self.move_params(self._drawn(train))
 
     def move_alphas(self, valid: Inputs, train: Inputs) -> Tensor:
-        """`arch_step` on inputs that are on the device; draws nothing on the host."""
+        """Makes an `arch_step` on inputs that are on the device; draws nothing on the host."""
         self.strategy.begin(valid.sample)
         step = ArchStep(
             self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
@@ -78,7 +78,7 @@ class Bilevel:
         return loss
 
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
-        """`weight_step` on inputs that are on the device; draws nothing on the host."""
+        """Makes a `weight_step` on inputs that are on the device; draws nothing on the host."""
         self.strategy.begin(train.sample)
         self.params_optimizer.zero_grad(set_to_none=True)
         step = WeightStep(

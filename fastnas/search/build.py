@@ -1,4 +1,4 @@
-"""The parts that searching and training build alike: device, data, batches, learning rate."""
+"""Builds what searching and training have alike: device, data, batches, learning rate."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ NOT_MIRRORED = {"digits", "svhn"}
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one; ConfigError for a device that is not there."""
+    """Returns the device of that name, CUDA for "auto" where there is one.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # torch.device takes cpu:7 too, and computes on the one CPU there is.
@@ -56,7 +60,7 @@ def load_data(config: RunConfig, device: torch.device) -> Images:
 
 
 def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
-    """The config's, by default crop 1 for digits, crop 4 and mirroring for photographs."""
+    """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs."""
     digits = images.name == "digits"
     crop = (1 if digits else 4) if config.crop is None else config.crop
     flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
@@ -85,7 +89,7 @@ class Pipeline:
         self._fill = -self.images.mean / self.images.std
 
     def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Training images of an index [B], and their labels."""
+        """Returns the training images of an index [B], augmented, and their labels."""
         index = to_device(index, self.images.train.device)
         batch = self.images.normalise(self.images.train[index])
         batch = self.augment(batch, self.generator, fill=self._fill)
@@ -146,17 +150,17 @@ def in_channels_last(network: nn.Module) -> None:
 
 
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
-    """Learning rate of an epoch, from `start` to `end` along half a cosine (SGDR, no restarts)."""
+    """Returns an epoch's learning rate, from `start` to `end` along half a cosine (SGDR)."""
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of right answers, float64 [] on their device."""
+    """Returns the share of right answers, float64 [] on their device."""
     return (logits.argmax(-1) == labels).double().mean()
 
 
 class Answers:
-    """The right answers over the batches of a test, counted without waiting for the device.
+    """Counts the right answers over the batches of a test, without waiting for the device.
 
     Attributes:
         right: int64 [], of several paths int64 [paths].

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+"""Writes and reads checkpoints: everything a run needs to go on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ZIP = b"PK"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; one line says which and why."""
+    """Says in one line which checkpoint cannot be used, and why."""
 
 
 def save_checkpoint(path: Path, kind: str, state: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def save_checkpoint(path: Path, kind: str, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, loaded with weights_only=True: no code in it is run.
+    """Loads what `save_checkpoint` wrote with weights_only=True: no code in it is run.
 
     Raises:
         CheckpointError: there is none, a byte of it has changed, or it is of another version or
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every global generator that a candidate may draw from."""
+    """Returns the state of every global generator that a candidate may draw from."""
     legacy: Any = np.random.get_state()  # noqa: NPY002
     _, keys, position, has_gauss, cached = legacy
     return {

@@ -1,4 +1,4 @@
-"""What a run is told: dataclasses that flags, a YAML or JSON file and Python fill alike."""
+"""Defines what a run is told: dataclasses that flags, a YAML or JSON file and Python fill alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CLIP = Bounds(0, 1e9, above=True)
 
 @dataclass(frozen=True)
 class RunConfig(FolderConfig):
-    """What searching and training share."""
+    """Holds the settings that searching and training share."""
 
     data: str = option("digits", "digits, cifar10, cifar100, svhn, imagefolder:DIR, or FILE.npz")
     data_dir: str = option("data", "where torchvision keeps its data sets")
@@ -83,7 +83,7 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class SearchConfig(RunConfig):
-    """A search. None stands for the method's published setting."""
+    """Holds the settings of all searches; None stands for the method's published one."""
 
     families = (Strategy,)
 
@@ -147,7 +147,7 @@ class SearchConfig(RunConfig):
         return self.made(Strategy, self.method, published)
 
     def resolved(self, name: str) -> Any:
-        """A setting, or the method's published one where it is None."""
+        """Returns a setting, or the method's published one where it is None."""
         value = getattr(self, name)
         if value is not None:
             return value
@@ -155,7 +155,7 @@ class SearchConfig(RunConfig):
 
     @property
     def _published(self) -> dict[str, Any]:
-        """What holds where a setting is None."""
+        """Returns what holds where a setting is None."""
         layout = SPACES[self.space].layout if self.space in SPACES else "darts"
         found = PUBLISHED | SPACE_DEFAULTS[layout]
         if self.method in STRATEGIES:
@@ -193,7 +193,7 @@ PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "we
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """The training of a genotype from scratch.
+    """Holds the settings of a training from scratch.
 
     None stands for what its paper trains such a network with on CIFAR-10 (`TRAINING`).
     """
@@ -218,7 +218,7 @@ class TrainConfig(RunConfig):
     test_every: int = option(1, "epochs between tests (0: only the last)", COUNT)
 
     def completed(self, genotype: AnyGenotype) -> TrainConfig:
-        """With a value for every setting; ConfigError for one that such a network does not have."""
+        """Fills every setting in; ConfigError for one that such a network does not have."""
         nb201 = isinstance(genotype, NB201Genotype)
         for name in ABSENT_IN_NB201 if nb201 else ():
             if getattr(self, name):
@@ -234,7 +234,7 @@ class TrainConfig(RunConfig):
         return found
 
     def resolved(self, name: str) -> Any:
-        """A setting of a config that is `completed`."""
+        """Returns a setting of a config that is `completed`."""
         value = getattr(self, name)
         assert value is not None, name
         return value

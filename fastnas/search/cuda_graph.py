@@ -1,4 +1,4 @@
-"""The two halves of a search step, each captured once as a CUDA graph and replayed."""
+"""Replays the two halves of a search step, each captured once as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NEVER_WAITING = ("cuda", "triton")
 
 
 class Recorder(Protocol):
-    """What `GraphedBilevel` needs of CUDA graphs; the tests have one that runs on the CPU."""
+    """Does what `GraphedBilevel` needs of CUDA graphs; the tests have one that runs on the CPU."""
 
     def warm_up(self, work: Callable[[], object]) -> None:
         """Runs `work` until all that it makes at its first call is made."""
@@ -45,7 +45,7 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """CUDA graphs in one memory pool, to be run on one stream in any order.
+    """Records CUDA graphs in one memory pool, to be run on one stream in any order.
 
     The pool is shared because nothing in it outlives a replay but the results, which are held: a
     graph's intermediates may lie where another's lay.
@@ -58,8 +58,10 @@ class CudaRecorder:
             self._stream = torch.cuda.Stream()
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """On the stream of the capture, so that cuBLAS' workspace there and Triton's kernels are
-        made; three times, as torch's documentation has it."""
+        """Runs `work` three times, as torch's documentation has it.
+
+        On the stream of the capture: cuBLAS makes its workspace there, Triton its kernels.
+        """
         current = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -85,7 +87,7 @@ class CudaRecorder:
 
 
 def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
-    """Why the steps of `bilevel` cannot be CUDA graphs, or None.
+    """Tells why the steps of `bilevel` cannot be CUDA graphs, or None.
 
     Args:
         backend: the one that computes `mixed_sum`.
@@ -109,11 +111,11 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
 
 
 class CaptureError(RuntimeError):
-    """A step could not be captured."""
+    """Says why a step could not be captured."""
 
 
 class GraphedBilevel:
-    """`Bilevel` with each half replayed from a CUDA graph: the same steps, bit for bit.
+    """Replays each half of `Bilevel` from a CUDA graph: the same steps, bit for bit.
 
     The first call of a half warms it up, captures it and puts back what that changed. Before each
     replay the batches, and noise drawn as `Bilevel` draws it, are copied into buffers that the
@@ -143,11 +145,11 @@ class GraphedBilevel:
         self._logged = False
 
     def arch_step(self, valid: Batch, train: Batch) -> Tensor:
-        """As `Bilevel.arch_step`; the next call overwrites what it returns."""
+        """Does as `Bilevel.arch_step`; the next call overwrites what it returns."""
         return self._step(self.bilevel.move_alphas, valid=valid, train=train)
 
     def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
-        """As `Bilevel.weight_step`; the next call overwrites what it returns."""
+        """Does as `Bilevel.weight_step`; the next call overwrites what it returns."""
         return self._step(self.bilevel.move_params, train=train)
 
     def forget(self) -> None:
@@ -169,7 +171,7 @@ class GraphedBilevel:
         return half(*(_on_device(inputs) for inputs in fresh.values()))
 
     def _drawn(self, batch: Batch) -> Inputs:
-        """The batch with its noise on the host, drawn in the order in which `Bilevel` draws."""
+        """Returns the batch with its noise on the host, drawn in `Bilevel`'s order."""
         sample = self.bilevel.strategy.draw()
         return Inputs(*batch, self.bilevel.network.draw(), sample)
 
@@ -221,7 +223,7 @@ class GraphedBilevel:
 
 
 class _Buffers:
-    """What a captured pass reads: inputs that stay where they are."""
+    """Keeps the inputs that a captured pass reads where they are."""
 
     def __init__(self, like: Inputs) -> None:
         images, labels, draw, sample = like
@@ -261,7 +263,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first: ending a broken capture raises again."""
+    """Tells what went wrong first: ending a broken capture raises again."""
     while error.__context__ is not None:
         error = error.__context__
     return " ".join(str(error).split()) or type(error).__name__

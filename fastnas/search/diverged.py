@@ -1,4 +1,4 @@
-"""What stops a run whose numbers are no longer finite."""
+"""Stops a run whose numbers are no longer finite."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class DivergedError(RuntimeError):
-    """A run diverged: a loss, a parameter or an output is NaN or infinite; one line says which."""
+    """Says in one line which loss, parameter or output of a run is NaN or infinite."""
 
 
 def first_not_finite(parts: Mapping[str, Any]) -> str | None:
@@ -34,7 +34,7 @@ def first_not_finite(parts: Mapping[str, Any]) -> str | None:
 
 
 def _floats(name: str, state: Any) -> Iterator[tuple[str, Tensor]]:
-    """The floating-point tensors of a state dict, with the path that leads to each."""
+    """Yields the floating-point tensors of a state dict, with the path that leads to each."""
     if isinstance(state, Tensor):
         if state.is_floating_point():
             yield name, state.detach()

@@ -1,4 +1,4 @@
-"""The settings that all runs share, and their way from flags, files and Python into a config."""
+"""Brings settings from flags, files and Python into a config, and holds those of all runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ SEEDS = whole(0, 2**63 - 1)
 
 
 class ConfigError(ValueError):
-    """A setting is wrong; one line says which, what was given and what is allowed."""
+    """Says in one line which setting is wrong, what was given and what is allowed."""
 
 
 @dataclass(frozen=True)
 class FolderConfig:
-    """What all runs share.
+    """Holds the settings that all runs share.
 
     Attributes:
         options: those given of the method, or the evaluator, that the run chooses. Flags and files
@@ -69,7 +69,7 @@ class FolderConfig:
 
 
 class Setting(NamedTuple):
-    """A setting as flags and files have it.
+    """Describes a setting as flags and files have it.
 
     Attributes:
         types: of its values, the first of which is that of a flag.

@@ -1,4 +1,4 @@
-"""A genotype by what a user gives for one: the name of a file, or its text."""
+"""Reads a genotype from what a user gives for one: the name of a file, or its text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CALL = "Genotype"
 
 
 def read_genotype(text_or_file: str) -> AnyGenotype:
-    """Read a genotype from a file of that name, where there is one, or else from the text itself.
+    """Reads a genotype from a file of that name, where there is one, or else from the text itself.
 
     Raises:
         ConfigError: there is no such file, and the text is none; or the file holds none.
@@ -41,7 +41,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _looks_like_text(text: str) -> bool:
-    """Whether an error should be about the text: names of files may have brackets and bars."""
+    """Tells whether an error should be about the text: file names may have brackets and bars."""
     return text.lstrip().startswith(STARTS) or f"{CALL}(" in text
 
 

@@ -1,4 +1,4 @@
-"""What a run and its continuation have to agree on, for their results to be those of one run."""
+"""Tells what a run and its continuation must agree on, to have the results of one run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST_STAGE = {"train_epochs", "train_channels", "train_layers", "train_batch_siz
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str] = ()
 ) -> dict[str, str]:
-    """Name to what was and what is, of all that differs and may not."""
+    """Returns name to what was and what is, of all that differs and may not."""
     return {
         name: f"{name} {before.get(name)!r} -> {now.get(name)!r}"
         for name in dict.fromkeys([*before, *now])

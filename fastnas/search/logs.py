@@ -1,4 +1,4 @@
-"""TensorBoard logs of a run."""
+"""Writes the TensorBoard logs of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastnas.extras import require
 
 
 class Logs:
-    """Scalars per epoch; a resumed run hides what was logged after its checkpoint."""
+    """Logs scalars by epoch; a resumed run hides what was logged after its checkpoint."""
 
     def __init__(self, folder: Path | None, enabled: bool, first_epoch: int = 0) -> None:
         self._writer = None

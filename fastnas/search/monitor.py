@@ -1,4 +1,4 @@
-"""What to watch in a search: skips, entropy, parameter-free operations, collapse to skips."""
+"""Watches a search: skips, entropy, parameter-free operations, collapse to skips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLLAPSE_PATIENCE = 3
 
 @typed
 def entropy(w: Tensor) -> float:
-    """Mean over edges of the entropy of an edge's weights, as a share of its maximum log K.
+    """Returns the mean entropy of the edges' weights, as a share of its maximum log K.
 
     Weights that do not sum to 1 (sigmoids) are normalised first. 1: undecided, 0: decided.
     """
@@ -36,8 +36,10 @@ def entropy(w: Tensor) -> float:
 
 @typed
 def observe(weights: Mapping[str, Tensor], genotype: AnyGenotype) -> dict[str, float]:
-    """One epoch's figures: per cell type that has weights skips, parameter-free operations (of the
-    edges that the genotype keeps) and alpha entropy."""
+    """Returns an epoch's figures, for each cell type that has weights.
+
+    Skips and parameter-free operations are of the edges that the genotype keeps.
+    """
     figures: dict[str, float] = {}
     for cell in [cell for cell in CELL_TYPES if cell in weights]:
         figures[f"skips_{cell}"] = skip_count(genotype, cell)
@@ -53,7 +55,7 @@ def has_collapsed(
     share: float = COLLAPSE_SHARE,
     patience: int = COLLAPSE_PATIENCE,
 ) -> bool:
-    """Whether more than `share` of the normal cell's edges were skips in each of the last epochs.
+    """Tells whether more than `share` of the normal cell were skips in each of the last epochs.
 
     DARTS' known failure (RobustDARTS section 3): the cell fills with skip connections and its test
     accuracy falls while validation accuracy rises. One epoch with many skips is no sign of it;

@@ -1,4 +1,4 @@
-"""The optimizers of a search: those on CUDA keep everything that they read on the device."""
+"""Makes the optimizers of a search: those on CUDA keep on the device all that they read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind", bound=Optimizer)
 
 
 def capturable_on(device: torch.device) -> bool:
-    """Whether a search on `device` has capturable optimizers (`sgd`, `adam`).
+    """Tells whether a search on `device` has capturable optimizers (`sgd`, `adam`).
 
     The device decides, not the wish for CUDA graphs: with and without graphs a search makes the
     same steps.
@@ -24,7 +24,7 @@ def capturable_on(device: torch.device) -> bool:
 
 
 def sgd(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settings: Any) -> SGD:
-    """SGD whose step, if `capturable`, a CUDA graph can hold.
+    """Makes an SGD whose step, if `capturable`, a CUDA graph can hold.
 
     Then torch's fused kernel updates (the foreach one reads a tensor's learning rate back to the
     host), the rate is a float32 tensor [] beside the parameters, and all state is there before the
@@ -42,18 +42,18 @@ def sgd(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settin
 
 
 def adam(params: Iterable[nn.Parameter], *, lr: float, capturable: bool, **settings: Any) -> Adam:
-    """Adam, and the rest as in `sgd`."""
+    """Makes an Adam, and the rest as in `sgd`."""
     return _build(Adam, params, lr, capturable, settings)
 
 
 def is_capturable(optimizer: Optimizer) -> bool:
-    """Whether the learning rate is read from memory; a number would be fixed by the capture."""
+    """Tells whether the rate is read from memory; a number would be fixed by the capture."""
     return all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
 
 
 @contextmanager
 def being_captured(optimizer: Optimizer) -> Iterator[None]:
-    """torch's Adam refuses a captured step without this flag, and warns of any other with it."""
+    """Sets the flag that torch's Adam needs in a captured step, and warns of in others."""
     for group in optimizer.param_groups:
         group["capturable"] = True
     try:
@@ -64,7 +64,7 @@ def being_captured(optimizer: Optimizer) -> Iterator[None]:
 
 
 def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Tensor]]) -> None:
-    """A step in which some parameters stand still, as if their gradient were None.
+    """Makes a step in which some parameters stand still, as if their gradient were None.
 
     Args:
         optimizer: SGD of `sgd(capturable=True)`, with one group, where `moved` is not empty.
@@ -97,7 +97,7 @@ def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Ten
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Of all groups; in place where it is a tensor, which captured steps go on reading."""
+    """Sets the rate of all groups; in place where it is a tensor, which captured steps read."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)
@@ -106,7 +106,7 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
 
 
 def state_tensors(optimizer: Optimizer) -> list[torch.Tensor]:
-    """What a step changes besides the parameters."""
+    """Returns what a step changes besides the parameters."""
     values = [value for state in optimizer.state.values() for value in state.values()]
     return [value for value in values if isinstance(value, torch.Tensor)]
 
@@ -131,7 +131,7 @@ def _build(
 
 
 def _fill_state(optimizer: Optimizer) -> None:
-    """What is missing of the state, with the values that a first step starts from."""
+    """Adds what is missing of the state, with the values that a first step starts from."""
     for group in optimizer.param_groups:
         for p in group["params"]:
             state = optimizer.state[p]

@@ -1,4 +1,4 @@
-"""What a person sees while a run works."""
+"""Shows a person how a run goes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.text import Text
 
 
 def memory_text(device: torch.device) -> str:
-    """Peak memory so far: allocated on the GPU, resident on the CPU."""
+    """Returns the peak memory so far: allocated on the GPU, resident on the CPU."""
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
@@ -33,7 +33,7 @@ def memory_text(device: torch.device) -> str:
 
 
 def plain_console(width: int | None = None, quiet: bool = False) -> Console:
-    """Return a console that prints names as they are: brackets are no markup, lines not broken.
+    """Returns a console that prints names as they are: brackets are no markup, lines not broken.
 
     Args:
         width: of tables in columns; None: the terminal's.
@@ -45,7 +45,7 @@ def plain_console(width: int | None = None, quiet: bool = False) -> Console:
 
 
 class StepBar:
-    """A bar over the steps of a run with its latest figures, and a line an epoch."""
+    """Shows a bar over the steps of a run with its latest figures, and a line an epoch."""
 
     def __init__(self, console: Console, what: str, steps: int, done: int) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""The batch-norm statistics of a path, in place of those of all that were sampled."""
+"""Takes the batch-norm statistics of a path anew, in place of those of all sampled paths."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Path(nn.Module):
 def recalibrated(
     network: SearchNetwork, weights: Weights, batches: Iterable[Tensor]
 ) -> SearchNetwork:
-    """A copy whose batch norms hold the mean statistics of `batches` on one path.
+    """Returns a copy whose batch norms hold the mean statistics of `batches` on one path.
 
     While paths are sampled, an operation sees the states of many, and its running statistics are
     those of none; before one path is validated they are taken anew on training images (Guo et al.,

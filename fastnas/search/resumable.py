@@ -1,4 +1,4 @@
-"""A run over epochs and steps that can stop at any step and go on as if it had not."""
+"""Runs over epochs and steps, and can stop at any step and go on as if it had not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STEPS_SHOWN = 16
 
 
 class ResumableRun:
-    """Epochs, steps and checkpoints; subclasses say what a step and the end of an epoch do.
+    """Runs epochs and keeps checkpoints; subclasses say what a step and the end of an epoch do.
 
     Attributes:
         epoch, step: epochs done, and steps done in the one under way.
@@ -71,7 +71,7 @@ class ResumableRun:
         raise NotImplementedError
 
     def parts(self) -> dict[str, Any]:
-        """Name to what has state_dict() and load_state_dict()."""
+        """Returns name to what has state_dict() and load_state_dict()."""
         raise NotImplementedError
 
     def generators(self) -> dict[str, torch.Generator]:
@@ -82,11 +82,11 @@ class ResumableRun:
         raise NotImplementedError
 
     def run_step(self) -> None:
-        """One step, its figures given to `add`."""
+        """Makes one step and gives its figures to `add`."""
         raise NotImplementedError
 
     def end_epoch(self) -> dict[str, Any]:
-        """The figures of the epoch besides the means of `sums`."""
+        """Returns the figures of the epoch besides the means of `sums`."""
         raise NotImplementedError
 
     def after_epoch(self) -> None:
@@ -100,15 +100,15 @@ class ResumableRun:
         """Goes to the extra state of a checkpoint before its parts are loaded; raises anything."""
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
-        """What the bar shows: from `sums` over the epoch's steps so far, and seconds a step."""
+        """Returns what the bar shows, from the means of the epoch so far and seconds a step."""
         raise NotImplementedError
 
     def epoch_line(self) -> str:
-        """What stays on the screen of an epoch done."""
+        """Returns what stays on the screen of an epoch done."""
         raise NotImplementedError
 
     def advice(self) -> str:
-        """What a user may change when the run has diverged."""
+        """Tells what a user may change when the run has diverged."""
         raise NotImplementedError
 
     @property
@@ -129,7 +129,7 @@ class ResumableRun:
             self._unread.append((self.step, name, mine))
 
     def means(self) -> dict[str, float]:
-        """`sums` over the steps of the epoch so far.
+        """Returns `sums` over the steps of the epoch so far.
 
         Raises:
             DivergedError: a figure of a step was not finite, which its sum tells for good.
@@ -157,7 +157,7 @@ class ResumableRun:
             raise self.diverged(f"{name} is not finite", self.step - 1)
 
     def diverged(self, what: str, step: int) -> DivergedError:
-        """The error that ends the run.
+        """Returns the error that ends the run.
 
         Args:
             what: is not finite.
@@ -170,7 +170,7 @@ class ResumableRun:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What a run that goes on from a checkpoint of this one has to have as well."""
+        """Returns what a run that goes on from a checkpoint of this one must have as well."""
         free = FREE | LAST_STAGE
         return {
             **{name: value for name, value in self.config.settings().items() if name not in free},
@@ -230,7 +230,7 @@ class ResumableRun:
             started, steps = time.perf_counter(), 0
 
     def save(self, path: Path | None) -> None:
-        """Everything that the rest of the run depends on; nothing where there is no path.
+        """Saves everything that the rest of the run depends on; nothing where there is no path.
 
         Raises:
             DivergedError: the state is not finite; the checkpoint before it stays.
@@ -272,7 +272,7 @@ class ResumableRun:
         self.restore(state, path)
 
     def read(self, path: Path) -> dict[str, Any]:
-        """The state in a checkpoint; CheckpointError where it is none of such a run."""
+        """Reads the state in a checkpoint; CheckpointError where it is none of such a run."""
         state = load_checkpoint(path, self.kind)
         parts = [*self.generators(), *self.parts(), *self.extra_state()]
         problem = problem_of_state(
@@ -283,7 +283,7 @@ class ResumableRun:
         return state
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, str]:
-        """What the run that saved a state has otherwise than this one, by its name."""
+        """Returns what the run that saved a state has otherwise than this one, by its name."""
         return differences(state["run"], self.identity())
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write there, and what a resumed run must agree with."""
+"""Guards the folder of a run: who may write there, and what a resumed run must agree with."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ LAST_CHECKPOINT = "train.pt"
 
 
 class RunFolderError(ValueError):
-    """The folder of a run cannot be used; one line says why."""
+    """Says in one line why the folder of a run cannot be used."""
 
 
 @contextmanager
 def claimed_folder(
     config: FolderConfig, resume: bool, run: ResumableRun | None = None
 ) -> Iterator[Path]:
-    """The run's folder, made if need be, with its config, and locked while the run lives.
+    """Yields the run's folder, made if need be, with its config, locked while the run lives.
 
     Args:
         resume: go on with the run that it holds, if any.
@@ -60,7 +60,7 @@ def claimed_folder(
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The folder is this process's; the system takes it back when the process dies, however."""
+    """Locks the folder; the system takes it back when the process dies, however it does."""
     try:
         if not os.path.lexists(out / CONFIG):
             _check_empty(out)
@@ -91,7 +91,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _owner(out: Path) -> str:
-    """Which process has the folder, as far as it has said so."""
+    """Tells which process has the folder, as far as it has said so."""
     try:
         text = (out / OWNER).read_text()
     except (OSError, ValueError):
@@ -134,7 +134,7 @@ def _check_empty(out: Path) -> None:
 
 
 def _differing_settings(config: FolderConfig, out: Path) -> dict[str, str]:
-    """Of config.json, which is there before the first checkpoint is."""
+    """Compares with config.json, which is there before the first checkpoint is."""
     path = out / CONFIG
     try:
         settings = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What is wrong with the state in a checkpoint that is whole, but was not written by such a run."""
+"""Finds what is wrong with the state in a whole checkpoint that no such run has written."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def problem_of_state(
     epochs: int,
     steps: int,
 ) -> str | None:
-    """What no run can have saved, or None.
+    """Tells what of a state no run can have saved, or None.
 
     Args:
         parts: names of the run's parts and generators.
@@ -73,7 +73,7 @@ def problem_of_state(
 
 
 def problem_of_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
-    """What torch loads without a word into an optimizer and cannot step with, or None."""
+    """Tells what torch has loaded without a word and cannot step with, or None."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():

@@ -1,4 +1,4 @@
-"""The search loop: epochs, batches, two optimizers, a strategy, a monitor."""
+"""Runs a search: stages, epochs, batches, two optimizers, a strategy, a monitor."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ EVALUATION_IMAGES = 4096
 
 
 class Searcher(ResumableRun):
-    """A search, from its config to a genotype.
+    """Searches, from a config to a genotype.
 
     Args:
         images: what it searches on, None: the config's data.
@@ -111,17 +111,17 @@ class Searcher(ResumableRun):
 
     @property
     def stage(self) -> int:
-        """The stage under way, from 0."""
+        """Returns the number of the stage under way, from 0."""
         return len(self.past_logits)
 
     @property
     def stage_epoch(self) -> int:
-        """The epochs done in the stage under way."""
+        """Returns how many epochs of the stage under way are done."""
         return self.epoch - sum(stage.epochs for stage in self.stages[: self.stage])
 
     @property
     def is_graphed(self) -> bool:
-        """Whether the steps are replayed from CUDA graphs."""
+        """Tells whether the steps are replayed from CUDA graphs."""
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
     @property
@@ -191,8 +191,9 @@ class Searcher(ResumableRun):
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Accuracy of the supernet, or of its likeliest path, in eval mode, on the images of the
-        logits.
+        """Returns the accuracy on the images of the logits, in eval mode.
+
+        It is that of the supernet, or of its likeliest path where the method samples paths.
 
         Raises:
             DivergedError: one of the network's logits is not finite.
@@ -223,7 +224,7 @@ class Searcher(ResumableRun):
         return 4 * self.config.resolved("batch_size")
 
     def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Indices and images, not augmented, in large batches."""
+        """Yields indices and images, not augmented, in large batches."""
         images = self.pipeline.images
         for index in chosen.split(self._plain_size):
             yield index, self.pipeline.laid_out(images.normalise(images.train[index]))
@@ -254,7 +255,7 @@ class Searcher(ResumableRun):
         )
 
     def on_backend(self) -> Any:
-        """The context of the run's backend."""
+        """Returns the context of the run's backend."""
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
     def after_epoch(self) -> None:
@@ -282,7 +283,7 @@ class Searcher(ResumableRun):
         self._begin_stage(space, past)
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
-        """Search steps as this run makes them: replayed from CUDA graphs, if it does that."""
+        """Returns search steps as this run makes them: from CUDA graphs, if it does that."""
         if not self.config.cuda_graph or self.not_graphed is not None:
             return bilevel
         return GraphedBilevel(bilevel, CudaRecorder(self.device))
@@ -339,7 +340,7 @@ class Searcher(ResumableRun):
         self.bilevel = self.graphed(bilevel)
 
     def _mixture(self, images: Tensor) -> Tensor:
-        """All candidates in eager torch, among them whatever a sampled path may run."""
+        """Runs all candidates in eager torch, among them whatever a sampled path may run."""
         space = self.space
         weights = {
             cell: torch.ones(len(space.edges), space.num_candidates(cell))
@@ -371,7 +372,7 @@ class Searcher(ResumableRun):
 
 
 def to_text(genotype: AnyGenotype) -> str:
-    """A NAS-Bench-201 string; DARTS text where it can express the genotype, else JSON."""
+    """Returns a NAS-Bench-201 string; DARTS text where it can express the genotype, else JSON."""
     if isinstance(genotype, NB201Genotype):
         return to_nb201(genotype)
     try:

@@ -1,4 +1,4 @@
-"""Settings from a file: JSON, or YAML 1.2 with the types of its core schema."""
+"""Reads settings from a file: JSON, or YAML 1.2 with the types of its core schema."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRUE, _FALSE = re.compile(r"true|True|TRUE"), re.compile(r"false|False|FALSE")
 
 
 def read_settings_text(path: Path) -> dict[Any, Any]:
-    """Read the settings of a file: JSON where its name ends in .json, else YAML.
+    """Reads the settings of a file: JSON where its name ends in .json, else YAML.
 
     Raises:
         ValueError: it cannot be read, is neither, gives a key twice or holds no mapping.
@@ -44,7 +44,7 @@ def read_settings_text(path: Path) -> dict[Any, Any]:
 
 
 def number(text: str) -> int | float | str:
-    """Return the number that YAML's core schema reads in a text; the text where it is none.
+    """Returns the number that YAML's core schema reads in a text; the text where it is none.
 
     Raises:
         ValueError: it has more digits than Python reads.

@@ -1,4 +1,4 @@
-"""Training a genotype from scratch, as DARTS and NAS-Bench-201 evaluate their cells."""
+"""Trains a genotype from scratch, as DARTS and NAS-Bench-201 evaluate their cells."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TEST_BATCH = 256
 
 
 class Trainer(ResumableRun):
-    """The training of one genotype's evaluation network.
+    """Trains one genotype's evaluation network.
 
     Args:
         images: what it trains and tests on, None: the config's data.
@@ -118,7 +118,7 @@ class Trainer(ResumableRun):
 
     @property
     def parameters(self) -> int:
-        """Without the auxiliary head, as papers count them."""
+        """Counts the parameters without the auxiliary head, as papers do."""
         return count_parameters(self.network)
 
     def train(self, out: Path | None, console: Console) -> float:
@@ -138,7 +138,7 @@ class Trainer(ResumableRun):
         return float(self.history[-1]["test_accuracy"])
 
     def identity(self) -> dict[str, Any]:
-        """With the genotype itself: the file that a config names may hold another by now."""
+        """Adds the genotype itself: the file that a config names may hold another by now."""
         return {**super().identity(), "genotype": to_json(self.genotype)}
 
     def parts(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Trainer(ResumableRun):
         self.add(train_accuracy=accuracy(logits, labels))
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's, and those of its auxiliary classifier where it has one."""
+        """Returns the network's logits, and those of its auxiliary classifier where it has one."""
         found = self.network(images)
         return (found, None) if isinstance(found, Tensor) else found
 
@@ -183,7 +183,7 @@ class Trainer(ResumableRun):
 
     @torch.no_grad()
     def test(self) -> float:
-        """Accuracy on the held-back test images.
+        """Returns the accuracy on the held-back test images.
 
         Raises:
             DivergedError: a logit is not finite.

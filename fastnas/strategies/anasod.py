@@ -1,4 +1,4 @@
-"""ANASOD by gradient: logits tied across the edges, so that they say a distribution.
+"""Searches operation distributions by gradient (ANASOD), with logits tied across the edges.
 
 w_c = softmax(alpha_c), the same on every edge of the cells of type c. The paper (Wan et al., WACV
 2022) has a differentiable search; whether it is the mixture or samples could not be read, so both
@@ -41,7 +41,7 @@ class OnDistributions(Strategy):
         return found
 
     def distribution(self, arch: ArchParameters, space: Space) -> OperationDistribution:
-        """p_c proportional to softmax(alpha_c) on the operations that cells have.
+        """Returns p_c proportional to softmax(alpha_c) on the operations that cells have.
 
         Raises:
             ValueError: a logit is not finite.
@@ -57,18 +57,17 @@ class OnDistributions(Strategy):
         return OperationDistribution(ops, shares)
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
-        """A distribution is undecided where its largest and its smallest logit are as close as two
-        initial ones."""
+        """Counts distributions whose extreme logits are as close as two initial ones."""
         rows = {cell: alpha[0].detach() for cell, alpha in arch.alphas().items()}
         margins = {cell: [float(row.max() - row.min())] for cell, row in rows.items()}
         return within_noise(margins, self.alpha_scale, "distributions")
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
-        """The first cell of `cells`."""
+        """Returns the first cell of `cells`."""
         return self.cells(arch, space, 1)[0]
 
     def cells(self, arch: ArchParameters, space: Space, count: int) -> list[AnyGenotype]:
-        """Drawn from the distribution; always the same of one distribution."""
+        """Draws cells from the distribution; always the same of one distribution."""
         check_int("count", count, 1)
         rng = np.random.default_rng(0)
         drawn = self.distribution(arch, space)

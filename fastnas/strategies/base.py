@@ -23,7 +23,7 @@ from fastnas.strategies.steps import ArchStep, Batch, WeightStep
 
 
 class Stage(NamedTuple):
-    """What a stage of a search is given.
+    """Describes a stage of a search.
 
     Attributes:
         layers: cells of its network; in NAS-Bench-201 per stage of that network.
@@ -35,7 +35,7 @@ class Stage(NamedTuple):
 
 
 class Strategy(Optioned):
-    """A gradient method: DARTS with the hooks that its descendants override.
+    """Answers the search loop as DARTS does; methods override some of its hooks.
 
     The loop asks: which weights or sampled paths for a forward pass (`forward_weights`), what
     gradient for the logits (`arch_gradient`, with `regulariser` in its loss) and for the weights
@@ -69,7 +69,7 @@ class Strategy(Optioned):
     """What `eager_step` runs, by the layout of the space."""
 
     def space(self, space: Space) -> Space:
-        """The space that the method searches in `space`.
+        """Returns the space that the method searches in `space`.
 
         Raises:
             ValueError: the method samples which edges a node keeps, and the space keeps them all.
@@ -103,16 +103,16 @@ class Strategy(Optioned):
         return space
 
     def skip_noise(self) -> SkipNoise | None:
-        """Noise on the skip connections of the search network."""
+        """Returns the noise on the skip connections of the search network."""
         return None
 
     def noise_amplitude(self, epoch: int, epochs: int) -> float:
-        """r of the noise in an epoch, counted from 0."""
+        """Returns r of the noise in an epoch, counted from 0."""
         check_epoch(epoch, epochs, beyond=True)
         return 1.0
 
     def skip_drop_probability(self) -> float:
-        """Drop-path on the skip connections of the search network."""
+        """Returns the probability of drop-path on the skip connections."""
         return 0.0
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
@@ -120,31 +120,31 @@ class Strategy(Optioned):
         check_epoch(epoch, epochs)
 
     def figures(self) -> dict[str, float]:
-        """What of that belongs into the records of the epoch."""
+        """Returns values of this epoch to write to the history and to TensorBoard."""
         return {}
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
-        """Cell type to w [E, K], a differentiable function of the logits: softmax (DARTS eq. 2)."""
+        """Returns cell type to w [E, K], differentiable in the logits: softmax (DARTS eq. 2)."""
         check_type("arch", arch, ArchParameters)
         return {cell: torch.softmax(alpha, dim=-1) for cell, alpha in arch.alphas().items()}
 
     def draw(self) -> Tensor | None:
-        """What a half of a step draws, on the host: int64 [n], or None where it draws nothing."""
+        """Draws on the host for a half of a step: int64 [n], or None where there is nothing to draw."""
         return None
 
     def begin(self, drawn: Tensor | None) -> None:
         """Begins a half of a step with what `draw` drew, on the device of the logits."""
 
     def forward_weights(self, arch: ArchParameters) -> Weights:
-        """What one forward pass of a step runs on."""
+        """Returns what one forward pass of a step runs on."""
         return self.mixing_weights(arch)
 
     def validation_weights(self, arch: ArchParameters) -> Weights:
-        """What the network is validated on."""
+        """Returns what the network is validated on."""
         return self.mixing_weights(arch)
 
     def regulariser(self, arch: ArchParameters) -> Tensor | float:
-        """Added to the loss of the architecture step."""
+        """Returns what is added to the loss of the architecture step."""
         return 0.0
 
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
@@ -156,7 +156,7 @@ class Strategy(Optioned):
         return accumulate(step)
 
     def not_capturable(self) -> str | None:
-        """Why a step of the method cannot be a CUDA graph, or None."""
+        """Tells why a step of the method cannot be a CUDA graph, or None."""
         if self.skip_drop_probability():
             return "skip_drop_path draws noise on the host in the middle of a step"
         return None
@@ -169,13 +169,16 @@ class Strategy(Optioned):
         train: Batch,
         valid: Batch,
     ) -> None:
-        """A first-order step as public eager code makes it, to be compared with; optimizers of the
-        weights and of the logits."""
+        """Makes a first-order step as public eager code does, to be compared with.
+
+        Args:
+            optimizers: of the weights and of the logits.
+        """
         params, alphas = optimizers
         reference.search_step(network, arch.alphas(), params, alphas, train, valid)
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
-        """The architecture that the logits stand for.
+        """Derives the architecture that the logits stand for.
 
         Raises:
             ValueError: a logit is not finite.
@@ -187,12 +190,14 @@ class Strategy(Optioned):
             return self.derive_darts(arch, space)
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
-        """Cell type to how many choices of the derivation the initial noise may have made."""
+        """Counts, by cell type, the choices that the initial noise may have made."""
         return within_noise(self.margins(arch, space), self.alpha_scale, "edges")
 
     def margins(self, arch: ArchParameters, space: Space) -> dict[str, list[float]]:
-        """Cell type to the margin of each choice of the derivation, in units of the logits: here
-        that of the operation of every edge."""
+        """Returns, by cell type, the margin of each choice in units of the logits.
+
+        Here the choices are the operations of the edges.
+        """
         drops = space.layout == "darts"
         return {
             cell: operation_margins(alpha, space, cell, drops)
@@ -209,13 +214,13 @@ class Strategy(Optioned):
 
 
 def check_epoch(epoch: int, epochs: int, beyond: bool = False) -> None:
-    """`epoch` counts from 0 to below `epochs`, or `beyond` it."""
+    """Refuses an epoch that does not count from 0 to below `epochs`, or `beyond` it."""
     check_int("epochs", epochs, 1)
     check_int("epoch", epoch, 0, None if beyond else epochs - 1)
 
 
 def check_logits(arch: ArchParameters, space: Space) -> None:
-    """`arch` has finite logits of `space`: of as many candidates on as many edges of a cell type.
+    """Refuses what are no finite logits of `space`, of its edges and candidates.
 
     Raises:
         TypeError: they are no ArchParameters and no Space.

@@ -1,4 +1,4 @@
-"""DARTS (Liu, Simonyan, Yang, ICLR 2019, arXiv 1806.09055)."""
+"""Implements DARTS (Liu, Simonyan, Yang, ICLR 2019, arXiv 1806.09055)."""
 
 from __future__ import annotations
 

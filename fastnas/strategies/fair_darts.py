@@ -1,4 +1,4 @@
-"""FairDARTS (Chu et al., ECCV 2020, arXiv 1911.12126): candidates that do not compete."""
+"""Implements FairDARTS (Chu et al., ECCV 2020, arXiv 1911.12126): candidates do not compete."""
 
 from __future__ import annotations
 

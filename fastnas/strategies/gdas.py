@@ -1,4 +1,4 @@
-"""GDAS (Dong, Yang, CVPR 2019, arXiv 1910.04465): one sampled operation on every edge."""
+"""Implements GDAS (Dong, Yang, CVPR 2019, arXiv 1910.04465): a sampled operation on each edge."""
 
 from __future__ import annotations
 
@@ -42,8 +42,11 @@ class GDAS(SinglePath):
         self.siblings = self.gdas_gradient == "siblings"
 
     def margins(self, arch: ArchParameters, space: Space) -> dict[str, list[float]]:
-        """Of the operations of edges, or, where a node keeps its two largest entries, of the second
-        of them over the third, in log softmax."""
+        """Returns the margins of the operations of edges.
+
+        Where a node keeps its two largest entries, it is that of the second over the third, in log
+        softmax.
+        """
         if space.layout != "darts":
             return super().margins(arch, space)
         found: dict[str, list[float]] = {}

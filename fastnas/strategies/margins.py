@@ -1,4 +1,4 @@
-"""Whether a search has decided anything: its margins beside what its initial noise would give.
+"""Tells whether a search has decided anything: margins beside what initial noise would give.
 
 Logits begin as s N(0, 1), s = `Strategy.alpha_scale` (1e-3 in DARTS). The difference of two such
 logits is N(0, 2 s^2), so without any search it stays within three of its standard deviations,
@@ -24,13 +24,13 @@ SIGMAS = 3.0
 
 
 def noise_margin(scale: float) -> float:
-    """m of logits that began as scale N(0, 1)."""
+    """Returns m of logits that began as scale N(0, 1)."""
     return SIGMAS * math.sqrt(2) * scale
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """How many choices of a cell type are within the initial noise.
+    """Counts the choices of a cell type that are within the initial noise.
 
     Attributes:
         count, of: choices within it, and all there are.
@@ -49,7 +49,7 @@ class Undecided:
 def operation_margins(
     logits: Tensor, space: Space, cell_type: str, drops_none: bool
 ) -> list[float]:
-    """Of each edge the best candidate's logit less the next one's, infinite where it is alone.
+    """Returns, for each edge, the best logit less the next, infinite where it is alone.
 
     Args:
         logits: [E, K].
@@ -65,7 +65,7 @@ def operation_margins(
 def within_noise(
     margins: Mapping[str, list[float]], scale: float, what: str
 ) -> dict[str, Undecided]:
-    """Cell type to how many of its margins are at most m."""
+    """Counts, by cell type, the margins that are at most m."""
     bound = noise_margin(scale)
     return {
         cell: Undecided(sum(margin <= bound for margin in row), len(row), what)

@@ -1,4 +1,4 @@
-"""What methods share that run all candidates: a first-order or an unrolled gradient."""
+"""Holds what methods share that run all candidates: the gradient's order."""
 
 from __future__ import annotations
 

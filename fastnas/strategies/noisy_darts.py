@@ -1,4 +1,4 @@
-"""NoisyDARTS (Chu, Zhang, Li, arXiv 2005.03566): DARTS with noise on the skip connections."""
+"""Implements NoisyDARTS (Chu, Zhang, Li, arXiv 2005.03566): DARTS with noise on the skips."""
 
 from __future__ import annotations
 

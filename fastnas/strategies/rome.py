@@ -1,4 +1,4 @@
-"""ROME (Wang, Wang, Chu et al., ICCV 2023, arXiv 2011.11233): topology apart from operations.
+"""Implements ROME (Wang, Wang, Chu et al., ICCV 2023, arXiv 2011.11233): topology sampled apart.
 
 There is no public code. The paper's: sampling (eq. 2-8), K samples averaged for the logits and
 added for the weights (eq. 11, 12), K = 7, learning rates, 50 epochs, derivation. Ours, where it
@@ -28,8 +28,10 @@ class ROME(SinglePath):
     samples: int = option(7, "sub-networks in each half of a step, all on its batch", SAMPLES)
 
     def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
-        """argmax p(z): each node's two edges with the largest beta (v1: its best pair), each
-        with its best operation."""
+        """Derives argmax p(z): each node's two best edges, each with its best operation.
+
+        Best are those with the largest beta; in version 1 it is the best pair.
+        """
         return derive_path(self.likeliest(arch), space)
 
 

@@ -1,4 +1,4 @@
-"""What single-path methods share: samples, temperature, accumulation; and their baseline."""
+"""Holds what single-path methods share: samples, temperature, accumulation; and a baseline."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class SinglePath(Strategy):
 
     @property
     def passes(self) -> int:
-        """Forward passes in each half of a step."""
+        """Returns how many forward passes each half of a step has."""
         return 1 if self.paths_at_once else self.samples
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
@@ -87,7 +87,7 @@ class SinglePath(Strategy):
         return {"tau": self.tau}
 
     def draw(self) -> Tensor:
-        """The temperature, float64, and a Philox stream for each cell type: [1 + 2 types]."""
+        """Draws a Philox stream for each cell type; with the temperature's float64 bits [1 + 2 types]."""
         tau = torch.tensor([self.tau], dtype=torch.float64)
         return torch.cat([tau.view(torch.int64), draw_rng(len(CELL_TYPES)).flatten()])
 
@@ -95,7 +95,7 @@ class SinglePath(Strategy):
         self._drawn, self._turn = drawn, 0
 
     def forward_weights(self, arch: ArchParameters) -> Weights:
-        """A sample of each pass of a half step in turn, or all; differentiable in alpha and beta.
+        """Returns the sample of each pass in turn, or all; differentiable in alpha and beta.
 
         The passes share a stream, in which each draws all samples and takes its own, so that
         `paths_at_once` changes none of them. Where no half was begun, one begins here.
@@ -129,7 +129,7 @@ class SinglePath(Strategy):
         return {cell: PathSample(op[:, i], weight[:, i]) for i, cell in enumerate(alphas)}
 
     def validation_weights(self, arch: ArchParameters) -> Weights:
-        """The most probable path."""
+        """Returns the most probable path."""
         dtype = arch.normal.dtype
         return {
             cell: Paths(choice, torch.ones_like(choice, dtype=dtype))
@@ -137,7 +137,7 @@ class SinglePath(Strategy):
         }
 
     def likeliest(self, arch: ArchParameters) -> dict[str, Tensor]:
-        """Cell type to argmax p(z), int64 [E]: the best candidate of every edge; -1: no edge."""
+        """Returns cell type to argmax p(z), int64 [E]: each edge's best candidate; -1: no edge."""
         best = {cell: alpha.detach().argmax(-1) for cell, alpha in arch.alphas().items()}
         for cell, beta in arch.betas().items():
             kept = kept_edges(beta.detach().cpu(), arch.nodes, self.topology).to(beta.device)
@@ -145,7 +145,7 @@ class SinglePath(Strategy):
         return best
 
     def _scale(self, accumulation: str) -> float:
-        """Of the loss of a pass, which is a mean over its paths."""
+        """Returns the weight of a pass's loss, which is a mean over its paths."""
         return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
 
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
@@ -168,7 +168,7 @@ class SinglePath(Strategy):
         train: Batch,
         valid: Batch,
     ) -> None:
-        """The method on eager single paths, one after the other (`reference.single_path_step`)."""
+        """Makes the step on eager single paths, one after the other (`reference.single_path_step`)."""
         assert isinstance(network, reference.SinglePathNetwork)
         network.set_siblings(self.siblings)
 
@@ -186,7 +186,7 @@ class SinglePath(Strategy):
 
 
 class SinglePathDARTS(SinglePath):
-    """DARTS by sampling alone: the baseline that collapses, for ROME to be compared with.
+    """Searches by sampling alone: the baseline that collapses, for ROME to be compared with.
 
     Samples operations as GDAS does, on all edges, and derives as DARTS does, both from alpha: the
     coupling of operations and topology that ROME takes apart (its table 6, "no TD"). Without

@@ -23,7 +23,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Inputs(NamedTuple):
-    """What a forward pass reads besides parameters and logits.
+    """Holds what a forward pass reads besides parameters and logits.
 
     Attributes:
         images, labels: a `Batch`.
@@ -38,7 +38,7 @@ class Inputs(NamedTuple):
 
 
 class Weighing(Protocol):
-    """What the losses ask of a strategy."""
+    """Answers what the losses ask of a strategy."""
 
     def forward_weights(self, arch: ArchParameters) -> Weights:
         """Returns what one forward pass runs on."""
@@ -49,7 +49,7 @@ class Weighing(Protocol):
 
 @dataclass(frozen=True)
 class ArchStep:
-    """The half that moves the logits: its losses, as functions of tensors that change in place.
+    """Holds the half that moves the logits: its losses, functions of tensors that change in place.
 
     Attributes:
         params: the network's parameters, w of the equations.
@@ -87,7 +87,7 @@ class ArchStep:
 
 @dataclass(frozen=True)
 class WeightStep:
-    """The half that moves the weights: it has to fill `grad` of the params, None when it starts.
+    """Holds the half that moves the weights, which fills `grad` of the params, None at its start.
 
     Attributes:
         grad_clip: largest norm of the gradient.
@@ -112,7 +112,7 @@ class WeightStep:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of logits [N, classes], or of [paths, N, classes] its mean over the paths."""
+    """Returns the loss of logits [N, classes]; of [paths, N, classes] its mean over the paths."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
