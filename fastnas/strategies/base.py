@@ -129,7 +129,7 @@ class Strategy(Optioned):
         return {cell: torch.softmax(alpha, dim=-1) for cell, alpha in arch.alphas().items()}
 
     def draw(self) -> Tensor | None:
-        """Draws on the host for a half of a step: int64 [n], or None where there is nothing to draw."""
+        """Draws on the host for a half of a step: int64 [n], or None where nothing is random."""
         return None
 
     def begin(self, drawn: Tensor | None) -> None:

@@ -87,7 +87,7 @@ class SinglePath(Strategy):
         return {"tau": self.tau}
 
     def draw(self) -> Tensor:
-        """Draws a Philox stream for each cell type; with the temperature's float64 bits [1 + 2 types]."""
+        """Returns the bits of the temperature and a stream for each cell type, [1 + 2 types]."""
         tau = torch.tensor([self.tau], dtype=torch.float64)
         return torch.cat([tau.view(torch.int64), draw_rng(len(CELL_TYPES)).flatten()])
 
@@ -168,7 +168,7 @@ class SinglePath(Strategy):
         train: Batch,
         valid: Batch,
     ) -> None:
-        """Makes the step on eager single paths, one after the other (`reference.single_path_step`)."""
+        """Makes the step on eager single paths in turn (`reference.single_path_step`)."""
         assert isinstance(network, reference.SinglePathNetwork)
         network.set_siblings(self.siblings)
 
