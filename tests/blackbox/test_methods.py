@@ -259,7 +259,7 @@ def test_reinforce_moves_along_the_score(domain):
         ),
         ("reinforce", {"arch_rate": 0.0}, "arch_rate is 0.0; a number is needed, above 0 to 10"),
         ("evolution", {"population": 2}, "sample is 3; 1 to population, 2"),
-        ("bohb", {}, "method is 'bohb'; allowed: anasod-random, anasod-local, anasod-bo"),
+        ("bohb", {}, "method is 'bohb'; allowed: anasod-bo, anasod-local, anasod-random"),
     ],
 )
 def test_bad_options(name, options, message):
