@@ -8,13 +8,16 @@ be read as if they were not there. So whoever fills a kernel's arguments lays it
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from itertools import repeat
+from operator import attrgetter, is_
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 # Looked up once: a call asks for dozens of addresses.
 STRIDED, ROWS = torch.strided, torch.contiguous_format
+_layout = attrgetter("layout")
 
 
 def laid_out(t: Tensor, layout: torch.memory_format = ROWS) -> Tensor:
@@ -54,21 +57,31 @@ def addresses(
     layout: torch.memory_format = ROWS,
 ) -> list[int]:
     """`address` of each, 0 for None."""
-    # One expression for each tensor: a cell has 170 parameters, and a call costs more than a look.
-    return [
-        0
-        if t is None
-        else (
-            t.layout is STRIDED
-            and t.is_contiguous(memory_format=layout)
-            and t.device == on
-            and not t.is_neg()
-            and not t.is_conj()
-            and t.data_ptr()
-        )
-        or address(t, on, layout)
-        for t in tensors
-    ]
+    # A cell has 170 parameters, and a call of Python for each costs more than the looks: what is
+    # asked of all of them is asked in loops that enter none. Only a list that fails goes the long
+    # way, to the tensor that is to blame.
+    given: list[Any] = list(tensors)
+    if layout is ROWS and not any(map(is_, given, repeat(None))) and _are_rows(given, on):
+        found = list(map(Tensor.data_ptr, given))
+        if 0 not in found:
+            return found
+    return [0 if t is None else address(t, on, layout) for t in given]
+
+
+def _are_rows(tensors: list[Tensor], on: torch.device) -> bool:
+    """Whether each is plain, contiguous and on the device.
+
+    `get_device` is a sixth of the price of `device`. It is -1 of a few devices beside the CPU, where
+    tensors have no addresses, and the caller looks again.
+    """
+    where = -1 if on.type == "cpu" else on.index
+    return (
+        {STRIDED}.issuperset(map(_layout, tensors))
+        and all(map(Tensor.is_contiguous, tensors))
+        and {where}.issuperset(map(Tensor.get_device, tensors))
+        and not any(map(Tensor.is_neg, tensors))
+        and not any(map(Tensor.is_conj, tensors))
+    )
 
 
 def places(

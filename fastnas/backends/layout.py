@@ -34,7 +34,10 @@ def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_fo
 
 def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
     """The tensors in this format, copied where they are not."""
-    return [laid_out(t, layout) for t in x]
+    return [
+        t if t.is_contiguous(memory_format=layout) and not t.is_neg() else laid_out(t, layout)
+        for t in x
+    ]
 
 
 def state_format(x: Tensor) -> torch.memory_format:

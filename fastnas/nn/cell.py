@@ -16,7 +16,7 @@ from fastnas.checks import check_choice, check_hint, check_int, check_type
 from fastnas.nn.dag import Dag
 from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.mixed_op import MixedOp, ask_nothing
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.reading import HasReading
 from fastnas.nn.recognise import CellParts
@@ -49,7 +49,8 @@ class Cell(HasReading, Dag, reference.Cell):
         parts = self.parts()
         if isinstance(parts, str):
             return parts
-        for op, edge in zip(cast(list[MixedOp], self._ops), parts.edges):
+        ops = cast(list[MixedOp], self._ops)
+        for op, edge in () if ask_nothing(ops) else zip(ops, parts.edges):
             reason = op.refusal(edge)
             if reason is not None:
                 return reason

@@ -138,7 +138,7 @@ def norm_sum(
         w,
         normed=[k in folded for k in range(len(z))],
         eps=first.eps,
-        running=[running_of(folded[k]) if k in folded else None for k in range(len(z))],
+        running=[running_of([folded[k]])[0] if k in folded else None for k in range(len(z))],
         momentum=cast(float, first.momentum),
         training=training,
         **options,

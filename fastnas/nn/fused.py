@@ -140,7 +140,7 @@ def _preprocess(
     y = relu_conv_bn(
         x,
         weights_of(pre.convs),
-        running=running_of(norm),
+        running=running_of([norm])[0],
         momentum=cast(float, norm.momentum),
         training=training,
         eps=norm.eps,
@@ -173,7 +173,7 @@ def _run(
         weights_of(plan.convs),
         plan.table,
         choice=choice,
-        running=[running_of(norm) for norm in norms] if norms else None,
+        running=running_of(norms) if norms else None,
         momentum=cast(float, norms[0].momentum) if norms else 0.0,
         training=training,
         eps=norms[0].eps if norms else 1e-5,
@@ -214,12 +214,13 @@ def weights_of(convs: Sequence[nn.Conv2d]) -> list[Tensor]:
     return [cast(Tensor, conv._parameters["weight"]) for conv in convs]
 
 
-def running_of(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """(mean, variance) of a recognised batch norm, which has both."""
-    buffers = norm._buffers  # four times as fast as attributes, of which a cell has 300
-    mean, var = buffers["running_mean"], buffers["running_var"]
-    assert mean is not None and var is not None
-    return mean, var
+def running_of(norms: Sequence[nn.BatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
+    """(mean, variance) of each of some recognised batch norms, which have both."""
+    # Looked up in the dicts, four times as fast as attributes, of which a cell has 300.
+    buffers = [norm._buffers for norm in norms]
+    return [
+        (cast(Tensor, own["running_mean"]), cast(Tensor, own["running_var"])) for own in buffers
+    ]
 
 
 def count_batch(norms: Sequence[nn.BatchNorm2d], times: int = 1) -> None:

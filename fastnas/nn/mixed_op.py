@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -81,8 +81,10 @@ class MixedOp(HasReading, reference.MixedOp):
             return f"it has a method `{own[0]}` of its own"
         if self.training and self.skip_drop_path:
             return "skip_drop_path drops samples after the noise"
+        if self.noise is None:
+            return None
         skips = [k for k, c in enumerate(parts.candidates) if c and c.name == "skip_connect"]
-        if self.noise is not None and list(self.skips) != skips:
+        if list(self.skips) != skips:
             return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
         return None
 
@@ -203,6 +205,21 @@ class MixedOp(HasReading, reference.MixedOp):
         if not noisy:
             return x
         return self.reduce([x], torch.ones(1, device=x.device), [0], None)
+
+
+_METHODS = frozenset(("terms", "mix", "reduce", "forward"))
+
+
+def ask_nothing(ops: Iterable[MixedOp]) -> bool:
+    """Whether all are plainly of this class, so that `refusal` has nothing to say of any."""
+    return not [
+        op
+        for op in ops
+        if type(op) is not MixedOp
+        or op.noise is not None
+        or op.skip_drop_path
+        or not _METHODS.isdisjoint(vars(op))
+    ]
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:

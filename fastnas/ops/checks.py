@@ -1,15 +1,20 @@
 """Checks that ops share: each error names the op, the argument, what was given and is allowed.
 
-They run on every call, so that each looks at what fits in one expression and composes a message
-only where that is false.
+Tensors can change in place (`p.data = ...`, `module.half()`), so what kernels rely on is looked at
+in every call; what follows from tables and shapes alone is settled once for each. Of the hundreds
+of parameters and statistics of a cell each fact is looked at for all of them at once (`all_fit`,
+`all_running`), in loops that enter no Python code; a message is composed only where that fails.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from itertools import chain
 from numbers import Real
-from typing import Any, TypeGuard
+from operator import attrgetter
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -38,9 +43,51 @@ def is_plain(t: Any) -> TypeGuard[Tensor]:
     return t.layout is torch.strided and not t.is_nested
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+# What a tensor is, as functions that `map` calls without entering Python code.
+_shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
+_layout, _is_nested = attrgetter("layout"), attrgetter("is_nested")
+_EXACTLY = {Tensor, Parameter}
+_STRIDED = {torch.strided}
+
+
+def _all_plain(tensors: Sequence[Any]) -> bool:
+    """Whether every one is plain. False also where that takes a longer look: of subclasses."""
+    return (
+        not torch.compiler.is_compiling()  # which cannot follow the functions above
+        and _EXACTLY.issuperset(map(type, tensors))
+        and not any(map(_is_nested, tensors))
+        and _STRIDED.issuperset(map(_layout, tensors))
+    )
+
+
+def all_fit(tensors: Sequence[Any], shapes: Sequence[Sequence[int]], like: Tensor) -> bool:
+    """Whether every one fits its shape and `like`. False also where `fits` has to look at each."""
+    return (
+        _all_plain(tensors)
+        and list(map(_shape, tensors)) == shapes
+        and {like.dtype}.issuperset(map(_dtype, tensors))
+        and {like.device}.issuperset(map(_device, tensors))
+    )
+
+
 def fits(t: object, shape: Sequence[int], like: Tensor) -> bool:
     """Whether t is a plain tensor of this shape, of the dtype and on the device of `like`."""
     return is_plain(t) and t.shape == shape and t.dtype == like.dtype and t.device == like.device
+
+
+def settled(function: F) -> F:
+    """The function with what it found for the last 256 arguments, which have to decide all of it.
+
+    While torch.compile traces it is the function itself: dynamo warns of caches, and passes by.
+    """
+    return function if torch.compiler.is_compiling() else cast(F, _remembering(function))
+
+
+@cache
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lru_cache(maxsize=256)(function)
 
 
 def check_tensor(op: str, name: str, t: object) -> None:
@@ -209,6 +256,33 @@ def check_running(
     ):
         return
     _refuse_running(f"{op}: {name}", pair, is_pair, channels, device)
+
+
+def check_all_running(
+    op: str, pairs: Sequence[Any], channels: int, device: torch.device, training: bool
+) -> None:
+    """`check_running` of each pair, which errors call running[i]."""
+    if not _all_running(pairs, channels, device, training):
+        for i, pair in enumerate(pairs):
+            check_running(op, f"running[{i}]", pair, channels, device, training)
+
+
+def _all_running(pairs: Sequence[Any], channels: int, device: torch.device, training: bool) -> bool:
+    """Whether all pairs are right. False also where that takes a longer look."""
+    if not {tuple, list}.issuperset(map(type, pairs)) or not {2}.issuperset(map(len, pairs)):
+        return False
+    tensors = list(chain.from_iterable(pairs))
+    return (
+        _all_plain(tensors)
+        and {(channels,)}.issuperset(map(_shape, tensors))
+        and all(map(Tensor.is_floating_point, tensors))
+        and {device}.issuperset(map(_device, tensors))
+        and not (training and (any(map(Tensor.is_neg, tensors)) or not _all_contiguous(tensors)))
+    )
+
+
+def _all_contiguous(tensors: Sequence[Tensor]) -> bool:
+    return all(map(Tensor.is_contiguous, tensors))
 
 
 def _keeps_statistics(t: Any, channels: int, device: torch.device, training: bool) -> bool:

@@ -13,6 +13,8 @@ from fastnas.backends import MEMORY
 from fastnas.backends.calls import EdgesCall
 from fastnas.ops.batch_norm import Running
 from fastnas.ops.checks import (
+    all_fit,
+    check_all_running,
     check_image,
     check_noise_kind,
     check_noise_tensors,
@@ -23,6 +25,7 @@ from fastnas.ops.checks import (
     check_tensor,
     check_weight,
     fits,
+    settled,
 )
 from fastnas.reference import EdgeTable, SkipNoise
 from fastnas.reference.edge_table import Path
@@ -60,7 +63,7 @@ def check_call(call: EdgesCall, setting: Setting) -> None:
             " needed, edges by candidates"
         )
     check_weight(OP, w, x[0].device, "x")
-    _check_sizes(x, table)
+    settled(_check_sizes)(table, tuple([tuple(state.shape) for state in x]))
     check_params(x[0], call.params, table)
     _check_statistics(call, setting)
     _check_noise(call, setting.noise)
@@ -70,8 +73,7 @@ def _check_statistics(call: EdgesCall, setting: Setting) -> None:
     x, norms, running, training = call.x, call.table.norms, setting.running, setting.training
     check_norm_count(running, norms)
     N, C, rows, cols = call.table.node_size([t.shape for t in x])
-    for i, pair in enumerate(running or ()):
-        check_running(OP, f"running[{i}]", pair, C, x[0].device, training)
+    check_all_running(OP, running or (), C, x[0].device, training)
     has_running = running is not None or norms == 0
     # Without batch norms a single value per channel is fine.
     values = N * rows * cols if norms else 2
@@ -101,13 +103,14 @@ def check_norm_count(running: Sequence[Running] | None, norms: int) -> None:
         raise ValueError(f"{OP}: running has {len(running)} norms; {norms} are needed")
 
 
-def _check_sizes(x: list[Tensor], table: EdgeTable) -> None:
-    size = table.node_size([t.shape for t in x])
+def _check_sizes(table: EdgeTable, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """All nodes have one size."""
+    size = table.node_size(shapes)
     for e, edge in enumerate(table.edges):
         if edge.source >= table.inputs:
             continue
-        source = x[edge.source]
-        here = (*source.shape[:2], *(-(-s // edge.stride) for s in source.shape[2:]))
+        N, C, rows, cols = shapes[edge.source]
+        here = (N, C, -(-rows // edge.stride), -(-cols // edge.stride))
         if here != size:
             raise ValueError(
                 f"{OP}: edge {e} gives {list(here)} from x[{edge.source}] at stride"
@@ -129,15 +132,20 @@ def check_params(
     x: Tensor, params: Sequence[Tensor], table: EdgeTable, names: Sequence[int] | None = None
 ) -> None:
     """One tensor for each parameter of the table; an error calls params[i] params[names[i]]."""
-    C = x.shape[1]
-    if C % 2 and any(term.op == "reduce_skip" for _, term in table.terms):
-        raise ValueError(f"{OP}: a reduce_skip of {C} channels; an even number is needed")
-    shapes = table.param_shapes(C)
+    shapes = settled(_param_shapes)(table, x.shape[1])
     if len(params) != len(shapes):
         raise ValueError(f"{OP}: params has {len(params)} tensors; {len(shapes)} are needed")
+    if all_fit(params, shapes, x):
+        return
     for i, (p, shape) in enumerate(zip(params, shapes)):
         if not fits(p, shape, x):
             _refuse_param(f"params[{i if names is None else names[i]}]", p, shape, x)
+
+
+def _param_shapes(table: EdgeTable, C: int) -> list[tuple[int, ...]]:
+    if C % 2 and any(term.op == "reduce_skip" for _, term in table.terms):
+        raise ValueError(f"{OP}: a reduce_skip of {C} channels; an even number is needed")
+    return table.param_shapes(C)
 
 
 def _refuse_param(name: str, p: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
