@@ -62,33 +62,11 @@ def run_search(
         )
         searcher.search(out, console)
 
-        found = searcher.strategy.undecided(searcher.arch, searcher.space)
-        undecided = {cell: str(choices) for cell, choices in found.items() if choices.count}
-        for cell, choices in undecided.items():
-            console.print(f"undecided: {choices} of the {cell} cell are within the initial noise")
         genotype = _final_genotype(searcher, console)
         _leave_genotype(out, genotype, f"{config.method} on {config.data}")
         draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
-            "method": config.method,
-            "space": config.space,
-            "data": config.data,
-            "seed": config.seed,
-            "epochs": searcher.epochs,
-            "genotype": to_text(genotype),
-            "undecided": undecided,
-            "collapsed": searcher.history[-1]["collapsed"],
-            **{
-                f"skips_{cell}": searcher.history[-1][f"skips_{cell}"]
-                for cell in searcher.space.cell_types
-            },
-            "supernet_accuracy": searcher.history[-1]["valid_accuracy"],
-            **_distribution(searcher),
-            "table": table and {table.column: table.score(genotype, table.column)},
-            "search_seconds": searcher.seconds,
-            "backend": searcher.backend,
-            "cuda_graph": searcher.is_graphed,
-            "environment": environment(searcher.device),
+            **_found(searcher, genotype, table, console),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
@@ -100,6 +78,35 @@ def run_search(
             write_report(out, report, search_text(report, genotype))
         console.print(f"\nreport: {out / REPORT_MD}")
         return report
+
+
+def _found(
+    searcher: Searcher, genotype: AnyGenotype, table: TableEvaluator | None, console: Console
+) -> dict[str, Any]:
+    """Returns what a report says of the search itself."""
+    config, last = searcher.config, searcher.history[-1]
+    choices = searcher.strategy.undecided(searcher.arch, searcher.space)
+    undecided = {cell: str(of_cell) for cell, of_cell in choices.items() if of_cell.count}
+    for cell, text in undecided.items():
+        console.print(f"undecided: {text} of the {cell} cell are within the initial noise")
+    return {
+        "method": config.method,
+        "space": config.space,
+        "data": config.data,
+        "seed": config.seed,
+        "epochs": searcher.epochs,
+        "genotype": to_text(genotype),
+        "undecided": undecided,
+        "collapsed": last["collapsed"],
+        **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
+        "supernet_accuracy": last["valid_accuracy"],
+        **_distribution(searcher),
+        "table": table and {table.column: table.score(genotype, table.column)},
+        "search_seconds": searcher.seconds,
+        "backend": searcher.backend,
+        "cuda_graph": searcher.is_graphed,
+        "environment": environment(searcher.device),
+    }
 
 
 def run_train(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -20,6 +20,9 @@ from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_folder import claimed_folder
 from fastnas.spaces import parse
 from fastnas.spaces.distribution import OperationDistribution
+
+if TYPE_CHECKING:
+    from fastnas.blackbox.study import Result, Study
 
 DATABASE = "study.db"
 
@@ -60,33 +63,44 @@ def run_study(
         with StepBar(console, "evaluate", config.budget, 0) as bar:
             study.run(config.budget, lambda new, best: bar.advance(new, f"best {best:.4f}"))
         result = study.result()
-        text, found = result.cells[result.best]
-        distribution = None
-        if isinstance(study.domain, Distributions):
-            distribution = study.domain.distribution(result.points[result.best]).as_dict()
-        report = {
-            "method": config.method,
-            "evaluator": config.evaluator,
-            "training": evaluator.settings.get("training"),
-            "seed": config.seed,
-            "evaluations": len(result.cells),
-            "evaluation_seconds": sum(cell.seconds for _, cell in result.cells),
-            "evaluation_epochs": sum(cell.epochs for _, cell in result.cells),
-            "genotype": text,
-            "distribution": distribution,
-            "accuracy": found.accuracy,
-            "reported": evaluator.reported(parse(text)),
-        }
-        write_text(out / "genotype.txt", text + "\n")
-        accuracies = [evaluation.accuracy for _, evaluation in result.cells]
-        draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
-        layout = evaluator.layout
-        tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
-        shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
-        draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
+        report = _report(config, study, result)
+        write_text(out / "genotype.txt", report["genotype"] + "\n")
+        _draw(study, result, out)
         write_report(out, report, study_text(report))
         console.print(f"\nreport: {out / REPORT_MD}")
         return report
+
+
+def _report(config: StudyConfig, study: Study, result: Result) -> dict[str, Any]:
+    """Returns what report.json holds."""
+    evaluator, evaluations = study.evaluator, [evaluation for _, evaluation in result.cells]
+    text, found = result.cells[result.best]
+    distribution = None
+    if isinstance(study.domain, Distributions):
+        distribution = study.domain.distribution(result.points[result.best]).as_dict()
+    return {
+        "method": config.method,
+        "evaluator": config.evaluator,
+        "training": evaluator.settings.get("training"),
+        "seed": config.seed,
+        "evaluations": len(evaluations),
+        "evaluation_seconds": sum(evaluation.seconds for evaluation in evaluations),
+        "evaluation_epochs": sum(evaluation.epochs for evaluation in evaluations),
+        "genotype": text,
+        "distribution": distribution,
+        "accuracy": found.accuracy,
+        "reported": evaluator.reported(parse(text)),
+    }
+
+
+def _draw(study: Study, result: Result, out: Path) -> None:
+    """Draws how the best so far rose, and what was tried."""
+    accuracies = [evaluation.accuracy for _, evaluation in result.cells]
+    draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
+    layout = study.evaluator.layout
+    tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
+    shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
+    draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
 
 
 def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:

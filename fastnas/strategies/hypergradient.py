@@ -14,14 +14,14 @@ from fastnas.strategies.steps import ArchStep
 @contextmanager
 def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
     """Computes no gradient for `tensors` inside, and saves nothing for one."""
-    before = [t.requires_grad for t in tensors]
-    for t in tensors:
+    moving = [t for t in tensors if t.requires_grad]
+    for t in moving:
         t.requires_grad_(False)
     try:
         yield
     finally:
-        for t, required in zip(tensors, before):
-            t.requires_grad_(required)
+        for t in moving:
+            t.requires_grad_(True)
 
 
 def first_order(step: ArchStep) -> tuple[list[Tensor], Tensor]:
