@@ -71,8 +71,8 @@ def addresses(
 def _are_rows(tensors: list[Tensor], on: torch.device) -> bool:
     """Whether each is plain, contiguous and on the device.
 
-    `get_device` is a sixth of the price of `device`. It is -1 of a few devices beside the CPU, where
-    tensors have no addresses, and the caller looks again.
+    `get_device` is a sixth of the price of `device`. It is -1 also of a few devices beside the
+    CPU, where tensors have no addresses: then the caller looks again.
     """
     where = -1 if on.type == "cpu" else on.index
     return (

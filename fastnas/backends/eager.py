@@ -84,12 +84,14 @@ class EagerNormSum:
         return found + [d.to(grad.dtype).contiguous(memory_format=layout) for d in dz]
 
 
-def _on_leaves(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -> Tensor:
-    noise, training = call.noise, call.running is None
+def reference_edges(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -> Tensor:
+    """The reference on the leaves of a call, which autograd records; fills stats in training."""
+    drawn = call.noise._asdict()
+    del drawn["noisy"]  # every skip is
+    leaves_and_table = call[:4]
     return reference.mixed_edges(
-        call.x, call.w, call.params, call.table, stats, training=training, eps=call.eps,
-        form=noise.form, level=noise.level, rng=noise.rng, std=std,
-    )  # fmt: skip
+        *leaves_and_table, stats, training=call.running is None, eps=call.eps, std=std, **drawn
+    )
 
 
 class EagerEdges:
@@ -104,7 +106,7 @@ class EagerEdges:
             tensor.zero_()
         if call.running is not None:
             saved.stats.copy_(call.running)
-        out = _on_leaves(call, saved.stats, saved.std if saved.std.numel() else None)
+        out = reference_edges(call, saved.stats, saved.std if saved.std.numel() else None)
         return out.contiguous(memory_format=state_format(call.x[0])), list(saved)
 
     def backward(
@@ -115,7 +117,7 @@ class EagerEdges:
             leaves = [call.w, *call.x, *call.params]
             w, *rest = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
             x, params = rest[: len(call.x)], rest[len(call.x) :]
-            y = _on_leaves(call._replace(w=w, x=x, params=params), torch.empty_like(stats))
+            y = reference_edges(call._replace(w=w, x=x, params=params), torch.empty_like(stats))
             wanted = [t for t in (w, *rest) if t.requires_grad]
             found: Sequence[Tensor | None] = [None] * len(wanted)
             if y.requires_grad:
@@ -127,15 +129,18 @@ class EagerEdges:
         return own_dw + dx + [g.contiguous() for g in grads]
 
 
+def reference_conv(call: ConvCall, stats: Tensor) -> Tensor:
+    """The reference on the leaves of a call, which autograd records; fills stats in training."""
+    return reference.relu_conv_bn(*call[:2], stats, training=call.running is None, eps=call.eps)
+
+
 class EagerConv:
     def forward(self, call: ConvCall) -> tuple[Tensor, list[Tensor]]:
         x, C = call.x, sum(p.shape[0] for p in call.params)
         stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
-        training = call.running is None
         if call.running is not None:
             stats.copy_(call.running)
-        y = reference.relu_conv_bn(x, call.params, stats, training=training, eps=call.eps)
-        return y.contiguous(memory_format=state_format(x)), [stats]
+        return reference_conv(call, stats).contiguous(memory_format=state_format(x)), [stats]
 
     def backward(
         self, grad: Tensor, call: ConvCall, saved: list[Tensor], needs: list[bool]
@@ -143,7 +148,7 @@ class EagerConv:
         with _recording():
             leaves = [call.x, *call.params]
             x, *params = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
-            y = reference.relu_conv_bn(x, params, torch.empty_like(saved[1]), eps=call.eps)
+            y = reference_conv(call._replace(x=x, params=params), torch.empty_like(saved[1]))
             wanted = [t for t in (x, *params) if t.requires_grad]
             grads = list(torch.autograd.grad(y, wanted, grad))
         dx = [grads.pop(0).contiguous(memory_format=state_format(x))] if needs[0] else []

@@ -69,8 +69,8 @@ class SumKernel:
         std = _new_deviations(y, call.noise)
         # Relative noise: count, mean and squares of each block come first.
         partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
-        call = SumCall(x, _widened(call.w, y), _readable(call.noise))
-        self.fill(call, Place.of(y, layout), y, std, partial)
+        own = call._replace(x=x, w=_widened(call.w, y), noise=_readable(call.noise))
+        self.fill(own, Place.of(y, layout), y, std, partial)
         return y, [std]
 
     def backward(
@@ -83,7 +83,7 @@ class SumKernel:
         dw = w.new_empty(w.numel() if needs_dw else 0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
         partial = _float64(dy, dw.numel() * self.blocks(dy.numel()))
-        own = SumCall(x, w, _readable(call.noise))
+        own = call._replace(x=x, w=w, noise=_readable(call.noise))
         self.fill_grads(dy, own, Place.of(dy, layout), laid_out(saved[0]), dx, dw, partial)
         return [*([dw.to(call.w.dtype)] if needs_dw else []), *(d for d in dx if d is not None)]
 

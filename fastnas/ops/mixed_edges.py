@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fastnas import reference
 from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
 from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
+from fastnas.backends.eager import reference_edges
 from fastnas.backends.layout import state_format
 from fastnas.ops.batch_norm import Running, stack_running, update_running
 from fastnas.ops.call import FIRST, Needs, Op
@@ -38,17 +38,13 @@ def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
 
 def _reference(call: EdgesCall) -> Tensor:
     """The reference in training, which is where a gradient is; `choice` is [edges]."""
-    table, w, params, noise = call.table, call.w, call.params, call.noise
     if call.choice is not None:
-        path = table.path(call.choice.tolist())
-        w, params = w[list(path.edges), None], [params[i] for i in path.params]
-        table = path.table
+        path = call.table.path(call.choice.tolist())
+        own = [call.params[i] for i in path.params]
+        call = call._replace(w=call.w[list(path.edges), None], params=own, table=path.table)
     like = call.x[0]
-    stats = like.new_empty(table.norms, 2, like.shape[1], dtype=accumulation_dtype(like.dtype))
-    return reference.mixed_edges(
-        call.x, w, params, table, stats,
-        eps=call.eps, form=noise.form, level=noise.level, rng=noise.rng,
-    )  # fmt: skip
+    wide = accumulation_dtype(like.dtype)
+    return reference_edges(call, like.new_empty(call.table.norms, 2, like.shape[1], dtype=wide))
 
 
 def _prepare(call: EdgesCall, needs: Needs) -> EdgesCall:

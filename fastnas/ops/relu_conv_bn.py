@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastnas import reference
 from fastnas.backends import accumulation_dtype
 from fastnas.backends.calls import ConvCall
+from fastnas.backends.eager import reference_conv
 from fastnas.backends.layout import state_format
 from fastnas.checks import short
 from fastnas.ops.batch_norm import Running, stack_running, update_running
@@ -48,10 +48,7 @@ RELU_CONV_BN = Op(
     ConvCall,
     leaves=("x", "params"),
     fake=_fake,
-    # A gradient there is in training only, so statistics are the batch's.
-    reference=lambda call: reference.relu_conv_bn(
-        call.x, call.params, _new_stats(call), eps=call.eps
-    ),
+    reference=lambda call: reference_conv(call, _new_stats(call)),
     format=lambda call, grad: state_format(call.x),
     shows=FIRST,
     saves_output=True,
@@ -97,7 +94,11 @@ def relu_conv_bn(
     """
     params = as_list("relu_conv_bn", "params", params)
     check_norm_settings("relu_conv_bn", training, momentum, eps)
-    _check(x, params, running, training, paths)
+    values = _values_per_channel(x, params, paths)
+    if running is not None:
+        channels = sum(p.shape[0] for p in params)
+        check_running("relu_conv_bn", "running", running, channels, x.device, training)
+    check_statistics("relu_conv_bn", training, running is not None, values, x, params)
     given = None
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]
@@ -110,13 +111,8 @@ def relu_conv_bn(
     return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
-def _check(
-    x: Tensor,
-    params: list[Tensor],
-    running: Running | None,
-    training: bool,
-    paths: int,
-) -> None:
+def _values_per_channel(x: Tensor, params: list[Tensor], paths: int) -> int:
+    """How many values of a path a statistic is of; checks what that follows from."""
     op = "relu_conv_bn"
     check_image(op, "x", x)
     if not is_index(paths) or paths < 1 or x.shape[0] % paths:
@@ -135,8 +131,4 @@ def _check(
             )
         check_same(op, f"params[{i}]", p, x)
     stride = len(params)
-    values = x.shape[0] // paths * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-    if running is not None:
-        channels = sum(p.shape[0] for p in params)
-        check_running(op, "running", running, channels, x.device, training)
-    check_statistics(op, training, running is not None, values, x, params)
+    return x.shape[0] // paths * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)

@@ -119,7 +119,10 @@ def sample_paths(
     """
     nodes = as_list("sample_paths", "nodes", nodes, "integers")
     _check_cell(alpha, nodes, topology)
-    _check_beta(alpha, beta, nodes, topology)
+    _check_has_beta(beta is not None, topology)
+    if beta is not None:
+        logits = sum(logits_per_node(nodes, topology))
+        _check_beta(alpha, beta, logits, f"nodes {tuple(nodes)} and topology {topology!r}")
     if not is_index(paths) or not 1 <= paths <= MAX_PATHS:
         raise ValueError(
             f"sample_paths: paths is {short(paths)}; an integer from 1 to {MAX_PATHS} is allowed"
@@ -151,14 +154,16 @@ def _check_cell(alpha: Tensor, nodes: list[int], topology: str) -> None:
         )
 
 
-def _check_beta(alpha: Tensor, beta: Tensor | None, nodes: list[int], topology: str) -> None:
-    if (beta is None) != (topology == "none"):
-        given, needed = ("no", "one is") if beta is None else ("a", "none is")
+def _check_has_beta(has_beta: bool, topology: str) -> None:
+    if has_beta == (topology == "none"):
+        given, needed = ("a", "none is") if has_beta else ("no", "one is")
         raise ValueError(
             f"sample_paths: {given} beta is given, but topology is {topology!r}; {needed} needed"
         )
-    if beta is None:
-        return
+
+
+def _check_beta(alpha: Tensor, beta: Tensor, logits: int, cell: str) -> None:
+    """Checks that beta is like alpha, with so many logits as an error says that `cell` has."""
     check_tensor("sample_paths", "beta", beta)
     if beta.dtype != alpha.dtype:
         raise TypeError(
@@ -166,11 +171,11 @@ def _check_beta(alpha: Tensor, beta: Tensor | None, nodes: list[int], topology: 
         )
     if beta.device != alpha.device:
         raise ValueError(f"sample_paths: beta is on {beta.device}, alpha on {alpha.device}")
-    shape = [*alpha.shape[:-2], sum(logits_per_node(nodes, topology))]
+    shape = [*alpha.shape[:-2], logits]
     if list(beta.shape) != shape:
         raise ValueError(
             f"sample_paths: beta has shape {list(beta.shape)}; {shape} is needed for alpha"
-            f" {list(alpha.shape)}, nodes {tuple(nodes)} and topology {topology!r}"
+            f" {list(alpha.shape)}, {cell}"
         )
 
 
