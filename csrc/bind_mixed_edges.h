@@ -4,37 +4,30 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <stdexcept>
 
 #include "bind_params.h"
 
 namespace fastnas {
 
-// The edges of a cell, made once per kind of cell: per edge (source, target, stride, terms), per term
-// (op, weight, size, dilation).
+// The edges of a cell, made once per kind of cell: per edge (source, target, stride, terms), per term the numbers of
+// EdgeTerm, all counted by fastnas.spaces.EdgeTable.
 struct EdgeTable {
-  int inputs, nodes, candidates, halves = 0, seps = 0, skips = 0, norms = 0, params = 0, kept = 0;
+  int inputs, nodes, candidates;
   std::vector<Edge> edges;
   std::vector<EdgeTerm> terms;
 
   EdgeTable(int inputs, int nodes, int candidates, const std::vector<std::array<int, 4>>& edge_rows,
-            const std::vector<std::array<int, 4>>& term_rows)
+            const std::vector<std::array<int, 12>>& term_rows)
       : inputs(inputs), nodes(nodes), candidates(candidates) {
-    int term = 0;
+    int first = 0;
     for (const auto& [source, target, stride, count] : edge_rows) {
-      edges.push_back({source, target, stride, term, term + count});
-      for (const int last = term + count; term < last; ++term) add_term(int(edges.size()) - 1, term_rows.at(size_t(term)));
+      edges.push_back({source, target, stride, first, first + count});
+      first += count;
     }
-  }
-
-  void add_term(int edge, const std::array<int, 4>& row) {
-    EdgeTerm t{EdgeOp(row[0]), edge, row[1], row[2], row[3], params, norms, -1, -1, -1};
-    if (t.op == EdgeOp::sep_conv) t.half = halves, t.input = seps++, halves += 2, params += 4, norms += 2;
-    if (t.op == EdgeOp::dil_conv) t.half = halves++, params += 2, ++norms;
-    if (t.op == EdgeOp::reduce_skip) params += 2, ++norms;
-    if (t.op == EdgeOp::max_pool || t.op == EdgeOp::avg_pool) ++norms;
-    if (t.op == EdgeOp::skip || t.op == EdgeOp::reduce_skip) t.skip = skips++;
-    if (t.half >= 0 && t.size >= 5) ++kept;
-    terms.push_back(t);
+    if (size_t(first) != term_rows.size()) throw std::invalid_argument("EdgeTable: the edges have other terms");
+    for (const auto& [op, edge, weight, size, dilation, halves, param, norm, half, input, kept, skip] : term_rows)
+      terms.push_back({EdgeOp(op), edge, weight, size, dilation, halves, param, norm, half, input, kept, skip});
   }
 };
 
@@ -51,14 +44,8 @@ inline void set_table(Bound<MixedEdgesParams>& bound, py::handle given) {
 inline Fields<MixedEdgesParams> bind_mixed_edges(py::module_& m) {
   using P = MixedEdgesParams;
   py::class_<EdgeTable>(m, "EdgeTable", py::module_local())
-      .def(py::init<int, int, int, const std::vector<std::array<int, 4>>&, const std::vector<std::array<int, 4>>&>(),
-           py::arg("inputs"), py::arg("nodes"), py::arg("candidates"), py::arg("edges"), py::arg("terms"))
-      .def_readonly("halves", &EdgeTable::halves)
-      .def_readonly("seps", &EdgeTable::seps)
-      .def_readonly("skips", &EdgeTable::skips)
-      .def_readonly("norms", &EdgeTable::norms)
-      .def_readonly("params", &EdgeTable::params)
-      .def_readonly("kept", &EdgeTable::kept);
+      .def(py::init<int, int, int, const std::vector<std::array<int, 4>>&, const std::vector<std::array<int, 12>>&>(),
+           py::arg("inputs"), py::arg("nodes"), py::arg("candidates"), py::arg("edges"), py::arg("terms"));
   Fields<P> fields(m, "MixedEdgesParams");
   fields.on("table", &set_table).field("dtype", &P::dtype).field("images", &P::images).field("channels", &P::channels);
   fields.list("sizes", &P::sizes).list("x", &P::x).list("dx", &P::dx).list("params", &P::params);

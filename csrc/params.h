@@ -56,13 +56,15 @@ static_assert(sizeof(MixedSumParams) <= 4096 - 64);
 // What an edge of `mixed_edges` can do; `none` is no term at all.
 enum class EdgeOp : int32_t { max_pool = 0, avg_pool = 1, skip = 2, reduce_skip = 3, sep_conv = 4, dil_conv = 5 };
 
-// One candidate of an edge. A sep_conv has two halves (depthwise -> pointwise -> batch norm), a dil_conv one.
+// One candidate of an edge, as fastnas.spaces.TermRow counts it: nothing here follows from `op` alone.
 struct EdgeTerm {
   EdgeOp op;
   int32_t edge, weight;      // w[edge][weight]
   int32_t size, dilation;    // of the depthwise convolutions
+  int32_t halves;            // depthwise -> pointwise -> batch norm: 2 of a sep_conv, 1 of a dil_conv, else 0
   int32_t param, norm;       // its first parameter and batch norm
-  int32_t half, input, skip; // its first half, its place among the sep_convs and among the skips; -1: it is none
+  int32_t half;              // its first half, -1: it has none
+  int32_t input, kept, skip; // its place among the terms with two halves, in `u`, and among the skips; -1: it has none
 };
 
 struct Edge {

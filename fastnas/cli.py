@@ -39,7 +39,7 @@ from fastnas.search.progress import plain_console
 from fastnas.search.run_folder import RunFolderError
 from fastnas.search.settings_file import number
 from fastnas.signals import Stopped
-from fastnas.spaces.distribution import LENGTH
+from fastnas.spaces.slots import LENGTH
 from fastnas.strategies import STRATEGIES
 from fastnas.text_file import file_path
 

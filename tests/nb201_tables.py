@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastnas.spaces import to_nb201
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 
 MEASURED = Path(__file__).parents[2] / "shared" / "data" / "nb201_table.csv"
 SEEN, REPORTED = "c10_valid_12ep", "c10_test_200ep"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastnas.ops import OPS
+from fastnas.spaces import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
 CODE = ("fastnas", "kernels", "benchmarks", "csrc", "tests")
@@ -27,12 +28,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfer": set(),
     "spaces": set(),
     "kernels": set(),
-    "reference": {"spaces"},
-    "backends": {"reference", "kernels", *NATIVE},
-    "ops": {"backends", "reference", "transfer"},
+    "layers": {"spaces"},
+    "reference": {"layers", "spaces"},
+    "backends": {"reference", "spaces", "kernels", *NATIVE},
+    "ops": {"backends", "reference", "spaces", "transfer"},
     "info": {"ops", "backends", *NATIVE},
-    "nn": {"ops", "backends", "spaces", "reference", "transfer"},
-    "dropin": {"nn", "ops", "backends", "reference"},
+    "nn": {"ops", "backends", "spaces", "layers", "reference", "transfer"},
+    "dropin": {"nn", "ops", "backends", "spaces"},
     "report": {"spaces", "reference", "extras", "files"},
     "data": {"reference", "extras", "text_file", "transfer"},
     "strategies": {"nn", "ops", "spaces", "reference", "extras", "transfer"},
@@ -149,6 +151,65 @@ def test_every_spelling_has_the_same_equation(stem: str) -> None:
     first, *others = [equation(path) for path in spellings if path.is_file()]
     assert "=" in first[0]
     assert all(other == first for other in others)
+
+
+OWN_MODULES = {
+    *(f"spaces/{name}.py" for name in ("darts", "darts_text", "nb201", "layouts", "space")),
+    *("layers/nb201.py", "nn/nb201.py", "nn/nb201_eval.py", "reference/nb201_search.py"),
+    "evaluators/table.py",  # the published tables are of one layout
+}
+
+
+def names_a_layout(node: ast.expr) -> bool:
+    """Whether an expression is the name of a layout, or the class of its genotypes or cells."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return text in LAYOUTS
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return bool(re.search("NB201", name)) and not name.startswith("to_")
+        case ast.Tuple(elts=items) | ast.List(elts=items) | ast.Set(elts=items):
+            return any(map(names_a_layout, items))
+    return False
+
+
+def branches_on_a_layout(node: ast.AST) -> bool:
+    """A comparison with a layout's name, a test for its classes, or a twin of it by name."""
+    match node:
+        case ast.Compare(left=left, comparators=others):
+            return any(map(names_a_layout, [left, *others]))
+        case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kind]):
+            return names_a_layout(kind) or (isinstance(kind, ast.Name) and kind.id == "Genotype")
+        case ast.MatchValue(value=value):
+            return names_a_layout(value)
+        case ast.FunctionDef(name=name) | ast.AnnAssign(target=ast.Name(id=name)):
+            return bool(re.search("_(nb201|darts)$", name))
+    return False
+
+
+def test_only_a_layout_knows_its_name() -> None:
+    """Everything else asks the layout of a space or of a genotype."""
+    for path in sorted((ROOT / "fastnas").rglob("*.py")):
+        if path.relative_to(ROOT / "fastnas").as_posix() in OWN_MODULES:
+            continue
+        found = [n for n in ast.walk(ast.parse(path.read_text())) if branches_on_a_layout(n)]
+        assert not found, f"{path.relative_to(ROOT)}: {[ast.unparse(n)[:60] for n in found]}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "if space.layout == 'nb201': pass",
+        "if 'darts' != layout: pass",
+        "if layout in ('nb201', other): pass",
+        "isinstance(cell, NB201Genotype)",
+        "isinstance(cell, Genotype)",
+        "match layout:\n case 'nb201': pass",
+        "class S:\n defaults_nb201: int = 0",
+        "def derive_nb201(): pass",
+    ],
+)
+def test_a_branch_on_a_layout_is_found(code: str) -> None:
+    assert any(map(branches_on_a_layout, ast.walk(ast.parse(code))))
 
 
 def test_no_file_is_called_utils() -> None:

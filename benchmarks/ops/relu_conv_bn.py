@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastnas.benchmarks.harness.verify import SEED, Problem
 from fastnas.benchmarks.ops.mixed_sum import BATCHES, fused_backends
 from fastnas.benchmarks.ops.modules import module_problem, twin
+from fastnas.layers.primitives import FactorizedReduce, ReLUConvBN
 from fastnas.ops import relu_conv_bn
-from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN
 
 OP = "relu_conv_bn"
 PREPROCESSING = (

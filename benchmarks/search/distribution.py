@@ -31,7 +31,7 @@ from fastnas.evaluators.table import by_distribution, explained_variance, read_t
 from fastnas.files import write_text
 from fastnas.report.figures import save_figure
 from fastnas.spaces import AnyGenotype, to_nb201
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 
 BUDGETS = tuple(range(10, 201, 10))
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}

@@ -64,7 +64,7 @@ template <class T> struct Forward : Statistics<T> {
   // second half of a sep_conv starts from v, which its statistics sweep stored or which is computed again
   // here, the same bits either way.
   void add_convolution(Scratch& s, const EdgeTerm& t, int64_t image) {
-    const bool two = t.op == EdgeOp::sep_conv;
+    const bool two = t.halves == 2;
     const Half<A>& h = halves[t.half + two];
     if (two) this->load_second_input(s, t, image);
     const bool keep = p.training && this->keeps(h);

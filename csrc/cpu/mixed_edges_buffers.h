@@ -103,7 +103,7 @@ template <class T> struct Buffers {
   int64_t first_image(int group) const { return p.images * group / groups; }
   const T* param(int i) const { return static_cast<const T*>(p.params[i]); }
   const Grid& half_grid(const Half<A>& h) const {
-    return h.final && h.term->op == EdgeOp::sep_conv ? out : source_grid(*h.term);
+    return h.final && h.term->halves == 2 ? out : source_grid(*h.term);
   }
   // Finds the moments of one kind of pool of a state at one stride, 1 or 2.
   ChannelMoments<A>& pooled(int state, EdgeOp op, int stride) {
@@ -113,20 +113,17 @@ template <class T> struct Buffers {
   // In training the shift centres u and no bias is needed; in eval mode the running mean is no mean of this u, so u
   // stays as it is and the constant of the batch norm goes into `bias`.
   void lay_out_halves() {
-    int kept = 0;
     for (int i = 0; i < terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
-      if (t.half < 0) continue;
-      const int count = t.op == EdgeOp::sep_conv ? 2 : 1;
-      for (int part = 0; part < count; ++part) {
+      for (int part = 0; part < t.halves; ++part) {
         Half<A> h{};
         h.kernel = {t.size, t.dilation, part == 0 ? edge_of(t).stride : 1};
         h.norm = t.norm + part;
         h.param = t.param + 2 * part;
         h.index = t.half + part;
         h.term = &t;
-        h.final = part + 1 == count;
-        h.kept = h.final && t.size >= 5 ? kept++ : -1;
+        h.final = part + 1 == t.halves;
+        h.kept = h.final ? t.kept : -1;
         h.taps = arena.template take<A>(int64_t(width) * h.kernel.taps());
         h.shift = arena.template take<A>(width);
         h.fold = arena.template take<A>(int64_t(C) * width);

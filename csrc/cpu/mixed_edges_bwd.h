@@ -102,7 +102,7 @@ template <class T> struct Backward : BackwardSums<T> {
       bool fresh = edge.stride == 1;
       for (int i = edge.first_term; i < edge.last_term; ++i) {
         const EdgeTerm& t = p.terms[i];
-        const int mine = t.op == EdgeOp::sep_conv ? slot++ : 0;
+        const int mine = t.halves == 2 ? slot++ : 0;
         if (skipped) continue;
         if (t.op == EdgeOp::reduce_skip) reduce_gradient(s, i, group, image, opens);
         if (t.half < 0) continue;

@@ -118,7 +118,7 @@ template <class T> struct BackwardSums : Call<T> {
       const EdgeTerm& t = p.terms[i];
       if (this->edge_of(t).target != node) continue;
       if (t.half >= 0) {
-        const bool two = t.op == EdgeOp::sep_conv;
+        const bool two = t.halves == 2;
         const Half<A>& h = halves[t.half + two];
         A* sum = crosses[slot++ * groups + group];
         if (opens) std::fill_n(sum, int64_t(width) * width, A(0));

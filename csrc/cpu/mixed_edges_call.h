@@ -148,7 +148,7 @@ template <class T> struct Call : Buffers<T> {
   // s.relu_x, which must be loaded. Centring costs nothing, since minus mean(u) is the bias of the convolution, and
   // it is what keeps the products exact: A u - A mean(u) would cancel where channels lie far from zero.
   template <class F> void centred_rows(Scratch& s, const Half<A>& h, int64_t image, bool reuse, F f) {
-    const bool second = h.final && h.term->op == EdgeOp::sep_conv, read = reuse && keeps(h);
+    const bool second = h.final && h.term->halves == 2, read = reuse && keeps(h);
     for_each_rows<A>(out, blocks, [&](Rows rows) {
       const Grid part{rows.count(), out.cols};
       if (read) {

@@ -266,11 +266,10 @@ __global__ void __launch_bounds__(kThreads) dx_kernel(Plan plan, int at_once, in
 
 // --- launches ------------------------------------------------------------------------------------------------
 
-// Finds the largest patch of du that a tile of this tiling needs: 5x5, dilated, or 7x7. (A dilated
-// 5x5 reaches 9 pixels.)
+// Finds the largest patch of du that a tile of this tiling needs, whatever its kernels are.
 Grid largest_patch(const Tiling& t) {
   Half h{};
-  h.size = 5, h.dilation = 2, h.stride = 1;
+  h.size = kFarthestSize, h.dilation = kFarthestDilation, h.stride = 1;
   return patch_size(h, t);
 }
 // Counts shared memory for the sums of a tile and the patch of du beside them, for so many channels.

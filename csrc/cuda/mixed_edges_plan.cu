@@ -181,15 +181,13 @@ void Planner::add_state(int state, std::vector<std::vector<Term>>& by_edge) {
 // second_input_kernel writes v: null if v is no input of another half, or lies there from forward. u is left out
 // where forward kept it centred ("fast"); the products then read `kept`.
 Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
-  const int count = t.op == EdgeOp::sep_conv ? 2 : 1, C = plan.C;
+  const int count = t.halves, C = plan.C;
   const bool holds_v = p.v != nullptr && p.training;
   char* v = nullptr;
   if (count == 2)
     v = holds_v ? static_cast<char*>(p.v) + size_t(sampled() ? t.edge : t.input) * plane_size() * element
                 : arena.take<char>(plane_size() * element);
-  int kept = 0;  // terms before this one whose last depthwise output "fast" keeps
-  for (int i = 0; i < int(&t - p.terms); ++i) kept += p.terms[i].half >= 0 && p.terms[i].size >= 5;
-  if (sampled()) kept = t.edge;
+  const int kept = sampled() ? t.edge : t.kept;
   for (int part = 0; part < count; ++part) {
     Half h{};
     // A sampled path has two halves an edge, whichever candidate runs: what backward needs
@@ -206,7 +204,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
     h.mean = arena.take<double>(C), h.cov = arena.take<double>(backward() ? 0 : int64_t(C) * C);
     h.fold = arena.take<float>(int64_t(C) * plan.width);
     h.bias = p.training ? nullptr : arena.take<float>(plan.width);
-    if (h.final && t.size >= 5 && p.u && p.training)
+    if (h.final && t.kept >= 0 && p.u && p.training)
       h.kept = static_cast<char*>(p.u) + size_t(kept) * plane_size() * element;
     if (!(backward() && h.kept)) h.u = arena.take<float>(plane_size());
     h.output = h.final || (backward() && holds_v) ? nullptr : v;

@@ -170,6 +170,8 @@ template <class F> __device__ void with_kernel(int size, int dilation, int strid
     case 712: return f.template run<7, 1, 2>();
   }
 }
+// Of these the one that reaches farthest: (size - 1) dilation + 1 pixels, 9 of them; a 7x7 reaches 7.
+constexpr int kFarthestSize = 5, kFarthestDilation = 2;
 
 struct RunStrips {
   const Strips& strips;

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 
 class Noise(NamedTuple):

@@ -16,7 +16,7 @@ from fastnas.backends.native_sums import NativeNormSum
 from fastnas.backends.op_table import CELLS, CELLS_ON_GPU, register
 from fastnas.backends.relu_conv_bn import MatmulConv
 from fastnas.backends.saved import SavedTensors, accumulation_dtype
-from fastnas.reference import EDGE_OPS, EdgeTable
+from fastnas.spaces import EdgeTable
 
 LAST = torch.channels_last
 
@@ -122,8 +122,7 @@ def split_needs(call: EdgesCall, needs: list[bool]) -> tuple[bool, list[bool], l
 @lru_cache(maxsize=256)
 def _edge_table(module: Any, table: EdgeTable) -> Any:
     edges = [(e.source, e.target, e.stride, len(e.terms)) for e in table.edges]
-    terms = [(EDGE_OPS.index(t.op), t.weight, t.size, t.dilation) for _, t in table.terms]
-    return module.EdgeTable(table.inputs, table.nodes, table.candidates, edges, terms)
+    return module.EdgeTable(table.inputs, table.nodes, table.candidates, edges, list(table.rows))
 
 
 class NativeConv:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 MEMORY = ("fast", "lean", "minimal")
 """From what holds most to what computes most again."""

@@ -14,13 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnas.spaces.distribution import (
-    AnyGenotype,
-    OperationDistribution,
-    SlotLayout,
-    lattice,
-    lattice_size,
-)
+from fastnas.spaces import AnyGenotype
+from fastnas.spaces.distribution import OperationDistribution, lattice, lattice_size
+from fastnas.spaces.slots import SlotLayout
 
 Point = tuple[int, ...]
 MOST_LISTED = 5_000

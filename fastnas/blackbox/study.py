@@ -31,7 +31,7 @@ from fastnas.blackbox.domains import Domain, Point, unseen_cell
 from fastnas.blackbox.methods.base import BlackBox, Observation
 from fastnas.evaluators import Evaluation, Evaluator
 from fastnas.search.config import ConfigError
-from fastnas.spaces import AnyGenotype, NB201Genotype, dump, parse
+from fastnas.spaces import AnyGenotype, layout_of, parse
 from fastnas.text_file import file_path
 
 NAME = "fastnas"
@@ -312,8 +312,8 @@ def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
 
 
 def text_of(cell: AnyGenotype) -> str:
-    """Writes a cell in the format of its kind that `fastnas.spaces.parse` reads."""
-    return dump(cell, "nb201" if isinstance(cell, NB201Genotype) else "json")
+    """Writes a cell as one line that `fastnas.spaces.parse` reads."""
+    return layout_of(cell).line(cell)
 
 
 @contextmanager

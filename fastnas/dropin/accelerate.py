@@ -13,19 +13,15 @@ from torch import Tensor, nn
 
 from fastnas.backends import MEMORY
 from fastnas.checks import typed
+from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
 from fastnas.dropin.equivalence import device_of, disagreement, dtype_of, faint, random_inputs
 from fastnas.dropin.forwards import FORWARDS, Settings, cell_forward, edge_forward, sum_forward
+from fastnas.dropin.recognise import cell_parts, is_cell, mixed_op_parts
 from fastnas.nn.dag import Dag
-from fastnas.nn.final_norms import SumParts, sum_parts
-from fastnas.nn.fused import can_run
 from fastnas.nn.mixed_op import MixedOp
-from fastnas.nn.reading import Checked, Parts, Reading, parts_of
-from fastnas.nn.recognise import (
-    candidate_modules,
-    cell_parts,
-    is_cell,
-    mixed_op_parts,
-)
+from fastnas.nn.parts import candidate_modules
+from fastnas.nn.reading import Reading
+from fastnas.nn.run import can_run
 from fastnas.ops import mixed_sum
 
 
@@ -204,7 +200,7 @@ def _replace(
             reasons.append(way)
             continue
         checked = Checked(parts_of(module, way.parts))
-        settings = Settings(memory, backend, Reading(way.reader, checked))
+        settings = Settings(memory, backend, Reading(Reader(way.reader, checked)))
         reason = _refusal(module, way, settings, check)
         if reason is None:
             module.forward = functools.partial(way.forward, module, settings)

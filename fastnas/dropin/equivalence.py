@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
-from fastnas.nn.reading import Parts
-from fastnas.nn.recognise import CellParts, candidate_modules
+from fastnas.dropin.checked import Parts
+from fastnas.nn.parts import CellParts, candidate_modules
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -16,11 +16,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.final_norms import SumParts, foldable, norm_sum, pass_norms, run_to_norm
-from fastnas.nn.fused import can_run, run_cell, run_edge, why_eager
+from fastnas.dropin.checked import Parts, SumParts
+from fastnas.dropin.recognise import is_cell
+from fastnas.nn.final_norms import foldable, norm_sum, pass_norms, run_to_norm
 from fastnas.nn.mixed_op import select
-from fastnas.nn.reading import Parts, Reading
-from fastnas.nn.recognise import CellParts, MixedOpParts, candidate_modules, is_cell
+from fastnas.nn.parts import CellParts, MixedOpParts, candidate_modules
+from fastnas.nn.reading import Reading
+from fastnas.nn.run import How, can_run, run_cell, run_edge, why_eager
 from fastnas.ops import mixed_sum
 
 logger = logging.getLogger("fastnas")
@@ -42,6 +44,10 @@ class Settings:
     reading: Reading[Any]
     skips_zeros: bool = False
     strict: bool = False
+
+    def how(self, module: nn.Module) -> How:
+        """How a fused call of the module runs."""
+        return How(module.training, memory=self.memory, backend=self.backend)
 
 
 class NotFused(RuntimeError):
@@ -115,15 +121,7 @@ def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
     parts, (s0, s1, w) = found
-    return run_cell(
-        cast(CellParts, parts),
-        s0,
-        s1,
-        w,
-        training=module.training,
-        memory=settings.memory,
-        backend=settings.backend,
-    )
+    return run_cell(cast(CellParts, parts), s0, s1, w, settings.how(module))
 
 
 def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
@@ -132,14 +130,7 @@ def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
     parts, (x, w) = cast(tuple[MixedOpParts, tuple[Tensor, Tensor]], found)
-    y = run_edge(
-        parts,
-        x,
-        w,
-        training=module.training,
-        memory=settings.memory,
-        backend=settings.backend,
-    )
+    y = run_edge(parts, x, w, settings.how(module))
     if not parts.foreign:
         return y
     ops, foreign = candidate_modules(module), list(parts.foreign)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from fastnas.options import Optioned
 from fastnas.spaces import AnyGenotype
-from fastnas.spaces.distribution import SlotLayout
+from fastnas.spaces.slots import SlotLayout
 
 
 class EvaluationError(RuntimeError):

@@ -19,7 +19,8 @@ from fastnas.search.diverged import DivergedError
 from fastnas.search.run_folder import CONFIG
 from fastnas.search.searcher import CHECKPOINT, Searcher
 from fastnas.spaces import AnyGenotype
-from fastnas.spaces.distribution import SlotLayout, slots_of
+from fastnas.spaces.distribution import slots_of
+from fastnas.spaces.slots import SlotLayout
 from fastnas.strategies.derivation import path_of
 from fastnas.text_file import file_path
 

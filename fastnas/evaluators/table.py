@@ -18,15 +18,13 @@ from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOption
 from fastnas.options import option
 from fastnas.search.settings_file import number
 from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import TABLE_REPORT, NB201Slots
 from fastnas.text_file import TextFileError, file_path, read_text
 
 CELLS = 5**6
 LARGEST = 1 << 28
 """Bytes of a table; that of all cells with ten columns has 2 MB."""
 LONGEST_NUMBER = 64
-REPORT = "c10_test_200ep"
-"""Column in which a search is judged that saw others."""
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),
     "c10_test": ("cifar10", "test-accuracy"),
@@ -196,7 +194,7 @@ class TableOptions(EvaluatorOptions):
     place = "FILE of NAS-Bench-201"
 
     table_column: str = option("c10_valid_12ep", "what the search sees")
-    table_report: str = option(REPORT, "what is reported of its best cell")
+    table_report: str = option(TABLE_REPORT, "what is reported of its best cell")
 
     def open(self, place: str) -> TableEvaluator:
         return TableEvaluator(place, self.table_column, self.table_report)

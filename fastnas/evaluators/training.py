@@ -18,7 +18,8 @@ from fastnas.search.config import ConfigError, TrainConfig, make_config, read_se
 from fastnas.search.progress import plain_console
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, get_space
-from fastnas.spaces.distribution import LENGTH, OperationDistribution, SlotLayout, slots_of
+from fastnas.spaces.distribution import OperationDistribution, slots_of
+from fastnas.spaces.slots import LENGTH, SlotLayout
 from fastnas.text_file import file_path
 
 TRAIN_SHARE = 0.8

@@ -2,14 +2,16 @@
 
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
-from fastnas.nn.fused import NoiseDraw
+from fastnas.nn.eval_network import EvalNetwork, count_parameters
 from fastnas.nn.mixed_op import MixedOp
-from fastnas.nn.nb201 import SEARCH_NETWORKS, NB201Cell, NB201SearchNetwork
+from fastnas.nn.nb201 import NB201Cell, NB201SearchNetwork
+from fastnas.nn.nb201_eval import NB201EvalNetwork
+from fastnas.nn.networks import EVAL_NETWORKS, SEARCH_NETWORKS
 from fastnas.nn.paths import Paths
-from fastnas.reference.eval_network import EvalNetwork, count_parameters
-from fastnas.reference.nb201 import NB201EvalNetwork
+from fastnas.nn.run import NoiseDraw
 
 __all__ = [
+    "EVAL_NETWORKS",
     "SEARCH_NETWORKS",
     "ArchParameters",
     "Cell",

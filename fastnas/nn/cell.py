@@ -13,13 +13,13 @@ from fastnas import reference
 from fastnas.backends import MEMORY
 from fastnas.backends.layout import state_format
 from fastnas.checks import check_choice, check_hint, check_int, check_type
+from fastnas.nn.built import HasReading
 from fastnas.nn.dag import Dag
-from fastnas.nn.fused import NoiseDraw, can_run, run_cell
 from fastnas.nn.memory import MemoryReport, memory_report
-from fastnas.nn.mixed_op import MixedOp, ask_nothing
+from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.parts import CellParts
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
-from fastnas.nn.reading import HasReading
-from fastnas.nn.recognise import CellParts
+from fastnas.nn.run import NoiseDraw, can_run, preprocessed, run_cell
 from fastnas.ops import draw_rng
 from fastnas.ops.device_choice import sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
@@ -29,12 +29,12 @@ class Cell(HasReading, Dag, reference.Cell):
     """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
-    only the sum exists, written into the cell's output. Others compute their candidates, a pool of
-    a state once for all its edges, and sum a node at once, the batch norms that candidates end in
-    included. Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'.
+    only the sum exists, written into the cell's output. With foreign candidates each node is a call
+    of `mixed_edges` and the sum of that with what the foreign ones compute, the batch norms that
+    they end in included. Where nothing can be fused, all candidates are computed so, a pool of a
+    state once for all its edges. That is decided call by call (`why_not_fused`); `memory` is
+    `mixed_edges`'.
     """
-
-    memory = "lean"
 
     def parts(self) -> CellParts | str:
         return cast(CellParts | str, self._reading.read(self))
@@ -47,20 +47,11 @@ class Cell(HasReading, Dag, reference.Cell):
     def fused_parts(self, s1: Tensor) -> CellParts | str:
         """`parts`, or why a call on these states computes candidate by candidate."""
         parts = self.parts()
-        if isinstance(parts, str):
-            return parts
-        ops = cast(list[MixedOp], self._ops)
-        for op, edge in () if ask_nothing(ops) else zip(ops, parts.edges):
-            reason = op.refusal(edge)
-            if reason is not None:
-                return reason
-            if op.overridden("forward"):
-                return f"{type(op).__name__} has a forward of its own"
-        return can_run(parts, s1, self.training) or parts
+        return parts if isinstance(parts, str) else can_run(parts, s1, self.training) or parts
 
     def why_not_fused(self, x: Tensor) -> str | None:
         parts = self.fused_parts(x)
-        return parts if isinstance(parts, str) else None
+        return parts if isinstance(parts, str) else parts.why_foreign
 
     def forward(
         self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
@@ -78,13 +69,13 @@ class Cell(HasReading, Dag, reference.Cell):
         self.check_draw(draw, w)
         paths = w.number if isinstance(w, Paths) else None
         parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
-        if isinstance(parts, str):
+        if isinstance(parts, str) or (isinstance(w, Paths) and parts.why_foreign):
             return self.run([s0, s1], w, draw)
-        op = cast(MixedOp, self._ops[0])
-        return run_cell(
-            parts, s0, s1, w, training=self.training, noise=op.noise,
-            draw=draw or self._draw(op, s1.device, paths), memory=self.memory,
-        )  # fmt: skip
+        how = self.how()
+        draw = draw or self._draw(cast(MixedOp, self._ops[0]), s1.device, paths)
+        if isinstance(w, Paths) or parts.why_foreign is None:
+            return run_cell(parts, s0, s1, w, how, draw)
+        return self.run_partly(parts, preprocessed(parts, s0, s1, how), w, draw)
 
     def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
         if op.noise is None or not self.training:
@@ -151,17 +142,17 @@ class SearchNetwork(reference.SearchNetwork):
         for kind in {dag.cell_type: None for dag in self.dags()}:
             paths = [w for w in (weights[kind] for weights in passes) if isinstance(w, Paths)]
             cells = [cast(Dag, dag).parts() for dag in self.dags() if dag.cell_type == kind]
-            parts = [c for c in cells if not isinstance(c, str)]
+            parts = [c for c in cells if not isinstance(c, str) and c.why_foreign is None]
             if not paths or not parts:
                 continue
             choices = torch.cat([w.choice.reshape(-1, w.choice.shape[-1]) for w in paths])
-            table = parts[0].plan.table
+            table = parts[0].layers.table
             moved = sampled_params(table, choices).any(0).unbind()
             first = 0
             for _, term in table.terms:
                 last = first + term.params
                 if term.params:
-                    layers = [conv for c in parts for conv in c.plan.convs[first:last]]
+                    layers = [conv for c in parts for conv in c.layers.convs[first:last]]
                     found.append(([conv.weight for conv in layers], moved[first]))
                 first = last
         return found

@@ -1,4 +1,4 @@
-"""Dag: the edges of a cell, computed candidate by candidate and summed node by node."""
+"""Computes the edges of a cell candidate by candidate and sums them node by node."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fastnas import reference
 from fastnas.checks import check_type
 from fastnas.nn.facts import is_plain
-from fastnas.nn.fused import NoiseDraw
-from fastnas.nn.mixed_op import MixedOp, Terms, select
+from fastnas.nn.mixed_op import MixedOp, Terms
+from fastnas.nn.parts import CellParts
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
-from fastnas.nn.recognise import CellParts
+from fastnas.nn.run import How, NoiseDraw, node_draw, run_layers
 from fastnas.reference.arguments import check_shape
 
 
@@ -25,15 +25,20 @@ class Dag(reference.Dag):
     edges."""
 
     mixed_op = MixedOp
+    memory = "lean"
+
+    def how(self) -> How:
+        """How a fused call runs."""
+        return How(self.training, cast(MixedOp, self._ops[0]).noise, self.memory)
 
     def parts(self) -> CellParts | str:
-        """The operations as the fused ops know them, or the first that they do not know."""
+        """The operations as the fused ops know them, or why they run none of them."""
         raise NotImplementedError
 
     def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call with x as its last input computes candidate by candidate, or None."""
+        """Why a call with x as its last input runs the modules of some candidates, or None."""
         parts = self.parts()
-        return parts if isinstance(parts, str) else None
+        return parts if isinstance(parts, str) else parts.why_foreign
 
     def check_weights(self, name: str, w: object, x: Tensor) -> None:
         if isinstance(w, Paths):
@@ -64,6 +69,28 @@ class Dag(reference.Dag):
             out.append(self._run_once(group, weight, own, row, w.siblings))
         return out[0] if len(out) == 1 else torch.cat(out)
 
+    def run_partly(
+        self, parts: CellParts, states: Sequence[Tensor], w: Tensor, draw: NoiseDraw | None
+    ) -> Tensor:
+        """Node by node the recognised candidates in one fused call, the foreign ones by their
+        modules, from preprocessed inputs.
+
+        Those are given states in the format of images: fused ones may be channels last, in which
+        a candidate that draws noise would draw it in another order.
+        """
+        found, plain = list(states), [state.contiguous() for state in states]
+        shared: list[dict[Any, Tensor]] = [{} for _ in range(len(found) + self.nodes)]
+        for node, layers in enumerate(parts.node_layers):
+            own = self.edges_into(node)
+            only = [list(parts.edges[e].foreign) for e in own] if layers.norms else None
+            y = None
+            if layers.norms:
+                own_w = w[own.start : own.stop]
+                y = run_layers(layers, found, own_w, self.how(), node_draw(draw, node))
+            found.append(self._node(node, plain, shared, w, draw, only, y))
+            plain.append(found[-1].contiguous())
+        return self.output(found)
+
     def _run_once(
         self,
         inputs: Sequence[Tensor],
@@ -79,9 +106,10 @@ class Dag(reference.Dag):
         states = self.input_states(inputs)
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]
         for node in range(self.nodes):
-            y = self._node(node, states, shared, w, draw, row)
+            own = self.edges_into(node)
+            only = None if row is None else [[k] if (k := row[e]) >= 0 else [] for e in own]
+            y = self._node(node, states, shared, w, draw, only)
             if siblings and row is not None:
-                own = self.edges_into(node)
                 y = add_siblings(y, w[own.start : own.stop], row[own.start : own.stop])
             states.append(y)
         return self.output(states)
@@ -116,28 +144,35 @@ class Dag(reference.Dag):
         shared: list[dict[Any, Tensor]],
         w: Tensor,
         draw: NoiseDraw | None,
-        row: list[int] | None,
+        only: list[list[int]] | None,
+        y: Tensor | None = None,
     ) -> Tensor:
+        """The sum of a node's candidates, each by its module, and of y.
+
+        Args:
+            w: [E, K], or [E] with one candidate for each edge in `only`.
+            only: of each edge into the node the candidates that run; None: all of them.
+        """
         edges = self.edges_into(node)
         outputs: list[Tensor] = []
         weight_index: list[int] = []
         noisy: list[int] = []
         norms: dict[int, nn.BatchNorm2d] = {}
         for position, (e, x, known) in enumerate(zip(edges, states, shared)):
-            if row is not None and row[e] < 0:
+            if only is not None and not only[position]:
                 continue
             op = cast(MixedOp, self._ops[e])
-            terms = op.terms(x, known, None if row is None else row[e])
+            terms = op.terms(x, known, None if only is None else only[position])
             noisy += [len(outputs) + t for t in terms.noisy]
             norms |= {len(outputs) + t: norm for t, norm in terms.norms.items()}
-            if row is None:
-                weight_index += [position * w.shape[1] + k for k in terms.weight_index]
-            else:
+            if w.dim() == 1:
                 weight_index.append(position)
+            else:
+                weight_index += [position * w.shape[1] + k for k in terms.weight_index]
             outputs += terms.outputs
         if not outputs:
-            return self._nothing(states)
+            return self._nothing(states) if y is None else y
         flat = w[edges.start : edges.stop].reshape(-1)
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
         node_terms = Terms(outputs, weight_index, noisy, norms)
-        return cast(MixedOp, self._ops[0]).mix(node_terms, select(flat, weight_index), own)
+        return cast(MixedOp, self._ops[0]).add(y, node_terms, flat, own)

@@ -1,7 +1,7 @@
-"""What a module is at one moment, and whether it still is: classes, settings, children, hooks.
+"""Tells whether modules still are what they were read as: classes, settings, children, hooks.
 
-`recognise` reads modules once, by their structure. All of that may be changed later without a
-word to us, so that every call first compares the modules with the facts that they were read from.
+A module is read once. All of it may be changed later without a word to us, so that every call
+first compares the modules with the facts that they were read from.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterable, Mapping
 from itertools import chain, repeat
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -68,6 +68,13 @@ def is_plain(module: nn.Module) -> bool:
     return not (has_own_forward(module) or any(hooks(module)) or has_global_hooks())
 
 
+class Outline(NamedTuple):
+    """A module of which only children, hooks, names of attributes and some settings are watched."""
+
+    module: nn.Module
+    settings: tuple[str, ...] = ("training",)
+
+
 class Facts:
     """All that torch and its class keep in each of some modules, when this object is made.
 
@@ -80,11 +87,12 @@ class Facts:
 
     Args:
         modules: watched whole: class and its functions, every attribute, children, hooks.
-        outlines: watched but for their attributes, which are read anew at every call.
+        outlines: watched but for attributes that are no settings of theirs.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], outlines: Iterable[nn.Module] = ()) -> None:
-        whole, outlined = list(modules), list(outlines)
+    def __init__(self, modules: Iterable[nn.Module], outlines: Iterable[Outline] = ()) -> None:
+        whole, asked = list(modules), list(outlines)
+        outlined = [outline.module for outline in asked]
         self.modules = [*whole, *outlined]
         self.kinds = [type(module) for module in self.modules]
         self.owns, self.outer = [vars(m) for m in whole], [vars(m) for m in outlined]
@@ -95,7 +103,8 @@ class Facts:
         self.of_tensors = [(o, n) for o, n in dicts if o[n] and n in _OF_TENSORS]
         self.functions = _Functions(set(self.kinds))
         self.then = self._attributes(), [dict(o[n]) for o, n in self.filled], self._tensors()
-        self.patched = self._patched()
+        self.settings = [(own, name) for own, o in zip(self.outer, asked) for name in o.settings]
+        self.outlines = self._outlines()
 
     def _attributes(self) -> tuple[list[int], list[Any]]:
         """How many each module has, and all values: no name changes where both stay."""
@@ -110,8 +119,9 @@ class Facts:
         known = known or all(v is None or isinstance(v, Tensor) for v in values)
         return list(chain.from_iterable(held)), list(map(is_, values, repeat(None))), known
 
-    def _patched(self) -> list[bool]:
-        return list(map(_CALLED.isdisjoint, self.outer))
+    def _outlines(self) -> tuple[list[Any], list[frozenset[str]]]:
+        """Settings of the outlines, and the names of all their attributes, methods included."""
+        return [own[name] for own, name in self.settings], list(map(frozenset, self.outer))
 
     def hold(self) -> bool:
         """Whether nothing has changed."""
@@ -124,7 +134,7 @@ class Facts:
                 and self._tensors() == tensors
                 and list(map(type, self.modules)) == self.kinds
                 and self.functions.hold()
-                and self._patched() == self.patched
+                and self._outlines() == self.outlines
             )
         # A dict is gone, or an attribute is another array, where == has no one answer.
         except (KeyError, RuntimeError, ValueError):

@@ -1,19 +1,18 @@
-"""Candidates computed up to the batch norm that they end in, which then is part of their sum."""
+"""Runs a candidate without its final batch norm: `mixed_norm_sum` applies that inside the sum."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastnas.layers.primitives import DilConv, ReLUConvBN, SepConv
 from fastnas.nn.facts import behaviour, is_plain
-from fastnas.nn.fused import count_batch, running_of
-from fastnas.nn.recognise import candidate_modules, layers_of, why_not_norm
+from fastnas.nn.parts import Tensors, layers_of, why_not_norm
+from fastnas.nn.run import count
 from fastnas.ops import mixed_norm_sum
-from fastnas.reference.primitives import DilConv, ReLUConvBN, SepConv
 
 Norms = Mapping[int, nn.BatchNorm2d]
 """Index of a term to the batch norm that it still is to pass."""
@@ -22,19 +21,6 @@ Norms = Mapping[int, nn.BatchNorm2d]
 _IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
 # Of torch's own, as long as nobody exchanges them.
 _PASSED_OVER = behaviour(nn.Sequential), behaviour(nn.BatchNorm2d)
-
-
-@dataclass(frozen=True)
-class SumParts:
-    """The batch norms that candidates of a mixed op end in."""
-
-    norms: Norms
-
-
-def sum_parts(module: nn.Module) -> SumParts:
-    """Of a mixed op whose candidates run their layers in order where they end in a batch norm."""
-    found = {k: final_norm(op) for k, op in enumerate(candidate_modules(module))}
-    return SumParts({k: norm for k, norm in found.items() if norm is not None})
 
 
 def passed_over(op: nn.Module) -> tuple[nn.Module, ...]:
@@ -131,14 +117,16 @@ def norm_sum(
     """
     z = pass_norms(z, {k: norm for k, norm in norms.items() if k not in folded})
     first = next(iter(folded.values()))
+    tensors = Tensors.of((), list(folded.values()))
+    running = dict(zip(folded, tensors.running))
     if training:
-        count_batch(list(folded.values()))
+        count(tensors.counters)
     return mixed_norm_sum(
         z,
         w,
         normed=[k in folded for k in range(len(z))],
         eps=first.eps,
-        running=[running_of([folded[k]])[0] if k in folded else None for k in range(len(z))],
+        running=[running.get(k) for k in range(len(z))],
         momentum=cast(float, first.momentum),
         training=training,
         **options,

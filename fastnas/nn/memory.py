@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.backends import MEMORY, SavedTensors, accumulation_dtype
-from fastnas.nn.recognise import Preprocess
+from fastnas.nn.parts import Preprocess
 
 if TYPE_CHECKING:
     from fastnas.nn.cell import Cell, SearchNetwork
@@ -63,15 +63,16 @@ def _bytes(tensor: Tensor) -> int:
 def _states(cell: Cell, i: int, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], Tensor]:
     """The preprocessed inputs of a cell and its output."""
     parts = cell.parts()
-    if isinstance(parts, str):
+    reason = parts if isinstance(parts, str) else parts.why_foreign
+    if isinstance(parts, str) or reason is not None:
         raise ValueError(
-            f"memory_report: cell {i} does not run on the fused ops ({parts}); what it holds is not"
-            " known before a run"
+            f"memory_report: cell {i} does not run on the fused ops ({reason}); what it holds is"
+            " not known before a run"
         )
     states = [
         _preprocessed(pre, s) for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
     ]
-    N, C, *size = parts.plan.table.node_size([s.shape for s in states])
+    N, C, *size = parts.layers.table.node_size([s.shape for s in states])
     return states, states[1].new_empty(N, parts.nodes * C, *size)
 
 
@@ -86,9 +87,9 @@ def _held(cell: Cell, state: Tensor, out: Tensor, memory: str) -> int:
     assert not isinstance(parts, str)
     N, C = state.shape[:2]
     form = cell.noise_form()
-    plan = parts.plan
-    trained = any(conv.weight.requires_grad for conv in plan.convs)
+    layers = parts.layers
+    trained = any(conv.weight.requires_grad for conv in layers.convs)
     size = (N, C, out.shape[2], out.shape[3])
-    held = SavedTensors.empty(state, plan.table, size, form, memory, trained, training=True)
+    held = SavedTensors.empty(state, layers.table, size, form, memory, trained, training=True)
     preprocessing = 2 * 2 * C * held.stats.itemsize
     return sum(map(_bytes, held)) + preprocessing

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastnas import reference
+from fastnas.layers.primitives import Zero, drop_path
+from fastnas.nn.built import HasReading
 from fastnas.nn.facts import is_plain
 from fastnas.nn.final_norms import (
     Norms,
@@ -21,15 +23,12 @@ from fastnas.nn.final_norms import (
     run_to_norm,
     runs_in_order,
 )
-from fastnas.nn.fused import NoiseDraw, can_run, run_edge
+from fastnas.nn.parts import MixedOpParts
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
-from fastnas.nn.reading import HasReading
-from fastnas.nn.recognise import MixedOpParts
+from fastnas.nn.run import How, NoiseDraw, can_run, run_edge
 from fastnas.ops import draw_rng, mixed_sum
 from fastnas.ops.dispatch import has_kernel
 from fastnas.reference.arguments import check_images, check_mixing
-from fastnas.reference.eval_network import drop_path
-from fastnas.reference.primitives import Zero
 
 
 @dataclass(frozen=True)
@@ -56,23 +55,18 @@ class MixedOp(HasReading, reference.MixedOp):
     memory = "lean"
 
     def parts(self) -> MixedOpParts | str:
-        """The candidates as the fused op knows them, or the first that it does not know."""
-        parts = cast(MixedOpParts | str, self._reading.read(self))
-        if not isinstance(parts, str) and parts.foreign:
-            return next(iter(parts.foreign.values()))
-        return parts
+        """The candidates as the fused op knows them, or why it runs none of them."""
+        return cast(MixedOpParts | str, self._reading.read(self))
 
     def fused_parts(self, x: Tensor) -> MixedOpParts | str:
         """`parts`, or why a call on x computes candidate by candidate."""
         parts = self.parts()
-        if isinstance(parts, str):
-            return parts
-        return self.refusal(parts) or can_run(parts, x, self.training) or parts
+        return parts if isinstance(parts, str) else can_run(parts, x, self.training) or parts
 
     def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call on x computes candidate by candidate, or None."""
+        """Why a call on x runs the modules of some candidates or of all, or None."""
         parts = self.fused_parts(x)
-        return parts if isinstance(parts, str) else None
+        return parts if isinstance(parts, str) else parts.why_foreign
 
     def refusal(self, parts: MixedOpParts) -> str | None:
         """What the settings or methods of this op ask that the fused op does not do, or None."""
@@ -88,13 +82,22 @@ class MixedOp(HasReading, reference.MixedOp):
             return f"noise is on the candidates {list(self.skips)}, not on the skips {skips}"
         return None
 
+    def why_not_in_a_cell(self) -> str | None:
+        """Why the candidates are not all of what a call of this op runs, or None."""
+        if self.overridden("forward"):
+            return f"{type(self).__name__} has a forward of its own"
+        return None if is_plain(self) else f"{type(self).__name__} has hooks"
+
     def overridden(self, *methods: str) -> list[str]:
         """Those of the methods that a subclass, or this very object, has in place of these here."""
         own, kind = vars(self), type(self)
         return [m for m in methods if m in own or getattr(kind, m) is not getattr(MixedOp, m)]
 
     def terms(
-        self, x: Tensor, pools: dict[Any, Tensor] | None = None, only: int | None = None
+        self,
+        x: Tensor,
+        pools: dict[Any, Tensor] | None = None,
+        only: Sequence[int] | None = None,
     ) -> Terms:
         """The outputs of the candidates on x, without `none`: `mix` sums them.
 
@@ -102,11 +105,11 @@ class MixedOp(HasReading, reference.MixedOp):
 
         Args:
             pools: what `run_to_norm` shares between the mixed ops on the same x.
-            only: the one candidate that is run, be it `none`.
+            only: the candidates that are run, be it `none`.
         """
         live = [k for k, op in enumerate(self._ops) if not (isinstance(op, Zero) and is_plain(op))]
         if only is not None or not live:
-            live = [only or 0]
+            live = [0] if only is None else list(only)
         noisy_candidates = self.skips if self.training and self.noise is not None else ()
         dropped = self.skips if self.training and self.skip_drop_path else ()
         outputs: list[Tensor] = []
@@ -177,19 +180,29 @@ class MixedOp(HasReading, reference.MixedOp):
             )
         groups = x.chunk(len(rows)) if rows else (x,)
         parts = self.fused_parts(groups[0])
+        foreign = None if isinstance(parts, str) else list(parts.foreign)
+        if isinstance(w, Paths) and (isinstance(parts, str) or foreign):
+            return torch.cat([self._one(g, *row, w.siblings) for g, row in zip(groups, rows)])
+        y = None
         if not isinstance(parts, str):
-            return run_edge(
-                parts, x, w, training=self.training, noise=self.noise,
-                draw=self._draw_for(w) if self.noise is not None else None, memory=self.memory,
-            )  # fmt: skip
-        if not isinstance(w, Paths):
-            terms = self.terms(x)
-            return self.mix(terms, select(w, terms.weight_index), None)
-        return torch.cat([self._one(g, *row, w.siblings) for g, row in zip(groups, rows)])
+            draw = None if self.noise is None else self._draw_for(w)
+            y = run_edge(parts, x, w, How(self.training, self.noise, self.memory), draw)
+            if not foreign:
+                return y
+        assert isinstance(w, Tensor)
+        return self.add(y, self.terms(x, only=foreign), w, None)
+
+    def add(self, y: Tensor | None, terms: Terms, w: Tensor, draw: NoiseDraw | None) -> Tensor:
+        """`mix` of the terms, each with its own of the weights w, and of y, if there is one."""
+        weight = select(w, terms.weight_index)
+        if y is not None:
+            terms = replace(terms, outputs=[*terms.outputs, y])
+            weight = torch.cat([weight, weight.new_ones(1)])
+        return self.mix(terms, weight, draw)
 
     def _one(self, x: Tensor, row: list[int], weight: Tensor, siblings: bool) -> Tensor:
         """The candidate of one path, by its module."""
-        y = self.mix(self.terms(x, only=row[0]), weight, None)
+        y = self.mix(self.terms(x, only=row), weight, None)
         return add_siblings(y, weight, row) if siblings else y
 
     def _draw_for(self, w: CellWeights) -> NoiseDraw:
@@ -205,21 +218,6 @@ class MixedOp(HasReading, reference.MixedOp):
         if not noisy:
             return x
         return self.reduce([x], torch.ones(1, device=x.device), [0], None)
-
-
-_METHODS = frozenset(("terms", "mix", "reduce", "forward"))
-
-
-def ask_nothing(ops: Iterable[MixedOp]) -> bool:
-    """Whether all are plainly of this class, so that `refusal` has nothing to say of any."""
-    return not [
-        op
-        for op in ops
-        if type(op) is not MixedOp
-        or op.noise is not None
-        or op.skip_drop_path
-        or not _METHODS.isdisjoint(vars(op))
-    ]
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 from fastnas import reference
 from fastnas.nn.cell import SearchNetwork
 from fastnas.nn.dag import Dag
-from fastnas.nn.fused import NoiseDraw
 from fastnas.nn.paths import CellWeights, Paths, Weights
+from fastnas.nn.run import NoiseDraw
 from fastnas.reference.arguments import check_images
 from fastnas.reference.nb201_search import CELL_TYPE
-from fastnas.spaces import Layout
 
 
 class NB201Cell(Dag, reference.NB201Cell):
@@ -54,9 +53,3 @@ class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
 def _path_by_path(module: nn.Module, x: Tensor, paths: int) -> Tensor:
     """The module on [paths N, ...], its statistics those of a call for each path."""
     return module(x) if paths == 1 else torch.cat([module(group) for group in x.chunk(paths)])
-
-
-SEARCH_NETWORKS: dict[Layout, type[SearchNetwork]] = {
-    kind.layout: kind for kind in (SearchNetwork, NB201SearchNetwork)
-}
-"""By the layout of the space."""

@@ -28,7 +28,7 @@ from fastnas.ops.dispatch import (
     wants_graph_of_backward,
 )
 from fastnas.ops.flops import count_as_eager
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 Call = TypeVar("Call", bound=tuple[Any, ...])
 Needs = list[bool]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 _wanted: ContextVar[bool] = ContextVar("choice_on_device", default=False)
 

@@ -27,8 +27,9 @@ from fastnas.ops.checks import (
     fits,
     settled,
 )
-from fastnas.reference import EdgeTable, SkipNoise
-from fastnas.reference.edge_table import Path
+from fastnas.reference import SkipNoise
+from fastnas.spaces import EdgeTable
+from fastnas.spaces.edge_table import Path
 
 OP = "mixed_edges"
 

@@ -22,7 +22,8 @@ from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.edge_checks import Setting, check_call, check_choice, check_path, read_choice
 from fastnas.ops.mixed_sum import draw_rng
-from fastnas.reference import EdgeTable, SkipNoise
+from fastnas.reference import SkipNoise
+from fastnas.spaces import EdgeTable
 
 
 def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:

@@ -1,6 +1,5 @@
 """Specifies every op in eager torch, slow and safe in fp64. Imports only fastnas.spaces."""
 
-from fastnas.reference.edge_table import EDGE_OPS, Edge, EdgeTable, EdgeTerm
 from fastnas.reference.mixed_edges import mixed_edges
 from fastnas.reference.mixed_norm_sum import (
     batch_norms,
@@ -46,15 +45,11 @@ from fastnas.reference.single_path import (
 from fastnas.reference.skip_noise import SkipNoise, cosine_decay, skip_noise
 
 __all__ = [
-    "EDGE_OPS",
     "SEARCH_NETWORKS",
     "SINGLE_PATH_NETWORKS",
     "TOPOLOGIES",
     "Cell",
     "Dag",
-    "Edge",
-    "EdgeTable",
-    "EdgeTerm",
     "HardWeights",
     "MixedOp",
     "NB201Cell",

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from fastnas.checks import typed
 from fastnas.reference.arguments import check_shape
-from fastnas.reference.edge_table import EdgeTable, EdgeTerm
 from fastnas.reference.mixed_sum import standard_deviations
 from fastnas.reference.relu_conv_bn import batch_norm, strided_pair
 from fastnas.reference.skip_noise import apply_draw, noise_draw, philox_draw
+from fastnas.spaces import EdgeTable, EdgeTerm
 
 
 def _depthwise_separable(
@@ -47,9 +47,9 @@ def term_output(
         z = strided_pair(F.relu(x), params)
     else:
         z = _depthwise_separable(x, params[:2], term.size, term.dilation, stride)
-    if term.op == "sep_conv":
+    if term.kind.halves == 2:
         v = batch_norm(z, stats[0], training, eps)
-        z = _depthwise_separable(v, params[2:], term.size, 1, 1)
+        z = _depthwise_separable(v, params[2:], term.size, term.dilation, 1)
     return batch_norm(z, stats[-1], training, eps)
 
 
@@ -73,7 +73,7 @@ def mixed_edges(
     Args:
         x: the input states, [N, C, H, W] each.
         w: [edges, candidates] mixing weights.
-        params: of all terms, in their order (`EdgeTerm`).
+        params: of all terms, in their order (`EdgeKind`).
         table: the edges.
         stats: [norms, 2, C] mean and biased variance; filled in training, else used.
         form, level: the noise on skips (`SkipNoise`), "none" for no noise.
@@ -84,36 +84,28 @@ def mixed_edges(
         [N, nodes C, H', W'], the nodes one after the other.
     """
     _check(x, w, params, table, stats, eps)
-    first_param, first_norm, skip = 0, 0, 0
-    places = []
-    rows = [e for e, edge in enumerate(table.edges) for _ in edge.terms]
-    for _, term in table.terms:
-        places.append((first_param, first_norm, skip))
-        first_param += term.params
-        first_norm += term.norms
-        skip += term.op in ("skip", "reduce_skip")
     states = list(x)
     for node in range(table.nodes):
         outputs = []
         ordinal = 0
-        for e, (edge, term), (param, norm, skip) in zip(rows, table.terms, places):
+        for (edge, term), row in zip(table.terms, table.rows):
             if edge.target != node:
                 continue
             source = states[edge.source]
-            own_params = params[param : param + term.params]
-            own_stats = stats[norm : norm + term.norms]
+            own_params = params[row.param : row.param + term.params]
+            own_stats = stats[row.norm : row.norm + term.norms]
             y = term_output(source, term, edge.stride, own_params, own_stats, training, eps)
-            if form != "none" and term.op in ("skip", "reduce_skip"):
+            if form != "none" and term.kind.noisy:
                 if level is None or rng is None:
                     raise ValueError(f"form is {form!r}; level and rng are needed with it")
                 found = standard_deviations([y], [0], form)
                 own_std = found[0] if found.numel() else None
                 if own_std is not None and std is not None:
-                    std[skip] = own_std
+                    std[row.skip] = own_std
                 eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
                 y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
                 ordinal += 1
-            outputs.append(w[e, term.weight].to(y.dtype) * y)
+            outputs.append(w[row.edge, term.weight].to(y.dtype) * y)
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
     return torch.cat(states[table.inputs :], dim=1)
 

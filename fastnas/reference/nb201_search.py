@@ -1,7 +1,7 @@
 """The search network of NAS-Bench-201 in eager torch, mixed or on one sampled path.
 
 Source: D-X-Y/AutoDL-Projects ``xautodl/models/cell_searchs``: the stages of the evaluation network
-(`fastnas.reference.nb201`), with a scale and a shift only in the batch norms outside of cells.
+(`fastnas.nn.NB201EvalNetwork`), with a scale and a shift only in the batch norms outside of cells.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fastnas.checks import typed
+from fastnas.layers.nb201 import nb201_last, nb201_operation, nb201_stages
 from fastnas.reference.arguments import check_images
-from fastnas.reference.nb201 import nb201_last, nb201_operation, nb201_stages
 from fastnas.reference.search_network import Dag, Factory, SearchNetwork, Weights
 from fastnas.reference.single_path import SinglePathDag, SinglePathNetwork
 from fastnas.reference.skip_noise import SkipNoise
-from fastnas.spaces import NB201_OPS, CellType, Layout, Space
+from fastnas.spaces import NB201_OPS, CellType, Space
 
 CELL_TYPE: CellType = "normal"
 """Of all cells that are searched."""
@@ -68,7 +68,7 @@ class NB201SearchNetwork(SearchNetwork):
         noise, skip_drop_path, extra: see `MixedOp`.
     """
 
-    layout: ClassVar[Layout] = "nb201"
+    layout: ClassVar[str] = "nb201"
     cell: type[Dag] = NB201Cell
 
     @typed
@@ -112,14 +112,14 @@ class NB201SinglePathCell(SinglePathDag, NB201Cell):
 class NB201SinglePathNetwork(SinglePathNetwork, NB201SearchNetwork):
     """The search network on `HardWeights`."""
 
-    layout: ClassVar[Layout] = "nb201"
+    layout: ClassVar[str] = "nb201"
     cell: type[Dag] = NB201SinglePathCell
 
 
-SEARCH_NETWORKS: dict[Layout, type[SearchNetwork]] = {
+SEARCH_NETWORKS: dict[str, type[SearchNetwork]] = {
     kind.layout: kind for kind in (SearchNetwork, NB201SearchNetwork)
 }
-SINGLE_PATH_NETWORKS: dict[Layout, type[SearchNetwork]] = {
+SINGLE_PATH_NETWORKS: dict[str, type[SearchNetwork]] = {
     kind.layout: kind for kind in (SinglePathNetwork, NB201SinglePathNetwork)
 }
 """By the layout of the space."""

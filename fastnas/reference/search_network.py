@@ -13,12 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.checks import check_choice, check_int, check_number, check_type, short, typed
+from fastnas.layers.primitives import drop_path, preprocessing, search_candidate
 from fastnas.reference.arguments import check_clip, check_images, check_mixing
-from fastnas.reference.eval_network import drop_path
 from fastnas.reference.mixed_sum import weighted_sum
-from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN, search_candidate
 from fastnas.reference.skip_noise import SkipNoise, skip_noise
-from fastnas.spaces import OPS, CellType, Layout, Space
+from fastnas.spaces import OPS, CellType, Space
 
 Factory = Callable[[int, int], nn.Module]
 """(C, stride) to a module [N, C, H, W] -> [N, C, H / stride, W / stride]."""
@@ -66,6 +65,11 @@ class MixedOp(nn.Module):
             if isinstance(candidate, str):
                 check_choice(f"candidates[{i}]", candidate, [*(extra or {}), *OPS])
         self._ops = nn.ModuleList(_build(c, C, stride, extra or {}) for c in candidates)
+        self.channels, self.stride = C, stride
+        self.names = tuple(
+            c if isinstance(c, str) and c not in (extra or {}) else None for c in candidates
+        )
+        """Of the candidates that are primitives; None stands for others."""
         named = [k for k, c in enumerate(candidates) if c == "skip_connect"]
         self.skips = tuple(named if skips is None else skips)
         if any(not 0 <= k < len(candidates) for k in self.skips):
@@ -103,7 +107,7 @@ class Dag(nn.Module):
     mixed_op: type[MixedOp] = MixedOp
 
     def build_edges(self, space: Space, cell_type: CellType, C: int, **options: object) -> None:
-        """Sets cell_type, inputs, nodes and `_ops`, for a subclass in the order of its modules.
+        """Sets cell_type, inputs, nodes, ends and `_ops`, for a subclass in its order of modules.
 
         Args:
             space: candidates and edges.
@@ -114,6 +118,7 @@ class Dag(nn.Module):
         self.cell_type = cell_type
         self.inputs = space.inputs
         self.nodes = space.nodes
+        self.ends = space.edges
         self._ops = nn.ModuleList(
             self.mixed_op(names, C, space.stride(cell_type, edge), **options)  # type: ignore[arg-type]
             for edge, names in zip(space.edges, space.candidates(cell_type))
@@ -173,12 +178,13 @@ class Cell(Dag):
         sizes = {"C_before_last": C_before_last, "C_last": C_last, "C": C}
         for name, value in sizes.items():
             check_int(name, value, 1)
-        self.preprocess0: nn.Module = (
-            FactorizedReduce(C_before_last, C, affine=False)
-            if reduced_before
-            else ReLUConvBN(C_before_last, C, 1, 1, 0, affine=False)
-        )
-        self.preprocess1: nn.Module = ReLUConvBN(C_last, C, 1, 1, 0, affine=False)
+        self.preprocessed = {
+            "preprocess0": (C_before_last, C, reduced_before),
+            "preprocess1": (C_last, C, False),
+        }
+        """What `preprocessing` built each from."""
+        self.preprocess0 = preprocessing(*self.preprocessed["preprocess0"])
+        self.preprocess1 = preprocessing(*self.preprocessed["preprocess1"])
         self.build_edges(space, cell_type, C, **options)
 
     def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -209,7 +215,7 @@ class SearchNetwork(nn.Module):
         noise, skip_drop_path, extra: see `MixedOp`.
     """
 
-    layout: ClassVar[Layout] = "darts"
+    layout: ClassVar[str] = "darts"
     """Of the spaces that it takes."""
     cell: type[Dag] = Cell
 

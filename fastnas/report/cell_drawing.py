@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from fastnas.checks import typed
-from fastnas.report.cell_layout import NODE_RADIUS, Array, Layout, arrange
+from fastnas.report.cell_layout import NODE_RADIUS, Array, Placement, arrange
 from fastnas.report.figures import picture_path, save_figure, write_title
-from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype
+from fastnas.spaces import AnyGenotype, layout_of
+from fastnas.spaces.layout import DrawnCell
 
 FONT_SIZE = 9.0
 LABEL_PADDING = 0.05
@@ -35,17 +35,6 @@ FAMILY_COLOURS = {
 DEAD_ALPHA = 0.35
 OUTPUT_COLOUR = "#A8A8A8"
 INPUT_FILL, NODE_FILL, OUTPUT_FILL, DEAD_FILL = "#DDEBF7", "#FFF4D6", "#E4F1DE", "#F4F4F4"
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """Holds a cell ready to lay out: operations are edges with an `op`, output edges have none."""
-
-    title: str
-    inputs: int
-    names: list[str]
-    edges: list[tuple[int, int, str | None]]
-    dead: set[int]
 
 
 @typed
@@ -68,12 +57,9 @@ def draw_genotype(genotype: AnyGenotype, path: Path | str, *, title: str = "") -
 @typed
 def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     """Returns what `draw_genotype` saves: a figure with one axes for each cell."""
-    if isinstance(genotype, NB201Genotype):
-        cells = [_nb201_cell(genotype)]
-    else:
-        cells = [_cell(genotype, cell) for cell in CELL_TYPES]
-    layouts = [_lay_out(cell) for cell in cells]
-    boxes = [_extent(layout) for layout in layouts]
+    cells = layout_of(genotype).drawn_cells(genotype)
+    placements = [_lay_out(cell) for cell in cells]
+    boxes = [_extent(placement) for placement in placements]
     width = max(right - left for left, right, _, _ in boxes)
     heights = [top - bottom for _, _, bottom, top in boxes]
     headline, legend = (HEADING if title else 0.1), HEADING
@@ -82,11 +68,11 @@ def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     if title:
         write_title(figure, title, y=1 - 0.5 * headline / total, va="center", fontsize=13)
     top = total - headline
-    for cell, layout, box, height in zip(cells, layouts, boxes, heights):
+    for cell, placement, box, height in zip(cells, placements, boxes, heights):
         top -= HEADING + height
         axes = figure.add_axes((0, top / total, 1, height / total))
         axes.set_title(cell.title, fontsize=11, fontweight="bold")
-        _draw(axes, cell, layout)
+        _draw(axes, cell, placement)
         middle = (box[0] + box[1]) / 2
         axes.set_xlim(middle - width / 2, middle + width / 2)
         axes.set_ylim(box[2], box[3])
@@ -107,28 +93,6 @@ def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     return figure
 
 
-def _cell(genotype: Genotype, kind: CellType) -> _Cell:
-    count = len(genotype.nodes(kind))
-    live = set(genotype.live_nodes(kind))
-    output = count + 2
-    names = ["$c_{k-2}$", "$c_{k-1}$", *map(str, range(count)), "$c_k$"]
-    edges: list[tuple[int, int, str | None]] = [
-        (source, node, op) for op, node, source in genotype.edges(kind)
-    ]
-    edges += [(node, output, None) for node in genotype.concat(kind) if node in live]
-    title = "normal cell" if kind == "normal" else "reduction cell"
-    return _Cell(title, 2, names, edges, set(range(2, output)) - live)
-
-
-def _nb201_cell(genotype: NB201Genotype) -> _Cell:
-    edges: list[tuple[int, int, str | None]] = [
-        (source, node, op)
-        for node, incoming in enumerate(genotype.nodes, 1)
-        for op, source in incoming
-    ]
-    return _Cell("cell", 1, ["in", "1", "2", "out"], edges, set())
-
-
 def _family(op: str) -> str:
     for start, family in (
         ("sep_conv", "separable convolution"),
@@ -143,7 +107,7 @@ def _family(op: str) -> str:
     return "other convolution" if "conv" in op else "other operation"
 
 
-def _lay_out(cell: _Cell) -> Layout:
+def _lay_out(cell: DrawnCell) -> Placement:
     sizes = [None if op is None else _label_size(op) for _, _, op in cell.edges]
     ends = [(source, target) for source, target, _ in cell.edges]
     return arrange(cell.inputs, len(cell.names), ends, sizes)
@@ -156,18 +120,18 @@ def _label_size(text: str) -> tuple[float, float]:
     return width + 2 * LABEL_PADDING, height + 2 * LABEL_PADDING
 
 
-def _extent(layout: Layout) -> tuple[float, float, float, float]:
-    low, high = layout.extent[0] - MARGIN, layout.extent[1] + MARGIN
+def _extent(placement: Placement) -> tuple[float, float, float, float]:
+    low, high = placement.extent[0] - MARGIN, placement.extent[1] + MARGIN
     return float(low[0]), float(high[0]), float(low[1]), float(high[1])
 
 
-def _draw(axes: Axes, cell: _Cell, layout: Layout) -> None:
+def _draw(axes: Axes, cell: DrawnCell, placement: Placement) -> None:
     graph = nx.MultiDiGraph()
     for node, name in enumerate(cell.names):
         graph.add_node(node, name=name)
-    places = {node: tuple(centre) for node, centre in enumerate(layout.nodes)}
+    places = {node: tuple(centre) for node, centre in enumerate(placement.nodes)}
     node_size = (2 * NODE_RADIUS * POINTS_PER_INCH) ** 2
-    for (source, target, op), bend, label in zip(cell.edges, layout.bends, layout.labels):
+    for (source, target, op), bend, label in zip(cell.edges, placement.bends, placement.labels):
         key = graph.add_edge(source, target, op=op)
         colour = OUTPUT_COLOUR if op is None else FAMILY_COLOURS[_family(op)]
         alpha = DEAD_ALPHA if source in cell.dead else 1.0
@@ -214,7 +178,7 @@ def _write_label(axes: Axes, op: str, centre: Array, colour: str, alpha: float) 
     )
 
 
-def _fill(cell: _Cell, node: int) -> str:
+def _fill(cell: DrawnCell, node: int) -> str:
     if node in cell.dead:
         return DEAD_FILL
     if node < cell.inputs:

@@ -36,7 +36,7 @@ NODE_HIT_COST, COVERED_COST, OVERLAP_COST = 50.0, 3.0, 3000.0
 
 
 @dataclass(frozen=True)
-class Layout:
+class Placement:
     """Holds the places found for one cell.
 
     Attributes:
@@ -52,7 +52,7 @@ class Layout:
     extent: Array
 
 
-def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | None]) -> Layout:
+def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | None]) -> Placement:
     """Finds places for a cell.
 
     Args:
@@ -81,7 +81,7 @@ def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | N
         if np.array_equal(before, (bends, places)):
             break
     drawn = np.concatenate([centres - NODE_RADIUS, centres + NODE_RADIUS, lines.reshape(-1, 2)])
-    return Layout(centres, bends, labels, np.stack([drawn.min(axis=0), drawn.max(axis=0)]))
+    return Placement(centres, bends, labels, np.stack([drawn.min(axis=0), drawn.max(axis=0)]))
 
 
 def curve(start: Array, end: Array, bend: float, at: Array) -> Array:

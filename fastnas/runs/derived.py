@@ -14,7 +14,7 @@ from fastnas.options import options_of
 from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
 from fastnas.search.trainer import CHECKPOINT, Trainer
 from fastnas.spaces import AnyGenotype, Space, get_space, to_json
-from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
+from fastnas.strategies.derivation import derive_top_edges
 
 BATCH_SIZE = 96
 NAMES = {"batch_size": "train_batch_size", "lr": "train_lr"}
@@ -100,6 +100,4 @@ def _convolutions(space: Space) -> AnyGenotype:
         cell: torch.tensor([preference(names) for names in space.candidates(cell)])
         for cell in space.cell_types
     }
-    if space.layout == "nb201":
-        return derive_every_edge(weights["normal"], space)
     return derive_top_edges(weights, space)

@@ -12,7 +12,7 @@ import torch
 
 from fastnas._version import __version__
 from fastnas.files import write_text
-from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype
+from fastnas.spaces import AnyGenotype, layout_of
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -36,15 +36,10 @@ def write_report(out: Path, report: Mapping[str, Any], text: str) -> None:
 
 def cell_table(genotype: AnyGenotype) -> list[str]:
     """Returns a genotype as a Markdown table, one row for each node."""
-    if isinstance(genotype, NB201Genotype):
-        cells = {"normal": genotype.nodes}
-        first = 1
-    else:
-        cells = {cell: genotype.nodes(cell) for cell in CELL_TYPES}
-        first = 2
+    layout = layout_of(genotype)
     lines = ["| cell | node | edges (operation from node) |", "|---|---|---|"]
-    for cell, nodes in cells.items():
-        for node, edges in enumerate(nodes, first):
+    for cell, nodes in layout.cells(genotype).items():
+        for node, edges in enumerate(nodes, layout.inputs):
             text = ", ".join(f"{op} from {source}" for op, source in edges) or "none"
             lines.append(f"| {cell} | {node} | {text} |")
     return lines

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastnas.bounds import whole
 from fastnas.search.config import ConfigError
 from fastnas.search.fields import SEEDS
-from fastnas.spaces import dump, strict_json
-from fastnas.spaces.distribution import DartsSlots, NB201Slots, OperationDistribution
+from fastnas.spaces import LAYOUTS, Layout, strict_json
+from fastnas.spaces.distribution import OperationDistribution
 from fastnas.text_file import read_text
 
 COUNTS = whole(1, 10**5)
@@ -32,14 +33,16 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         if shares is None:
             raise ValueError("its search was not for a distribution")
         distribution = OperationDistribution.from_dict(shares)
-        if set(distribution.p) == {"normal"}:
-            slots = 6 if length is None else length
-            cells: NB201Slots | DartsSlots = NB201Slots(distribution.ops, length=slots)
-        else:
-            cells = DartsSlots(distribution.ops, 8 if length is None else length)
+        layout = _layout(set(distribution.p))
+        slots = layout.slots(distribution.ops, length)
         rng = np.random.default_rng(seed)
-        drawn = [distribution.sample(cells, rng) for _ in range(count)]
-        kind = "nb201" if isinstance(cells, NB201Slots) else "json"
-        return [" ".join(dump(cell, kind).split()) for cell in drawn]
+        drawn = [distribution.sample(slots, rng) for _ in range(count)]
+        return [" ".join(layout.line(cell).split()) for cell in drawn]
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{report} gives no cells: {error}") from error
+
+
+def _layout(cell_types: set[str]) -> Layout[Any]:
+    """The layout whose cells are of these types."""
+    found = (layout for layout in LAYOUTS.values() if set(layout.cell_types) == cell_types)
+    return next(found, LAYOUTS["darts"])

@@ -27,9 +27,9 @@ from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.genotype_file import read_genotype
 from fastnas.search.progress import plain_console, stage
 from fastnas.search.run_folder import claimed_folder
-from fastnas.search.searcher import Searcher, to_text
+from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import AnyGenotype, to_json
+from fastnas.spaces import AnyGenotype, layout_of, to_json
 from fastnas.strategies.anasod import OnDistributions
 
 
@@ -95,7 +95,7 @@ def _found(
         "data": config.data,
         "seed": config.seed,
         "epochs": searcher.epochs,
-        "genotype": to_text(genotype),
+        "genotype": layout_of(genotype).text(genotype),
         "undecided": undecided,
         "collapsed": last["collapsed"],
         **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
@@ -128,7 +128,7 @@ def run_train(
             "data": config.data,
             "seed": config.seed,
             "epochs": trainer.epochs,
-            "genotype": to_text(genotype),
+            "genotype": layout_of(genotype).text(genotype),
             "parameters": trainer.parameters,
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test),

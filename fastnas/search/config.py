@@ -16,7 +16,7 @@ from fastnas.search.fields import (
     make_config,
     read_settings,
 )
-from fastnas.spaces import SPACES, AnyGenotype, Layout, NB201Genotype, get_space
+from fastnas.spaces import LAYOUTS, SPACES, AnyGenotype, get_space, layout_of
 from fastnas.strategies import STRATEGIES, Strategy
 
 __all__ = [
@@ -156,12 +156,11 @@ class SearchConfig(RunConfig):
     @property
     def _published(self) -> dict[str, Any]:
         """Returns what holds where a setting is None."""
-        layout = SPACES[self.space].layout if self.space in SPACES else "darts"
-        found = PUBLISHED | SPACE_DEFAULTS[layout]
+        layout = SPACES[self.space].cell_layout if self.space in SPACES else LAYOUTS["darts"]
+        found = {**PUBLISHED, **layout.search_defaults}
         if self.method in STRATEGIES:
             strategy = STRATEGIES[self.method]
-            found |= strategy.defaults
-            found |= strategy.defaults_nb201 if layout == "nb201" else {}
+            found |= {**strategy.defaults, **strategy.layout_defaults.get(layout.name, {})}
         return found
 
     def validate(self) -> None:
@@ -171,23 +170,20 @@ class SearchConfig(RunConfig):
             space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        if space.layout == "nb201" and self.memory != "lean":
+        layout = space.cell_layout
+        if self.memory != "lean" and not layout.is_fused:
             raise ConfigError(
                 f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
             )
-        if self.table is not None and space.layout != "nb201":
+        if self.table is not None and not layout.has_tables:
+            tabled = ", ".join(name for name, other in LAYOUTS.items() if other.has_tables)
             raise ConfigError(
-                f"table is {self.table!r}; it has no cells of space {space.name}, only of nb201"
+                f"table is {self.table!r}; it has no cells of space {space.name}, only of {tabled}"
             )
         if self.table is None and self.table_report is not None:
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
 
 
-TABLE_REPORT = "c10_test_200ep"
-SPACE_DEFAULTS: dict[Layout, dict[str, Any]] = {
-    "darts": {"layers": 8, "train_layers": 8},
-    "nb201": {"layers": 5, "train_layers": 5, "table_report": TABLE_REPORT},
-}
 PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 
 
@@ -195,7 +191,8 @@ PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "we
 class TrainConfig(RunConfig):
     """Holds the settings of a training from scratch.
 
-    None stands for what its paper trains such a network with on CIFAR-10 (`TRAINING`).
+    None stands for what its paper trains such a network with on CIFAR-10
+    (`Layout.training_defaults`).
     """
 
     genotype: str = option("", "a genotype file, or its text, in any of the formats")
@@ -219,14 +216,14 @@ class TrainConfig(RunConfig):
 
     def completed(self, genotype: AnyGenotype) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""
-        nb201 = isinstance(genotype, NB201Genotype)
-        for name in ABSENT_IN_NB201 if nb201 else ():
+        layout = layout_of(genotype)
+        for name in layout.absent_in_training:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; the network of a NAS-Bench-201 cell has no"
-                    " drop-path and no auxiliary classifier"
+                    f"{name} is {getattr(self, name)}; the network of a cell of layout"
+                    f" {layout.name} has no {', '.join(layout.absent_in_training)}"
                 )
-        published = TRAINING["nb201" if nb201 else "darts"]
+        published = layout.training_defaults
         open_names = [name for name in published if getattr(self, name) is None]
         found = replace(self, **{name: published[name] for name in open_names})
         if found.nesterov and found.momentum == 0:
@@ -238,19 +235,3 @@ class TrainConfig(RunConfig):
         value = getattr(self, name)
         assert value is not None, name
         return value
-
-
-ABSENT_IN_NB201 = ("drop_path", "auxiliary", "auxiliary_weight")
-TRAINING: dict[str, dict[str, Any]] = {
-    "darts": {
-        "channels": 36, "layers": 20, "epochs": 600, "batch_size": 96, "lr": 0.025,
-        "nesterov": False, "weight_decay": 3e-4, "cutout": 16,
-        "drop_path": 0.2, "auxiliary": True, "auxiliary_weight": 0.4,
-    },
-    "nb201": {
-        "channels": 16, "layers": 5, "epochs": 200, "batch_size": 256, "lr": 0.1,
-        "nesterov": True, "weight_decay": 5e-4, "cutout": 0,
-        **dict.fromkeys(ABSENT_IN_NB201, 0),
-    },
-}  # fmt: skip
-"""DARTS (section 3.2) and NAS-Bench-201 (table 1; it does not clip, `grad_clip` does)."""

@@ -99,8 +99,9 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
         return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
     if isinstance(strategy, SinglePath) and backend != "cuda":
         return f"the backend is {backend}; the kernels that read sampled paths are cuda's"
-    if isinstance(strategy, SinglePath) and bilevel.network.space.layout == "nb201":
-        return "a NAS-Bench-201 cell reads its sampled path on the host"
+    layout = bilevel.network.space.cell_layout
+    if isinstance(strategy, SinglePath) and not layout.is_fused:
+        return f"a cell of {layout.name} reads its sampled path on the host"
     reason = strategy.not_capturable()
     if reason is not None:
         return reason

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from fastnas.search.config import ConfigError
-from fastnas.spaces import CELL_TYPES, AnyGenotype, NB201Genotype, parse
-from fastnas.spaces.distribution import LENGTH
+from fastnas.spaces import AnyGenotype, layout_of, parse
+from fastnas.spaces.slots import LENGTH
 from fastnas.text_file import TextFileError, file_path, read_text
 
 LARGEST = 1 << 18
@@ -50,10 +50,8 @@ def _parsed(what: str, text: str) -> AnyGenotype:
         genotype = parse(text)
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error
-    for cell in CELL_TYPES:
-        if isinstance(genotype, NB201Genotype):
-            break
-        nodes, edges = len(genotype.nodes(cell)), len(genotype.edges(cell))
+    for cell, found in layout_of(genotype).cells(genotype).items():
+        nodes, edges = len(found), len(genotype.edges(cell))
         if nodes > MOST_NODES or edges > MOST_EDGES:
             raise ConfigError(
                 f"{what}: its {cell} cell has {nodes} nodes and {edges} edges; at most"

@@ -41,15 +41,7 @@ from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sg
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.recalibrate import recalibrated
 from fastnas.search.resumable import ResumableRun
-from fastnas.spaces import (
-    AnyGenotype,
-    NB201Genotype,
-    Space,
-    get_space,
-    to_darts,
-    to_json,
-    to_nb201,
-)
+from fastnas.spaces import AnyGenotype, Space, get_space, layout_of
 
 Network = TypeVar("Network", bound=reference.SearchNetwork)
 
@@ -181,7 +173,7 @@ class Searcher(ResumableRun):
         figures["lr"] = self._learning_rate()
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
-        figures["genotype"] = to_text(genotype)
+        figures["genotype"] = layout_of(genotype).text(genotype)
         if epoch < config.arch_start_epoch:
             figures["valid_loss"] = None
         last = self.epoch + 1 == self.epochs
@@ -369,13 +361,3 @@ class Searcher(ResumableRun):
             raise ConfigError(f"{config.data}: {error}") from error
         generator = torch.Generator().manual_seed(config.seed + 2)
         self.pipeline = Pipeline(images, augment, generator, config.channels_last)
-
-
-def to_text(genotype: AnyGenotype) -> str:
-    """Returns a NAS-Bench-201 string; DARTS text where it can express the genotype, else JSON."""
-    if isinstance(genotype, NB201Genotype):
-        return to_nb201(genotype)
-    try:
-        return to_darts(genotype)
-    except ValueError:
-        return to_json(genotype)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastnas.data.batches import Batches
 from fastnas.data.load import Images
-from fastnas.nn import EvalNetwork, NB201EvalNetwork, count_parameters
+from fastnas.nn import EVAL_NETWORKS, EvalNetwork, NB201EvalNetwork, count_parameters
 from fastnas.search.build import (
     Answers,
     Pipeline,
@@ -32,7 +32,7 @@ from fastnas.search.config import ConfigError, TrainConfig
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.resumable import ResumableRun
-from fastnas.spaces import AnyGenotype, NB201Genotype, to_json
+from fastnas.spaces import AnyGenotype, layout_of, to_json
 
 CHECKPOINT = "train.pt"
 TEST_BATCH = 256
@@ -107,10 +107,10 @@ class Trainer(ResumableRun):
         config, classes = self.config, self.images.classes
         sizes = config.resolved("channels"), classes, config.resolved("layers")
         channels = self.images.channels
-        if isinstance(genotype, NB201Genotype):
-            return NB201EvalNetwork(genotype, *sizes, in_channels=channels)
-        auxiliary = config.resolved("auxiliary")
-        return EvalNetwork(genotype, *sizes, in_channels=channels, auxiliary=auxiliary)
+        network, options = EVAL_NETWORKS[genotype.layout], {}
+        if "auxiliary" not in layout_of(genotype).absent_in_training:
+            options["auxiliary"] = config.resolved("auxiliary")
+        return network(genotype, *sizes, in_channels=channels, **options)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -1,43 +1,19 @@
 """Search spaces and genotypes as plain data; nothing here needs torch."""
 
-from fastnas.spaces.genotype import (
-    AnyGenotype,
-    Genotype,
-    NB201Genotype,
-    parameter_free_count,
-    skip_count,
-)
-from fastnas.spaces.genotype_formats import (
-    FORMATS,
-    dump,
-    from_darts,
-    from_json,
-    from_nb201,
-    parse,
-    to_darts,
-    to_fairdarts,
-    to_json,
-    to_nb201,
-    to_ptdarts,
-)
-from fastnas.spaces.space import (
-    CELL_TYPES,
-    DARTS_PRIMITIVES,
-    LAYOUTS,
-    NB201_OPS,
-    OPS,
-    PARAMETER_FREE,
-    SPACES,
-    CellType,
-    Layout,
-    Space,
-    get_space,
-    uniform_space,
-)
+from fastnas.spaces.darts_text import from_darts, to_darts, to_fairdarts, to_ptdarts
+from fastnas.spaces.edge_table import Edge, EdgeTable, EdgeTerm
+from fastnas.spaces.genotype import AnyGenotype, Genotype, parameter_free_count, skip_count
+from fastnas.spaces.genotype_formats import FORMATS, dump, from_json, parse, to_json
+from fastnas.spaces.layout import CELL_TYPES, CellType, Layout
+from fastnas.spaces.layouts import LAYOUTS, layout_of
+from fastnas.spaces.nb201 import NB201_OPS, NB201Genotype, from_nb201, to_nb201
+from fastnas.spaces.operations import DARTS_PRIMITIVES, EDGE_OPS, OPS, PARAMETER_FREE
+from fastnas.spaces.space import SPACES, Space, get_space, uniform_space
 
 __all__ = [
     "CELL_TYPES",
     "DARTS_PRIMITIVES",
+    "EDGE_OPS",
     "FORMATS",
     "LAYOUTS",
     "NB201_OPS",
@@ -46,6 +22,9 @@ __all__ = [
     "SPACES",
     "AnyGenotype",
     "CellType",
+    "Edge",
+    "EdgeTable",
+    "EdgeTerm",
     "Genotype",
     "Layout",
     "NB201Genotype",
@@ -55,6 +34,7 @@ __all__ = [
     "from_json",
     "from_nb201",
     "get_space",
+    "layout_of",
     "parameter_free_count",
     "parse",
     "skip_count",

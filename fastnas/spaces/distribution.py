@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import ceil, comb
-from typing import Protocol, runtime_checkable
+from math import comb
 
 import numpy as np
 
-from fastnas.bounds import whole
 from fastnas.checks import check_int, check_number, check_texts, check_type, short
-from fastnas.spaces.genotype import NB201_OPS, AnyGenotype, Edge, Genotype, NB201Genotype
-from fastnas.spaces.space import CELL_TYPES, Space
+from fastnas.spaces.genotype import AnyGenotype
+from fastnas.spaces.slots import LENGTH, SlotLayout, check_layout
+from fastnas.spaces.space import Space
 
 ANASOD = "Wan et al., WACV 2022, arXiv 2111.04670; reconstructed"
 """Source of the methods that search distributions."""
@@ -29,149 +27,9 @@ ANASOD = "Wan et al., WACV 2022, arXiv 2111.04670; reconstructed"
 Counts = tuple[int, ...]
 """How many slots each operation has."""
 
-LENGTH = whole(1, 128)
-"""Slots of a cell; a cell of DARTS has 8, and 2 in each of its nodes."""
 SUM_TOLERANCE = 1e-6
 ROUNDING = 1e-9
 """By which a share that is a whole number of slots may miss it."""
-
-
-@runtime_checkable
-class SlotLayout(Protocol):
-    """How cells are made of operations in slots."""
-
-    @property
-    def ops(self) -> tuple[str, ...]:
-        """That can stand in a slot."""
-
-    @property
-    def cell_types(self) -> tuple[str, ...]:
-        """Of an architecture."""
-
-    @property
-    def length(self) -> int:
-        """Slots of a cell."""
-
-    @property
-    def wirings(self) -> tuple[int, ...]:
-        """In how many ways each node of a cell can choose the nodes that its slots read."""
-
-    def genotype(
-        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
-    ) -> AnyGenotype:
-        """The cells with these operations in their slots and, of each node, that wiring."""
-
-    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
-        """Cell type to its operations, slot by slot; ValueError for a genotype of other cells."""
-
-
-@dataclass(frozen=True)
-class NB201Slots:
-    """NAS-Bench-201: six slots, the edges into nodes 1, 2 and 3."""
-
-    ops: tuple[str, ...] = NB201_OPS
-    cell_types: tuple[str, ...] = ("normal",)
-    length: int = 6
-    wirings: tuple[int, ...] = (1, 1, 1)
-
-    def __post_init__(self) -> None:
-        check_texts("ops", self.ops)
-        LENGTH.check("length", self.length)
-        if self.length != 6:
-            raise ValueError(f"length is {self.length}; cells of NAS-Bench-201 have 6 slots")
-
-    def genotype(
-        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]] | None = None
-    ) -> NB201Genotype:
-        _check_slots(self, slots)
-        ops = iter(slots["normal"])
-        return NB201Genotype(
-            tuple(tuple((next(ops), source) for source in range(node)) for node in (1, 2, 3))
-        )
-
-    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
-        check_type("genotype", genotype, Genotype, NB201Genotype)
-        if not isinstance(genotype, NB201Genotype):
-            raise ValueError("the genotype is not one of NAS-Bench-201")
-        return {"normal": [op for node in genotype.nodes for op, _ in node]}
-
-
-@dataclass(frozen=True)
-class DartsSlots:
-    """DARTS: two slots a node (one in the last node of an odd length), from distinct predecessors.
-
-    Args:
-        ops: that can stand in a slot, of both cell types; in DARTS' genotypes there is no "none".
-        length: slots of a cell, 8 in DARTS.
-    """
-
-    ops: tuple[str, ...]
-    length: int = 8
-    cell_types: tuple[str, ...] = CELL_TYPES
-
-    def __post_init__(self) -> None:
-        check_texts("ops", self.ops)
-        LENGTH.check("length", self.length)
-
-    @property
-    def nodes(self) -> int:
-        return ceil(self.length / 2)
-
-    @property
-    def wirings(self) -> tuple[int, ...]:
-        return tuple(comb(node + 2, self._slots_of(node)) for node in range(self.nodes))
-
-    def _slots_of(self, node: int) -> int:
-        return min(2, self.length - 2 * node)
-
-    def genotype(
-        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
-    ) -> Genotype:
-        _check_slots(self, slots)
-        _check_wiring(self, wiring)
-        cells = {}
-        for cell_type in self.cell_types:
-            cell: list[tuple[Edge, ...]] = []
-            for node, way in enumerate(wiring[cell_type]):
-                own = slots[cell_type][2 * node : 2 * node + 2]
-                sources = list(combinations(range(node + 2), self._slots_of(node)))[way]
-                cell.append(tuple(zip(own, sources)))
-            cells[cell_type] = tuple(cell)
-        concat = tuple(range(2, self.nodes + 2))
-        return Genotype(cells["normal"], concat, cells["reduce"], concat)
-
-    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
-        check_type("genotype", genotype, Genotype, NB201Genotype)
-        if not isinstance(genotype, Genotype):
-            raise ValueError("the genotype is one of NAS-Bench-201, not of the DARTS cells")
-        return {cell: [op for op, _, _ in genotype.edges(cell)] for cell in CELL_TYPES}
-
-
-def check_layout(layout: object) -> None:
-    """TypeError unless `layout` says how cells are made of slots, as what `slots_of` gives does."""
-    check_type("layout", layout, SlotLayout)
-
-
-def _check_slots(layout: SlotLayout, slots: Mapping[str, Sequence[str]]) -> None:
-    check_type("slots", slots, Mapping)
-    for cell_type in layout.cell_types:
-        given = slots.get(cell_type)
-        where = f"slots of the {cell_type} cell are {short(given)}"
-        if not isinstance(given, list | tuple) or len(given) != layout.length:
-            raise ValueError(f"{where}; a list of {layout.length} operations is needed")
-        if any(op not in layout.ops for op in given):
-            raise ValueError(f"{where}; the operations are {', '.join(layout.ops)}")
-
-
-def _check_wiring(layout: SlotLayout, wiring: Mapping[str, Sequence[int]]) -> None:
-    check_type("wiring", wiring, Mapping)
-    for cell_type in layout.cell_types:
-        given, ways = wiring.get(cell_type), layout.wirings
-        where = f"wiring of the {cell_type} cell"
-        if not isinstance(given, list | tuple) or len(given) != len(ways):
-            raise ValueError(f"{where} is {short(given)}; a list of {len(ways)} numbers is needed")
-        for node, (way, count) in enumerate(zip(given, ways)):
-            check_int(f"{where}, node {node},", way, 0, count - 1)
 
 
 def slots_of(space: Space, length: int | None = None) -> SlotLayout:
@@ -192,11 +50,7 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
             f"space {space.name} offers other candidates on other edges; a distribution over"
             " operations needs the same on all, as S0, S2, S3, S4 and nb201 have"
         )
-    ops = offered.pop()
-    if space.layout == "nb201":
-        return NB201Slots(ops, length=space.kept_edges if length is None else length)
-    darts_ops = tuple(op for op in ops if op != "none")
-    return DartsSlots(darts_ops, space.kept_edges if length is None else length)
+    return space.cell_layout.slots(offered.pop(), space.kept_edges if length is None else length)
 
 
 @dataclass(frozen=True)

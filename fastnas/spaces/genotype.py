@@ -1,26 +1,21 @@
-"""Genotypes: the architecture a search ends with, as data.
+"""Holds the genotype of DARTS: the architecture that a search ends with, as data.
 
 A genotype names, for every intermediate node of a cell, the operations that feed it and the
 nodes they come from, and which nodes the cell concatenates into its output.
 
 Sources: quark0/darts ``cnn/genotypes.py`` (two edges per node), khanrc/pt.darts
 ``genotypes.py`` (lists per node), xiaomi-automl/FairDARTS ``fairdarts/genotypes.py`` (any
-number of edges per node, none included), NAS-Bench-201 (Dong and Yang, 2020).
+number of edges per node, none included). The cell of NAS-Bench-201 is in `nb201`.
 """
 
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import SupportsIndex
+from typing import ClassVar, SupportsIndex
 
 from fastnas.checks import check_type
-from fastnas.spaces.space import (
-    CELL_TYPES,
-    NB201_OPS,
-    PARAMETER_FREE,
-    CellType,
-    check_cell_type,
-)
+from fastnas.spaces.layout import CELL_TYPES, CellType, check_cell_type
+from fastnas.spaces.operations import PARAMETER_FREE
 
 Edge = tuple[str, int]
 """An operation and the node whose state it reads."""
@@ -31,8 +26,19 @@ Node = tuple[Edge, ...]
 _LAST_NODE = 999
 
 
+class AnyGenotype:
+    """What the genotypes of all layouts have in common."""
+
+    layout: ClassVar[str]
+    """Name of the layout of its cells (:data:`fastnas.spaces.LAYOUTS`)."""
+
+    def edges(self, cell: CellType) -> tuple[tuple[str, int, int], ...]:
+        """The edges of a cell as (operation, node, predecessor), node-major."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Genotype:
+class Genotype(AnyGenotype):
     """The normal and the reduction cell of an architecture.
 
     ``normal[k]`` holds the edges into node k + 2, each an (operation, predecessor) pair.
@@ -56,6 +62,8 @@ class Genotype:
             node, or a concat that names no, repeated or missing nodes. The message gives the
             position, such as ``normal[5]``.
     """
+
+    layout = "darts"
 
     normal: tuple[Node, ...]
     normal_concat: tuple[int, ...]
@@ -105,75 +113,20 @@ class Genotype:
         return tuple(sorted(live - {0, 1}))
 
 
-@dataclass(frozen=True)
-class NB201Genotype:
-    """A NAS-Bench-201 cell: 4 nodes, and an operation on each of the 6 edges between them.
-
-    ``nodes[k]`` holds the edges into node k + 1, one from each node before it, in order.
-
-    Raises:
-        ValueError: other nodes or edges than those, or an operation not in :data:`NB201_OPS`.
-    """
-
-    nodes: tuple[Node, ...]
-
-    def __post_init__(self) -> None:
-        given = _sequence(self.nodes, "cell")
-        if len(given) != 3:
-            raise ValueError(f"cell: expected the edges into 3 nodes, got {len(given)}")
-        nodes = []
-        for node, edges in enumerate(given, 1):
-            where = f"node {node}"
-            checked = tuple(_checked_edge(edge, node, where) for edge in _sequence(edges, where))
-            sources = [source for _, source in checked]
-            if sources != list(range(node)):
-                raise ValueError(
-                    f"{where}: expected one edge from each of the nodes {list(range(node))} "
-                    f"in that order, got edges from {sources}"
-                )
-            for op, source in checked:
-                if op not in NB201_OPS:
-                    raise ValueError(
-                        f"{where}: operation {op!r} from node {source} is not one of "
-                        f"{', '.join(NB201_OPS)}"
-                    )
-            nodes.append(checked)
-        object.__setattr__(self, "nodes", tuple(nodes))
-
-    def edges(self, cell: CellType = "normal") -> tuple[tuple[str, int, int], ...]:
-        """The edges as (operation, node, predecessor), node-major; there is only a normal cell."""
-        if cell != "normal":
-            raise ValueError(f"cell is {cell!r}; a NAS-Bench-201 cell is a 'normal' cell")
-        return tuple(
-            (op, node, source) for node, edges in enumerate(self.nodes, 1) for op, source in edges
-        )
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether some way leads from the input to the output, along edges other than `none`."""
-        reached = {0}
-        for op, node, source in self.edges():
-            if op != "none" and source in reached:
-                reached.add(node)
-        return len(self.nodes) in reached
-
-
-AnyGenotype = Genotype | NB201Genotype
-
-
 def skip_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell are ``skip_connect``, the usual sign of a collapsed search."""
-    check_type("genotype", genotype, Genotype, NB201Genotype)
+    check_type("genotype", genotype, AnyGenotype)
     return sum(op == "skip_connect" for op, _, _ in genotype.edges(cell))
 
 
 def parameter_free_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
     """How many edges of a cell hold an operation of :data:`fastnas.spaces.PARAMETER_FREE`."""
-    check_type("genotype", genotype, Genotype, NB201Genotype)
+    check_type("genotype", genotype, AnyGenotype)
     return sum(op in PARAMETER_FREE for op, _, _ in genotype.edges(cell))
 
 
-def _sequence(value: object, where: str) -> Sequence[object]:
+def as_sequence(value: object, where: str) -> Sequence[object]:
+    """The value, where it is a list or a tuple; ValueError otherwise."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where}: expected a list, got {_short(value)}")
     return value
@@ -186,7 +139,9 @@ def _short(value: object) -> str:
 
 def _checked_concat(value: object, where: str) -> tuple[int, ...]:
     # A range is cut before it is spelled out: its length is whatever the text said.
-    given = tuple(value[: _LAST_NODE + 1]) if isinstance(value, range) else _sequence(value, where)
+    given = (
+        tuple(value[: _LAST_NODE + 1]) if isinstance(value, range) else as_sequence(value, where)
+    )
     concat = tuple(_checked_index(node, where, 2) for node in given)
     if not concat:
         raise ValueError(f"{where}: names no node")
@@ -215,8 +170,9 @@ def _index(value: object) -> int | None:
         return None
 
 
-def _checked_edge(value: object, node: int, where: str) -> Edge:
-    edge = _sequence(value, where)
+def checked_edge(value: object, node: int, where: str) -> Edge:
+    """An edge into a node, as an operation's name and an earlier node; ValueError otherwise."""
+    edge = as_sequence(value, where)
     if len(edge) != 2:
         raise ValueError(f"{where}: expected (operation, predecessor), got {_short(value)}")
     op, source = edge
@@ -232,7 +188,7 @@ def _checked_edge(value: object, node: int, where: str) -> Edge:
 
 
 def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[Node, ...]:
-    items = [_sequence(item, f"{cell}[{k}]") for k, item in enumerate(_sequence(value, cell))]
+    items = [as_sequence(item, f"{cell}[{k}]") for k, item in enumerate(as_sequence(value, cell))]
     shapes = [_shape(item, f"{cell}[{k}]") for k, item in enumerate(items)]
     if not items:
         raise ValueError(f"{cell}: has no nodes")
@@ -258,13 +214,13 @@ def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[N
     else:
         count = len(items)
         placed = [
-            (2 + k, _sequence(edge, f"{cell}[{k}][{m}]"), f"{cell}[{k}][{m}]")
+            (2 + k, as_sequence(edge, f"{cell}[{k}][{m}]"), f"{cell}[{k}][{m}]")
             for k, node in enumerate(items)
             for m, edge in enumerate(node)
         ]
     nodes: list[list[Edge]] = [[] for _ in range(count)]
     for target, edge, where in placed:
-        nodes[target - 2].append(_checked_edge(edge, target, where))
+        nodes[target - 2].append(checked_edge(edge, target, where))
     return tuple(tuple(node) for node in nodes)
 
 

@@ -1,69 +1,18 @@
 """Search spaces: which operations compete on which edge of a cell.
 
-A cell is a directed acyclic graph, in one of two layouts. Edges are listed node-major.
-
-darts: nodes 0 and 1 are its inputs (the outputs of the two cells before it); each of the ``n``
-intermediate nodes j = 2 .. n+1 receives an edge from every node i < j, so there are
-E = 2 + 3 + ... + (n+1) = n (n + 3) / 2 edges: 14 for the usual n = 4, (0, 2), (1, 2), (0, 3), ...
-There is a normal and a reduction cell; a derived cell keeps two edges a node.
-
-nb201: node 0 is its input, nodes 1, 2, 3 receive an edge from every node before them, the last is
-its output: 6 edges (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3). There is only the normal cell
-(residual blocks stand for the reduction cells); a derived cell keeps all edges, some as ``none``.
-
-Sources: DARTS (Liu et al., 2019), quark0/darts ``cnn/genotypes.py``;
-RobustDARTS (Zela et al., 2020), automl/RobustDARTS ``src/spaces.py``;
-NAS-Bench-201 (Dong & Yang, ICLR 2020), D-X-Y/AutoDL-Projects.
+How the cells are made the space's layout says (`fastnas.spaces.darts`, `fastnas.spaces.nb201`).
+Edges are listed node-major.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
-from typing import Literal
+from typing import Any
 
 from fastnas.checks import check_int, check_type
-
-CellType = Literal["normal", "reduce"]
-CELL_TYPES: tuple[CellType, ...] = ("normal", "reduce")
-
-Layout = Literal["darts", "nb201"]
-LAYOUTS: tuple[Layout, ...] = ("darts", "nb201")
-_NB201_EDGES = 6
-
-DARTS_PRIMITIVES: tuple[str, ...] = (
-    "none",
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
-"""The candidates of DARTS, in the order in which its ``alpha`` indexes them."""
-
-NB201_OPS: tuple[str, ...] = (
-    "none",
-    "skip_connect",
-    "nor_conv_1x1",
-    "nor_conv_3x3",
-    "avg_pool_3x3",
-)
-"""The five operations of NAS-Bench-201, in the order of its public code."""
-
-OPS: tuple[str, ...] = (*DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7", "noise")
-"""Every operation of a DARTS cell that fastnas can build by name."""
-
-PARAMETER_FREE: frozenset[str] = frozenset(
-    {"none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "noise"}
-)
-"""Operations without parameters at stride 1 (at stride 2 ``skip_connect`` has two convolutions)."""
-
-
-def check_cell_type(cell_type: str) -> None:
-    """Raise ValueError unless ``cell_type`` is "normal" or "reduce"."""
-    if cell_type not in CELL_TYPES:
-        raise ValueError(f"cell type {cell_type!r} is not one of {', '.join(CELL_TYPES)}")
+from fastnas.spaces.layout import CELL_NAMES, CELL_TYPES, CellType, Layout, check_cell_type
+from fastnas.spaces.layouts import LAYOUTS
+from fastnas.spaces.nb201 import EDGES, NB201_OPS
+from fastnas.spaces.operations import DARTS_PRIMITIVES
 
 
 @dataclass(frozen=True)
@@ -83,15 +32,15 @@ class Space:
     other has a place in its genotype.
 
     Raises:
-        ValueError: the edges do not make up whole nodes, an edge has no candidates or a
-            repeated one, or the edges of a cell type differ in their number of candidates; in
-            layout nb201, other than 6 edges, other operations, or a reduction cell.
+        ValueError: the edges do not make up whole nodes of the layout, an edge has no candidates
+            or a repeated one, or the edges of a cell type differ in their number of candidates; a
+            cell type or operations that the layout does not have.
     """
 
     name: str
     normal: tuple[tuple[str, ...], ...]
     reduce: tuple[tuple[str, ...], ...] = ()
-    layout: Layout = "darts"
+    layout: str = "darts"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -100,53 +49,62 @@ class Space:
             raise ValueError(
                 f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}"
             )
-        for cell_type in self.cell_types:
+        layout = self.cell_layout
+        for cell_type in layout.cell_types:
             where = f"{self.name}: {cell_type}"
-            candidates = _checked_cell(getattr(self, cell_type), where, self.layout)
+            candidates = _checked_cell(getattr(self, cell_type), where, layout)
             object.__setattr__(self, cell_type, candidates)
-        if self.layout == "nb201":
-            self._check_nb201()
-        elif len(self.normal) != len(self.reduce):
-            raise ValueError(
-                f"{self.name}: normal has {len(self.normal)} edges and reduce "
-                f"{len(self.reduce)}; both cells need the same nodes"
-            )
+        self._check_cells(layout)
 
-    def _check_nb201(self) -> None:
-        if self.reduce:
-            raise ValueError(f"{self.name}: layout nb201 has no reduction cell")
-        unknown = sorted(set(self.operations) - set(NB201_OPS))
+    def _check_cells(self, layout: Layout[Any]) -> None:
+        for cell_type in CELL_TYPES:
+            if cell_type not in layout.cell_types and getattr(self, cell_type):
+                raise ValueError(
+                    f"{self.name}: layout {layout.name} has no {CELL_NAMES[cell_type]}"
+                )
+        unknown = sorted(self.operations - set(layout.operations)) if layout.is_closed else []
         if unknown:
             raise ValueError(
-                f"{self.name}: {', '.join(unknown)} in layout nb201, whose operations are "
-                f"{', '.join(NB201_OPS)}"
+                f"{self.name}: {', '.join(unknown)} in layout {layout.name}, whose operations are "
+                f"{', '.join(layout.operations)}"
             )
+        edges = {cell_type: len(getattr(self, cell_type)) for cell_type in layout.cell_types}
+        if len(set(edges.values())) > 1:
+            given = " and ".join(
+                f"{cell_type} has {count} edges" if not k else f"{cell_type} {count}"
+                for k, (cell_type, count) in enumerate(edges.items())
+            )
+            raise ValueError(f"{self.name}: {given}; both cells need the same nodes")
+
+    @property
+    def cell_layout(self) -> Layout[Any]:
+        """The layout of its cells."""
+        return LAYOUTS[self.layout]
 
     @property
     def cell_types(self) -> tuple[CellType, ...]:
         """Which cells there are."""
-        return ("normal",) if self.layout == "nb201" else CELL_TYPES
+        return self.cell_layout.cell_types
 
     @property
     def inputs(self) -> int:
         """The number of input nodes of a cell."""
-        return 1 if self.layout == "nb201" else 2
+        return self.cell_layout.inputs
 
     @property
     def nodes(self) -> int:
         """The number n of nodes besides the inputs."""
-        return 3 if self.layout == "nb201" else _nodes_of(len(self.normal))
+        return self.cell_layout.nodes_of(len(self.normal), self.name)
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """All edges (i, j), node-major; row k of the logits belongs to ``edges[k]``."""
-        first = self.inputs
-        return tuple((i, j) for j in range(first, self.nodes + first) for i in range(j))
+        return self.cell_layout.edges(self.nodes)
 
     @property
     def kept_edges(self) -> int:
         """The number of edges of a derived cell."""
-        return len(self.edges) if self.layout == "nb201" else 2 * self.nodes
+        return self.cell_layout.kept_edges(self.nodes)
 
     @property
     def operations(self) -> frozenset[str]:
@@ -176,7 +134,7 @@ class Space:
                 f"{self.name}: no edge {edge!r}; an edge is a pair (i, j) with "
                 f"0 <= i < j and {self.inputs} <= j <= {self.nodes + self.inputs - 1}"
             )
-        return 2 if cell_type == "reduce" and edge[0] < 2 else 1
+        return self.cell_layout.stride(cell_type, edge[0])
 
     def without(self, op: str) -> "Space":
         """The space with an operation dropped on every edge that offers it.
@@ -189,7 +147,7 @@ class Space:
         check_type("op", op, str)
         offered = self.operations
         if op not in offered:
-            if op in (*OPS, *NB201_OPS):
+            if any(op in layout.operations for layout in LAYOUTS.values()):
                 return self
             raise ValueError(f"op is {op!r}; {self.name} has {', '.join(sorted(offered))}")
         return Space(
@@ -210,30 +168,17 @@ def _checked_edge(edge: object, where: str) -> tuple[str, ...]:
     return tuple(edge)
 
 
-def _checked_cell(cell: object, where: str, layout: Layout) -> tuple[tuple[str, ...], ...]:
+def _checked_cell(cell: object, where: str, layout: Layout[Any]) -> tuple[tuple[str, ...], ...]:
     if not isinstance(cell, list | tuple):
         raise ValueError(f"{where}: expected a tuple with the candidates per edge, got {cell!r}")
     candidates = tuple(_checked_edge(edge, f"{where}[{k}]") for k, edge in enumerate(cell))
-    edges = len(candidates)
-    nodes = _nodes_of(edges)
-    if layout == "nb201":
-        if edges != _NB201_EDGES:
-            raise ValueError(f"{where}: {edges} edges; a cell of layout nb201 has {_NB201_EDGES}")
-    elif nodes < 1 or nodes * (nodes + 3) // 2 != edges:
-        raise ValueError(
-            f"{where}: {edges} edges make no whole number of nodes; "
-            "n intermediate nodes have n (n + 3) / 2 edges: 2, 5, 9, 14, 20, ..."
-        )
+    layout.nodes_of(len(candidates), where)
     sizes = [len(edge) for edge in candidates]
     if min(sizes) != max(sizes):
         raise ValueError(
             f"{where}: every edge needs the same number of candidates, got {sizes} edge by edge"
         )
     return candidates
-
-
-def _nodes_of(edges: int) -> int:
-    return (isqrt(9 + 8 * edges) - 3) // 2
 
 
 def uniform_space(name: str, candidates: Sequence[str], nodes: int = 4) -> Space:
@@ -248,7 +193,8 @@ def uniform_space(name: str, candidates: Sequence[str], nodes: int = 4) -> Space
         ValueError: no candidates, a repeated one, or fewer than one node.
     """
     check_int("nodes", nodes, 1)
-    cell = (_checked_edge(candidates, f"{name}: candidates"),) * (nodes * (nodes + 3) // 2)
+    edges = len(LAYOUTS["darts"].edges(nodes))
+    cell = (_checked_edge(candidates, f"{name}: candidates"),) * edges
     return Space(name, cell, cell)
 
 
@@ -285,7 +231,7 @@ SPACES: dict[str, Space] = {
     "S2": uniform_space("S2", ("skip_connect", "sep_conv_3x3")),
     "S3": uniform_space("S3", ("none", "skip_connect", "sep_conv_3x3")),
     "S4": uniform_space("S4", ("noise", "sep_conv_3x3")),
-    "nb201": Space("nb201", (NB201_OPS,) * _NB201_EDGES, layout="nb201"),
+    "nb201": Space("nb201", (NB201_OPS,) * EDGES, layout="nb201"),
 }
 """S0 is the space of DARTS (8 candidates with ``none``), S1 to S4 are those of RobustDARTS, nb201
 is that of NAS-Bench-201: 5^6 = 15,625 cells."""

@@ -14,9 +14,9 @@ from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.options import Optioned
 from fastnas.reference import SkipNoise
-from fastnas.spaces import AnyGenotype, Genotype, Layout, NB201Genotype, Space
+from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
-from fastnas.strategies.derivation import check_finite, derive_every_edge, derive_top_edges
+from fastnas.strategies.derivation import check_finite, derive_top_edges
 from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
 from fastnas.strategies.steps import ArchStep, Batch, WeightStep
@@ -51,19 +51,19 @@ class Strategy(Optioned):
     """Paper and arXiv number."""
     defaults: ClassVar[Mapping[str, Any]] = {}
     """Where the method's published setting departs from the config's defaults."""
-    defaults_nb201: ClassVar[Mapping[str, Any]] = {}
-    """The same in NAS-Bench-201, options of the method included."""
+    layout_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """By the name of a layout: where it departs from them there, options of the method included."""
     drops_none: ClassVar[bool] = False
-    """Whether the method searches a DARTS space without its `none` operation."""
-    drops_none_nb201: ClassVar[bool] = False
-    """The same in NAS-Bench-201, where `none` is an operation that a derived cell may have."""
+    """Whether the method searches without `none` where no derived cell can have it."""
+    drops_derived_none: ClassVar[bool] = False
+    """Whether it does where a derived cell may have `none` on an edge."""
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
     tied: ClassVar[bool] = False
     """Whether the edges of a cell type share their logits of operations."""
-    eager_networks: ClassVar[Mapping[Layout, type[reference.SearchNetwork]]] = (
+    eager_networks: ClassVar[Mapping[str, type[reference.SearchNetwork]]] = (
         reference.SEARCH_NETWORKS
     )
     """What `eager_step` runs, by the layout of the space."""
@@ -75,12 +75,13 @@ class Strategy(Optioned):
             ValueError: the method samples which edges a node keeps, and the space keeps them all.
         """
         check_type("space", space, Space)
-        if self.topology != "none" and space.layout == "nb201":
+        layout = space.cell_layout
+        if self.topology != "none" and layout.edges_per_node is None:
             raise ValueError(
                 f"method {self.name} samples which edges a node keeps; a cell of space"
                 f" {space.name} keeps them all"
             )
-        drops = self.drops_none if space.layout == "darts" else self.drops_none_nb201
+        drops = self.drops_derived_none if layout.derives_none else self.drops_none
         return space.without("none") if drops and "none" in space.operations else space
 
     def stages(self, layers: int, epochs: int) -> Sequence[Stage]:
@@ -185,9 +186,7 @@ class Strategy(Optioned):
         """
         check_logits(arch, space)
         with torch.no_grad():
-            if space.layout == "nb201":
-                return self.derive_nb201(arch, space)
-            return self.derive_darts(arch, space)
+            return self.derive_cells(arch, space)
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
         """Counts, by cell type, the choices that the initial noise may have made."""
@@ -198,19 +197,15 @@ class Strategy(Optioned):
 
         Here the choices are the operations of the edges.
         """
-        drops = space.layout == "darts"
+        drops = not space.cell_layout.derives_none
         return {
             cell: operation_margins(alpha, space, cell, drops)
             for cell, alpha in arch.alphas().items()
         }
 
-    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
-        """In a space of DARTS' layout."""
+    def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
+        """Derives from logits that are finite: each node's strongest edges and operations."""
         return derive_top_edges(self.mixing_weights(arch), space)
-
-    def derive_nb201(self, arch: ArchParameters, space: Space) -> NB201Genotype:
-        """In NAS-Bench-201: the strongest operation of every edge, `none` included."""
-        return derive_every_edge(self.mixing_weights(arch)["normal"], space)
 
 
 def check_epoch(epoch: int, epochs: int, beyond: bool = False) -> None:

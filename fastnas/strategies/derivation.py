@@ -1,17 +1,18 @@
-"""From mixing weights to a genotype."""
+"""Derives genotypes from mixing weights, logits of edges, and sampled paths."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fastnas.reference.sample_paths import largest, logits_per_node, node_pairs
-from fastnas.spaces import CELL_TYPES, AnyGenotype, CellType, Genotype, NB201Genotype, Space
+from fastnas.spaces import AnyGenotype, CellType, Space
+from fastnas.spaces.genotype import Node
 
-EdgeChoice = tuple[float, int, str]
-"""(weight, predecessor, operation): the best operation of an edge."""
+Entry = tuple[float, int, str]
+"""(weight, predecessor, operation): what an edge may do."""
 
 
 def check_finite(what: str, values: Tensor) -> None:
@@ -31,18 +32,40 @@ def _rows(w: Tensor) -> list[list[float]]:
     return rows
 
 
-def best_operations(w: Tensor, space: Space, cell_type: CellType) -> list[list[EdgeChoice]]:
-    """Per intermediate node, its incoming edges with their strongest operation other than `none`,
-    strongest edge first; ties go to the lower index."""
-    rows, candidates = _rows(w), space.candidates(cell_type)
-    nodes: list[list[EdgeChoice]] = [[] for _ in range(space.nodes)]
-    for (source, target), row, names in zip(space.edges, rows, candidates):
-        real = [(weight, name) for weight, name in zip(row, names) if name != "none"]
-        if not real:
+def _nodes(space: Space, edges: Iterable[tuple[int, Entry]]) -> list[list[Entry]]:
+    """Entries, given with the node that each goes into, node by node."""
+    nodes: list[list[Entry]] = [[] for _ in range(space.nodes)]
+    for target, entry in edges:
+        nodes[target - space.inputs].append(entry)
+    return nodes
+
+
+def _strongest(w: Tensor, space: Space, cell_type: CellType) -> list[list[Entry]]:
+    """Per node its incoming edges, each with its strongest operation; ties go to the earlier one.
+
+    `none` is one of them only where a derived cell may have it.
+    """
+    found = []
+    for (source, target), row, names in zip(space.edges, _rows(w), space.candidates(cell_type)):
+        entries = _entries(row, names, space)
+        if not entries:
             raise ValueError(f"edge {(source, target)} of {space.name} offers nothing but none")
-        weight, name = max(real, key=lambda pair: pair[0])
-        nodes[target - 2].append((weight, source, name))
-    return [sorted(edges, key=lambda edge: -edge[0]) for edges in nodes]
+        weight, name = max(entries, key=lambda entry: entry[0])
+        found.append((target, (weight, source, name)))
+    return _nodes(space, found)
+
+
+def _entries(row: list[float], names: tuple[str, ...], space: Space) -> list[tuple[float, str]]:
+    """The weights of an edge with the operations that a derived edge may have."""
+    may_be_none = space.cell_layout.derives_none
+    return [(weight, name) for weight, name in zip(row, names) if may_be_none or name != "none"]
+
+
+def _largest(entries: list[Entry], count: int | None) -> list[Entry]:
+    """The first `count` by weight, the largest first; ties go to the earlier. None: all, as is."""
+    if count is None:
+        return entries
+    return sorted(entries, key=lambda entry: -entry[0])[:count]
 
 
 def kept_edges(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
@@ -55,22 +78,26 @@ def kept_edges(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
     return torch.cat(kept)
 
 
-def derive_path(choices: Mapping[str, Tensor], space: Space) -> Genotype:
+def derive_path(choices: Mapping[str, Tensor], space: Space) -> AnyGenotype:
     """The architecture of one path: the candidate of every edge, -1 where there is none.
 
     Args:
         choices: cell type to int64 [E].
     """
-    cells = {}
-    for cell_type in CELL_TYPES:
+    cells: dict[CellType, list[Node]] = {}
+    for cell_type in space.cell_types:
         nodes: list[list[tuple[str, int]]] = [[] for _ in range(space.nodes)]
         rows = zip(space.edges, choices[cell_type].tolist(), space.candidates(cell_type))
         for (source, target), k, names in rows:
             if k >= 0:
-                nodes[target - 2].append((names[k], source))
-        cells[cell_type] = tuple(map(tuple, nodes))
-    concat = tuple(range(2, space.nodes + 2))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+                nodes[target - space.inputs].append((names[k], source))
+        cells[cell_type] = list(map(tuple, nodes))
+    return _genotype(cells, space)
+
+
+def _genotype(cells: Mapping[CellType, Sequence[Node]], space: Space) -> AnyGenotype:
+    genotype: AnyGenotype = space.cell_layout.genotype(cells)
+    return genotype
 
 
 def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
@@ -96,72 +123,61 @@ def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
     return found
 
 
-def derive_top_entries(
-    weights: Mapping[str, Tensor], space: Space, entries_per_node: int = 2
-) -> Genotype:
+def derive_top_entries(weights: Mapping[str, Tensor], space: Space) -> AnyGenotype:
     """GDAS' rule: each node's largest (edge, operation) entries, `none` apart.
 
-    Unlike in DARTS both may be of one edge. Ties go to the lower edge, then operation.
+    Unlike in DARTS both may be of one edge. Ties go to the lower edge, then operation. Where a cell
+    keeps all its edges there is nothing to rank between them, and the rule is that of
+    `derive_top_edges`.
     """
-    cells = {}
-    for cell_type in CELL_TYPES:
-        nodes: list[list[EdgeChoice]] = [[] for _ in range(space.nodes)]
-        rows = _rows(weights[cell_type])
-        for (source, target), row, names in zip(space.edges, rows, space.candidates(cell_type)):
-            entries = zip(row, names)
-            nodes[target - 2] += [(w, source, name) for w, name in entries if name != "none"]
-        cells[cell_type] = tuple(
-            tuple(
-                (name, source)
-                for _, source, name in sorted(node, key=lambda entry: -entry[0])[:entries_per_node]
-            )
-            for node in nodes
+    count = space.cell_layout.edges_per_node
+    if count is None:
+        return derive_top_edges(weights, space)
+    cells: dict[CellType, list[Node]] = {}
+    for cell_type in space.cell_types:
+        rows = zip(space.edges, _rows(weights[cell_type]), space.candidates(cell_type))
+        entries = (
+            (target, (weight, source, name))
+            for (source, target), row, names in rows
+            for weight, name in _entries(row, names, space)
         )
-    concat = tuple(range(2, space.nodes + 2))
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
+        cells[cell_type] = [
+            tuple((name, source) for _, source, name in _largest(node, count))
+            for node in _nodes(space, entries)
+        ]
+    return _genotype(cells, space)
 
 
 def derive_top_edges(
-    weights: Mapping[str, Tensor], space: Space, edges_per_node: int = 2, threshold: float = 0.0
-) -> Genotype:
+    weights: Mapping[str, Tensor],
+    space: Space,
+    edges_per_node: int | None = None,
+    threshold: float = 0.0,
+) -> AnyGenotype:
     """The DARTS rule: keep each node's strongest edges, each with its strongest operation.
 
-    Edges rank by their largest weight of an operation other than `none` (DARTS section 2.4).
+    Edges rank by their largest weight of an operation other than `none` (DARTS section 2.4). In
+    NAS-Bench-201, as in its code, a cell keeps every edge, be its strongest operation `none`.
 
     Args:
         weights: cell type to [E, K].
         space: edges and candidates.
-        edges_per_node: 2 in DARTS.
-        threshold: edges whose weight is below it are dropped (FairDARTS "threshold_sparse", 0.85).
+        edges_per_node: None: as many as the layout's cells keep; what keeps all keeps all.
+        threshold: edges whose weight is below it are dropped (FairDARTS "threshold_sparse", 0.85);
+            in cells that keep all edges they are `none`.
     """
-    concat = tuple(range(2, space.nodes + 2))
+    layout = space.cell_layout
+    all_edges = layout.edges_per_node is None
+    count = None if all_edges else edges_per_node or layout.edges_per_node
+
+    def kept(edges: list[Entry]) -> Node:
+        ranked = _largest(edges, count)
+        if layout.derives_none:
+            return tuple((name if w >= threshold else "none", source) for w, source, name in ranked)
+        return tuple((name, source) for weight, source, name in ranked if weight >= threshold)
+
     cells = {
-        cell_type: tuple(
-            tuple(
-                (name, source)
-                for weight, source, name in edges[:edges_per_node]
-                if weight >= threshold
-            )
-            for edges in best_operations(weights[cell_type], space, cell_type)
-        )
-        for cell_type in CELL_TYPES
+        cell_type: [kept(edges) for edges in _strongest(weights[cell_type], space, cell_type)]
+        for cell_type in space.cell_types
     }
-    return Genotype(cells["normal"], concat, cells["reduce"], concat)
-
-
-def derive_every_edge(w: Tensor, space: Space, threshold: float = 0.0) -> NB201Genotype:
-    """The rule of NAS-Bench-201's code: every edge with its strongest operation, be it `none`.
-
-    Ties go to the earlier operation.
-
-    Args:
-        w: [6, K].
-        space: of layout nb201.
-        threshold: an edge none of whose weights reaches it is `none`.
-    """
-    rows = zip(space.edges, _rows(w), space.candidates("normal"))
-    nodes: list[list[tuple[str, int]]] = [[] for _ in range(space.nodes)]
-    for (source, target), row, names in rows:
-        weight, name = max(zip(row, names), key=lambda pair: pair[0])
-        nodes[target - space.inputs].append((name if weight >= threshold else "none", source))
-    return NB201Genotype(tuple(map(tuple, nodes)))
+    return _genotype(cells, space)

@@ -9,8 +9,8 @@ from fastnas.bounds import Bounds
 from fastnas.checks import check_type
 from fastnas.nn import ArchParameters
 from fastnas.options import option
-from fastnas.spaces import Genotype, NB201Genotype, Space
-from fastnas.strategies.derivation import derive_every_edge, derive_top_edges
+from fastnas.spaces import AnyGenotype, Space
+from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.mixture import Mixture
 
 LOSSES = ("l2", "l1")
@@ -34,7 +34,7 @@ class FairDARTS(Mixture):
 
     name = "fair-darts"
     source = "Chu et al., ECCV 2020, arXiv 1911.12126"
-    drops_none = drops_none_nb201 = True
+    drops_none = drops_derived_none = True
     alpha_scale = 0.0
     alpha_betas = (0.9, 0.999)
     defaults = {"arch_lr": 3e-3, "lr": 0.005, "batch_size": 128}
@@ -52,17 +52,13 @@ class FairDARTS(Mixture):
         distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
         return -self.zero_one_weight * distance.mean()
 
-    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
-        weights = self.mixing_weights(arch)
+    def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
+        weights, layout = self.mixing_weights(arch), space.cell_layout
         kept = derive_top_edges(weights, space, threshold=self.threshold)
         best = derive_top_edges(weights, space, edges_per_node=1)
-        cells = {
-            cell: kept.nodes(cell) if kept.live_nodes(cell) else best.nodes(cell)
-            for cell in ("normal", "reduce")
-        }
-        return Genotype(cells["normal"], kept.normal_concat, cells["reduce"], kept.reduce_concat)
-
-    def derive_nb201(self, arch: ArchParameters, space: Space) -> NB201Genotype:
-        w = self.mixing_weights(arch)["normal"]
-        kept = derive_every_edge(w, space, self.threshold)
-        return kept if kept.is_connected else derive_every_edge(w, space)
+        cells, rest = layout.cells(kept), layout.cells(best)
+        for cell_type in space.cell_types:
+            if not layout.is_connected(kept, cell_type):
+                cells[cell_type] = rest[cell_type]
+        genotype: AnyGenotype = layout.genotype(cells)
+        return genotype

@@ -6,7 +6,7 @@ import math
 
 from fastnas.nn import ArchParameters
 from fastnas.options import option
-from fastnas.spaces import Genotype, Space
+from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.derivation import derive_top_entries
 from fastnas.strategies.margins import Undecided, within_noise
 from fastnas.strategies.single_path import SinglePath
@@ -33,7 +33,7 @@ class GDAS(SinglePath):
     name = "gdas"
     source = "Dong & Yang, CVPR 2019, arXiv 1910.04465"
     defaults = {"batch_size": 256, "weight_decay": 5e-4}
-    defaults_nb201 = {"batch_size": 64, "gdas_gradient": "siblings"}
+    layout_defaults = {"nb201": {"batch_size": 64, "gdas_gradient": "siblings"}}
 
     gdas_gradient: str = option("executed", "what reaches the logits", choices=GRADIENTS)
 
@@ -47,7 +47,7 @@ class GDAS(SinglePath):
         Where a node keeps its two largest entries, it is that of the second over the third, in log
         softmax.
         """
-        if space.layout != "darts":
+        if space.cell_layout.edges_per_node is None:
             return super().margins(arch, space)
         found: dict[str, list[float]] = {}
         for cell in space.cell_types:
@@ -61,8 +61,8 @@ class GDAS(SinglePath):
         return found
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
-        what = "nodes" if space.layout == "darts" else "edges"
+        what = "edges" if space.cell_layout.edges_per_node is None else "nodes"
         return within_noise(self.margins(arch, space), self.alpha_scale, what)
 
-    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
+    def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         return derive_top_entries(self.mixing_weights(arch), space)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from fastnas.nn import ArchParameters
 from fastnas.options import option
-from fastnas.spaces import Genotype, Space
+from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.derivation import derive_path
 from fastnas.strategies.single_path import SAMPLES, SinglePath
 
@@ -27,7 +27,7 @@ class ROME(SinglePath):
 
     samples: int = option(7, "sub-networks in each half of a step, all on its batch", SAMPLES)
 
-    def derive_darts(self, arch: ArchParameters, space: Space) -> Genotype:
+    def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """Derives argmax p(z): each node's two best edges, each with its best operation.
 
         Best are those with the largest beta; in version 1 it is the best pair.

@@ -20,7 +20,8 @@ from wrong_values import (
 )
 
 from fastnas import backends, ops
-from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
+from fastnas.reference import SkipNoise
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 CHANNELS = 4
 POOL = EdgeTerm("avg_pool", 1)

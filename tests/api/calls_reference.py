@@ -7,7 +7,8 @@ from wrong_values import Argument, Call, choice, flag, instance, integer, number
 from wrong_values import tensor as any_tensor
 
 from fastnas import reference
-from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
+from fastnas.reference import SkipNoise
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 SKIP = EdgeTerm("skip", 0)
 

@@ -6,7 +6,7 @@ import numpy as np
 from wrong_values import Argument, Call, choice, instance, integer, number, one_of, sequence, text
 
 from fastnas import spaces
-from fastnas.spaces import distribution
+from fastnas.spaces import darts, distribution, nb201
 
 DARTS = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
@@ -14,7 +14,7 @@ DARTS = (
 )
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
 EDGE = ("none", "skip_connect")
-SLOTS = distribution.NB201Slots()
+SLOTS = nb201.NB201Slots()
 SHARES = {"normal": (0.2, 0.2, 0.2, 0.2, 0.2)}
 
 space = instance(lambda: spaces.get_space("S0"))
@@ -127,16 +127,16 @@ CALLS = [
     *(Call(f.__name__, f, {"genotype": darts_cells})
       for f in (spaces.to_darts, spaces.to_fairdarts, spaces.to_json, spaces.to_ptdarts)),
     Call("to_nb201", spaces.to_nb201, {"genotype": nb201_cells}),
-    Call("NB201Slots", distribution.NB201Slots, {
+    Call("NB201Slots", nb201.NB201Slots, {
         "ops": operations, "length": integer(6, 6, 6)}),
     Call("NB201Slots", lambda slots: SLOTS.genotype(slots), {
         "slots": slots}, "NB201Slots.genotype"),
     Call("NB201Slots", lambda genotype: SLOTS.slots(genotype), {
         "genotype": nb201_cells}, "NB201Slots.slots"),
-    Call("DartsSlots", distribution.DartsSlots, {"ops": operations, "length": integer(8, 1)}),
-    Call("DartsSlots", lambda wiring: distribution.DartsSlots(("skip_connect",), 2).genotype(
+    Call("DartsSlots", darts.DartsSlots, {"ops": operations, "length": integer(8, 1)}),
+    Call("DartsSlots", lambda wiring: darts.DartsSlots(("skip_connect",), 2).genotype(
         darts_slots, wiring), {"wiring": wiring}, "DartsSlots.genotype"),
-    Call("DartsSlots", lambda genotype: distribution.DartsSlots(EDGE).slots(genotype), {
+    Call("DartsSlots", lambda genotype: darts.DartsSlots(EDGE).slots(genotype), {
         "genotype": darts_cells}, "DartsSlots.slots"),
     Call("slots_of", distribution.slots_of, {
         "space": space.plus(**{"uneven candidates": spaces.get_space("S1")}),

@@ -12,7 +12,7 @@ from fastnas.blackbox.domains import Cells
 from fastnas.blackbox.methods.base import Observation
 from fastnas.nn import ArchParameters
 from fastnas.options import options_of
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 
 OPTIONS: dict[str, Argument] = {
     "order": integer(1, 1, 2),

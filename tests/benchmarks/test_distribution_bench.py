@@ -7,7 +7,7 @@ import pytest
 from nb201_tables import rows
 
 from fastnas.benchmarks.search import distribution
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 
 DATA = ("c10", "c100", "in16")
 

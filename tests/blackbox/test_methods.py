@@ -10,7 +10,8 @@ from fastnas.blackbox import BLACK_BOX, get_black_box
 from fastnas.blackbox.domains import Cells, Distributions, unseen_cell
 from fastnas.blackbox.methods.base import Observation
 from fastnas.spaces import get_space
-from fastnas.spaces.distribution import NB201Slots, slots_of
+from fastnas.spaces.distribution import slots_of
+from fastnas.spaces.nb201 import NB201Slots
 
 pytest.importorskip("botorch", reason="no BoTorch")
 

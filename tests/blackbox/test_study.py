@@ -22,7 +22,7 @@ from fastnas.runs.study import run_study
 from fastnas.search.config import make_config
 from fastnas.search.run_folder import RunFolderError
 from fastnas.spaces import from_nb201
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 
 study = pytest.importorskip("fastnas.blackbox.study", reason="no Optuna")
 FORK = multiprocessing.get_context("fork")

@@ -23,7 +23,7 @@ from fastnas.search.config import ConfigError, SearchConfig, config_text, make_c
 from fastnas.search.fields import settings_of
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import SPACES, uniform_space
-from fastnas.spaces.distribution import NB201Slots
+from fastnas.spaces.nb201 import NB201Slots
 from fastnas.strategies import STRATEGIES
 from fastnas.strategies.mixture import Mixture
 

@@ -36,7 +36,7 @@ from fastnas.options import options_of
 from fastnas.runs.sample import COUNTS
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import SEEDS, settings_of
-from fastnas.spaces.distribution import LENGTH
+from fastnas.spaces.slots import LENGTH
 
 SECONDS = 5.0
 LONGEST = 4000

@@ -23,7 +23,8 @@ from rule import NOTHING, Allowance, Results
 from torch import Tensor
 
 from fastnas.ops import OPS
-from fastnas.reference import TOPOLOGIES, Edge, EdgeTable, logits_per_node
+from fastnas.reference import TOPOLOGIES, logits_per_node
+from fastnas.spaces import Edge, EdgeTable
 
 
 class Call(Protocol):

@@ -71,11 +71,12 @@ def test_cell_is_the_reference(calls, kind, foreign, layout):
     inputs = inputs_of(layout)
     assert "edge 0, candidate 7" in ours.why_not_fused(inputs[1])
     assert_same(observed(ours, inputs), observed(eager, inputs))
-    assert calls == {"mixed_norm_sum": SPACE.nodes}
+    ends_in_norm = SPACE.nodes if foreign is conv_norm else 0  # the other candidates are fused
+    assert calls["mixed_norm_sum"] == ends_in_norm
     assert_same_state(ours, eager)
     eager.eval(), ours.eval()
     assert_same(observed(ours, inputs), observed(eager, inputs))
-    assert calls == {"mixed_norm_sum": 2 * SPACE.nodes}
+    assert calls["mixed_norm_sum"] == ends_in_norm + SPACE.nodes
     assert_same_state(ours, eager)
 
 
@@ -89,7 +90,7 @@ def test_mixed_op_is_the_reference(calls, stride, foreign):
     inputs = [torch.randn(2, C, 7, 8).double(), torch.randn(5).softmax(0).double()]
     inputs = [t.requires_grad_() for t in inputs]
     assert_same(observed(ours, inputs), observed(eager, inputs))
-    assert calls == {"mixed_norm_sum": 1}
+    assert calls["mixed_norm_sum"] == (foreign is conv_norm)
 
 
 @pytest.mark.parametrize("form", ["gaussian", "uniform"])
@@ -207,7 +208,7 @@ def test_hooks_of_a_candidate_and_its_layers_are_called(path):
 
 @pytest.mark.parametrize(("kind", "runs"), [("normal", 5), ("reduce", 5)])
 def test_a_pool_of_a_state_is_computed_once(monkeypatch, kind, runs):
-    _, ours = cells(kind)
+    _, ours = cells(kind, skip_drop_path=0.1)  # which leaves all candidates to their modules
     count = 0
     forward = nn.MaxPool2d.forward
 

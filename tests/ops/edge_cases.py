@@ -16,7 +16,8 @@ from torch import Tensor
 import fastnas
 from fastnas import reference
 from fastnas.backends.layout import state_format
-from fastnas.reference import Edge, EdgeTable, EdgeTerm, SkipNoise
+from fastnas.reference import SkipNoise
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 EPS, MOMENTUM = 1e-5, 0.3
 MEMORY = ("fast", "lean", "minimal")

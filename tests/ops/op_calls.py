@@ -10,7 +10,7 @@ from edge_cases import edge
 from torch import Tensor
 
 from fastnas import SkipNoise, ops
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 Call = dict[str, Any]
 Place = tuple[Any, ...]

@@ -33,8 +33,8 @@ from targets import Target
 
 import fastnas
 from fastnas import reference
-from fastnas.reference import Edge, EdgeTable, EdgeTerm
-from fastnas.reference.primitives import search_candidate
+from fastnas.layers.primitives import search_candidate
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 OP = "mixed_edges"
 pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")

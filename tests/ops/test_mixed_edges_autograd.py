@@ -29,7 +29,7 @@ import fastnas
 from fastnas.backends import SavedTensors
 from fastnas.backends.calls import EdgesCall, Noise
 from fastnas.ops.mixed_edges import MIXED_EDGES
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 OP = "mixed_edges"
 pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fastnas
 from fastnas.ops.device_choice import choice_on_device, sampled_params
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 OP = "mixed_edges"
 pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")

@@ -14,7 +14,7 @@ from targets import Target
 import fastnas
 from fastnas import BackendError
 from fastnas.ops import OPS
-from fastnas.reference import Edge, EdgeTable, EdgeTerm
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 TABLE = EdgeTable(2, 1, 2, (edge(0, 0, 1, ("skip", "dil_3")), edge(1, 0, 1, ("max_pool",))))
 GIVEN = make(TABLE, (4, 3), C=4, N=2, dtype=torch.float32)

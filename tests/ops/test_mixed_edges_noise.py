@@ -24,7 +24,7 @@ from targets import Target
 
 import fastnas
 from fastnas.ops import OPS, draw_rng, relu_conv_bn
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 OP = "mixed_edges"
 pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host", "cuda")

@@ -12,7 +12,7 @@ from torch import Tensor
 import fastnas
 from fastnas.backends import KERNELS, SavedTensors
 from fastnas.backends.calls import EdgesCall, Noise, NormSumCall, SumCall
-from fastnas.reference import EdgeTable
+from fastnas.spaces import EdgeTable
 
 NOISE = noise_of("gaussian_additive")
 LEVEL, RNG = NOISE.level(), torch.tensor([11, 7])

@@ -24,9 +24,9 @@ from fastnas.backends import KERNELS
 from fastnas.backends import relu_conv_bn as by_matmul
 from fastnas.backends.calls import ConvCall
 from fastnas.backends.layout import common_format, state_format
+from fastnas.layers.primitives import FactorizedReduce, ReLUConvBN
 from fastnas.ops import relu_conv_bn
 from fastnas.ops.relu_conv_bn import RELU_CONV_BN
-from fastnas.reference.primitives import FactorizedReduce, ReLUConvBN
 
 OP = "relu_conv_bn"
 pytestmark = pytest.mark.backends("eager", "cpu", "cuda-host")

@@ -101,7 +101,7 @@ def test_only_the_weights_before_the_logits_move():
         ({"method": "rome", "backend": "triton"}, "the backend is triton; the kernels that read"),
         (
             {"method": "gdas", "space": "nb201"},
-            "a NAS-Bench-201 cell reads its sampled path on the",
+            "a cell of nb201 reads its sampled path on the",
         ),
         ({"method": "darts", "space": "nb201"}, None),
         ({"order": 2}, "order is 2; only the first-order step"),

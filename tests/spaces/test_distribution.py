@@ -8,15 +8,15 @@ import pytest
 from scipy.stats import chisquare
 
 from fastnas.spaces import DARTS_PRIMITIVES, from_darts, get_space, to_nb201
+from fastnas.spaces.darts import DartsSlots
 from fastnas.spaces.distribution import (
-    DartsSlots,
-    NB201Slots,
     OperationDistribution,
     lattice,
     lattice_size,
     slots_of,
     snap,
 )
+from fastnas.spaces.nb201 import NB201Slots
 
 NB201 = NB201Slots()
 DARTS = slots_of(get_space("S0"))

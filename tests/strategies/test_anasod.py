@@ -7,7 +7,8 @@ from scipy.stats import chisquare
 
 from fastnas.nn import ArchParameters, EvalNetwork, Paths
 from fastnas.spaces import get_space
-from fastnas.spaces.distribution import DartsSlots, OperationDistribution, slots_of
+from fastnas.spaces.darts import DartsSlots
+from fastnas.spaces.distribution import OperationDistribution, slots_of
 from fastnas.strategies import get_strategy
 from fastnas.strategies.derivation import derive_path, path_of
 

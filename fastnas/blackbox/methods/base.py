@@ -17,7 +17,7 @@ from fastnas.blackbox.domains import Cells, Distributions, Domain, Point
 from fastnas.bounds import Bounds
 from fastnas.checks import check_int, check_type
 from fastnas.options import Optioned, option
-from fastnas.spaces.distribution import SlotLayout, check_layout
+from fastnas.spaces.slots import SlotLayout, check_layout
 
 
 @dataclass(frozen=True)

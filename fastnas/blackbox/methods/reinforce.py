@@ -11,7 +11,8 @@ from fastnas.blackbox.domains import Distributions, Domain
 from fastnas.blackbox.methods.base import BlackBox, Observation
 from fastnas.bounds import Bounds
 from fastnas.options import option
-from fastnas.spaces.distribution import ANASOD, SlotLayout, check_layout
+from fastnas.spaces.distribution import ANASOD
+from fastnas.spaces.slots import SlotLayout, check_layout
 
 DECAY = 0.9
 """Of the moving mean and variance of the accuracies."""

@@ -1,18 +1,16 @@
-"""Runs cells and mixed ops, as `recognise` read them, on the fused ops."""
+"""Runs cells and mixed ops on the fused ops, by the parts that were read of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastnas.checks import check_type
+from fastnas.nn.parts import CellParts, EdgeLayers, MixedOpParts, Preprocess, Tensors
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
-from fastnas.nn.plan import Plan
-from fastnas.nn.recognise import CellParts, MixedOpParts, Preprocess
 from fastnas.ops import OPS, mixed_edges, relu_conv_bn
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend
@@ -68,7 +66,8 @@ def can_run(
         return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    if any(weight.dtype != x.dtype for weight in weights_of(parts.plan.convs[:1])):
+    params = parts.layers.tensors().params
+    if params and params[0].dtype != x.dtype:
         return f"x is {x.dtype}, the parameters are not"
     stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
@@ -81,22 +80,23 @@ def can_run(
     return None
 
 
+class How(NamedTuple):
+    """How a call is run, whatever its parts are."""
+
+    training: bool
+    noise: SkipNoise | None = None
+    memory: str = "lean"
+    backend: str | None = None
+
+
 def run_edge(
-    parts: MixedOpParts,
-    x: Tensor,
-    w: CellWeights,
-    *,
-    training: bool,
-    noise: SkipNoise | None = None,
-    draw: NoiseDraw | None = None,
-    memory: str = "lean",
-    backend: str | None = None,
+    parts: MixedOpParts, x: Tensor, w: CellWeights, how: How, draw: NoiseDraw | None = None
 ) -> Tensor:
     """sum_k w_k o_k(x) over the recognised candidates; w [K], or `Paths` of one edge."""
-    rng = None if draw is None else draw.rng[..., None, :]
-    level = None if draw is None else draw.level
+    if draw is not None:
+        draw = NoiseDraw(draw.level, draw.rng[..., None, :])
     own = w.as_edge() if isinstance(w, Paths) else w[None]
-    return _run(parts.plan, [x], own, training, noise, level, rng, memory, backend)
+    return run_layers(parts.layers, [x], own, how, draw)
 
 
 def run_cell(
@@ -104,91 +104,94 @@ def run_cell(
     s0: Tensor,
     s1: Tensor,
     w: CellWeights,
-    *,
-    training: bool,
-    noise: SkipNoise | None = None,
+    how: How,
     draw: NoiseDraw | None = None,
-    memory: str = "lean",
-    backend: str | None = None,
 ) -> Tensor:
-    """The concatenated nodes of a cell; w [E, K] or `Paths`, draw.rng [(paths,) nodes, 2]."""
+    """The concatenated nodes of a cell all of whose candidates are recognised.
+
+    Args:
+        w: [E, K], or `Paths`.
+        draw: its streams are [(paths,) nodes, 2].
+    """
     paths = (w.number or 1) if isinstance(w, Paths) else 1
-    states = [
-        _preprocess(pre, s, training, backend, paths)
-        for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
-    ]
-    rng = None if draw is None else draw.rng
-    level = None if draw is None else draw.level
+    states = preprocessed(parts, s0, s1, how, paths)
     if not (isinstance(w, Paths) and w.siblings):
-        return _run(parts.plan, states, w, training, noise, level, rng, memory, backend)
-    # The whole gradient of a node is seen from outside only where it is a call's own output.
+        return run_layers(parts.layers, states, w, how, draw)
+    # GDAS' `siblings` gradient needs dL/d(node) in full. One fused call hides it (nodes feed each
+    # other inside), so here every node gets a call of its own.
     first = 0
-    for node, plan in enumerate(parts.node_plans):
-        edges = slice(first, first + len(plan.table.edges))
-        own = None if rng is None else rng[..., node : node + 1, :]
-        states.append(
-            _run(plan, states, w.node(edges), training, noise, level, own, memory, backend)
-        )
+    for node, layers in enumerate(parts.node_layers):
+        edges = slice(first, first + len(layers.table.edges))
+        states.append(run_layers(layers, states, w.node(edges), how, node_draw(draw, node)))
         first = edges.stop
     return torch.cat(states[2:], dim=1)
 
 
-def _preprocess(
-    pre: Preprocess, x: Tensor, training: bool, backend: str | None, paths: int
-) -> Tensor:
-    norm = pre.norm
+def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
+    """The stream of one node, [(paths,) 1, 2]."""
+    return None if draw is None else NoiseDraw(draw.level, draw.rng[..., node : node + 1, :])
+
+
+def preprocessed(
+    parts: CellParts, s0: Tensor, s1: Tensor, how: How, paths: int = 1
+) -> list[Tensor]:
+    """The two inputs of a cell as its nodes read them."""
+    return [
+        _preprocess(pre, s, how, paths)
+        for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
+    ]
+
+
+def _preprocess(pre: Preprocess, x: Tensor, how: How, paths: int) -> Tensor:
+    tensors = pre.tensors()
     y = relu_conv_bn(
         x,
-        weights_of(pre.convs),
-        running=running_of([norm])[0],
-        momentum=cast(float, norm.momentum),
-        training=training,
-        eps=norm.eps,
+        tensors.params,
+        running=tensors.running[0],
+        momentum=pre.momentum,
+        training=how.training,
+        eps=pre.eps,
         paths=paths,
-        backend=backend,
+        backend=how.backend,
     )
-    if training:
-        count_batch([norm], paths)
+    if how.training:
+        count(tensors.counters, paths)
     return y
 
 
-def _run(
-    plan: Plan,
+def run_layers(
+    layers: EdgeLayers,
     states: list[Tensor],
     w: CellWeights,
-    training: bool,
-    noise: SkipNoise | None,
-    level: Tensor | None,
-    rng: Tensor | None,
-    memory: str,
-    backend: str | None,
+    how: How,
+    draw: NoiseDraw | None = None,
 ) -> Tensor:
-    norms = plan.norms
-    if noise is None or not training or not plan.table.skips:
-        noise = level = rng = None
+    """The nodes of a table of edges, in one call of `mixed_edges`; w and draw as in `run_cell`."""
+    noise = how.noise if how.training and layers.table.skips else None
+    tensors = layers.tensors()
     choice, weight = (w.choice, w.weight) if isinstance(w, Paths) else (None, w)
     y = mixed_edges(
         states,
         weight,
-        weights_of(plan.convs),
-        plan.table,
+        tensors.params,
+        layers.table,
         choice=choice,
-        running=running_of(norms) if norms else None,
-        momentum=cast(float, norms[0].momentum) if norms else 0.0,
-        training=training,
-        eps=norms[0].eps if norms else 1e-5,
+        running=tensors.running if layers.norms else None,
+        momentum=layers.momentum,
+        training=how.training,
+        eps=layers.eps,
         noise=noise,
-        level=level,
-        rng=rng,
-        memory=memory,
-        backend=backend,
+        level=None if draw is None or noise is None else draw.level,
+        rng=None if draw is None or noise is None else draw.rng,
+        memory=how.memory,
+        backend=how.backend,
     )
     if not isinstance(w, Paths):
-        if training:
-            count_batch(norms)
+        if how.training:
+            count(tensors.counters)
         return y
-    if training:
-        _count_sampled(plan, w)
+    if how.training:
+        _count_sampled(layers, w)
     if not w.siblings:
         return y
     rows = list(zip(*(t.reshape(-1, t.shape[-1]) for t in (w.weight, w.choice))))
@@ -196,36 +199,20 @@ def _run(
     return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
-def _count_sampled(plan: Plan, w: Paths) -> None:
-    """Of each path the norms that it runs."""
+def _count_sampled(layers: EdgeLayers, w: Paths) -> None:
+    """Counts the batches of those norms that each path runs."""
     if stays_on_device():
-        counts = sampled_norms(plan.table, w.choice).view(-1, len(plan.norms)).sum(0)
-        counters = [norm._buffers["num_batches_tracked"] for norm in plan.norms]
+        counts = sampled_norms(layers.table, w.choice).view(-1, len(layers.norms)).sum(0)
+        counters = [norm._buffers["num_batches_tracked"] for norm in layers.norms]
         kept = [(c, n) for c, n in zip(counters, counts.unbind()) if c is not None]
         if kept:
             torch._foreach_add_(*(list(some) for some in zip(*kept)))
         return
     for row, _ in w.rows():
-        count_batch([plan.norms[i] for i in plan.table.path(row).norms])
+        count(Tensors.of((), [layers.norms[i] for i in layers.table.path(row).norms]).counters)
 
 
-def weights_of(convs: Sequence[nn.Conv2d]) -> list[Tensor]:
-    """The weights of recognised convolutions, which have them as parameters."""
-    return [cast(Tensor, conv._parameters["weight"]) for conv in convs]
-
-
-def running_of(norms: Sequence[nn.BatchNorm2d]) -> list[tuple[Tensor, Tensor]]:
-    """(mean, variance) of each of some recognised batch norms, which have both."""
-    # Looked up in the dicts, four times as fast as attributes, of which a cell has 300.
-    buffers = [norm._buffers for norm in norms]
-    return [
-        (cast(Tensor, own["running_mean"]), cast(Tensor, own["running_var"])) for own in buffers
-    ]
-
-
-def count_batch(norms: Sequence[nn.BatchNorm2d], times: int = 1) -> None:
-    """So many more of num_batches_tracked."""
-    counters = [norm._buffers["num_batches_tracked"] for norm in norms]
-    kept = [c for c in counters if c is not None]
-    if kept:
-        torch._foreach_add_(kept, times)
+def count(counters: list[Tensor], times: int = 1) -> None:
+    """Adds so many batches to each `num_batches_tracked`."""
+    if counters:
+        torch._foreach_add_(counters, times)

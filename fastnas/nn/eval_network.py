@@ -1,32 +1,26 @@
-"""The DARTS evaluation network: a genotype's cells stacked, trained from scratch.
+"""Builds the DARTS evaluation network: a genotype's cells stacked, trained from scratch.
 
 Source: quark0/darts ``cnn/model.py`` (``NetworkCIFAR``), whose state-dict names it keeps; nodes
 with other than two edges after xiaomi-automl/FairDARTS ``fairdarts/model.py`` (``DCOCell``).
 """
 
 from collections.abc import Iterable
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastnas.checks import check_number, typed
+from fastnas.layers.primitives import (
+    FactorizedReduce,
+    Identity,
+    ReLUConvBN,
+    drop_path,
+    primitive,
+)
 from fastnas.reference.arguments import check_images
-from fastnas.reference.primitives import FactorizedReduce, Identity, ReLUConvBN, primitive
 from fastnas.spaces import CellType, Genotype
-
-
-def drop_path(x: Tensor, p: float) -> Tensor:
-    """y_n = x_n b_n / (1 - p) with b_n ~ Bernoulli(1 - p): whole samples dropped.
-
-    Args:
-        x: [N, C, H, W].
-        p: probability of dropping a sample, 0 <= p < 1.
-    """
-    keep = 1.0 - p
-    mask = torch.full((x.shape[0], 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
-    return x * (mask / keep)
 
 
 class EvalCell(nn.Module):
@@ -156,6 +150,9 @@ class EvalNetwork(nn.Module):
         ValueError: a size below 1, a drop-path probability outside [0, 1), or
             a genotype with an unknown operation or no output.
     """
+
+    layout: ClassVar[str] = "darts"
+    """Of the genotypes that it takes."""
 
     @typed
     def __init__(

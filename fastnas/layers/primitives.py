@@ -1,4 +1,4 @@
-"""The DARTS operations as eager modules.
+"""Builds the DARTS operations as eager modules.
 
 Module structure, and with it every state-dict name, is that of the public code: quark0/darts
 ``cnn/operations.py``, and automl/RobustDARTS ``src/operations.py`` for :class:`Noise`.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fastnas.spaces.operations import OPERATIONS, Operation
 
 
 class ReLUConvBN(nn.Module):
@@ -94,7 +96,7 @@ class SepConv(nn.Module):
     channels.
 
     Args:
-        C_in, C_out, kernel_size, stride, padding: of the convolutions.
+        C_in, C_out, kernel_size, stride, padding, dilation: of the convolutions.
         affine: whether the batch norms have a scale and a shift.
     """
 
@@ -106,11 +108,12 @@ class SepConv(nn.Module):
         stride: int,
         padding: int,
         affine: bool = True,
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         self.op = nn.Sequential(
-            *_depthwise_separable(C_in, C_in, kernel_size, stride, padding, 1, affine),
-            *_depthwise_separable(C_in, C_out, kernel_size, 1, padding, 1, affine),
+            *_depthwise_separable(C_in, C_in, kernel_size, stride, padding, dilation, affine),
+            *_depthwise_separable(C_in, C_out, kernel_size, 1, padding, dilation, affine),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,19 +198,25 @@ class FactorizedReduce(nn.Module):
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(padded[:, :, 1:, 1:])], dim=1))
 
 
-def _skip_connect(C: int, stride: int, affine: bool) -> nn.Module:
-    return Identity() if stride == 1 else FactorizedReduce(C, C, affine)
+def _sep_conv(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
+    padding = op.dilation * (op.size // 2)
+    return SepConv(C, C, op.size, stride, padding, affine, op.dilation)
 
 
-def _sep_conv(kernel_size: int) -> Callable[[int, int, bool], nn.Module]:
-    return lambda C, stride, affine: SepConv(C, C, kernel_size, stride, kernel_size // 2, affine)
+def _dil_conv(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
+    padding = op.dilation * (op.size // 2)
+    return DilConv(C, C, op.size, stride, padding, op.dilation, affine)
 
 
-def _dil_conv(kernel_size: int) -> Callable[[int, int, bool], nn.Module]:
-    return lambda C, stride, affine: DilConv(C, C, kernel_size, stride, kernel_size - 1, 2, affine)
+def _max_pool(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.MaxPool2d(3, stride, padding=1)
 
 
-def _conv_7x1_1x7(C: int, stride: int, affine: bool) -> nn.Module:
+def _avg_pool(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
+    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+
+
+def _conv_7x1_1x7(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(C, C, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
@@ -216,21 +225,18 @@ def _conv_7x1_1x7(C: int, stride: int, affine: bool) -> nn.Module:
     )
 
 
-_PRIMITIVES: dict[str, Callable[[int, int, bool], nn.Module]] = {
-    "none": lambda C, stride, affine: Zero(stride),
-    "max_pool_3x3": lambda C, stride, affine: nn.MaxPool2d(3, stride, padding=1),
-    "avg_pool_3x3": lambda C, stride, affine: nn.AvgPool2d(
-        3, stride, padding=1, count_include_pad=False
-    ),
-    "skip_connect": _skip_connect,
-    "sep_conv_3x3": _sep_conv(3),
-    "sep_conv_5x5": _sep_conv(5),
-    "sep_conv_7x7": _sep_conv(7),
-    "dil_conv_3x3": _dil_conv(3),
-    "dil_conv_5x5": _dil_conv(5),
+_BUILDERS: dict[str, Callable[[Operation, int, int, bool], nn.Module]] = {
+    "none": lambda op, C, stride, affine: Zero(stride),
+    "max_pool": _max_pool,
+    "avg_pool": _avg_pool,
+    "skip": lambda op, C, stride, affine: Identity(),
+    "reduce_skip": lambda op, C, stride, affine: FactorizedReduce(C, C, affine),
+    "sep_conv": _sep_conv,
+    "dil_conv": _dil_conv,
     "conv_7x1_1x7": _conv_7x1_1x7,
-    "noise": lambda C, stride, affine: Noise(stride),
+    "noise": lambda op, C, stride, affine: Noise(stride),
 }
+"""By the kind of an operation at its stride, or by its name where it is of no kind."""
 
 
 def primitive(name: str, C: int, stride: int, affine: bool) -> nn.Module:
@@ -246,13 +252,23 @@ def primitive(name: str, C: int, stride: int, affine: bool) -> nn.Module:
         ValueError: no such operation, fewer than one channel, another stride, or
             ``skip_connect`` at stride 2 with an odd number of channels.
     """
-    if not isinstance(name, str) or name not in _PRIMITIVES:
-        raise ValueError(f"no operation {name!r}; there are {', '.join(_PRIMITIVES)}")
+    if not isinstance(name, str) or name not in OPERATIONS:
+        raise ValueError(f"no operation {name!r}; there are {', '.join(OPERATIONS)}")
     if C < 1:
         raise ValueError(f"{name}: C must be at least 1, got {C}")
     if stride not in (1, 2):
         raise ValueError(f"{name}: stride must be 1 or 2, got {stride}")
-    return _PRIMITIVES[name](C, stride, affine)
+    op = OPERATIONS[name]
+    return _BUILDERS[op.kind(stride) or name](op, C, stride, affine)
+
+
+def preprocessing(C_in: int, C: int, halved: bool) -> nn.Module:
+    """Builds what a cell of the search network does to an input, to C channels, its batch norm
+    non-affine; `halved`: to half the height and width as well.
+    """
+    if halved:
+        return FactorizedReduce(C_in, C, affine=False)
+    return ReLUConvBN(C_in, C, 1, 1, 0, affine=False)
 
 
 def search_candidate(name: str, C: int, stride: int) -> nn.Module:
@@ -265,3 +281,15 @@ def search_candidate(name: str, C: int, stride: int) -> nn.Module:
     if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
         return nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
     return op
+
+
+def drop_path(x: Tensor, p: float) -> Tensor:
+    """y_n = x_n b_n / (1 - p) with b_n ~ Bernoulli(1 - p): whole samples dropped.
+
+    Args:
+        x: [N, C, H, W].
+        p: probability of dropping a sample, 0 <= p < 1.
+    """
+    keep = 1.0 - p
+    mask = torch.full((x.shape[0], 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
+    return x * (mask / keep)

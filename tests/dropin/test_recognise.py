@@ -21,7 +21,7 @@ from public_darts import (
 from torch import nn
 
 from fastnas import reference
-from fastnas.nn.recognise import candidate, cell_parts, mixed_op_parts, preprocess
+from fastnas.dropin.recognise import candidate, cell_parts, mixed_op_parts, preprocess
 from fastnas.spaces import get_space
 
 C = 4
@@ -242,7 +242,7 @@ def replaced(path, module):
     ("cell", "reason"),
     [
         (MixedOp(C, 1), "no preprocess0, preprocess1 and `_ops`"),
-        (without_edge(), "do not make up whole nodes"),
+        (without_edge(), "13 edges make no whole number of nodes"),
         (Cell(4, 2, 12, 16, C, False, False), "_multiplier is 2; the 14 edges make 4 nodes"),
         (changed(plain_cell(), "", _steps=3), "_steps is 3"),
         (plain_cell(noise=0.2), "edge 0, candidate 3: NoisySkip is not laid out"),

@@ -7,13 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastnas.reference.eval_network import (
-    AuxiliaryHead,
-    EvalCell,
-    EvalNetwork,
-    count_parameters,
-    drop_path,
-)
+from fastnas.layers.primitives import drop_path
+from fastnas.nn.eval_network import AuxiliaryHead, EvalCell, EvalNetwork, count_parameters
 from fastnas.spaces import Genotype
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -1,4 +1,4 @@
-"""Reads a search network's own modules by structure: candidates, mixed ops, cells.
+"""Reads a foreign search network's modules by structure: candidates, mixed ops, cells.
 
 The classes of the network do not matter, only the layers they are made of, as quark0/darts
 ``cnn/operations.py`` and ``model_search.py`` lay them out. Each reader returns what it found, or
@@ -9,110 +9,31 @@ cannot be read here; `accelerate` runs it and compares.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar, cast
+from collections.abc import Callable, Iterable
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
 from fastnas.nn.facts import has_own_forward, hooks
-from fastnas.nn.plan import Plan
+from fastnas.nn.parts import (
+    Candidate,
+    CellParts,
+    MixedOpParts,
+    Preprocess,
+    candidate_modules,
+    layers_of,
+    why_not_norm,
+)
+from fastnas.spaces.darts import DARTS
+from fastnas.spaces.operations import EDGE_KINDS, EdgeKind, Operation, operations_of
 
 Read = TypeVar("Read")
-PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
 
-_DIL_CONV = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
-_SEP_CONV = _DIL_CONV + _DIL_CONV
+_HALF: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
+_HALVES = {_HALF * kind.halves: kind for kind in EDGE_KINDS.values() if kind.halves}
+"""The layers of a convolution to its kind."""
 _RELU_CONV_BN = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
 _POOLS: dict[type, str] = {nn.MaxPool2d: "max_pool_3x3", nn.AvgPool2d: "avg_pool_3x3"}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An operation of the DARTS search network.
-
-    Args:
-        name: one of `fastnas.spaces.OPS`: none, a pool, skip_connect, sep_conv_*, dil_conv_*.
-        stride: 1 or 2.
-        convs: sep_conv: depthwise, pointwise, depthwise, pointwise; dil_conv: depthwise,
-            pointwise; skip_connect at stride 2: conv_1, conv_2; else none.
-        norms: in the order of the data; two in sep_conv, none in `none` and the identity, else one.
-    """
-
-    name: str
-    stride: int
-    convs: tuple[nn.Conv2d, ...] = ()
-    norms: tuple[nn.BatchNorm2d, ...] = ()
-
-
-@dataclass(frozen=True)
-class MixedOpParts:
-    """The candidates of an edge.
-
-    Args:
-        candidates: None where one is foreign.
-        foreign: index of each foreign candidate to what makes it so.
-        stride: of all recognised candidates.
-        norms: all batch norms of the recognised candidates.
-        plan: of the recognised candidates.
-    """
-
-    candidates: tuple[Candidate | None, ...]
-    foreign: Mapping[int, str]
-    stride: int
-    norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
-    plan: Plan = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        norms = tuple(norm for c in self.candidates if c is not None for norm in c.norms)
-        object.__setattr__(self, "norms", norms)
-        object.__setattr__(self, "plan", Plan.of([self], [0], nodes=1, inputs=1))
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """What a cell does to the output of a cell before it: ReLU, 1x1 convolution(s), batch norm."""
-
-    kind: PreprocessKind
-    convs: tuple[nn.Conv2d, ...]
-    norm: nn.BatchNorm2d
-
-
-@dataclass(frozen=True)
-class CellParts:
-    """A cell all of whose candidates are recognised.
-
-    Args:
-        preprocess0, preprocess1: of the outputs of the two cells before.
-        edges: node-major, E = 2 + 3 + 4 + ...
-        nodes: intermediate ones; the output concatenates them all.
-        norms: all batch norms of the cell.
-        plan: of its edges.
-    """
-
-    preprocess0: Preprocess
-    preprocess1: Preprocess
-    edges: tuple[MixedOpParts, ...]
-    nodes: int
-    norms: tuple[nn.BatchNorm2d, ...] = field(init=False, repr=False)
-    plan: Plan = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        candidates = tuple(norm for edge in self.edges for norm in edge.norms)
-        norms = (self.preprocess0.norm, self.preprocess1.norm, *candidates)
-        object.__setattr__(self, "norms", norms)
-        plan = Plan.of(self.edges, _sources(self.nodes), self.nodes, inputs=2)
-        object.__setattr__(self, "plan", plan)
-
-    @functools.cached_property
-    def node_plans(self) -> tuple[Plan, ...]:
-        """A plan for each node alone, whose inputs are all states before it."""
-        return Plan.of_each_node(self.edges, self.nodes)
-
-
-def _sources(nodes: int) -> list[int]:
-    """The state that each edge leaves, the two inputs first."""
-    return [state for node in range(nodes) for state in range(node + 2)]
 
 
 class _Foreign(Exception):
@@ -144,14 +65,6 @@ def _need_plain(module: nn.Module) -> None:
 
 def _is_bare(module: nn.Module) -> bool:
     return not (module._modules or module._parameters or module._buffers)
-
-
-def layers_of(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of an nn.Sequential, or of a module that has nothing but one named `op`."""
-    own = module._parameters or module._buffers
-    if not own and list(module._modules) == ["op"]:
-        module = cast(nn.Module, module.op)
-    return tuple(module) if type(module) is nn.Sequential else ()
 
 
 def _kinds(layers: Iterable[nn.Module]) -> tuple[type[nn.Module], ...]:
@@ -198,20 +111,6 @@ def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
     _need(reason is None, str(reason))
 
 
-def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
-    """Why no fused op computes the batch norm, or None."""
-    if norm.weight is not None or norm.bias is not None:
-        return "batch norm has a scale or a shift"
-    if not norm.track_running_stats:
-        return f"batch norm has track_running_stats {norm.track_running_stats}; True is needed"
-    buffers = norm._buffers
-    if buffers.get("running_mean") is None or buffers.get("running_var") is None:
-        return "batch norm has no running statistics"
-    if "num_batches_tracked" not in buffers:
-        return "batch norm has no buffer `num_batches_tracked`"
-    return "batch norm has momentum None; a number is needed" if norm.momentum is None else None
-
-
 def _need_relu(relu: nn.ReLU) -> None:
     _need(not relu.inplace, "its first ReLU overwrites the input that other operations read")
 
@@ -232,29 +131,33 @@ def _stride(layer: nn.Module) -> int:
     return cast(int, stride)
 
 
-def _separable(layers: tuple[nn.Module, ...], stride: int, dilation: int) -> None:
+def _need_half(layers: tuple[nn.Module, ...], op: Operation, stride: int) -> None:
     """ReLU, depthwise, pointwise, batch norm."""
     depthwise, pointwise = cast(tuple[nn.Conv2d, nn.Conv2d], layers[1:3])
-    C, kernel = depthwise.in_channels, depthwise.kernel_size[0]
-    padding = dilation * (kernel // 2)
-    _need_conv(depthwise, "depthwise convolution", C, C, kernel, stride, padding, dilation, C)
+    C, padding = depthwise.in_channels, op.dilation * (op.size // 2)
+    _need_conv(
+        depthwise, "depthwise convolution", C, C, op.size, stride, padding, op.dilation, groups=C
+    )
     _need_conv(pointwise, "pointwise convolution", C, C)
     _need_norm(cast(nn.BatchNorm2d, layers[3]), C)
 
 
-def _conv_candidate(layers: tuple[nn.Module, ...]) -> Candidate:
-    kind, dilation, kernels = ("dil", 2, (3, 5)) if len(layers) == 4 else ("sep", 1, (3, 5, 7))
+def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
     convs = tuple(layer for layer in layers if isinstance(layer, nn.Conv2d))
-    kernel, stride = convs[0].kernel_size[0], _stride(convs[0])
-    _need(kernel in kernels, f"{kind}_conv has kernel {kernel}; one of {kernels} is needed")
+    size, stride = convs[0].kernel_size[0], _stride(convs[0])
+    rows = operations_of(kind.name)
+    sizes = tuple(sorted({op.size for op in rows}))
+    _need(size in sizes, f"{kind.name} has kernel {size}; one of {sizes} is needed")
+    # The kernel of that size with its dilation, or, for the reason why not, one of that size.
+    op = min(
+        (op for op in rows if op.size == size), key=lambda op: op.dilation != convs[0].dilation[0]
+    )
     _need_relu(cast(nn.ReLU, layers[0]))
-    _separable(layers[:4], stride, dilation)
-    if kind == "sep":
-        _separable(layers[4:], 1, dilation)
-        _need_fields(convs[2], "depthwise convolution", kernel_size=(kernel, kernel))
+    for half in range(kind.halves):
+        _need_half(layers[4 * half : 4 * half + 4], op, 1 if half else stride)
     norms = tuple(layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
     _need_alike(norms)
-    return Candidate(f"{kind}_conv_{kernel}x{kernel}", stride, convs, norms)
+    return Candidate(op.name, stride, convs, norms)
 
 
 def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
@@ -316,17 +219,11 @@ def candidate(module: nn.Module) -> Candidate | str:
         return Candidate("skip_connect", 2, convs, (norm,))
     layers = layers_of(module)
     kinds = _kinds(layers)
-    if kinds in (_DIL_CONV, _SEP_CONV):
-        return _conv_candidate(layers)
+    if kinds in _HALVES:
+        return _conv_candidate(_HALVES[kinds], layers)
     if len(kinds) == 2 and kinds[0] in _POOLS and kinds[1] is nn.BatchNorm2d:
         return _pool_candidate(layers[0], cast(nn.BatchNorm2d, layers[1]))
     raise _Foreign(f"{called} is not laid out as an operation of DARTS")
-
-
-def candidate_modules(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the ModuleList `_ops`; none where there is no such list."""
-    ops = module._modules.get("_ops")
-    return tuple(ops) if isinstance(ops, nn.ModuleList) else ()
 
 
 @_or_reason
@@ -371,16 +268,6 @@ def is_cell(module: nn.Module) -> bool:
     return named and isinstance(module._modules.get("_ops"), nn.ModuleList)
 
 
-def _nodes(edges: int) -> int:
-    """n of E = 2 + 3 + ... + (n + 1)."""
-    nodes = 0
-    while edges > 0:
-        nodes += 1
-        edges -= nodes + 1
-    _need(edges == 0 and nodes > 0, "the edges do not make up whole nodes (2 + 3 + 4 + ...)")
-    return nodes
-
-
 def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
     read = preprocess(cast(nn.Module, getattr(cell, name)))
     if isinstance(read, str):
@@ -409,7 +296,10 @@ def cell_parts(cell: nn.Module) -> CellParts | str:
     """
     _need(is_cell(cell), f"{type(cell).__name__} has no preprocess0, preprocess1 and `_ops`")
     modules = candidate_modules(cell)
-    nodes = _nodes(len(modules))
+    try:
+        nodes = DARTS.nodes_of(len(modules), "its `_ops`")
+    except ValueError as error:
+        raise _Foreign(str(error)) from error
     for name in ("_steps", "_multiplier"):
         given = getattr(cell, name, nodes)
         _need(given == nodes, f"{name} is {given}; the {len(modules)} edges make {nodes} nodes")
@@ -419,9 +309,10 @@ def cell_parts(cell: nn.Module) -> CellParts | str:
     counts = {len(edge.candidates) for edge in edges}
     _need(len(counts) == 1, f"edges differ in their number of candidates: {sorted(counts)}")
     stride = edges[0].stride
-    for e, (source, edge) in enumerate(zip(_sources(nodes), edges)):
-        needed = stride if source < 2 else 1
+    ends = tuple((source, target - DARTS.inputs) for source, target in DARTS.edges(nodes))
+    for e, ((source, _), edge) in enumerate(zip(ends, edges)):
+        needed = stride if source < DARTS.inputs else 1
         _need(edge.stride == needed, f"edge {e} has stride {edge.stride}; {needed} is needed")
-    parts = CellParts(preprocess0, preprocess1, edges, nodes)
+    parts = CellParts(preprocess0, preprocess1, edges, ends, nodes)
     _need_alike(parts.norms)
     return parts

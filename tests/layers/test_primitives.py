@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastnas.reference.primitives import (
+from fastnas.layers.primitives import (
     FactorizedReduce,
     Identity,
     ReLUConvBN,

@@ -8,13 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastnas.reference.eval_network import count_parameters
-from fastnas.reference.nb201 import (
-    NB201EvalCell,
-    NB201EvalNetwork,
-    ResidualBlock,
-    nb201_operation,
-)
+from fastnas.layers.nb201 import ResidualBlock, nb201_operation
+from fastnas.nn import NB201EvalNetwork, count_parameters
+from fastnas.nn.nb201_eval import NB201EvalCell
 from fastnas.reference.nb201_search import NB201Cell
 from fastnas.spaces import NB201_OPS, Genotype, from_nb201, get_space
 

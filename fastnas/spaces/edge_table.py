@@ -1,4 +1,4 @@
-"""The edges of a cell as data: which state each leaves, which node it enters, what it can do."""
+"""Holds the edges of a cell as data: their states, their nodes, and what they may compute."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fastnas.checks import check_int, check_type, short
+from fastnas.spaces.operations import EDGE_KINDS, EDGE_OPS, OPERATIONS, EdgeKind
 
-EDGE_OPS = ("max_pool", "avg_pool", "skip", "reduce_skip", "sep_conv", "dil_conv")
-"""In the order of `EdgeOp` of the C++ sources."""
-
-_PARAMS = {"sep_conv": 4, "dil_conv": 2, "reduce_skip": 2}
-_NORMS = {"sep_conv": 2, "dil_conv": 1, "reduce_skip": 1, "max_pool": 1, "avg_pool": 1}
-_HALVES = {"sep_conv": 2, "dil_conv": 1}
-_PLAIN = ((3, 1), (5, 1), (7, 1))
-_KERNELS = {"sep_conv": _PLAIN, "dil_conv": (*_PLAIN, (3, 2), (5, 2))}
+KEPT_SIZE = 5
+"""Of the depthwise kernels whose output "fast" keeps; smaller ones are computed again for less."""
 
 
 class EdgeTerm(NamedTuple):
     """One candidate: its op, the column of its mixing weight, and its depthwise kernel if any.
 
-    Parameters, in this order, and batch norms of an op:
-
-    - sep_conv: depthwise [C, 1, k, k], pointwise [C, C, 1, 1], and both again; two norms
-    - dil_conv: depthwise, pointwise; one norm
-    - reduce_skip (`FactorizedReduce`): two of [C / 2, C, 1, 1]; one norm
-    - max_pool, avg_pool: one norm; skip: nothing
+    Which parameters and batch norms an op has, its `EdgeKind` says.
     """
 
     op: str
@@ -36,12 +26,29 @@ class EdgeTerm(NamedTuple):
     dilation: int = 1
 
     @property
+    def kind(self) -> EdgeKind:
+        return EDGE_KINDS[self.op]
+
+    @property
     def params(self) -> int:
-        return _PARAMS.get(self.op, 0)
+        return self.kind.params
 
     @property
     def norms(self) -> int:
-        return _NORMS.get(self.op, 0)
+        return self.kind.norms
+
+    @property
+    def param_kernels(self) -> tuple[int, ...]:
+        """Of every parameter its depthwise size, 1: pointwise, 0: of a strided convolution."""
+        return (self.size, 1) * self.kind.halves + (0,) * self.kind.strided_convs
+
+
+@lru_cache(maxsize=256)
+def edge_term(name: str, weight: int, stride: int) -> EdgeTerm | None:
+    """The term of an operation at a stride; None where `mixed_edges` computes nothing for it."""
+    op = OPERATIONS[name]
+    kind = op.kind(stride)
+    return None if kind is None else EdgeTerm(kind, weight, op.size, op.dilation)
 
 
 class Edge(NamedTuple):
@@ -51,6 +58,28 @@ class Edge(NamedTuple):
     target: int
     stride: int
     terms: tuple[EdgeTerm, ...]
+
+
+class TermRow(NamedTuple):
+    """A term as the C++ sources read it (`EdgeTerm` of csrc/params.h), with its places in a call.
+
+    Places are indices of its first parameter, batch norm and half; and its own among the terms
+    whose second half has an input, those that "fast" keeps, and the skips. Where it has none of
+    the last four, -1 stands for its place.
+    """
+
+    op: int
+    edge: int
+    weight: int
+    size: int
+    dilation: int
+    halves: int
+    param: int
+    norm: int
+    half: int
+    input: int
+    kept: int
+    skip: int
 
 
 class Path(NamedTuple):
@@ -96,6 +125,8 @@ class EdgeTable:
     """Of all edges, in order."""
     code: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """The table as an op's schema can carry it."""
+    rows: tuple[TermRow, ...] = field(init=False, repr=False, compare=False)
+    """Of all terms, in order."""
     params: int = field(init=False, repr=False, compare=False)
     """Parameters of all terms."""
     norms: int = field(init=False, repr=False, compare=False)
@@ -138,17 +169,37 @@ class EdgeTable:
             raise ValueError(f"no edge enters node {min(missing, default=0)}")
         # Not cached properties: their lock is a graph break in Python 3.11.
         self._set(terms=tuple((edge, term) for edge in self.edges for term in edge.terms))
-        self._set(
-            code=tuple(self._encode()),
-            params=self._count(_PARAMS),
-            norms=self._count(_NORMS),
-            halves=self._count(_HALVES),
-            separable=self._count({"sep_conv": 1}),
-            kept=sum(term.op in _HALVES and term.size >= 5 for _, term in self.terms),
-            skips=self._count({"skip": 1, "reduce_skip": 1}),
-            _kernels=tuple(size for _, term in self.terms for size in _kernels(term)),
-        )
-        self._set(_hash=hash(self.code))
+        self._set(code=tuple(self._encode()))
+        self._set(_hash=hash(self.code), **self._places())
+
+    def _places(self) -> dict[str, object]:
+        """The rows of all terms, and what they add up to."""
+        rows: list[TermRow] = []
+        kernels: list[int] = []
+        totals = dict.fromkeys(("params", "norms", "halves", "separable", "kept", "skips"), 0)
+
+        def place(name: str, count: int) -> int:
+            first = totals[name]
+            totals[name] += count
+            return first if count or name in ("params", "norms") else -1
+
+        for e, edge in enumerate(self.edges):
+            for term in edge.terms:
+                kind = term.kind
+                rows.append(
+                    TermRow(
+                        EDGE_OPS.index(term.op), e, term.weight, term.size, term.dilation,
+                        kind.halves,
+                        param=place("params", kind.params),
+                        norm=place("norms", kind.norms),
+                        half=place("halves", kind.halves),
+                        input=place("separable", kind.halves > 1),
+                        kept=place("kept", kind.halves > 0 and term.size >= KEPT_SIZE),
+                        skip=place("skips", kind.noisy),
+                    )
+                )  # fmt: skip
+                kernels += term.param_kernels
+        return {**totals, "rows": tuple(rows), "_kernels": tuple(kernels)}
 
     def _set(self, **facts: object) -> None:
         for name, value in facts.items():
@@ -162,13 +213,12 @@ class EdgeTable:
             raise ValueError(f"edge {e}: no op {term.op!r}; there are {', '.join(EDGE_OPS)}")
         if not 0 <= term.weight < self.candidates:
             raise ValueError(f"edge {e}: mixing weight {term.weight} of {self.candidates}")
-        allowed = _KERNELS.get(term.op)
-        if allowed and (term.size, term.dilation) not in allowed:
-            given = (term.size, term.dilation)
-            raise ValueError(f"edge {e}: {term.op} of (size, dilation) {given}; allowed: {allowed}")
-        if (term.op == "skip" and edge.stride != 1) or (
-            term.op == "reduce_skip" and edge.stride != 2
-        ):
+        kind, given = term.kind, (term.size, term.dilation)
+        if kind.kernels and given not in kind.kernels:
+            raise ValueError(
+                f"edge {e}: {term.op} of (size, dilation) {given}; allowed: {kind.kernels}"
+            )
+        if edge.stride not in kind.strides:
             raise ValueError(f"edge {e}: {term.op} at stride {edge.stride}")
 
     def node_size(self, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
@@ -196,9 +246,6 @@ class EdgeTable:
         check_type("choice", choice, tuple, list)
         return _path(self, tuple(choice))
 
-    def _count(self, of: dict[str, int]) -> int:
-        return sum(of.get(term.op, 0) for _, term in self.terms)
-
     def _encode(self) -> Iterator[int]:
         yield from (self.inputs, self.nodes, self.candidates)
         for edge in self.edges:
@@ -211,10 +258,6 @@ class EdgeTable:
         """The table of a code; ValueError if it is one of none."""
         check_type("code", code, tuple, list)
         return _decode(tuple(code))
-
-
-def _kernels(term: EdgeTerm) -> tuple[int, ...]:
-    return (0, 0) if term.op == "reduce_skip" else (term.size, 1) * _HALVES.get(term.op, 0)
 
 
 @lru_cache(maxsize=256)
@@ -251,17 +294,15 @@ def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
     params: list[int] = []
     norms: list[int] = []
     spare: dict[int, tuple[int, Edge]] = {}
-    param = norm = 0
-    for e, (edge, chosen) in enumerate(zip(table.edges, choice)):
+    for e, edge in enumerate(table.edges):
         spare.setdefault(edge.target, (e, edge))
-        for term in edge.terms:
-            if term.weight == chosen:
-                edges.append(edge._replace(terms=(term._replace(weight=0),)))
-                kept.append(e)
-                params += range(param, param + term.params)
-                norms += range(norm, norm + term.norms)
-                empty.discard(edge.target)
-            param, norm = param + term.params, norm + term.norms
+    for (edge, term), row in zip(table.terms, table.rows):
+        if term.weight == choice[row.edge]:
+            edges.append(edge._replace(terms=(term._replace(weight=0),)))
+            kept.append(row.edge)
+            params += range(row.param, row.param + term.params)
+            norms += range(row.norm, row.norm + term.norms)
+            empty.discard(edge.target)
     for node in sorted(empty):
         e, edge = spare[node]
         place = sum(other.target < node for other in edges)

@@ -1,0 +1,140 @@
+"""Reads the modules of a foreign network, and holds them to what they were compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from torch import nn
+
+from fastnas.nn.built import KNOWN
+from fastnas.nn.facts import Facts, behaviour
+from fastnas.nn.final_norms import Norms, final_norm, passed_over
+from fastnas.nn.parts import CellParts, MixedOpParts, candidate_modules
+
+_OF_TORCH = {*vars(nn.Module()), "forward"}
+"""Attributes of a module that are no settings of its class."""
+
+
+@dataclass(frozen=True)
+class SumParts:
+    """The batch norms that candidates of a mixed op end in."""
+
+    norms: Norms
+
+
+def sum_parts(module: nn.Module) -> SumParts:
+    """Of a mixed op whose candidates run their layers in order where they end in a batch norm."""
+    found = {k: final_norm(op) for k, op in enumerate(candidate_modules(module))}
+    return SumParts({k: norm for k, norm in found.items() if norm is not None})
+
+
+Parts = CellParts | MixedOpParts | SumParts
+
+
+def parts_of(module: nn.Module, found: Parts | str) -> Iterator[nn.Module]:
+    """The modules that were read: all but the foreign candidates, which run by themselves."""
+    if isinstance(found, SumParts):
+        yield module
+        yield cast(nn.Module, module._ops)
+        for k in found.norms:
+            yield from passed_over(candidate_modules(module)[k])
+        return
+    foreign = found.foreign if isinstance(found, MixedOpParts) else {}
+    ops = candidate_modules(module)
+    skipped = {part for k in foreign for part in ops[k].modules()}
+    yield from (part for part in module.modules() if part not in skipped)
+
+
+def _frozen(value: object) -> Hashable:
+    """A setting as a value, where it is plain; of other objects the name, or that of their type."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return type(value), value
+    if isinstance(value, list | tuple):
+        return type(value), tuple(_frozen(item) for item in value)
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _settings(module: nn.Module) -> dict[str, Hashable]:
+    return {name: _frozen(v) for name, v in vars(module).items() if name not in _OF_TORCH}
+
+
+_Pickled = tuple[list[type[nn.Module]], list[tuple[type[nn.Module], dict[str, Hashable]]]]
+
+
+class Checked:
+    """The functions of classes, and the settings, with which a module was run and compared.
+
+    Copies are the same object; pickled, the functions are those that the classes have on loading.
+    """
+
+    def __init__(self, parts: Iterable[nn.Module] = ()) -> None:
+        own = [part for part in parts if behaviour(type(part)) not in KNOWN]
+        self.behaviours = {type(part): behaviour(type(part)) for part in own}
+        self.settings = [(type(part), _settings(part)) for part in own]
+
+    def __deepcopy__(self, _: object) -> Checked:
+        return self
+
+    def __getstate__(self) -> _Pickled:
+        return list(self.behaviours), self.settings
+
+    def __setstate__(self, state: _Pickled) -> None:
+        kinds, self.settings = state
+        self.behaviours = {kind: behaviour(kind) for kind in kinds}
+
+    def why_not(self, parts: Iterable[nn.Module]) -> str | None:
+        """Which of the parts has a forward, or settings, of which nothing is known."""
+        for part in parts:
+            kind = type(part)
+            runs = behaviour(kind)
+            if runs in KNOWN:
+                continue
+            if self.behaviours.get(kind) != runs:
+                return f"{kind.__name__} has a forward that was not compared with the fused ops"
+            known = [settings for of, settings in self.settings if of is kind]
+            new = min((_new(kind, _settings(part), settings) for settings in known), key=len)
+            if new:
+                return f"{kind.__name__} was compared with other settings: {', '.join(new)}"
+        return None
+
+
+def _new(
+    kind: type[nn.Module], settings: dict[str, Hashable], known: dict[str, Hashable]
+) -> list[str]:
+    """Names of the settings that are not as they were known.
+
+    Private ones that were not there are no settings, but for those in place of something of the
+    class: torch and other libraries leave such marks.
+    """
+    names = [n for n in settings if n in known or not n.startswith("_") or hasattr(kind, n)]
+    gone = [name for name in known if name not in settings]
+    return gone + [name for name in names if name not in known or settings[name] != known[name]]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a module, unless it, or a class of its parts, is not what was compared.
+
+    Args:
+        structure: reads its parts, or says why it cannot.
+        checked: what the module was compared with.
+    """
+
+    structure: Callable[[nn.Module], Parts | str]
+    checked: Checked
+
+    def __call__(self, module: nn.Module) -> tuple[Parts | str, Facts]:
+        found = self.structure(module)
+        parts = list(parts_of(module, found))
+        if not isinstance(found, str):
+            found = self.checked.why_not(parts) or _other_mode(module, found) or found
+        return found, Facts(parts)
+
+
+def _other_mode(module: nn.Module, found: Parts) -> str | None:
+    norms = () if isinstance(found, SumParts) else found.norms
+    if any(norm.training != module.training for norm in norms):
+        return "its batch norms differ from it or from each other in mode"
+    return None

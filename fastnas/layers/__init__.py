@@ -1,0 +1,1 @@
+"""The layers that networks are made of, eager and fused alike, with the names of public code."""

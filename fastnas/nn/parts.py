@@ -1,0 +1,220 @@
+"""Holds what the fused ops run of a cell: its operations, their layers, and the edges' table.
+
+Parts are made in two ways: of fastnas' own modules from the space that they were built for
+(`built`), and of foreign modules by their structure (`fastnas.dropin.recognise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Literal, NamedTuple, cast
+
+from torch import Tensor, nn
+
+from fastnas.spaces import Edge, EdgeTable
+from fastnas.spaces.edge_table import edge_term
+
+PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
+Ends = Sequence[tuple[int, int]]
+"""Of each edge the state that it leaves, inputs first, and the node that it enters."""
+
+
+class Tensors(NamedTuple):
+    """What some layers compute with: weights, and mean, variance and counter of each norm."""
+
+    params: list[Tensor]
+    running: list[tuple[Tensor, Tensor]]
+    counters: list[Tensor]
+    """Those of `num_batches_tracked` that there are."""
+
+    @classmethod
+    def of(cls, convs: Sequence[nn.Conv2d], norms: Sequence[nn.BatchNorm2d]) -> Tensors:
+        """Looks them up; the layers have them all."""
+        # Dicts are four times as fast as attributes, of which a cell has 300.
+        found = [norm._buffers for norm in norms]
+        counters = [buffers["num_batches_tracked"] for buffers in found]
+        return cls(
+            [conv._parameters["weight"] for conv in convs],  # type: ignore[misc]
+            [(buffers["running_mean"], buffers["running_var"]) for buffers in found],  # type: ignore[misc]
+            [counter for counter in counters if counter is not None],
+        )
+
+
+class Layers:
+    """Convolutions and batch norms, in the order in which a fused op takes their tensors."""
+
+    def __init__(
+        self, convs: Sequence[nn.Conv2d] = (), norms: Sequence[nn.BatchNorm2d] = ()
+    ) -> None:
+        self.convs, self.norms = tuple(convs), tuple(norms)
+
+    def tensors(self) -> Tensors:
+        """Looks up what they compute with now: `functional_call` exchanges it for a call."""
+        return Tensors.of(self.convs, self.norms)
+
+    @property
+    def eps(self) -> float:
+        """What all norms share, as they do `momentum`; of no norms, torch's default."""
+        return self.norms[0].eps if self.norms else 1e-5
+
+    @property
+    def momentum(self) -> float:
+        return cast(float, self.norms[0].momentum) if self.norms else 0.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An operation of the DARTS search network.
+
+    Args:
+        name: of `fastnas.spaces.OPS`: one that `mixed_edges` knows, or none.
+        stride: 1 or 2.
+        convs, norms: in the order of the data (`fastnas.spaces.operations.EdgeKind`).
+    """
+
+    name: str
+    stride: int
+    convs: tuple[nn.Conv2d, ...] = ()
+    norms: tuple[nn.BatchNorm2d, ...] = ()
+
+
+class EdgeLayers(Layers):
+    """The table of some edges, and the layers of its terms."""
+
+    def __init__(self, edges: Sequence[MixedOpParts], ends: Ends, inputs: int, nodes: int) -> None:
+        rows: list[Edge] = []
+        convs: list[nn.Conv2d] = []
+        norms: list[nn.BatchNorm2d] = []
+        for edge, (source, target) in zip(edges, ends):
+            terms = []
+            for k, candidate in enumerate(edge.candidates):
+                term = None if candidate is None else edge_term(candidate.name, k, edge.stride)
+                if candidate is None or term is None:
+                    continue
+                terms.append(term)
+                convs += candidate.convs
+                norms += candidate.norms
+            rows.append(Edge(source, target, edge.stride, tuple(terms)))
+        self.table = _table(inputs, nodes, len(edges[0].candidates), tuple(rows))
+        super().__init__(convs, norms)
+
+
+@lru_cache(maxsize=256)  # cells of one type share theirs
+def _table(inputs: int, nodes: int, candidates: int, edges: tuple[Edge, ...]) -> EdgeTable:
+    return EdgeTable(inputs, nodes, candidates, edges)
+
+
+@dataclass(frozen=True)
+class MixedOpParts:
+    """The candidates of an edge.
+
+    Args:
+        candidates: None where one is foreign, which its own module runs.
+        foreign: index of each foreign candidate to what makes it so.
+        stride: of all candidates.
+    """
+
+    candidates: tuple[Candidate | None, ...]
+    foreign: Mapping[int, str]
+    stride: int
+    layers: EdgeLayers = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", EdgeLayers([self], [(0, 0)], inputs=1, nodes=1))
+
+    @property
+    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """All batch norms of the recognised candidates."""
+        return self.layers.norms
+
+    @property
+    def why_foreign(self) -> str | None:
+        """What makes the first foreign candidate so, or None."""
+        return next(iter(self.foreign.values()), None)
+
+
+class Preprocess(Layers):
+    """What a cell does to the output of a cell before it: ReLU, 1x1 convolution(s), batch norm."""
+
+    def __init__(
+        self, kind: PreprocessKind, convs: Sequence[nn.Conv2d], norm: nn.BatchNorm2d
+    ) -> None:
+        super().__init__(convs, (norm,))
+        self.kind, self.norm = kind, norm
+
+
+@dataclass(frozen=True)
+class CellParts:
+    """A cell, of whose candidates at least one is recognised.
+
+    Args:
+        preprocess0, preprocess1: of the outputs of the two cells before.
+        edges: node by node, into each from all states before it.
+        ends: of each edge.
+        nodes: intermediate ones; the output concatenates them all.
+    """
+
+    preprocess0: Preprocess
+    preprocess1: Preprocess
+    edges: tuple[MixedOpParts, ...]
+    ends: tuple[tuple[int, int], ...]
+    nodes: int
+    layers: EdgeLayers = field(init=False, repr=False, compare=False)
+    node_layers: tuple[EdgeLayers, ...] = field(init=False, repr=False, compare=False)
+    """Of each node alone, whose inputs are all states before it."""
+
+    def __post_init__(self) -> None:
+        layers = EdgeLayers(self.edges, self.ends, inputs=2, nodes=self.nodes)
+        object.__setattr__(self, "layers", layers)
+        alone = tuple(self._alone(node) for node in range(self.nodes))
+        object.__setattr__(self, "node_layers", alone)
+
+    def _alone(self, node: int) -> EdgeLayers:
+        own = [(e, source) for e, (source, target) in enumerate(self.ends) if target == node]
+        edges, ends = [self.edges[e] for e, _ in own], [(source, 0) for _, source in own]
+        return EdgeLayers(edges, ends, inputs=2 + node, nodes=1)
+
+    @property
+    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
+        """All batch norms that are recognised."""
+        return (self.preprocess0.norm, self.preprocess1.norm, *self.layers.norms)
+
+    @property
+    def why_foreign(self) -> str | None:
+        """Which candidate is the first foreign one, and what makes it so, or None."""
+        found = (
+            f"edge {e}, candidate {k}: {reason}"
+            for e, edge in enumerate(self.edges)
+            for k, reason in edge.foreign.items()
+        )
+        return next(found, None)
+
+
+def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
+    """Why no fused op computes the batch norm, or None."""
+    if norm.weight is not None or norm.bias is not None:
+        return "batch norm has a scale or a shift"
+    if not norm.track_running_stats:
+        return f"batch norm has track_running_stats {norm.track_running_stats}; True is needed"
+    buffers = norm._buffers
+    if buffers.get("running_mean") is None or buffers.get("running_var") is None:
+        return "batch norm has no running statistics"
+    if "num_batches_tracked" not in buffers:
+        return "batch norm has no buffer `num_batches_tracked`"
+    return "batch norm has momentum None; a number is needed" if norm.momentum is None else None
+
+
+def candidate_modules(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules of the ModuleList `_ops`; none where there is no such list."""
+    ops = module._modules.get("_ops")
+    return tuple(ops) if isinstance(ops, nn.ModuleList) else ()
+
+
+def layers_of(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The layers of an nn.Sequential, or of a module that has nothing but one named `op`."""
+    own = module._parameters or module._buffers
+    if not own and list(module._modules) == ["op"]:
+        module = cast(nn.Module, module.op)
+    return tuple(module) if type(module) is nn.Sequential else ()

@@ -1,0 +1,117 @@
+"""Describes every operation of a cell once: its layers, its kernel, and who knows it.
+
+What builds an operation, reads one back from a module, plans, counts or computes it asks these
+tables; the C++ sources are given their numbers with each edge table. A candidate with another
+kernel size or dilation is a row of `OPERATIONS`, with its kernel in the row of its kind, and in
+the three headers that compile kernels of fixed size (csrc/cpu/depthwise.h, csrc/cpu/vector.h,
+csrc/cuda/mixed_edges_tile.h).
+"""
+
+from typing import NamedTuple
+
+Kernel = tuple[int, int]
+"""(size, dilation) of a depthwise convolution."""
+
+_PLAIN: tuple[Kernel, ...] = ((3, 1), (5, 1), (7, 1))
+
+
+class EdgeKind(NamedTuple):
+    """Describes a kind of term of `mixed_edges`, by the layers that it is made of.
+
+    Its parameters come in this order: of each half a depthwise [C, 1, k, k] and a pointwise
+    [C, C, 1, 1] convolution, then of each strided convolution [C / 2, C, 1, 1].
+    """
+
+    name: str
+    halves: int = 0
+    """ReLU, depthwise convolution, pointwise convolution, batch norm: this often."""
+    strided_convs: int = 0
+    """1x1 convolutions of stride 2, each of half the channels, after one ReLU."""
+    norms: int = 0
+    """Batch norms, that of each half included."""
+    noisy: bool = False
+    """Whether it is a skip connection, on which noise may be drawn."""
+    strides: tuple[int, ...] = (1, 2)
+    kernels: tuple[Kernel, ...] = ()
+    """Those of its depthwise convolutions for which there is compiled code."""
+
+    @property
+    def params(self) -> int:
+        """The number of its convolutions, each of which has one parameter."""
+        return 2 * self.halves + self.strided_convs
+
+
+EDGE_KINDS: dict[str, EdgeKind] = {
+    kind.name: kind
+    for kind in (
+        EdgeKind("max_pool", norms=1),
+        EdgeKind("avg_pool", norms=1),
+        EdgeKind("skip", noisy=True, strides=(1,)),
+        EdgeKind("reduce_skip", strided_convs=2, norms=1, noisy=True, strides=(2,)),
+        EdgeKind("sep_conv", halves=2, norms=2, kernels=_PLAIN),
+        EdgeKind("dil_conv", halves=1, norms=1, kernels=(*_PLAIN, (3, 2), (5, 2))),
+    )
+}
+"""By name, in the order of `EdgeOp` of the C++ sources."""
+
+EDGE_OPS: tuple[str, ...] = tuple(EDGE_KINDS)
+
+
+class Operation(NamedTuple):
+    """Describes an operation that an edge may offer.
+
+    A name that is no row of `OPERATIONS` is a candidate of the user's own.
+    """
+
+    name: str
+    kinds: tuple[str, ...] = ()
+    """What `mixed_edges` computes for it, at stride 1 and at stride 2; none where it is foreign to
+    that op. `none` adds nothing, so it has no kind, either."""
+    size: int = 0
+    dilation: int = 1
+    """Of its depthwise convolutions, where it has any."""
+    parameter_free: bool = False
+    """Whether it has no parameters at stride 1."""
+
+    def kind(self, stride: int) -> str | None:
+        """The kind of its term at a stride, or None."""
+        return self.kinds[stride - 1] if self.kinds else None
+
+
+def _convolution(kind: str, size: int, dilation: int = 1) -> Operation:
+    return Operation(f"{kind}_{size}x{size}", (kind, kind), size, dilation)
+
+
+OPERATIONS: dict[str, Operation] = {
+    op.name: op
+    for op in (
+        Operation("none", parameter_free=True),
+        Operation("max_pool_3x3", ("max_pool", "max_pool"), parameter_free=True),
+        Operation("avg_pool_3x3", ("avg_pool", "avg_pool"), parameter_free=True),
+        Operation("skip_connect", ("skip", "reduce_skip"), parameter_free=True),
+        _convolution("sep_conv", 3),
+        _convolution("sep_conv", 5),
+        _convolution("dil_conv", 3, dilation=2),
+        _convolution("dil_conv", 5, dilation=2),
+        _convolution("sep_conv", 7),
+        Operation("conv_7x1_1x7"),
+        Operation("noise", parameter_free=True),
+    )
+}
+"""The operations of DARTS cells that fastnas can build by name."""
+
+OPS: tuple[str, ...] = tuple(OPERATIONS)
+"""Their names."""
+
+DARTS_PRIMITIVES: tuple[str, ...] = OPS[:8]
+"""The candidates of DARTS, in the order in which its ``alpha`` indexes them."""
+
+PARAMETER_FREE: frozenset[str] = frozenset(
+    name for name, op in OPERATIONS.items() if op.parameter_free
+)
+"""Operations without parameters at stride 1 (at stride 2 ``skip_connect`` has two convolutions)."""
+
+
+def operations_of(kind: str) -> tuple[Operation, ...]:
+    """The operations that are of this kind at some stride."""
+    return tuple(op for op in OPERATIONS.values() if kind in op.kinds)

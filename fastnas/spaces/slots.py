@@ -1,0 +1,71 @@
+"""Says how the cells of a layout are made of operations in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from fastnas.bounds import whole
+from fastnas.checks import check_int, check_type, short
+from fastnas.spaces.genotype import AnyGenotype
+
+LENGTH = whole(1, 128)
+"""Slots of a cell; a cell of DARTS has 8, and 2 in each of its nodes."""
+
+
+@runtime_checkable
+class SlotLayout(Protocol):
+    """How cells are made of operations in slots."""
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """That can stand in a slot."""
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """Of an architecture."""
+
+    @property
+    def length(self) -> int:
+        """Slots of a cell."""
+
+    @property
+    def wirings(self) -> tuple[int, ...]:
+        """In how many ways each node of a cell can choose the nodes that its slots read."""
+
+    def genotype(
+        self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
+    ) -> AnyGenotype:
+        """The cells with these operations in their slots and, of each node, that wiring."""
+
+    def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
+        """Cell type to its operations, slot by slot; ValueError for a genotype of other cells."""
+
+
+def check_layout(layout: object) -> None:
+    """TypeError unless `layout` says how cells are made of slots, as what `slots_of` gives does."""
+    check_type("layout", layout, SlotLayout)
+
+
+def check_slots(layout: SlotLayout, slots: Mapping[str, Sequence[str]]) -> None:
+    """Raises ValueError unless every cell type has one of the operations in each slot."""
+    check_type("slots", slots, Mapping)
+    for cell_type in layout.cell_types:
+        given = slots.get(cell_type)
+        where = f"slots of the {cell_type} cell are {short(given)}"
+        if not isinstance(given, list | tuple) or len(given) != layout.length:
+            raise ValueError(f"{where}; a list of {layout.length} operations is needed")
+        if any(op not in layout.ops for op in given):
+            raise ValueError(f"{where}; the operations are {', '.join(layout.ops)}")
+
+
+def check_wiring(layout: SlotLayout, wiring: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError unless every node has a number of one of its wirings."""
+    check_type("wiring", wiring, Mapping)
+    for cell_type in layout.cell_types:
+        given, ways = wiring.get(cell_type), layout.wirings
+        where = f"wiring of the {cell_type} cell"
+        if not isinstance(given, list | tuple) or len(given) != len(ways):
+            raise ValueError(f"{where} is {short(given)}; a list of {len(ways)} numbers is needed")
+        for node, (way, count) in enumerate(zip(given, ways)):
+            check_int(f"{where}, node {node},", way, 0, count - 1)
