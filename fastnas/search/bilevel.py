@@ -57,6 +57,8 @@ class Bilevel:
 
         `train` is what the unrolled gradient looks ahead on.
         """
+        # The validation batch draws before the training batch, as in `GraphedBilevel`: the streams
+        # come from one generator, so another order would be another run.
         return self.move_alphas(self._drawn(valid), self._drawn(train))
 
     def weight_step(self, train: Batch) -> tuple[Tensor, Tensor]:
@@ -73,6 +75,7 @@ class Bilevel:
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
         for alpha, g in zip(self.alphas, gradient):
+            # Assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
         self.arch_optimizer.step()
         return loss
@@ -80,16 +83,22 @@ class Bilevel:
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
         """Makes a `weight_step` on inputs that are on the device; draws nothing on the host."""
         self.strategy.begin(train.sample)
+        # None and not 0: SGD skips a candidate that no pass has run, where a gradient of 0 would
+        # let momentum and weight decay move it.
         self.params_optimizer.zero_grad(set_to_none=True)
         step = WeightStep(
             self.strategy, self.network, self.arch, self.params, train, self.grad_clip
         )
         loss, logits = self.strategy.params_gradient(step)
+        # In a CUDA graph every candidate has a gradient, 0 where it did not run. Which ones ran is
+        # known on the device only, and SGD is told there to leave the others alone.
         step_where(self.params_optimizer, self.network.on_device(step.passes))
         return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:
         images, labels = batch
+        # The sample is drawn before the noise of the skips, as in `GraphedBilevel._drawn`: with and
+        # without graphs a search is the same, bit for bit.
         sample = self.strategy.draw()
         if sample is not None:
             sample = to_device(sample, images.device)

@@ -48,6 +48,7 @@ def seeded(config: RunConfig) -> torch.device:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     random.seed(config.seed)
+    # numpy takes seeds of 32 bits; a run may have up to 63.
     np.random.seed(config.seed % 2**32)  # noqa: NPY002
     return pick_device(config.device)
 
@@ -134,6 +135,7 @@ def check_batch_norms(
     if size > 1:
         return
     try:
+        # A network that draws while it is built must not move the generators of the run.
         with torch.random.fork_rng([]), torch.device("meta"):
             run(torch.empty(size, *image))
     except ValueError as error:
@@ -151,6 +153,7 @@ def in_channels_last(network: nn.Module) -> None:
 
 def cosine(epoch: int, epochs: int, start: float, end: float) -> float:
     """Returns an epoch's learning rate, from `start` to `end` along half a cosine (SGDR)."""
+    # This is equation 5 of SGDR, with one period and no restart.
     return end + (start - end) * (1 + math.cos(math.pi * epoch / epochs)) / 2
 
 
@@ -173,5 +176,6 @@ class Answers:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Logits [N, classes] or [paths, N, classes], and labels [N]."""
+        # Labels [N] are compared along a leading axis of paths, where there is one.
         self.right = self.right + (logits.argmax(-1) == labels).sum(-1)
         self.finite = self.finite & logits.isfinite().all()

@@ -30,6 +30,7 @@ def save_checkpoint(path: Path, kind: str, state: dict[str, Any]) -> None:
 
     The file is a line with the version, the hash of all that follows, and what torch.save writes.
     """
+    # The hash stands before the content in the file, so the content is made in memory first.
     stream = io.BytesIO()
     torch.save({"kind": kind, **state}, stream)
     content = stream.getvalue()
@@ -75,6 +76,7 @@ def load_checkpoint(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _hash(content: bytes) -> bytes:
+    # The hash finds damage. It is no guard against forgery: weights_only=True is.
     return hashlib.blake2b(content, digest_size=HASH_BYTES).digest()
 
 
@@ -90,6 +92,7 @@ def random_state() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": random.getstate(),
+        # The keys are uint32, of which older releases of torch have no tensors.
         "numpy": [torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
     }
 

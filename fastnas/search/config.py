@@ -142,6 +142,8 @@ class SearchConfig(RunConfig):
 
     def strategy(self) -> Strategy:
         """Builds the method; ConfigError where an option is another method's, or wrong."""
+        # A method also publishes settings of the run (lr, batch_size), which are no options of its
+        # class.
         own = options_of(STRATEGIES[self.method]) if self.method in STRATEGIES else ()
         published = {name: value for name, value in self._published.items() if name in own}
         return self.made(Strategy, self.method, published)
@@ -157,6 +159,8 @@ class SearchConfig(RunConfig):
     def _published(self) -> dict[str, Any]:
         """Returns what holds where a setting is None."""
         layout = SPACES[self.space].cell_layout if self.space in SPACES else LAYOUTS["darts"]
+        # Later ones win: what all methods have, then the space, the method, and the method in that
+        # space.
         found = {**PUBLISHED, **layout.search_defaults}
         if self.method in STRATEGIES:
             strategy = STRATEGIES[self.method]
@@ -224,6 +228,7 @@ class TrainConfig(RunConfig):
                     f" {layout.name} has no {', '.join(layout.absent_in_training)}"
                 )
         published = layout.training_defaults
+        # 0 and False are settings that a user has given; only None is left open.
         open_names = [name for name in published if getattr(self, name) is None]
         found = replace(self, **{name: published[name] for name in open_names})
         if found.nesterov and found.momentum == 0:

@@ -55,6 +55,7 @@ class CudaRecorder:
         self.device = device
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
+            # A capture on the default stream is refused by CUDA.
             self._stream = torch.cuda.Stream()
 
     def warm_up(self, work: Callable[[], object]) -> None:
@@ -96,6 +97,7 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
     if device.type != "cuda":
         return f"the search is on {device}; a CUDA device is needed"
     if backend not in NEVER_WAITING:
+        # A kernel that reads the device on the host would wait for it, which a capture forbids.
         return f"the backend is {backend}; {' or '.join(NEVER_WAITING)} is needed"
     if isinstance(strategy, SinglePath) and backend != "cuda":
         return f"the backend is {backend}; the kernels that read sampled paths are cuda's"
@@ -159,6 +161,8 @@ class GraphedBilevel:
         self._replays.clear()
 
     def _step(self, half: Callable[..., Result], **batches: Batch) -> Result:
+        # Everything is drawn before anything can fail, so the eager step below runs on the numbers
+        # that the graph would have had.
         fresh = {role: self._drawn(batch) for role, batch in batches.items()}
         reason = self.failure or self._misfit(fresh)
         if reason is None:
@@ -190,6 +194,8 @@ class GraphedBilevel:
         for role, inputs in fresh.items():
             if role not in self._buffers:
                 self._buffers[role] = _Buffers(inputs)
+            # The warm-up before a capture computes on these buffers as well, so they are filled
+            # first.
             self._buffers[role].fill(inputs)
         if half not in self._replays:
             inputs_in_place = [self._buffers[role].inputs for role in fresh]
@@ -197,6 +203,8 @@ class GraphedBilevel:
         return self._replays[half]()
 
     def _captured(self, work: Callable[[], Result]) -> Callable[[], Result]:
+        # `choice_on_device` has the kernels read a sampled path from memory; read on the host, the
+        # path of the first step would be part of the graph for good.
         with self._put_back(), choice_on_device():
             self._recorder.warm_up(work)
             try:
@@ -215,11 +223,13 @@ class GraphedBilevel:
         before = [tensor.detach().clone() for tensor in tensors]
         device = step.params[0].device
         try:
+            # Candidates of one's own may draw from the global generators while they warm up.
             with torch.random.fork_rng([device] if device.type == "cuda" else []):
                 yield
         finally:
             with torch.no_grad():
                 for tensor, value in zip(tensors, before):
+                    # It is copied in place: the graph has recorded the addresses of these tensors.
                     tensor.copy_(value)
 
 
@@ -230,6 +240,8 @@ class _Buffers:
         images, labels, draw, sample = like
         self._noise: Tensor | None = None
         if draw is not None:
+            # Level and streams lie in one tensor, so that a step has one copy from the host and not
+            # two.
             self._noise = draw.packed().to(images.device)
         self.inputs = Inputs(
             torch.empty_like(images),
@@ -239,6 +251,8 @@ class _Buffers:
         )
 
     def fill(self, fresh: Inputs) -> None:
+        # The graph reads these addresses at every replay, so new values are copied in and no tensor
+        # is ever replaced. All copies are queued on the stream of the replay, which thus sees them.
         self.inputs.images.copy_(fresh.images)
         self.inputs.labels.copy_(fresh.labels)
         if self._noise is not None:

@@ -25,6 +25,7 @@ def first_not_finite(parts: Mapping[str, Any]) -> str | None:
     if not found:
         return None
     finite = [tensor.isfinite().all() for _, tensor in found]
+    # Flags of several devices cannot be stacked, and Adam may keep its step counts on the CPU.
     by_device: dict[torch.device, list[Tensor]] = {}
     for flag in finite:
         by_device.setdefault(flag.device, []).append(flag)

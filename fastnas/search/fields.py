@@ -119,6 +119,7 @@ def _shared_option(name: str, owners: Sequence[type[Optioned]]) -> Setting:
     first = owners[0]
     types, metadata = types_of(first)[name], options_of(first)[name].metadata
     for other in owners:
+        # One flag stands for the options of all owners, and a flag has one type.
         if types_of(other)[name] != types:
             raise TypeError(f"{name} has other types in {first.name} and in {other.name}")
     defaults = {owner.name: options_of(owner)[name].default for owner in owners}
@@ -156,6 +157,7 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
                 f"unknown setting {short(name)}{hint} Allowed: {', '.join(sorted(known))}"
             )
         # Larger integers are out of all bounds, and would not fit into a float.
+        # `type` and not isinstance, to which True is an int: it would become a rate of 1.0.
         is_whole = type(value) is int and abs(value) < 1 << 53
         given = float(value) if is_whole and float in known[name].types else value
         if name in own:

@@ -15,6 +15,7 @@ class Logs:
     def __init__(self, folder: Path | None, enabled: bool, first_epoch: int = 0) -> None:
         self._writer = None
         if folder is not None and enabled:
+            # It belongs to the extra `search`; a run without logs must not need it.
             require("tensorboard")
             from torch.utils.tensorboard import SummaryWriter
 
@@ -25,6 +26,7 @@ class Logs:
             return
         step = int(figures["epoch"])  # type: ignore[call-overload]
         for name, value in figures.items():
+            # TensorBoard breaks a curve at NaN, and texts such as the genotype are no scalars.
             if isinstance(value, int | float) and name != "epoch" and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
         self._writer.flush()

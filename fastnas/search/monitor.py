@@ -29,8 +29,10 @@ def entropy(w: Tensor) -> float:
     p = w.detach().double()
     p = p / p.sum(dim=-1, keepdim=True)
     candidates = p.shape[-1]
+    # The maximum log 1 is 0, and the share would be 0 / 0.
     if candidates == 1:
         return 0.0
+    # xlogy is 0 at p = 0, where p log p would be NaN.
     return float(-torch.xlogy(p, p).sum(-1).mean() / math.log(candidates))
 
 

@@ -55,6 +55,8 @@ def is_capturable(optimizer: Optimizer) -> bool:
 def being_captured(optimizer: Optimizer) -> Iterator[None]:
     """Sets the flag that torch's Adam needs in a captured step, and warns of in others."""
     for group in optimizer.param_groups:
+        # Outside of a capture torch warns of the flag, so it is set for the moment of the capture
+        # alone.
         group["capturable"] = True
     try:
         yield
@@ -72,6 +74,7 @@ def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Ten
     """
     sampled = {p: p.grad for params, _ in moved for p in params if p.grad is not None}
     for p in sampled:
+        # SGD passes over what has no gradient, so this step moves everything but the sampled ones.
         p.grad = None
     optimizer.step()
     group = optimizer.param_groups[0]
@@ -84,6 +87,7 @@ def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Ten
             [sampled[p] for p in params],
             [optimizer.state[p].get("momentum_buffer") for p in params],
             fused=True,
+            # This is how the fused kernel skips a step of a scaled loss that has overflowed.
             found_inf=(~moves).to(torch.float32),  # of a scaled loss: nothing is written
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
@@ -122,7 +126,10 @@ def _build(
     optimizer = kind(params, lr=lr, fused=capturable or None, **settings)  # type: ignore[call-arg]
     if capturable:
         for group in optimizer.param_groups:
+            # A number would be part of the graph for good; a tensor is read anew at each replay.
             group["lr"] = torch.full((), lr, dtype=torch.float32, device=params[0].device)
+        # SGD and Adam make their state at the first step. Inside of a capture that would be
+        # recorded, and every replay would begin from moments of 0.
         _fill_state(optimizer)
         optimizer.register_load_state_dict_post_hook(_fill_state)
     optimizer.register_state_dict_post_hook(_rate_as_number)
@@ -148,6 +155,7 @@ def _fill_state(optimizer: Optimizer) -> None:
 
 def _rate_as_number(optimizer: Optimizer, state: dict[str, Any]) -> None:
     for group in state["param_groups"]:
+        # These groups are copies for the state dict. As a number the rate loads on any device.
         group["lr"] = float(group["lr"])
 
 

@@ -35,5 +35,7 @@ def recalibrated(
         batches: images [N, in_channels, H, W].
     """
     found = copy.deepcopy(network)
+    # It resets the statistics and takes the plain mean over the batches (momentum None), so no
+    # batch weighs more because it came last.
     update_bn(batches, _Path(found, weights))
     return found

@@ -124,6 +124,8 @@ class ResumableRun:
         """Adds figures of a step [] to `sums`, without waiting for the device."""
         for name, value in figures.items():
             # A copy: the next replay of a CUDA graph overwrites the loss itself.
+            # In float64, which a checkpoint holds as a Python float without rounding: an epoch that
+            # is resumed has the means of one that was not.
             mine = value.detach().to(torch.float64, copy=True)
             self.sums[name] = self.sums[name] + mine
             self._unread.append((self.step, name, mine))
@@ -174,6 +176,8 @@ class ResumableRun:
         free = FREE | LAST_STAGE
         return {
             **{name: value for name, value in self.config.settings().items() if name not in free},
+            # Torch splits a sum on the CPU by the number of threads, so another number rounds
+            # otherwise and the run would end elsewhere.
             "threads": torch.get_num_threads(),
             "fingerprint of the data": self.images.fingerprint,
         }
@@ -189,14 +193,20 @@ class ResumableRun:
             Stopped: a signal has asked for it, where signals are handled. The state of that step is
                 in the checkpoint.
         """
+        # A signal only sets `stop.number`, which is read between two steps: a checkpoint never
+        # holds half a step.
         with signals.deferred() as stop:
             while not self.finished:
                 self.start_epoch()
                 self._run_steps(checkpoint, bar, stop)
                 self._end_epoch(checkpoint, logs, bar)
+            # A signal may have come while the last epoch was evaluated, after the last step had
+            # looked. `deferred` would raise as well, but could not tell what was saved.
             stop.check(self._saved)
 
     def _end_epoch(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
+        # `end_epoch` derives a genotype, which refuses logits that are not finite by an error that
+        # names neither step nor epoch. So the run is judged first.
         self.check_finite()
         self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
         self.sums = dict.fromkeys(self.summed, 0.0)
@@ -204,6 +214,8 @@ class ResumableRun:
         self.step = 0
         logs.epoch(self.history[-1])
         bar.line(self.epoch_line())
+        # It comes before the save: at the end of a stage the checkpoint must hold the network of
+        # the next one, which is what `restore_extra` builds for that epoch.
         self.after_epoch()
         self.save(checkpoint)
 
@@ -219,6 +231,8 @@ class ResumableRun:
             shows = steps == STEPS_SHOWN or time.perf_counter() - started > SECONDS_SHOWN
             if not (saves or shows or self.step == self.steps_per_epoch):
                 continue
+            # Reading the figures waits for the device, so the clock below counts whole steps.
+            # Without it, it would count how long it takes to queue them.
             means = self.means()
             seconds = time.perf_counter() - started
             self.seconds += seconds
@@ -237,6 +251,7 @@ class ResumableRun:
         """
         if path is None:
             return
+        # A checkpoint of NaN would replace the last one that a person can still go back to.
         self.check_finite()
         state = {
             "run": self.identity(),
@@ -294,6 +309,7 @@ class ResumableRun:
                 longer usable then.
         """
         try:
+            # It builds the network of the stage, so the parts that are loaded below are its parts.
             self.restore_extra(state)
             for name, part in self.parts().items():
                 part.load_state_dict(state[name])
@@ -302,6 +318,8 @@ class ResumableRun:
                     raise ValueError(f"{name}: {wrong}")
             for name, generator in self.generators().items():
                 generator.set_state(state[name])
+            # It comes last, because building a network draws its weights from the global
+            # generators.
             restore_random_state(state["random"])
         except Exception as error:  # a state dict made by hand raises anything
             text = " ".join(str(error).split())

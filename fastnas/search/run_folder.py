@@ -54,6 +54,7 @@ def claimed_folder(
             _go_on(config, out, run)
         else:
             _check_empty(out)
+            # Settings that change no result may differ from those of the last time.
             _keep(config, out)
         yield out
 
@@ -62,7 +63,9 @@ def claimed_folder(
 def _locked(out: Path) -> Iterator[None]:
     """Locks the folder; the system takes it back when the process dies, however it does."""
     try:
+        # This comes before the lock file is made: a folder that is refused stays as it was.
         if not os.path.lexists(out / CONFIG):
+            # It is asked again under the lock, as another process may have begun a run in between.
             _check_empty(out)
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / LOCK, timeout=0)
@@ -78,8 +81,12 @@ def _locked(out: Path) -> Iterator[None]:
         raise RunFolderError(f"{out} cannot hold a run: its disk has no locks") from error
     try:
         try:
+            # A process that was killed while it wrote has left them. Nobody writes them now: the
+            # lock is ours.
             for left in filter(is_partial, out.iterdir()):
                 left.unlink()
+            # This text is for the message to others only. The lock decides; the text of a process
+            # that was killed stays behind and means nothing.
             (out / OWNER).write_text(f"process {os.getpid()} on {socket.gethostname()}")
         except OSError as error:
             raise RunFolderError(f"{out} cannot hold a run: {error.strerror}") from error
@@ -101,6 +108,8 @@ def _owner(out: Path) -> str:
 
 def _go_on(config: FolderConfig, out: Path, run: ResumableRun | None) -> None:
     """Compares the run in the folder with this one, and goes back to its checkpoint."""
+    # Everything is compared before anything is restored or written, so that a run which is refused
+    # finds its folder untouched.
     differing = _differing_settings(config, out)
     if run is None or not (out / run.checkpoint).exists():
         _refuse(out, differing)

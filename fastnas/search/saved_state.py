@@ -42,6 +42,7 @@ def problem_of_state(
     if absent is not None:
         return f"{absent} is missing"
     for name, kind in KINDS.items():
+        # The exact type is asked for: to isinstance True is an int, and would pass for epoch 1.
         if type(state[name]) is not kind:
             return f"{name} is no {kind.__name__}"
     if not all(isinstance(value, PLAIN) for value in state["run"].values()):
@@ -49,6 +50,7 @@ def problem_of_state(
     epoch, step, history = state["epoch"], state["step"], state["history"]
     if not 0 <= epoch <= epochs or len(history) != epoch:
         return f"epoch is {epoch} of {epochs}, of which {len(history)} are told"
+    # A run that is finished has no epoch under way in which a step could have been made.
     if not 0 <= step <= (steps if epoch < epochs else 0):
         return f"step is {step} of {steps}"
     numbers = [state["seconds"], *state["sums"].values()]
@@ -77,6 +79,8 @@ def problem_of_optimizer(optimizer: torch.optim.Optimizer) -> str | None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
+                # A moment has the shape of its parameter; the step count of Adam is a tensor of
+                # shape [].
                 fits = isinstance(value, torch.Tensor) and value.shape in (
                     parameter.shape, torch.Size([]),
                 )  # fmt: skip

@@ -73,8 +73,12 @@ class Searcher(ResumableRun):
         config.validate()
         self.config = config
         self.strategy = config.strategy()
+        # Networks and logits draw their first values from the global generators: these are seeded
+        # before anything is built.
         self.device = seeded(config)
         with self.on_backend():
+            # A backend that is missing is refused here, before minutes may go into reading the
+            # data.
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         self.images = load_data(config, self.device) if images is None else images
         self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
@@ -158,6 +162,8 @@ class Searcher(ResumableRun):
     def run_step(self) -> None:
         train = self.pipeline(self.train_batches.next())
         if self.stage_epoch >= self.config.arch_start_epoch:
+            # The batch of the weights is made first: both take their augmentation from one
+            # generator, so the order belongs to the bits of the run.
             valid = self.pipeline(self.valid_batches.next())
             self.add(valid_loss=self.bilevel.arch_step(valid, train))
         loss, logits = self.bilevel.weight_step(train)
@@ -175,6 +181,7 @@ class Searcher(ResumableRun):
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures["genotype"] = layout_of(genotype).text(genotype)
         if epoch < config.arch_start_epoch:
+            # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
             figures["valid_loss"] = None
         last = self.epoch + 1 == self.epochs
         if last or (config.validate_every and (self.epoch + 1) % config.validate_every == 0):
@@ -193,6 +200,7 @@ class Searcher(ResumableRun):
         weights, network = self.strategy.validation_weights(self.arch), self.network
         if any(isinstance(w, Paths) for w in weights.values()):
             batches = (batch for _, batch in self.plain(self.recalibration_index))
+            # It returns a copy: the search goes on with the statistics of all the paths it samples.
             network = recalibrated(network, weights, batches)
         network.eval()
         labels = self.pipeline.images.train_labels
@@ -225,6 +233,7 @@ class Searcher(ResumableRun):
         skips = self.history[-1]["skips_normal"] if self.history else 0
         return (
             f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}  skips {skips}"
+            # A step takes two batches, one for the weights and one for the logits.
             f"  {2 * self.train_batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
         )
 
@@ -269,6 +278,8 @@ class Searcher(ResumableRun):
         space = self.strategy.space(get_space(self.config.space))
         for number, logits in enumerate(past):
             self.strategy.start_stage(number)
+            # Its own values do not matter, nor what it draws for them: `restore` loads the logits
+            # and sets the random state afterwards.
             arch = self._logits(space)
             arch.load_state_dict(logits)
             space = self.strategy.next_space(space, arch)
@@ -291,8 +302,11 @@ class Searcher(ResumableRun):
         Args:
             past_logits: what the stages before it have found.
         """
+        # `stage` counts the past logits, so they are set before anything asks for the stage.
         self.space, self.past_logits = space, past_logits
         self.strategy.start_stage(self.stage)
+        # The network draws before the logits do, and on the CPU whatever the device is: one seed
+        # gives the same search on each device, and another order would give another one.
         self.network = self.build(SEARCH_NETWORKS[space.layout]).to(self.device)
         if self.config.channels_last:
             in_channels_last(self.network)
@@ -352,6 +366,8 @@ class Searcher(ResumableRun):
             check_batch_size("batch_size", batch_size, len(train), "for the weights")
             check_batch_size("batch_size", batch_size, len(valid), "for the logits")
             check_batch_norms("batch_size", batch_size, images.train.shape[1:], self._mixture)
+            # The halves have seeds of their own: with one seed both would be shuffled alike, and
+            # the same images would meet in every epoch.
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
             self.recalibration_index = self._subset(chosen[train]).to(self.device)

@@ -11,7 +11,9 @@ import yaml
 from fastnas.spaces import strict_json
 from fastnas.text_file import read_text
 
+# In bytes. A larger file is a mistake, a data set for instance, and is not read into memory.
 LARGEST = 1 << 20
+# These are the patterns of section 10.3.2 of YAML 1.2 (core schema).
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -52,6 +54,7 @@ def number(text: str) -> int | float | str:
     if _INTEGER.fullmatch(text):
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text, 10)
     if _FLOAT.fullmatch(text):
+        # Python writes inf and nan where YAML has .inf and .nan.
         named = text.lower().lstrip("+-")
         return float(text.replace(".", "", 1)) if named in (".inf", ".nan") else float(text)
     return text
@@ -67,11 +70,13 @@ class _CoreLoader(yaml.SafeLoader):
     Dates, sets and merged mappings are not of the core schema, so their texts stay texts.
     """
 
+    # Both tables begin empty: those that PyYAML's class would pass on are YAML 1.1's.
     yaml_implicit_resolvers = {}
     yaml_constructors = {}
 
     def construct_pairs_once(self, node: yaml.Node) -> dict[Any, Any]:
         try:
+            # `deep`, because PyYAML otherwise fills nested values only after this has returned.
             return strict_json.without_twins(self.construct_pairs(node, deep=True))
         except (TypeError, ValueError) as error:
             raise yaml.constructor.ConstructorError(
@@ -85,7 +90,9 @@ class _CoreLoader(yaml.SafeLoader):
 def _add(tag: str, pattern: re.Pattern[str] | None, construct: Any) -> None:
     full = f"tag:yaml.org,2002:{tag}"
     if pattern is not None:
+        # PyYAML asks for a match at the beginning only, so `1e-3 per step` would pass for a number.
         anchored = re.compile(f"^(?:{pattern.pattern})$")
+        # None: the pattern is tried whatever character the text begins with.
         _CoreLoader.add_implicit_resolver(full, anchored, None)
     _CoreLoader.add_constructor(full, construct)
 

@@ -71,6 +71,8 @@ class Trainer(ResumableRun):
         self.device = seeded(config)
         self.images = load_data(config, self.device) if images is None else images
         try:
+            # They are chosen first, because the default size of a batch depends on how many there
+            # are.
             chosen = chosen_images(self.images, config.images, config.seed)
             if is_default:  # as the public code, which takes what there is
                 size = min(config.resolved("batch_size"), len(chosen))
@@ -82,6 +84,8 @@ class Trainer(ResumableRun):
             augment = augmentation(config, self.images, config.resolved("cutout"))
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
+        # The batches have the seed itself: two generators with one seed would draw the same
+        # numbers.
         generator = torch.Generator().manual_seed(config.seed + 1)
         self.pipeline = Pipeline(self.images, augment, generator)
         self.optimizer = torch.optim.SGD(
@@ -152,6 +156,7 @@ class Trainer(ResumableRun):
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(self.epoch, self.epochs, config.resolved("lr"), 0.0)
         if isinstance(self.network, EvalNetwork):
+            # It rises linearly from 0, as in the public DARTS code.
             self.network.drop_path = config.resolved("drop_path") * self.epoch / self.epochs
         self.network.train()
 
@@ -160,6 +165,8 @@ class Trainer(ResumableRun):
         self.optimizer.zero_grad(set_to_none=True)
         logits, auxiliary = self._logits(images)
         loss = F.cross_entropy(logits, labels)
+        # Before the auxiliary loss is added, so that the figure can be compared with other
+        # networks'.
         self.add(train_loss=loss)
         if auxiliary is not None:
             weight = self.config.resolved("auxiliary_weight")
