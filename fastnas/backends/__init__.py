@@ -1,4 +1,4 @@
-"""Backends: what can run, and which one does."""
+"""Says which backends can run, and which one does."""
 
 from fastnas.backends.op_table import KERNELS, OPS, OpInfo, Request
 from fastnas.backends.registry import (

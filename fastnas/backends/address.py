@@ -21,7 +21,7 @@ _layout = attrgetter("layout")
 
 
 def laid_out(t: Tensor, layout: torch.memory_format = ROWS) -> Tensor:
-    """The tensor as a kernel can read it: copied where it is not that already.
+    """Returns the tensor as a kernel can read it: copied where it is not that already.
 
     A view whose values are negative only by a flag (`torch._neg_view`, `z.conj().imag`) counts as
     contiguous to torch, so `contiguous` alone would keep the flag.
@@ -30,7 +30,7 @@ def laid_out(t: Tensor, layout: torch.memory_format = ROWS) -> Tensor:
 
 
 def address(t: Tensor, on: torch.device, layout: torch.memory_format = ROWS) -> int:
-    """Where the values of `t` lie, one after the other as `layout` orders them; 0 if it has none.
+    """Returns where the values of `t` lie, in the order of `layout`; 0 if it has none.
 
     Raises:
         AssertionError: it is not strided and laid out so, is not on the device `on`, or carries a
@@ -43,6 +43,8 @@ def address(t: Tensor, on: torch.device, layout: torch.memory_format = ROWS) -> 
         and not t.is_neg()
         and not t.is_conj()
     ):
+        # A fake or wrapped tensor has elements and yet no storage: 0 would be read as "not wanted"
+        # by a kernel, which leaves what it should fill as it was.
         at = t.data_ptr()
         if at or not t.numel():
             return at
@@ -56,7 +58,7 @@ def addresses(
     on: torch.device,
     layout: torch.memory_format = ROWS,
 ) -> list[int]:
-    """`address` of each, 0 for None."""
+    """Returns the `address` of each, 0 for None."""
     # A cell has 170 parameters, and a call of Python for each costs more than the looks: what is
     # asked of all of them is asked in loops that enter none. Only a list that fails goes the long
     # way, to the tensor that is to blame.
@@ -69,13 +71,15 @@ def addresses(
 
 
 def _are_rows(tensors: list[Tensor], on: torch.device) -> bool:
-    """Whether each is plain, contiguous and on the device.
+    """Tells whether each is plain, contiguous and on the device.
 
     `get_device` is a sixth of the price of `device`. It is -1 also of a few devices beside the
     CPU, where tensors have no addresses: then the caller looks again.
     """
     where = -1 if on.type == "cpu" else on.index
     return (
+        # Layouts are asked first: torch raises an error of its own where a sparse tensor is asked
+        # whether it is contiguous.
         {STRIDED}.issuperset(map(_layout, tensors))
         and all(map(Tensor.is_contiguous, tensors))
         and {where}.issuperset(map(Tensor.get_device, tensors))
@@ -90,7 +94,7 @@ def places(
     /,
     **tensors: Tensor | Sequence[Tensor | None] | None,
 ) -> dict[str, int | list[int]]:
-    """The addresses of tensors, and of lists of them, by the names of a kernel's fields."""
+    """Returns the addresses of tensors, or of lists of them, by the names of a kernel's fields."""
     return {
         name: addresses(given, on, layout)
         if isinstance(given, list)

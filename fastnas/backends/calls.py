@@ -15,7 +15,7 @@ from fastnas.spaces import EdgeTable
 
 
 class Noise(NamedTuple):
-    """The noise of one call. Kernels draw it by Philox in forward, and again in backward."""
+    """Holds the noise of one call. Kernels draw it by Philox in forward, and again in backward."""
 
     noisy: list[int]
     """Indices of the terms that carry noise; empty for `mixed_edges`, where every skip does."""
@@ -30,6 +30,8 @@ class Noise(NamedTuple):
 NO_NOISE = Noise([], "none", None, None)
 
 
+# Fields stand in the order of the op's schema (`Op.flat`). The tensors of a call are the caller's
+# own, so no kernel may write to them.
 class SumCall(NamedTuple):
     """y = sum_k w_k x_k (`mixed_sum`)."""
 
@@ -52,7 +54,7 @@ class NormSumCall(NamedTuple):
 
 
 class EdgesCall(NamedTuple):
-    """The nodes of a cell from its states (`mixed_edges`)."""
+    """y_j = sum_{e into j} sum_k w_ek o_k(x_e), the nodes of a cell (`mixed_edges`)."""
 
     x: list[Tensor]
     w: Tensor
@@ -80,7 +82,7 @@ class ConvCall(NamedTuple):
 
 
 class PathsCall(NamedTuple):
-    """What paths through a cell are drawn from, and again in backward (`sample_paths`)."""
+    """Holds what paths through a cell are drawn from, and again in backward (`sample_paths`)."""
 
     alpha: Tensor
     beta: Tensor | None

@@ -19,6 +19,9 @@ from fastnas.backends.saved import SavedTensors, accumulation_dtype
 @contextmanager
 def _recording() -> Iterator[None]:
     """Lets autograd record, also inside of an op's kernel, which the dispatcher calls below it."""
+    # An op's kernel runs below autograd: the dispatcher has excluded its keys for this thread. With
+    # `torch.enable_grad` alone nothing would be recorded, and `torch.autograd.grad` would fail for
+    # want of a graph.
     keys = torch._C.DispatchKey
     excluded = torch._C._dispatch_tls_local_exclude_set()
     for key in (keys.AutogradFunctionality, keys.AutogradOther, keys.AutogradCPU,
@@ -44,6 +47,8 @@ class EagerBackend:
 class EagerSum:
     def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
         noise = call.noise
+        # float64, one for each noisy term whose form is relative: backward scales its draws by the
+        # same numbers, to the bit.
         std = reference.standard_deviations(call.x, noise.noisy, noise.form)
         y = reference.mixed_sum(call.x, call.w, *noise)
         return y.contiguous(memory_format=common_format(call.x)), [std]
@@ -52,6 +57,7 @@ class EagerSum:
         self, grad: Tensor, call: SumCall, saved: list[Tensor], needs: list[bool]
     ) -> list[Tensor]:
         needs_dw, *needs_dx = needs
+        # `Op.reads` saves the terms for dw alone, so call.x holds None otherwise.
         terms = call.x if needs_dw else []
         dx, dw = reference.mixed_sum_grads(grad, terms, call.w, *call.noise, saved[0])
         layout = common_format([grad])
@@ -74,6 +80,8 @@ class EagerNormSum:
     ) -> list[Tensor]:
         needs_dw, *needs_dz = needs
         std, mean, var = saved if call.mean is None else (*saved, *given(call))
+        # Everything is widened to the dtype of the statistics, and rounded once, at the end: the
+        # mean of dy and that of dy v would lose their last digits in bfloat16.
         terms = [None if z_k is None else z_k.to(mean.dtype) for z_k in call.z]
         dz, dw = reference.mixed_norm_sum_grads(
             grad.to(mean.dtype), terms, call.w, call.normed, (mean, var), call.eps,
@@ -102,6 +110,8 @@ class EagerEdges:
         saved = SavedTensors.empty(
             call.x[0], call.table, size, call.noise.form, call.memory, call.keep_gram, training
         )
+        # Zeros stand in for what the other backends save, so that an op never returns memory that
+        # nobody has written.
         for tensor in saved:
             tensor.zero_()
         if call.running is not None:
@@ -114,14 +124,21 @@ class EagerEdges:
     ) -> list[Tensor]:
         stats = SavedTensors(*saved[1:]).stats
         with _recording():
+            # New leaves keep this graph apart from the caller's: backward of an op must not add
+            # anything to `.grad` of a parameter.
             leaves = [call.w, *call.x, *call.params]
             w, *rest = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
             x, params = rest[: len(call.x)], rest[len(call.x) :]
+            # The statistics go into a tensor of their own. Those that were saved are an output of
+            # forward, and writing to them would raise their version: a second backward would be
+            # refused.
             y = reference_edges(call._replace(w=w, x=x, params=params), torch.empty_like(stats))
             wanted = [t for t in (w, *rest) if t.requires_grad]
             found: Sequence[Tensor | None] = [None] * len(wanted)
+            # Of a table all of whose edges are empty y is zeros, which depend on nothing.
             if y.requires_grad:
                 found = torch.autograd.grad(y, wanted, grad, allow_unused=True)
+        # A schema has no optional gradients in a list, so what y does not depend on gets zeros.
         grads = iter(torch.zeros_like(t) if g is None else g for t, g in zip(wanted, found))
         own_dw = [next(grads)] if needs[0] else []
         layout, states = state_format(grad), sum(needs[1 : 1 + len(x)])
@@ -148,6 +165,7 @@ class EagerConv:
         with _recording():
             leaves = [call.x, *call.params]
             x, *params = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
+            # It is always in training here: outside of it the public function refuses a gradient.
             y = reference_conv(call._replace(x=x, params=params), torch.empty_like(saved[1]))
             wanted = [t for t in (x, *params) if t.requires_grad]
             grads = list(torch.autograd.grad(y, wanted, grad))

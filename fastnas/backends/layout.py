@@ -1,4 +1,4 @@
-"""Memory layout that the terms of an op share."""
+"""Decides on the memory layout that the terms of an op share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def common_format(x: Sequence[Tensor]) -> torch.memory_format:
-    """channels_last if every tensor is laid out so and not also contiguous, else contiguous.
+    """Returns channels_last if all tensors lie so and are not also contiguous, else contiguous.
 
     Under a transform contiguous: torch cannot say how a tensor that stands for many is laid out.
     """
     if all(map(Tensor.is_contiguous, x)) or is_transformed():
         return torch.contiguous_format
+    # Mixed layouts end in contiguous copies. Noise is indexed by the NCHW position, so a term draws
+    # the same values in either layout, and a copy changes no result.
     layout = _CHANNELS_LAST.get(x[0].dim())
     if layout is not None and all(t.is_contiguous(memory_format=layout) for t in x):
         return layout
@@ -27,13 +29,13 @@ def common_format(x: Sequence[Tensor]) -> torch.memory_format:
 
 
 def in_common_format(x: Sequence[Tensor]) -> tuple[list[Tensor], torch.memory_format]:
-    """The tensors in their common format, copied where they are not, and the format."""
+    """Returns the tensors in their common format, copied where they are not, and the format."""
     layout = common_format(x)
     return in_format(x, layout), layout
 
 
 def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
-    """The tensors in this format, copied where they are not."""
+    """Returns the tensors in this format, copied where they are not."""
     return [
         t if t.is_contiguous(memory_format=layout) and not t.is_neg() else laid_out(t, layout)
         for t in x
@@ -41,7 +43,7 @@ def in_format(x: Sequence[Tensor], layout: torch.memory_format) -> list[Tensor]:
 
 
 def state_format(x: Tensor) -> torch.memory_format:
-    """The format of what the ops of a fused cell make of a state [N, C, H, W] like x.
+    """Returns the format of what the ops of a fused cell make of a state [N, C, H, W] like x.
 
     Channels last on the CPU, where channels fill the vectors; NCHW on a GPU, where pixels fill the
     warps, and under a transform, as in `common_format`.

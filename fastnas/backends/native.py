@@ -28,15 +28,17 @@ DTYPES = {
 
 
 def load_native(module: str) -> tuple[ModuleType | None, str | None]:
-    """(module, None), or (None, why it does not import)."""
+    """Returns (module, None), or (None, why it does not import)."""
     try:
+        # Only an ImportError is an answer. Anything else that goes wrong in a module that was built
+        # is a fault, and falling back to eager would hide it.
         return importlib.import_module(f"fastnas.{module}"), None
     except ImportError as error:
         return None, f"fastnas.{module} does not import ({error}); FASTNAS_BUILD governs the build"
 
 
 class Native:
-    """A module of compiled kernels: says whether it can run, makes structs, runs kernels."""
+    """Wraps a module of compiled kernels: says whether it can run, makes structs, runs kernels."""
 
     def __init__(
         self, name: str, device: str, module: ModuleType | None, missing: str | None = None
@@ -53,38 +55,46 @@ class Native:
         return request.refusal(self.name, self.device)
 
     def launch(self, like: Tensor) -> dict[str, Any]:
-        """The fields that say what runs the kernels: threads on a CPU, a stream on a GPU."""
+        """Returns the fields that say what runs kernels: threads on a CPU, a stream on a GPU."""
+        # It is read at each call, so `torch.set_num_threads` holds for these kernels too. No result
+        # depends on it, since sizes alone decide how sums are cut.
         return {"threads": torch.get_num_threads()}
 
     def on(self, like: Tensor) -> AbstractContextManager[Any]:
-        """What kernels on the device of `like` are to be launched inside of."""
+        """Returns the context that kernels on the device of `like` are to be launched in."""
         return nullcontext()
 
     def params(self, struct: str, **fields: Any) -> Any:
         return getattr(self.module, struct)(**fields)
 
     def run(self, kernel: str, params: Any, like: Tensor) -> None:
+        # The binding releases the GIL while the kernel runs, so another thread may free any tensor
+        # that only the addresses in `params` still refer to. On a GPU the call returns before the
+        # kernel has ended; there torch's allocator keeps freed memory to the stream, and gives it
+        # to later kernels of the same stream only.
         with self.on(like):
             getattr(self.module, kernel)(params)
 
     def blocks(self, n: int) -> int:
-        """Partial sums that n elements need room for: the CPU kernels bring their own."""
+        """Returns for how many partial sums n elements need room: CPU kernels bring their own."""
         return 0
 
     def uses_tf32(self) -> bool:
-        """Whether fp32 products may round their operands to TF32."""
+        """Tells whether fp32 products may round their operands to TF32."""
         return False
 
 
 def allows_tf32() -> bool:
-    """Torch's switch for matmul, which ours follow."""
+    """Reads torch's switch for matmul, which our products follow."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 class NativeCuda(Native):
-    """fastnas._cuda, on torch's current stream."""
+    """Wraps fastnas._cuda, whose kernels run on torch's current stream."""
 
     def launch(self, like: Tensor) -> dict[str, Any]:
+        # Inside of a capture this is the capturing stream, and so the launches become part of the
+        # graph.
         return {"stream": torch.cuda.current_stream(like.device).cuda_stream}
 
     def on(self, like: Tensor) -> AbstractContextManager[Any]:
@@ -94,6 +104,8 @@ class NativeCuda(Native):
     def unavailable(self) -> str | None:
         if self.missing is not None:
             return self.missing
+        # The module asks the driver itself. Where torch was built without CUDA there still are no
+        # tensors to run on.
         reason: str = self.module.device_problem()
         return reason or (None if torch.cuda.is_available() else "this torch has no CUDA")
 

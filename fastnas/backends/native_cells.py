@@ -22,7 +22,7 @@ LAST = torch.channels_last
 
 
 class NativeEdges:
-    """mixed_edges, on states that lie as `layout` says."""
+    """Computes mixed_edges on states that lie as `layout` says."""
 
     def __init__(
         self, native: Native, layout: torch.memory_format, takes_choice: bool = False
@@ -43,6 +43,7 @@ class NativeEdges:
         )  # fmt: skip
         if call.running is not None:
             saved.stats.copy_(call.running)
+        # There is nothing to compute without images, and CUDA refuses a grid of size 0.
         if out.numel():
             self._run("mixed_edges_fwd", call, x, out, saved, {"training": training})
         else:
@@ -55,12 +56,18 @@ class NativeEdges:
     ) -> list[Tensor]:
         needs_dw, needs_dx, needs_dp = split_needs(call, needs)
         dout, out, *x = in_format([grad, saved[0], *call.x], self.layout)
+        # saved is [out, *SavedTensors]: backward reads the nodes, which are states of the nodes
+        # after them.
         own = SavedTensors(*in_format(saved[1:], ROWS))
         dx = [self._new(t, *t.shape) if need else None for t, need in zip(x, needs_dx)]
         # Kernels write no gradient of a candidate that is not sampled, and do not run on nothing.
         new = torch.empty_like if call.choice is None and out.numel() else torch.zeros_like
+        # Kernels take room for all of them or for none (`dparams` of csrc/params.h), because the
+        # sweeps that gather weight gradients are shared.
         dparams = [new(p, memory_format=ROWS) for p in (call.params if any(needs_dp) else [])]
         w = call.w
+        # The kernels add to dw [E, K], edge by edge, sums over whole states: in float32 they would
+        # lose digits.
         dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
         if out.numel():
             grads = places(out.device, self.layout, dout=dout, dx=dx)
@@ -84,7 +91,10 @@ class NativeEdges:
         on, native, noise = out.device, self.native, call.noise
         # The kernels' own copies, where there are any, live until they have ended.
         params = in_format(call.params, ROWS)
+        # `rows` holds what lies one value after the other, whatever the layout of the states.
         rows = {"w": laid_out(call.w.to(accumulation_dtype(x[0].dtype)))} | saved._asdict()
+        # The form is set here alone, so that a kernel never finds a form without a stream to draw
+        # from.
         if noise.form != "none" and noise.level is not None and noise.rng is not None:
             fields["form"] = noise.form
             rows |= {"level": laid_out(noise.level), "rng": laid_out(noise.rng)}
@@ -104,6 +114,9 @@ class NativeEdges:
             **fields,
             **native.launch(out),
         )
+        # The size follows from all fields but this one. torch allocates it, so that the memory is
+        # counted by its statistics, lies in the pool of a graph being captured, and is freed with
+        # the call.
         size = native.module.mixed_edges_workspace(filled)
         space = torch.empty(size, dtype=torch.uint8, device=on)
         filled.set(workspace=address(space, on))
@@ -114,19 +127,21 @@ class NativeEdges:
 
 
 def split_needs(call: EdgesCall, needs: list[bool]) -> tuple[bool, list[bool], list[bool]]:
-    """What of w, of the states and of the parameters is needed."""
+    """Splits `needs` into those of w, of the states and of the parameters."""
     first = 1 + len(call.x)
     return needs[0], needs[1:first], needs[first:]
 
 
 @lru_cache(maxsize=256)
 def _edge_table(module: Any, table: EdgeTable) -> Any:
+    # The compiled table is built once for each table and module, and not at each of the calls of a
+    # step: it holds about 100 terms of a DARTS cell.
     edges = [(e.source, e.target, e.stride, len(e.terms)) for e in table.edges]
     return module.EdgeTable(table.inputs, table.nodes, table.candidates, edges, list(table.rows))
 
 
 class NativeConv:
-    """relu_conv_bn on the CPU, channels last."""
+    """Computes relu_conv_bn on the CPU, channels last."""
 
     def __init__(self, native: Native) -> None:
         self.native = native
@@ -134,6 +149,8 @@ class NativeConv:
     def forward(self, call: ConvCall) -> tuple[Tensor, list[Tensor]]:
         x = laid_out(call.x, LAST)
         stride, C = len(call.params), sum(p.shape[0] for p in call.params)
+        # An odd size is rounded up, as a convolution of stride 2 does; kernels read zeros beyond
+        # the edge.
         y = _new_last(x, x.shape[0], C, *(-(-size // stride) for size in x.shape[2:]))
         stats = torch.empty(2, C, dtype=accumulation_dtype(x.dtype), device=x.device)
         if call.running is not None:

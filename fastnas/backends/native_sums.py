@@ -25,6 +25,8 @@ def _sum_params(
     own = {"n": like.numel(), "dtype": DTYPES[like.dtype], "w": address(call.w, on)}
     # Terms that backward does not read are null there; their number is still that of w.
     own["x"] = addresses(call[0], on, place.layout) or [0] * call.w.numel()
+    # channels and pixels turn a place in channels-last memory into the NCHW position that noise is
+    # indexed by; 0 tells kernels that memory is in that order already.
     if noise.noisy:
         own |= noise._asdict() | places(on, level=noise.level, rng=noise.rng)
         if place.channels_last:
@@ -70,6 +72,7 @@ class NativeNormSum(NormSumKernel):
 
     def parts(self, n: int, place: Place) -> int:
         make = self.native.params
+        # The answer depends on sizes alone; the struct refuses to be made without a term.
         terms = make("MixedSumParams", n=n, x=[0])
         params = make("MixedNormSumParams", sum=terms, **_shape(place))
         count: int = self.native.module.mixed_norm_sum_parts(params)
@@ -79,6 +82,7 @@ class NativeNormSum(NormSumKernel):
         self, call: NormSumCall, training: bool, place: Place, terms: Any, partial: Tensor
     ) -> Any:
         """MixedNormSumParams of a call, `terms` being its MixedSumParams."""
+        # Statistics are stored for normed terms only, so a term needs to know its row among them.
         rows, row = [], 0
         for is_normed in call.normed:
             rows.append(row if is_normed else -1)
@@ -143,6 +147,8 @@ class NativePaths(PathsKernel):
     def _run(self, kernel: str, call: PathsCall, op: Tensor, **own: Tensor) -> None:
         """Runs a kernel whose struct has the call's fields, and the tensors in `own`."""
         edges, ops = call.alpha.shape[-2:]
+        # The names of the fields are those of the struct, so nothing is listed twice. None stands
+        # for a pointer that is null.
         given = call._asdict()
         tensors = {k: t for k, t in given.items() if t is None or isinstance(t, Tensor)}
         params = self.native.params(

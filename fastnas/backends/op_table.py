@@ -1,4 +1,4 @@
-"""The op table: what each op computes, on which backends and in which dtypes, and with what kernel.
+"""Holds the op table: what an op computes, on which backends, in which dtypes, by what kernel.
 
 A backend enters itself: its module calls `register` for each op that it has a kernel of. Dispatch,
 tests, benchmarks and `fastnas info` read the table; nothing else knows which op runs where.
@@ -41,7 +41,7 @@ class Kernel(Protocol[Call]):
 
 @dataclass(frozen=True, eq=False)
 class OpInfo:
-    """A row of the op table."""
+    """Holds a row of the op table."""
 
     stem: str
     summary: str
@@ -59,6 +59,8 @@ OPS: dict[str, OpInfo] = {
         OpInfo(
             "mixed_sum",
             "y = sum_k w_k x_k, skip noise in place; dw and every dx_k in one pass",
+            # kMaxTerms of csrc/params.h: 128 pairs of pointers fit the 4 KiB of a kernel's
+            # arguments.
             max_terms=128,
         ),
         OpInfo(
@@ -99,12 +101,14 @@ LOGITS = (torch.float32, torch.float64)
 
 def register(op: str, backend: str, kernel: Kernel[Any], dtypes: tuple[torch.dtype, ...]) -> None:
     """Enters a kernel into the table."""
+    # The dict in the frozen row is what changes: backends are modules that are imported after this
+    # one, and a row knows a backend only once its kernel is there.
     KERNELS[op, backend] = kernel
     OPS[op].dtypes[backend] = dtypes
 
 
 class Request(NamedTuple):
-    """One op on tensors of one kind of device ("cpu", "cuda") and dtype."""
+    """Asks for one op on tensors of one kind of device ("cpu", "cuda") and dtype."""
 
     op: OpInfo
     device: str
@@ -112,7 +116,7 @@ class Request(NamedTuple):
     terms: int = 1
 
     def refusal(self, backend: str, device: str) -> str | None:
-        """Why `backend`, which computes on `device`, cannot serve this by the op table, or None."""
+        """Returns why `backend`, which computes on `device`, cannot serve this, or None."""
         if backend not in self.op.dtypes:
             return self.op.absent.get(backend, f"{self.op.stem} has no kernel on {backend}")
         if self.device != device:

@@ -23,7 +23,7 @@ Tuple = TypeVar("Tuple", Noise, PathsCall)
 
 
 class Place(NamedTuple):
-    """How all terms of a sum lie in memory: what kernels take strides and statistics by."""
+    """Says how all terms of a sum lie in memory: what kernels take strides and statistics by."""
 
     layout: torch.memory_format
     channels_last: bool
@@ -40,10 +40,10 @@ class Place(NamedTuple):
 
 
 class SumKernel:
-    """mixed_sum: one output shaped like the terms, and a standard deviation for each noisy one."""
+    """Allocates for mixed_sum: y, shaped like the terms, and a deviation for each noisy one."""
 
     def blocks(self, n: int) -> int:
-        """Partial sums that n elements need room for; none where the kernels bring their own."""
+        """Returns how many partial sums n elements need room for; 0 where kernels bring theirs."""
         raise NotImplementedError
 
     def fill(self, call: SumCall, place: Place, y: Tensor, std: Tensor, partial: Tensor) -> None:
@@ -77,11 +77,15 @@ class SumKernel:
         self, grad: Tensor, call: SumCall, saved: list[Tensor], needs: list[bool]
     ) -> list[Tensor]:
         needs_dw, *needs_dx = needs
+        # dy decides, as `format` of the op's description tells torch.compile: where dw is not
+        # wanted there are no terms to ask.
         layout = common_format([grad])
         dy, *x = in_format([grad, *(call.x if needs_dw else [])], layout)
         w = _widened(call.w, dy)
         dw = w.new_empty(w.numel() if needs_dw else 0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
+        # [blocks, K]: each block stores its sums and adds to nobody else's, so no atomics make the
+        # order of a sum, and so its last bits, a matter of luck.
         partial = _float64(dy, dw.numel() * self.blocks(dy.numel()))
         own = call._replace(x=x, w=w, noise=_readable(call.noise))
         self.fill_grads(dy, own, Place.of(dy, layout), laid_out(saved[0]), dx, dw, partial)
@@ -89,18 +93,18 @@ class SumKernel:
 
 
 class NormSumKernel:
-    """mixed_norm_sum: as mixed_sum, with mean and variance of each term that is normed.
+    """Allocates for mixed_norm_sum: as for mixed_sum, and mean and variance of each normed term.
 
     In the calls that `fill` and `fill_grads` are given, mean and var are always there: in training
     forward fills them.
     """
 
     def blocks(self, n: int) -> int:
-        """As in `SumKernel`."""
+        """Returns what `SumKernel.blocks` does."""
         raise NotImplementedError
 
     def parts(self, n: int, place: Place) -> int:
-        """Partial sums that a channel needs room for, of n elements in all."""
+        """Returns how many partial sums a channel needs room for, of n elements in all."""
         raise NotImplementedError
 
     def fill(
@@ -140,6 +144,8 @@ class NormSumKernel:
         partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
         place = Place.of(y, layout)
         parts = self.parts(y.numel(), place) if training and y.numel() else 0
+        # [norms, parts, C, 3] in C++, of which Triton fills two thirds: moments of parts, which are
+        # merged in an order that their number fixes.
         moments = _float64(y, 3 * parts * mean.numel())
         own = call._replace(
             z=z, w=_widened(call.w, y), mean=mean, var=var, noise=_readable(call.noise)
@@ -153,6 +159,8 @@ class NormSumKernel:
         needs_dw, *needs_dz = needs
         training = call.mean is None
         read = terms_read(call.normed, training, needs_dz, needs_dw)
+        # Only terms that backward reads may decide: autograd gives None for the others, where a
+        # direct call of the op gives tensors.
         kept = [z_k for z_k, is_read in zip(call.z, read) if is_read]
         layout = common_format(kept or [grad])
         dy = laid_out(grad, layout)
@@ -173,7 +181,7 @@ class NormSumKernel:
 
 
 class PathsKernel:
-    """sample_paths: what is sampled, and its weights."""
+    """Allocates for sample_paths: what is sampled, and its weights."""
 
     def fill(self, call: PathsCall, op: Tensor, weight: Tensor) -> None:
         """Fills op and weight."""
@@ -187,6 +195,7 @@ class PathsKernel:
 
     def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
         alpha = call.alpha
+        # [paths, ..., E], for alpha [..., E, O].
         shape = (call.paths, *alpha.shape[:-1])
         op = torch.empty(shape, dtype=torch.int64, device=alpha.device)
         weight = torch.empty(shape, dtype=alpha.dtype, device=alpha.device)
@@ -197,6 +206,7 @@ class PathsKernel:
         self, grad: Tensor, call: PathsCall, saved: list[Tensor], needs: list[bool]
     ) -> list[Tensor]:
         own = _readable(call)
+        # Kernels write every element, zeros for what was not sampled.
         dalpha = torch.empty_like(own.alpha)
         dbeta = dalpha.new_empty(0) if own.beta is None else torch.empty_like(own.beta)
         self.fill_grads(laid_out(grad), own, laid_out(saved[0]), dalpha, dbeta)
@@ -204,18 +214,18 @@ class PathsKernel:
 
 
 def _readable(call: Tuple) -> Tuple:
-    """The call, or the noise of one, with each of its tensors laid out for kernels."""
+    """Returns the call, or the noise of one, with each of its tensors laid out for kernels."""
     values: list[Any] = [laid_out(v) if isinstance(v, Tensor) else v for v in call]
     return type(call)(*values)
 
 
 def _widened(w: Tensor, like: Tensor) -> Tensor:
-    """Mixing weights in the dtype that sums are accumulated in."""
+    """Returns mixing weights in the dtype that sums are accumulated in."""
     return laid_out(w.to(accumulation_dtype(like.dtype)))
 
 
 def _statistics(call: NormSumCall, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for those of the batch, or those that are given."""
+    """Returns room for the statistics of the batch, or those that are given."""
     if call.mean is not None:
         mean, var = (laid_out(t) for t in given(call))
         return mean, var
@@ -226,13 +236,13 @@ def _statistics(call: NormSumCall, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def given(call: NormSumCall) -> tuple[Tensor, Tensor]:
-    """The statistics of a call that is not in training."""
+    """Returns the statistics of a call that is not in training."""
     assert call.mean is not None and call.var is not None
     return call.mean, call.var
 
 
 def _new_deviations(like: Tensor, noise: Noise) -> Tensor:
-    """Room for a standard deviation of each noisy term, where the noise is relative to them."""
+    """Returns room for a deviation of each noisy term, where the noise is relative to them."""
     return _float64(like, len(noise.noisy) if noise.form == "gaussian_additive" else 0)
 
 
@@ -244,6 +254,6 @@ def _float64(like: Tensor, size: int) -> Tensor:
 
 @cache
 def _empty_float64(device: torch.device) -> Tensor:
-    """Made once for each device, since most calls have no noise."""
+    """Returns one that is made once for each device, since most calls have no noise."""
     with torch.inference_mode(False):  # else it could never be saved for backward
         return torch.empty(0, dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""Which backend computes: argument > use_backend > FASTNAS_BACKEND > auto."""
+"""Decides which backend computes: argument > use_backend > FASTNAS_BACKEND > auto."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ logger = logging.getLogger("fastnas")
 
 
 class Backend(Protocol):
-    """Where ops can run. Its kernels, one an op, stand in the op table."""
+    """Describes where ops can run. Its kernels, one an op, stand in the op table."""
 
     @property
     def name(self) -> str: ...
 
     def unavailable(self) -> str | None:
-        """Why nothing can run on it here, or None."""
+        """Returns why nothing can run on it here, or None."""
 
     def can_run(self, request: Request) -> str | None:
-        """Why this request cannot run on it, or None."""
+        """Returns why this request cannot run on it, or None."""
 
 
 BACKENDS: MutableMapping[str, Backend] = {
@@ -45,12 +45,14 @@ VARIABLE = "FASTNAS_BACKEND"
 
 @dataclass(frozen=True, eq=False)
 class _Wish:
-    """What one `use_backend` block asks for, and in which thread."""
+    """Holds what one `use_backend` block asks for, and in which thread."""
 
     name: str
     thread: int
 
 
+# A list that all threads share, since a ContextVar would not reach the threads on which autograd
+# runs backward.
 _wishes: list[_Wish] = []
 """Of the blocks that are open, in the order in which they were entered."""
 _chosen: dict[tuple[OpInfo, torch.device, torch.dtype, int, str], str] = {}
@@ -58,7 +60,7 @@ _announced: set[tuple[str, str]] = set()
 
 
 class BackendError(ValueError):
-    """An explicit choice of backend cannot run; the message says why."""
+    """Tells that an explicit choice of backend cannot run; the message says why."""
 
 
 def _check_name(name: object, source: str) -> None:
@@ -68,13 +70,13 @@ def _check_name(name: object, source: str) -> None:
 
 
 def check_environment() -> None:
-    """Raise BackendError where the environment names a backend that does not exist."""
+    """Raises BackendError where the environment names a backend that does not exist."""
     _check_name(_environment(), VARIABLE)
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Every op inside the block runs on `name` ("auto" lifts an outer choice), or raises.
+    """Makes every op inside the block run on `name` ("auto" lifts an outer choice), or raise.
 
     In a thread that has opened such blocks its own innermost one counts. Threads that have opened
     none, such as those on which autograd runs backward on CUDA, go by the block of any thread that
@@ -90,7 +92,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def _wished() -> str | None:
-    """What the blocks that are open ask for in this thread."""
+    """Returns what the blocks that are open ask for in this thread."""
     here, wishes = get_ident(), _wishes[::-1]  # a copy: other threads come and go
     own = (wish.name for wish in wishes if wish.thread == here)
     return next(own, wishes[0].name if wishes else None)
@@ -108,7 +110,7 @@ def choose(
     terms: int = 1,
     explicit: str | None = None,
 ) -> str:
-    """The name of the backend that runs `op` on `terms` tensors of this device and dtype.
+    """Returns the name of the backend that runs `op` on `terms` tensors of this device and dtype.
 
     Asked on every call, in caches that a kernel has just flushed, where each attribute looked up
     costs up to 0.02 ms: hence no request is built, and the environment is read once.
@@ -117,6 +119,7 @@ def choose(
         BackendError: an explicit choice cannot run it.
     """
     if explicit is not None:
+        # A name that is a str but no backend fails below: it has no entry in the cache yet.
         if not isinstance(explicit, str):
             _check_name(explicit, "backend")
         wish, source = explicit, "backend"
@@ -124,6 +127,7 @@ def choose(
         wish, source = wished, "use_backend"
     else:
         wish, source = _environment(), VARIABLE
+    # Whether a backend can run hangs on nothing else, and OpInfo hashes by identity.
     key = op, device, dtype, terms, wish
     name = _chosen.get(key)
     if name is None:
@@ -147,6 +151,7 @@ def _choose_auto(request: Request) -> str:
         reason = BACKENDS[name].unavailable() or BACKENDS[name].can_run(request)
         if reason is None:
             return name
+        # A reason is told once: a step makes hundreds of calls that fall back for the same one.
         if (name, reason) not in _announced:
             _announced.add((name, reason))
             logger.warning("fastnas: %s falls back from %s: %s", request.op.stem, name, reason)

@@ -27,11 +27,15 @@ class MatmulConv:
         ]
         z = halves[0] if len(halves) == 1 else torch.cat(halves, dim=1)
         z = z.contiguous(memory_format=layout)
+        # running is [2, C]; the sum takes mean and variance as [normed terms, C], of which there is
+        # one.
         given = call.running
         mean, var = (None, None) if given is None else (given[:1], given[1:])
         one = z.new_ones(1, dtype=torch.float32)
         norm = NormSumCall([z], one, [True], call.eps, mean, var, NO_NOISE)
         y, (_, *statistics) = self.norm_sum.forward(norm)
+        # An op must not return one of its inputs: torch refuses an alias that the schema does not
+        # declare.
         return y, [torch.cat(statistics) if given is None else given.clone()]
 
     def backward(
@@ -45,9 +49,12 @@ class MatmulConv:
         # and dW is off by four roundings.
         std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
         norm = NormSumCall([y * std], stats.new_ones(1), [True], call.eps, None, None, NO_NOISE)
+        # As forward of the sum saves them: [deviations of no noise, mean, var]. The mean is 0,
+        # since y std has none.
         given = [stats.new_empty(0, dtype=torch.float64), torch.zeros_like(stats[:1]), stats[1:]]
         (dz,) = self.norm_sum.backward(dy, norm, given, [False, True])
         needs_dx, *needs_dp = needs
+        # Kernel i made channels [i C / 2, (i + 1) C / 2) of z [N, C, H', W'].
         halves = dz.chunk(len(params), dim=1)
         found = []
         if needs_dx:
@@ -61,7 +68,7 @@ class MatmulConv:
 
 
 def _relu_read(x: Tensor, i: int, stride: int, layout: torch.memory_format) -> Tensor:
-    """relu(x) where kernel i of `stride` reads it: pixels (2h + i, 2w + i) at 2, 0 beyond x."""
+    """Returns relu(x) where kernel i reads it: at stride 2 pixels (2h + i, 2w + i), 0 beyond x."""
     if stride == 1:
         return x.relu()
     u = x[:, :, i::2, i::2].relu()
@@ -71,27 +78,32 @@ def _relu_read(x: Tensor, i: int, stride: int, layout: torch.memory_format) -> T
 
 
 def _relu_scatter(du: list[Tensor], x: Tensor, layout: torch.memory_format) -> Tensor:
-    """The transpose of `_relu_read` over all kernels: dx from what each one's input gets."""
+    """Transposes `_relu_read` over all kernels: makes dx of what each one's input gets."""
     if len(du) == 1:
         dx: Tensor = torch.ops.aten.threshold_backward(du[0], x, 0)
         return dx.contiguous(memory_format=layout)
+    # At stride 2 the kernels read the pixels (even, even) and (odd, odd); the other half gets
+    # zeros.
     dx = torch.zeros_like(x, memory_format=layout)
     for i, half in enumerate(du):
         read, into = (t[:, :, i::2, i::2] for t in (x, dx))
+        # Where a size is odd the second kernel read a row or column of zeros beyond x, whose
+        # gradient goes nowhere.
         half = half[:, :, : read.shape[2], : read.shape[3]]
         into.copy_(torch.ops.aten.threshold_backward(half, read, 0))
     return dx
 
 
 def _pointwise(W: Tensor, u: Tensor, layout: torch.memory_format) -> Tensor:
-    """W [O, I] times u [N, I, H, W], in the layout of u."""
+    """Returns W [O, I] times u [N, I, H, W], in the layout of u."""
     if layout == torch.channels_last:
+        # Both permutes are views: one matrix product over all pixels, with the channels contiguous.
         return F.linear(u.permute(0, 2, 3, 1), W).permute(0, 3, 1, 2)
     return torch.matmul(W, u.flatten(2)).unflatten(2, u.shape[2:])
 
 
 def _outer(dz: Tensor, u: Tensor, layout: torch.memory_format) -> Tensor:
-    """sum over images and pixels of dz u^T, [O, I]; of images in float32."""
+    """Sums dz u^T over images and pixels, to [O, I]; over images in float32."""
     if layout == torch.channels_last:
         rows = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (dz, u))
         return torch.mm(next(rows).t(), next(rows))

@@ -18,7 +18,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 class SavedTensors(NamedTuple):
-    """What forward leaves to backward; a tensor that is not wanted is empty.
+    """Holds what forward leaves to backward; a tensor that is not wanted is empty.
 
     Halves are the depthwise -> pointwise -> batch norm parts of the convolutions.
     """
@@ -55,7 +55,12 @@ class SavedTensors(NamedTuple):
         N, C, rows, cols = size
         wide = accumulation_dtype(like.dtype)
         edges = len(table.edges)
+        # A sampled edge runs one candidate, a sep_conv at most, so two halves an edge are room for
+        # any choice. What depends on the choice must not decide a shape, or a captured graph could
+        # serve one sample only.
         halves = 2 * edges if sampled else table.halves
+        # "lean" keeps the inputs v, "fast" the outputs u too. Outside of training there is no
+        # backward that would read either.
         inputs = (edges if sampled else table.separable) if training and memory != "minimal" else 0
         outputs = (edges if sampled else table.kept) if training and memory == "fast" else 0
         skips = (edges if sampled else table.skips) if form == "gaussian_additive" else 0

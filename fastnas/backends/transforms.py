@@ -1,4 +1,4 @@
-"""Whether a transform rewrites what is called: `torch.func`, vmap, forward-mode differentiation."""
+"""Tells whether `torch.func`, vmap or forward-mode differentiation rewrites what is called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.autograd import forward_ad
 
 
 def is_transformed() -> bool:
-    """Whether tensors may stand for many, or carry tangents, of which kernels know nothing.
+    """Tells whether tensors may stand for many, or carry tangents, of which kernels know nothing.
 
     Not while torch.compile traces: it unwraps the transforms that it serves by itself.
     """

@@ -19,6 +19,8 @@ class TritonBackend:
 
     @property
     def interpreted(self) -> bool:
+        # Triton reads the variable as it is imported, so it has to be set before the first kernel
+        # is used.
         return os.environ.get("TRITON_INTERPRET") == "1"
 
     @property
@@ -26,6 +28,7 @@ class TritonBackend:
         return "cpu" if self.interpreted else "cuda"
 
     def unavailable(self) -> str | None:
+        # It is looked for, not imported: whoever asks what is available should not wait for it.
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
         if self.interpreted or torch.cuda.is_available():
@@ -37,7 +40,7 @@ class TritonBackend:
 
 
 def kernels(op: str) -> Any:
-    """fastnas.kernels.<op>, imported at first use: Triton takes 0.5 s to import."""
+    """Imports fastnas.kernels.<op> at first use: Triton takes 0.5 s to import."""
     return importlib.import_module(f"fastnas.kernels.{op}")
 
 
