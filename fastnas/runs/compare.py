@@ -42,6 +42,7 @@ def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
         reason = why_eager_does_not_fit(searcher)
         if reason is None:
             return {**compare_with_eager(searcher, steps), "not_compared": None}
+    # torch tells a device without memory by a RuntimeError, the CPU's allocator too.
     except (RuntimeError, MemoryError, ValueError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         reason = f"the comparison failed: {text}"
@@ -81,6 +82,8 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
     seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
     for turn in range(steps + 1):
+        # Each goes first in every other turn: a neighbour of the machine that comes or goes then
+        # slows both, and neither always finds the caches that the other has filled.
         for name, step in pairs if turn % 2 else reversed(pairs):
             elapsed = _timed(step, searcher.device)
             if turn > 0:  # the first turn warms up
@@ -89,8 +92,10 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     # Without graphs: autograd saves when a step is captured, not when it is replayed.
     passes = [("ours", _step(ours, train, valid)), ("eager", eager)]
     for (name, step), network in zip(passes, networks):
+        # What both hold alike would bring their ratio nearer to 1.
         excluded = [*network.parameters(), *network.buffers(), train[0], valid[0]]
         saved[name] = saved_bytes(step, exclude=excluded)
+    # The median: one turn in which the system did something else must not decide.
     medians = {name: median(values) for name, values in seconds.items()}
     return {
         "step_seconds": medians["ours"],
@@ -107,8 +112,10 @@ def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
     if searcher.config.channels_last:
         in_channels_last(network)
     arch = deepcopy(searcher.arch)
+    # It is a copy, because its order is changed below.
     strategy = copy(searcher.strategy)
     if isinstance(strategy, Mixture):
+        # Eager makes a first-order step, so the unrolled one would be compared with less work.
         strategy.order = 1
     return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
 
@@ -124,6 +131,7 @@ def _step(bilevel: Bilevel | GraphedBilevel, train: Batch, valid: Batch) -> Step
 def _eager_step(
     searcher: Searcher, network: reference.SearchNetwork, train: Batch, valid: Batch
 ) -> Step:
+    # The public code runs NCHW, whatever layout this run has.
     train, valid = (train[0].contiguous(), train[1]), (valid[0].contiguous(), valid[1])
     arch = deepcopy(searcher.arch)
     optimizers = _still_optimizers(network, arch)
@@ -147,6 +155,8 @@ def _still_optimizers(
 
 def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.SearchNetwork:
     network = searcher.build(kind).to(searcher.device)
+    # Both start from the weights that were found, as values may decide the speed of a kernel (NaN
+    # and denormal numbers do on a CPU).
     network.load_state_dict(searcher.network.state_dict())
     return network.train()
 
@@ -154,6 +164,7 @@ def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.
 def _timed(step: Step, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    # Without the waits around it, the clock would tell how long it takes to queue the kernels.
     started = time.perf_counter()
     step()
     if device.type == "cuda":

@@ -32,6 +32,7 @@ def check_derived(config: SearchConfig, images: Images) -> None:
     """
     if config.train_epochs:
         space = config.strategy().space(get_space(config.space))
+        # What it returns is dropped: building it is what raises.
         _trainer(config, _convolutions(space), images)
 
 
@@ -58,6 +59,8 @@ def train_derived(
         )
     trainer = _trainer(config, genotype, images)
     checkpoint = out / CHECKPOINT
+    # The folder is that of the search, so `run_folder` has compared its settings already; `resume`
+    # compares those of the training with its checkpoint.
     if resume and checkpoint.exists():
         trainer.resume(checkpoint)
     console.print(f"training the derived network, {trainer.parameters:,} parameters", style="bold")
@@ -80,6 +83,7 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Tra
         channels=config.train_channels,
         layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
+        # Of a small data set the batch is all there is, as a whole batch could never be made of it.
         batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train)),
         lr=config.train_lr,
         cutout=config.cutout,
@@ -94,6 +98,7 @@ def _convolutions(space: Space) -> AnyGenotype:
     """Returns a cell with convolutions wherever the space offers one."""
 
     def preference(names: tuple[str, ...]) -> list[float]:
+        # A convolution before any other operation, and anything before `none`.
         return [float("conv" in name) - (name == "none") for name in names]
 
     weights: dict[str, Tensor] = {

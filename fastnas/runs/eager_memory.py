@@ -38,6 +38,8 @@ def eager_saved_bytes(searcher: Searcher) -> int:
     """
     device, strategy = torch.device("meta"), searcher.strategy
     kind = strategy.eager_networks[searcher.space.layout]
+    # The network is built on "meta" as well, and draws its weights there: the run's generators must
+    # not move, or asking would change what comes after.
     size = searcher.train_batches.batch_size
     with torch.random.fork_rng([]), device:
         network = searcher.build(kind).train()
@@ -51,6 +53,8 @@ def eager_saved_bytes(searcher: Searcher) -> int:
         edges = strategy.likeliest(searcher.arch)
         weights = {
             cell: reference.HardWeights(h, _heaviest(network, cell, edges[cell].cpu()))
+            # The values of h do not matter on "meta"; the choices are real numbers on the host,
+            # because they decide which modules run.
             for cell, h in weights.items()
         }
 
@@ -78,6 +82,7 @@ def why_eager_does_not_fit(searcher: Searcher) -> str | None:
     free = free_bytes(searcher.device)
     if free is None:
         return None
+    # The fused and the eager network have the same parameters, so no eager one is built for real.
     params = sum(p.numel() * p.itemsize for p in searcher.network.parameters())
     needed = int(OVER_SAVED * eager_saved_bytes(searcher)) + PARAMS_COPIES * params
     if needed <= free:
@@ -98,12 +103,17 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        # What torch's allocator has reserved and not given out is free for this process, though the
+        # system counts it as taken.
         return torch.cuda.mem_get_info(device)[0] + reserved
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
     except OSError:
         return None
+    # /proc/meminfo counts in KiB.
     found = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    # In a container /proc/meminfo tells of the whole machine, and the process is killed at the
+    # limit.
     for limit, used in CGROUPS:
         left = _left(root / "sys/fs/cgroup" / limit, root / "sys/fs/cgroup" / used)
         found += [] if left is None else [left]

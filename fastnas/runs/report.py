@@ -30,6 +30,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write_report(out: Path, report: Mapping[str, Any], text: str) -> None:
+    # The JSON comes first: where the disk is full in between, the figures are those that stay.
     write_text(out / REPORT_JSON, json.dumps(report, indent=2) + "\n")
     write_text(out / REPORT_MD, text)
 
@@ -73,6 +74,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         ]
     for cell, choices in report["undecided"].items():
         lines += [f"**Undecided**: {choices} of the {cell} cell are within the initial noise.", ""]
+    # A report is written before the comparison as well, when these figures are not there yet.
     if report["step_speedup_vs_eager"] is not None:
         lines += [
             "## Beside eager",

@@ -38,11 +38,12 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         rng = np.random.default_rng(seed)
         drawn = [distribution.sample(slots, rng) for _ in range(count)]
         return [" ".join(layout.line(cell).split()) for cell in drawn]
+    # A report made by hand, or of another program, may lack any key and hold any type.
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{report} gives no cells: {error}") from error
 
 
 def _layout(cell_types: set[str]) -> Layout[Any]:
-    """The layout whose cells are of these types."""
+    """Returns the layout whose cells are of these types."""
     found = (layout for layout in LAYOUTS.values() if set(layout.cell_types) == cell_types)
     return next(found, LAYOUTS["darts"])

@@ -14,6 +14,7 @@ Storage = tuple[int, int]
 
 
 def _storage(tensor: Tensor) -> Storage:
+    # Views and slices share a storage, which is held as a whole as long as one of them is.
     storage = tensor.untyped_storage()
     return storage._cdata, storage.nbytes()
 
@@ -29,9 +30,11 @@ class _Held:
     def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
         self.tensor = tensor
         self.ledger = ledger
+        # Kept here, because in `__del__` the tensor may be gone already.
         self.storage = _storage(tensor)
         ledger.take(self.storage)
 
+    # Autograd tells nobody when it frees what was saved; the end of this object does.
     def __del__(self) -> None:
         self.ledger.drop(self.storage)
 
@@ -51,6 +54,7 @@ class _Ledger:
             return
         with self.lock:
             self.holders[storage] += 1
+            # It counts with its first holder only: several ops may save the same tensor.
             if self.holders[storage] == 1:
                 self.held += storage[1]
                 self.peak = max(self.peak, self.held)
@@ -61,6 +65,7 @@ class _Ledger:
         with self.lock:
             self.holders[storage] -= 1
             if self.holders[storage] == 0:
+                # A storage made later may have the same address, and must begin from no holders.
                 del self.holders[storage]
                 self.held -= storage[1]
 

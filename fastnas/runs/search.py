@@ -52,7 +52,10 @@ def run_search(
             overwritten.
     """
     console = console or plain_console()
+    # All that can be refused is refused here, before hours of search: the table, the data, the
+    # training of what will be derived.
     table = _table(config)
+    # Seeded again by the searcher, so what reading the data draws is in no result.
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
@@ -60,6 +63,7 @@ def run_search(
         console.print(
             f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
         )
+        # A search that was done already returns at once, and the stages after it go on.
         searcher.search(out, console)
 
         genotype = _final_genotype(searcher, console)
@@ -147,6 +151,7 @@ def _final_genotype(searcher: Searcher, console: Console) -> AnyGenotype:
         return searcher.genotype()
     cells = strategy.cells(searcher.arch, searcher.space, strategy.final_cells)
     with stage(console, f"evaluating {len(cells)} cells of the distribution"):
+        # These cells are of the distribution; which of them is best is not in the logits.
         found = SupernetEvaluator(searcher).evaluate(cells, range(len(cells)))
     return max(zip(cells, found), key=lambda pair: pair[1].accuracy)[0]
 

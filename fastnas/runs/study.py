@@ -46,10 +46,12 @@ def run_study(
         BackendError, CheckpointError, ConfigError, DataError, EvaluationError, RunFolderError,
             StudyError: what was evaluated stays.
     """
+    # Optuna belongs to an extra, so only a study asks for it.
     require("optuna")
     from fastnas.blackbox.study import Study
 
     console = console or plain_console()
+    # The evaluator comes before any folder or database: a wrong table leaves nothing behind.
     evaluator = config.opened()
     shared = _shared(config, evaluator)
 
@@ -98,6 +100,8 @@ def _draw(study: Study, result: Result, out: Path) -> None:
     accuracies = [evaluation.accuracy for _, evaluation in result.cells]
     draw_best_so_far([accuracies[i] for i in result.incumbents()], out / "progress.png")
     layout = study.evaluator.layout
+    # Cells are drawn by the shares of their operations also where cells, not distributions, were
+    # searched.
     tried = [OperationDistribution.of(parse(cell), layout).p for cell, _ in result.cells]
     shares = {cell_type: [p[cell_type] for p in tried] for cell_type in layout.cell_types}
     draw_simplex(shares, layout.ops, accuracies, out / "simplex.png")
@@ -109,6 +113,7 @@ def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "method": config.method,
+        # Without its place, which is a path that is another on each machine.
         "evaluator": config.evaluator.partition(":")[0],
         **{name: value for name, value in config.options.items() if name in of_method},
         **evaluator.settings,

@@ -25,14 +25,19 @@ def accumulate(
     sums: dict[Tensor, Tensor] = {}
     for _ in range(passes):
         loss, out = step.forward()
+        # Clipping each pass comes before the scale, so there the scale waits for `_move`. With
+        # scale 1 the graph is that of a plain backward, node for node.
         (loss if scale == 1 or clip_each else scale * loss).backward()
         losses.append(loss.detach())
         logits.append(out.detach())
         if clip_each:
+            # The gradient of this pass leaves `grad` before the next one comes: clipping must see
+            # the norm of one pass, not that of their sum.
             clip_grad_norm_(step.params, step.grad_clip)
             _move(step.params, sums, scale)
     if clip_each:
         for p, total in sums.items():
+            # A parameter that no pass has used is not among the sums, and keeps None.
             p.grad = total
     else:
         clip_grad_norm_(step.params, step.grad_clip)
@@ -45,5 +50,6 @@ def _move(params: Sequence[Tensor], sums: dict[Tensor, Tensor], scale: float) ->
     """Adds scale grad to `sums` and clears it."""
     for p in params:
         if p.grad is not None:
+            # In place from the second pass on: K passes hold one gradient, not K.
             sums[p] = scale * p.grad if p not in sums else sums[p].add_(p.grad, alpha=scale)
             p.grad = None

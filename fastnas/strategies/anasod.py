@@ -37,6 +37,8 @@ class OnDistributions(Strategy):
 
     def space(self, space: Space) -> Space:
         found = super().space(space)
+        # It refuses a space with other candidates on other edges, which have no distribution in
+        # common.
         slots_of(found)  # the same candidates on every edge
         return found
 
@@ -51,6 +53,7 @@ class OnDistributions(Strategy):
         shares: dict[str, tuple[float, ...]] = {}
         for cell_type in space.cell_types:
             names = space.candidates(cell_type)[0]
+            # The logits are tied, so the row of the first edge is that of every edge.
             w = torch.softmax(arch.alphas()[cell_type][0].detach().double(), -1)
             kept = w[[names.index(op) for op in ops]]
             shares[cell_type] = tuple((kept / kept.sum()).tolist())
@@ -59,6 +62,8 @@ class OnDistributions(Strategy):
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
         """Counts distributions whose extreme logits are as close as two initial ones."""
         rows = {cell: alpha[0].detach() for cell, alpha in arch.alphas().items()}
+        # One distribution is one choice: it says nothing as long as its shares are as close to each
+        # other as those that the search began with.
         margins = {cell: [float(row.max() - row.min())] for cell, row in rows.items()}
         return within_noise(margins, self.alpha_scale, "distributions")
 
@@ -69,6 +74,8 @@ class OnDistributions(Strategy):
     def cells(self, arch: ArchParameters, space: Space, count: int) -> list[AnyGenotype]:
         """Draws cells from the distribution; always the same of one distribution."""
         check_int("count", count, 1)
+        # The seed is fixed: a report, a resumed run and `fastnas sample` must tell the same cells
+        # of one distribution.
         rng = np.random.default_rng(0)
         drawn = self.distribution(arch, space)
         return [drawn.sample(slots_of(space), rng) for _ in range(count)]

@@ -57,6 +57,8 @@ class Strategy(Optioned):
     """Whether the method searches without `none` where no derived cell can have it."""
     drops_derived_none: ClassVar[bool] = False
     """Whether it does where a derived cell may have `none` on an edge."""
+    # Logits begin as 1e-3 N(0, 1) and Adam has betas (0.5, 0.999), both as in the public DARTS
+    # code.
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     topology: ClassVar[str] = "none"
@@ -81,6 +83,8 @@ class Strategy(Optioned):
                 f"method {self.name} samples which edges a node keeps; a cell of space"
                 f" {space.name} keeps them all"
             )
+        # In DARTS a derived cell never has `none`: there it only takes weight from the others. In
+        # NAS-Bench-201 it is an operation like any other, and removing it removes cells.
         drops = self.drops_derived_none if layout.derives_none else self.drops_none
         return space.without("none") if drops and "none" in space.operations else space
 
@@ -184,6 +188,8 @@ class Strategy(Optioned):
         Raises:
             ValueError: a logit is not finite.
         """
+        # Comparisons with NaN are all false, so a diverged search would derive the first candidates
+        # without a word.
         check_logits(arch, space)
         with torch.no_grad():
             return self.derive_cells(arch, space)

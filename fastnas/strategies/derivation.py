@@ -26,22 +26,24 @@ def check_finite(what: str, values: Tensor) -> None:
 
 
 def _rows(w: Tensor) -> list[list[float]]:
-    """The weights of each edge, [E, K], as numbers."""
+    """Returns the weights of each edge, [E, K], as numbers."""
     check_finite("mixing weights", w)
+    # One copy from the device; reading weight by weight would wait for it E K times.
     rows: list[list[float]] = w.detach().cpu().tolist()
     return rows
 
 
 def _nodes(space: Space, edges: Iterable[tuple[int, Entry]]) -> list[list[Entry]]:
-    """Entries, given with the node that each goes into, node by node."""
+    """Sorts entries, given with the node that each goes into, node by node."""
     nodes: list[list[Entry]] = [[] for _ in range(space.nodes)]
     for target, entry in edges:
+        # Nodes are counted with the inputs of the cell before them.
         nodes[target - space.inputs].append(entry)
     return nodes
 
 
 def _strongest(w: Tensor, space: Space, cell_type: CellType) -> list[list[Entry]]:
-    """Per node its incoming edges, each with its strongest operation; ties go to the earlier one.
+    """Returns each node's edges, each with its strongest operation; ties go to the earlier one.
 
     `none` is one of them only where a derived cell may have it.
     """
@@ -50,36 +52,40 @@ def _strongest(w: Tensor, space: Space, cell_type: CellType) -> list[list[Entry]
         entries = _entries(row, names, space)
         if not entries:
             raise ValueError(f"edge {(source, target)} of {space.name} offers nothing but none")
+        # `max`, and `sorted` in `_largest`, keep the first of equal ones: on every machine a tie
+        # has the same end.
         weight, name = max(entries, key=lambda entry: entry[0])
         found.append((target, (weight, source, name)))
     return _nodes(space, found)
 
 
 def _entries(row: list[float], names: tuple[str, ...], space: Space) -> list[tuple[float, str]]:
-    """The weights of an edge with the operations that a derived edge may have."""
+    """Returns an edge's weights with the operations that a derived edge may have."""
     may_be_none = space.cell_layout.derives_none
     return [(weight, name) for weight, name in zip(row, names) if may_be_none or name != "none"]
 
 
 def _largest(entries: list[Entry], count: int | None) -> list[Entry]:
-    """The first `count` by weight, the largest first; ties go to the earlier. None: all, as is."""
+    """Returns the `count` largest, largest first; ties go to the earlier. None: all, as is."""
     if count is None:
         return entries
     return sorted(entries, key=lambda entry: -entry[0])[:count]
 
 
 def kept_edges(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
-    """Which edges beta keeps, bool [E]: each node's best two ("top2") or best pair ("pairs")."""
+    """Tells which edges beta keeps, bool [E]: each node's best two ("top2") or pair ("pairs")."""
     check_finite("logits of edges", beta)
     kept = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
+        # Version 2 of ROME has a logit per edge, version 1 one per pair, whose column of
+        # `node_pairs` names both of its edges.
         best = largest(row, 2) if topology == "top2" else node_pairs(n)[:, largest(row)[0]]
         kept.append(torch.zeros(n, dtype=torch.bool).index_fill(0, best, True))
     return torch.cat(kept)
 
 
 def derive_path(choices: Mapping[str, Tensor], space: Space) -> AnyGenotype:
-    """The architecture of one path: the candidate of every edge, -1 where there is none.
+    """Derives the architecture of one path: the candidate of every edge, -1 where there is none.
 
     Args:
         choices: cell type to int64 [E].
@@ -101,7 +107,7 @@ def _genotype(cells: Mapping[CellType, Sequence[Node]], space: Space) -> AnyGeno
 
 
 def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
-    """Cell type to int64 [E], the inverse of `derive_path`: -1 where there is no edge.
+    """Inverts `derive_path`: returns cell type to int64 [E], -1 where there is no edge.
 
     Raises:
         ValueError: a cell of another space, or with two operations on an edge.
@@ -116,6 +122,7 @@ def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
             names = space.candidates(cell_type)[e]
             if op not in names:
                 raise ValueError(f"space {space.name} has no {op} on edge {(source, node)}")
+            # A path runs one candidate an edge; GDAS may derive two on one edge, which no path is.
             if choice[e] >= 0:
                 raise ValueError(f"two operations are on edge {(source, node)}")
             choice[e] = names.index(op)
@@ -124,7 +131,7 @@ def path_of(genotype: AnyGenotype, space: Space) -> dict[str, Tensor]:
 
 
 def derive_top_entries(weights: Mapping[str, Tensor], space: Space) -> AnyGenotype:
-    """GDAS' rule: each node's largest (edge, operation) entries, `none` apart.
+    """Derives by GDAS' rule: it keeps each node's largest (edge, operation) entries but `none`.
 
     Unlike in DARTS both may be of one edge. Ties go to the lower edge, then operation. Where a cell
     keeps all its edges there is nothing to rank between them, and the rule is that of
@@ -154,7 +161,7 @@ def derive_top_edges(
     edges_per_node: int | None = None,
     threshold: float = 0.0,
 ) -> AnyGenotype:
-    """The DARTS rule: keep each node's strongest edges, each with its strongest operation.
+    """Derives by DARTS' rule: it keeps each node's strongest edges with their strongest operation.
 
     Edges rank by their largest weight of an operation other than `none` (DARTS section 2.4). In
     NAS-Bench-201, as in its code, a cell keeps every edge, be its strongest operation `none`.
@@ -168,6 +175,7 @@ def derive_top_edges(
     """
     layout = space.cell_layout
     all_edges = layout.edges_per_node is None
+    # The rank between edges is asked only where a cell leaves some of them out.
     count = None if all_edges else edges_per_node or layout.edges_per_node
 
     def kept(edges: list[Entry]) -> Node:

@@ -35,6 +35,8 @@ class FairDARTS(Mixture):
     name = "fair-darts"
     source = "Chu et al., ECCV 2020, arXiv 1911.12126"
     drops_none = drops_derived_none = True
+    # sigma(0) = 1/2: no candidate begins nearer to 0 or 1, the ends that the zero-one loss drives
+    # to.
     alpha_scale = 0.0
     alpha_betas = (0.9, 0.999)
     defaults = {"arch_lr": 3e-3, "lr": 0.005, "batch_size": 128}
@@ -48,6 +50,7 @@ class FairDARTS(Mixture):
         return {cell: torch.sigmoid(alpha) for cell, alpha in arch.alphas().items()}
 
     def regulariser(self, arch: ArchParameters) -> Tensor:
+        # One mean over all entries of both cell types, not a mean of their means.
         sigma = torch.cat([w.flatten() for w in self.mixing_weights(arch).values()]) - 0.5
         distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
         return -self.zero_one_weight * distance.mean()
@@ -58,6 +61,8 @@ class FairDARTS(Mixture):
         best = derive_top_edges(weights, space, edges_per_node=1)
         cells, rest = layout.cells(kept), layout.cells(best)
         for cell_type in space.cell_types:
+            # No edge of this cell type reaches the threshold, or too few for a way through: better
+            # a cell of the best edges than none.
             if not layout.is_connected(kept, cell_type):
                 cells[cell_type] = rest[cell_type]
         genotype: AnyGenotype = layout.genotype(cells)

@@ -52,10 +52,13 @@ class GDAS(SinglePath):
         found: dict[str, list[float]] = {}
         for cell in space.cell_types:
             entries: dict[int, list[float]] = {}
+            # Entries of different edges are compared, as the derivation does it: by shares, not by
+            # logits, which a constant added to an edge would move.
             rows = zip(space.edges, arch.alphas()[cell].detach().double().log_softmax(-1).tolist())
             for ((_, node), row), names in zip(rows, space.candidates(cell)):
                 kept = (v for v, name in zip(row, names) if name != "none")
                 entries.setdefault(node, []).extend(kept)
+            # Two entries are kept, so the node is decided by the second beside the third.
             ranked = (sorted(values, reverse=True) for values in entries.values())
             found[cell] = [r[1] - r[2] if len(r) > 2 else math.inf for r in ranked]
         return found

@@ -53,26 +53,37 @@ def unrolled(step: ArchStep) -> tuple[list[Tensor], Tensor]:
 
     try:
         with frozen(alphas):
+            # This is grad_w L_train(w, alpha); the frozen logits get none, and nothing is saved for
+            # it.
             ahead = _grad(step.train_loss(), params)
         for g, p, value in zip(ahead, params, saved):
+            # w' is where SGD would go, weight decay and momentum included, as in the public code.
             g.add_(value, alpha=settings["weight_decay"])
             velocity = state[p].get("momentum_buffer")
             if velocity is not None:
                 g.add_(velocity, alpha=momentum)
         move_to(value - xi * g for value, g in zip(saved, ahead))
         loss = step.valid_loss()
+        # One backward pass gives the first term of equation 7 and v, for which the weights stand at
+        # w'.
         both = _grad(loss, [*alphas, *params])
         gradient, v = both[: len(alphas)], both[len(alphas) :]
+        # The step length of DARTS' footnote in section 2.3, by the norm over all parameters
+        # together.
         eps = 0.01 / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))
         sides = []
         for sign in (1.0, -1.0):
+            # From the saved w, not from w': the difference is taken around the weights as they are.
             move_to(p + sign * eps * g for p, g in zip(saved, v))
             with frozen(params):
                 sides.append(_grad(step.train_loss(), alphas))
+        # Equation 7, with equation 8 in the place of its Hessian-vector product.
         gradient = [g - xi * (plus - minus) / (2 * eps) for g, plus, minus in zip(gradient, *sides)]
         return gradient, loss.detach()
     finally:
         with torch.no_grad():
+            # Four forward passes have moved the running statistics too; the step must leave no
+            # trace in them.
             for tensor, value in zip([*params, *buffers], [*saved, *saved_buffers]):
                 tensor.copy_(value)
 

@@ -58,6 +58,7 @@ def operation_margins(
     margins, candidates = [], space.candidates(cast(CellType, cell_type))
     for row, names in zip(logits.detach().double().tolist(), candidates):
         kept = sorted(v for v, name in zip(row, names) if not (drops_none and name == "none"))
+        # An edge with one candidate left has nothing to decide.
         margins.append(kept[-1] - kept[-2] if len(kept) > 1 else math.inf)
     return margins
 

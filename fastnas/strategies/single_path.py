@@ -59,6 +59,8 @@ class SinglePath(Strategy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The default of tau_end is None and not 0.1, or an end that a user gives for nothing could
+        # not be told from the default.
         if self.tau_schedule == "constant" and self.tau_end is not None:
             raise ValueError(f"tau_end is {self.tau_end}, but tau_schedule is constant")
         if self.clip_samples == "each" and self.paths_at_once and self.samples > 1:
@@ -77,6 +79,7 @@ class SinglePath(Strategy):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         check_epoch(epoch, epochs)
         end = TAU_END if self.tau_end is None else self.tau_end
+        # The last epoch has the end itself; a search of one epoch has the start.
         done = epoch / (epochs - 1) if epochs > 1 else 0.0
         if self.tau_schedule == "linear":
             self.tau = self.tau_start + (end - self.tau_start) * done
@@ -88,6 +91,8 @@ class SinglePath(Strategy):
 
     def draw(self) -> Tensor:
         """Returns the bits of the temperature and a stream for each cell type, [1 + 2 types]."""
+        # The bits of the temperature travel as an int64 beside the streams: one copy moves all, and
+        # a CUDA graph reads the temperature of the epoch and not that of its capture.
         tau = torch.tensor([self.tau], dtype=torch.float64)
         return torch.cat([tau.view(torch.int64), draw_rng(len(CELL_TYPES)).flatten()])
 
@@ -104,6 +109,8 @@ class SinglePath(Strategy):
             self.begin(to_device(self.draw(), arch.normal.device))
         assert self._drawn is not None
         tau, rng = self._drawn[:1].view(torch.float64)[0], self._drawn[1:].view(-1, 2)
+        # All samples are drawn in each pass, also where it takes one: otherwise `paths_at_once`
+        # would draw others from the stream.
         mine = slice(None) if self.paths_at_once else self._turn
         self._turn += 1
         if self._turn == self.passes:
@@ -125,6 +132,7 @@ class SinglePath(Strategy):
                 for (cell, alpha), stream in zip(alphas.items(), rng)
             }
         beta = torch.stack(list(betas.values())) if betas else None
+        # One call draws for all cell types, from the first stream alone; the others stay unused.
         op, weight = draw(torch.stack(list(alphas.values())), beta, rng=rng[0])
         return {cell: PathSample(op[:, i], weight[:, i]) for i, cell in enumerate(alphas)}
 
@@ -140,21 +148,28 @@ class SinglePath(Strategy):
         """Returns cell type to argmax p(z), int64 [E]: each edge's best candidate; -1: no edge."""
         best = {cell: alpha.detach().argmax(-1) for cell, alpha in arch.alphas().items()}
         for cell, beta in arch.betas().items():
+            # The loop over nodes reads single numbers, which on the device would each be waited
+            # for.
             kept = kept_edges(beta.detach().cpu(), arch.nodes, self.topology).to(beta.device)
+            # -1 stands for an edge that the cell does not keep.
             best[cell] = torch.where(kept, best[cell], -1)
         return best
 
     def _scale(self, accumulation: str) -> float:
         """Returns the weight of a pass's loss, which is a mean over its paths."""
+        # One pass with K paths has their mean for its loss, so a sum multiplies by K; of K passes
+        # each has the loss of one path, so a mean divides by K.
         return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
 
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
+        # Equation 11 of ROME: the mean over the samples, all of them on one batch.
         found = [first_order(step) for _ in range(self.passes)]
         gradients, losses = zip(*found)
         scale = self._scale(self.arch_accumulation)
         return [scale * sum(parts) for parts in zip(*gradients)], torch.stack(losses).mean()
 
     def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
+        # Equation 12 of ROME: the sum over the samples.
         scale = self._scale(self.params_accumulation)
         return accumulate(step, self.passes, scale, self.clip_samples == "each")
 

@@ -104,6 +104,8 @@ class WeightStep:
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """Runs the training batch once: the loss, a mean over the paths of the pass, and logits."""
+        # The weights are constants of this half. With a graph the network would keep what the
+        # gradient of the logits needs, and drop it at the end of the step.
         with torch.no_grad():
             weights = self.strategy.forward_weights(self.arch)
         self.passes.append(weights)
@@ -115,4 +117,5 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the loss of logits [N, classes]; of [paths, N, classes] its mean over the paths."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
+    # Flattened path by path, so the labels repeat as a whole: not each label K times in a row.
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))
