@@ -93,9 +93,10 @@ class EagerNormSum:
 
 
 def reference_edges(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -> Tensor:
-    """The reference on the leaves of a call, which autograd records; fills stats in training."""
+    """Runs the reference on a call's leaves, for autograd to record; fills stats in training."""
     drawn = call.noise._asdict()
     del drawn["noisy"]  # every skip is
+    # x, w, params and table, in the order in which the reference takes them.
     leaves_and_table = call[:4]
     return reference.mixed_edges(
         *leaves_and_table, stats, training=call.running is None, eps=call.eps, std=std, **drawn
@@ -147,7 +148,7 @@ class EagerEdges:
 
 
 def reference_conv(call: ConvCall, stats: Tensor) -> Tensor:
-    """The reference on the leaves of a call, which autograd records; fills stats in training."""
+    """Runs the reference on a call's leaves, for autograd to record; fills stats in training."""
     return reference.relu_conv_bn(*call[:2], stats, training=call.running is None, eps=call.eps)
 
 
@@ -165,7 +166,8 @@ class EagerConv:
         with _recording():
             leaves = [call.x, *call.params]
             x, *params = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
-            # It is always in training here: outside of it the public function refuses a gradient.
+            # It is always in training here, where the empty statistics are filled: outside of it
+            # the public function refuses a gradient.
             y = reference_conv(call._replace(x=x, params=params), torch.empty_like(saved[1]))
             wanted = [t for t in (x, *params) if t.requires_grad]
             grads = list(torch.autograd.grad(y, wanted, grad))

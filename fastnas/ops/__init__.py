@@ -1,4 +1,4 @@
-"""The ops: one file each, read top to bottom from its description to its public function."""
+"""Holds the ops, one file each: read it top to bottom, from description to public function."""
 
 from fastnas.backends import OPS
 from fastnas.ops.mixed_edges import mixed_edges

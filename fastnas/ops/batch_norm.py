@@ -30,15 +30,21 @@ def update_running(
     kept = [i for i, pair in enumerate(running) if pair is not None]
     if not kept:
         return
+    # Buffers are updated beside the graph: recorded, the update would hold every batch before it.
     with torch.no_grad():
         pairs = [pair for pair in running if pair is not None]
         # Stacked, not indexed by the list: that would be copied to the device, and waited for.
         own = stats if len(kept) == len(running) else torch.stack([stats[i] for i in kept])
+        # 2 norms tensors [C], the means first, and `now` [2 norms, C] in the same order.
         have = [*[mean for mean, _ in pairs], *[var for _, var in pairs]]
         means, variances = own.unbind(1)
+        # A batch is normalised by its biased variance; what is kept is the unbiased one.
         unbiased = variances * (samples / (samples - 1))
         now = torch.cat([means, unbiased]).to(have[0].dtype)
         if moved is not None:
+            # No branch may hang on `moved`, which only the device knows: all norms are written,
+            # those that stand still with what they had. A captured graph does the same for any
+            # sample.
             before = torch.stack(have)
             after = torch.where(moved.repeat(2)[:, None], before.lerp(now, momentum), before)
             torch._foreach_copy_(have, after.unbind())
@@ -52,7 +58,7 @@ def update_running(
 
 
 def _is_like_one(have: list[Tensor], now: Tensor) -> bool:
-    """Whether arithmetic on all of them at once gives the same bits as on one after the other.
+    """Tells whether arithmetic on all at once gives the same bits as on one after the other.
 
     There a loop over 220 tensors is worth one pass less. Not in bfloat16, whose loop rounds twice;
     elsewhere than on the CPU the loop is one kernel.
@@ -65,5 +71,5 @@ def _is_like_one(have: list[Tensor], now: Tensor) -> bool:
 
 
 def stack_running(running: Sequence[Running], dtype: torch.dtype) -> Tensor:
-    """[norms, 2, C] of the running statistics, as kernels read them."""
+    """Stacks running statistics to [norms, 2, C], as kernels read them."""
     return torch.stack([t for pair in running for t in pair]).to(dtype).unflatten(0, (-1, 2))

@@ -37,6 +37,8 @@ Needs = list[bool]
 # How a field of a call is written in a schema: for forward, and for backward, which is given None
 # in place of what it does not read.
 _SCHEMA: dict[Any, tuple[str, str]] = {
+    # Only leaves in lists can be missing one by one. A leaf that is a Tensor by itself is always
+    # saved.
     Tensor: ("Tensor", "Tensor"),
     Tensor | None: ("Tensor?", "Tensor?"),
     list[Tensor]: ("Tensor[]", "Tensor?[]"),
@@ -55,7 +57,7 @@ NONE, FIRST = (0, 0), (0, 1)
 
 
 def _all_wanted(call: Any, needs: Needs) -> None:
-    """Backward reads every leaf."""
+    """Says that backward reads every leaf."""
 
 
 def _unchanged(call: Any, needs: Needs) -> Any:
@@ -68,7 +70,7 @@ def _contiguous(call: Any, grad: Tensor) -> torch.memory_format:
 
 @dataclass(frozen=True, eq=False)
 class Op(Generic[Call]):
-    """An op by its description. Calling it computes its output, with a gradient for its leaves.
+    """Describes an op. Calling it computes its output, with a gradient for its leaves.
 
     Args:
         name: its stem; the dispatcher knows it as `fastnas::<name>_fwd` and `_bwd`.
@@ -134,13 +136,14 @@ class Op(Generic[Call]):
             backward,
             f"(Tensor grad, {again}, Tensor[] saved, bool[] needs, str? backend) -> Tensor[]",
         )
+        # "default" stands below autograd for every device: gradients come from `_Apply` alone.
         torch.library.impl(forward, "default", self._forward_body)
         torch.library.impl(backward, "default", self._backward_body)
         torch.library.register_fake(forward, self._forward_fake)
         torch.library.register_fake(backward, self._backward_fake)
 
     def flat(self, call: Call) -> list[Any]:
-        """The values of a call as the schemas list them."""
+        """Returns the values of a call as the schemas list them."""
         values: list[Any] = []
         for value in call:
             if isinstance(value, Noise):
@@ -150,7 +153,7 @@ class Op(Generic[Call]):
         return values
 
     def unflat(self, values: Sequence[Any]) -> Call:
-        """The call of such values."""
+        """Returns the call of such values."""
         left = iter(values)
         fields: list[Any] = []
         for kind in self.kinds.values():
@@ -162,7 +165,7 @@ class Op(Generic[Call]):
         return self.call(*fields)
 
     def split(self, call: Call) -> tuple[list[Any], list[Tensor | None]]:
-        """The call without its tensors, and these: the leaves first, lists of them spread out.
+        """Returns the call without its tensors, and these: leaves first, lists of them spread out.
 
         Autograd has to see each tensor by itself, and keeps what backward reads.
         """
@@ -179,13 +182,15 @@ class Op(Generic[Call]):
             tensors.append(rest[i])
             rest[i] = None
         if self.noise is not None:
+            # level and rng are tensors: saved like the others, they are refused if someone
+            # overwrites them before backward, which draws the same noise again.
             noisy, form, *drawn_by = rest[self.noise]
             tensors += drawn_by
             rest[self.noise] = noisy, form
         return rest, tensors
 
     def join(self, rest: Sequence[Any], tensors: Sequence[Tensor | None]) -> Call:
-        """The call that `split` took apart."""
+        """Puts together the call that `split` took apart."""
         values, at = list(rest), 0
         for i in self.places:
             count = rest[i]
@@ -199,11 +204,13 @@ class Op(Generic[Call]):
         return self.call(*values)
 
     def count_leaves(self, tensors: Sequence[Tensor | None]) -> int:
-        """How many of the tensors of `split` are leaves."""
+        """Counts the leaves among the tensors of `split`."""
         return len(tensors) - len(self.singles) - (0 if self.noise is None else 2)
 
     def forward(self, call: Call, backend: str | None) -> tuple[Tensor, list[Tensor]]:
-        """The output and what backward wants saved, by torch's dispatcher where it is watched."""
+        """Computes the output and what to save, by torch's dispatcher where that is watched."""
+        # The backend is None while torch.compile traces: the choice is made when the compiled code
+        # runs.
         if backend is not None and is_plain_call():
             return KERNELS[self.name, backend].forward(call)
         out, saved = getattr(torch.ops.fastnas, f"{self.name}_fwd")(*self.flat(call), backend)
@@ -212,7 +219,7 @@ class Op(Generic[Call]):
     def backward(
         self, grad: Tensor, call: Call, saved: list[Tensor], needs: Needs, backend: str | None
     ) -> list[Tensor]:
-        """The gradients that are needed, as `forward`."""
+        """Computes the gradients that are needed, by the same way as `forward`."""
         if backend is not None and is_plain_call():
             return KERNELS[self.name, backend].backward(grad, call, saved, needs)
         found: list[Tensor] = getattr(torch.ops.fastnas, f"{self.name}_bwd")(
@@ -221,11 +228,12 @@ class Op(Generic[Call]):
         return found
 
     def __call__(self, call: Call, backend: str | None) -> tuple[Tensor, ...]:
-        """The output, and what else the op shows.
+        """Computes the output, and what else the op shows.
 
         Raises:
             BackendError: an explicit choice of backend cannot run it.
         """
+        # dynamo cannot follow the choice, which reads caches, threads and the environment.
         if not torch.compiler.is_compiling():
             backend = self.choose(call, backend)
         rest, tensors = self.split(call)
@@ -236,7 +244,7 @@ class Op(Generic[Call]):
         return out, *saved[slice(*self.shows)]
 
     def choose(self, call: Call, backend: str | None, like: Tensor | None = None) -> str:
-        """The backend that runs a call, or its backward, of which `like` is the gradient."""
+        """Chooses the backend of a call, or of its backward, of which `like` is the gradient."""
         if like is None:
             like = call[0][0] if isinstance(call[0], list) else call[0]
         return choose_backend(self.name, like, backend, self.terms(call))
@@ -244,9 +252,11 @@ class Op(Generic[Call]):
     def _forward_body(self, *given: Any) -> tuple[Tensor, list[Tensor]]:
         call = self.unflat(given[:-1])
         out, saved = KERNELS[self.name, self.choose(call, given[-1])].forward(call)
+        # What leaves by the dispatcher gets a history where gradients are on; see `own_output`.
         return out, [own_output(t) for t in saved]
 
     def _backward_body(self, grad: Tensor, *given: Any) -> list[Tensor]:
+        # The dispatcher gives the fields of the call flat, then saved, needs and the backend.
         *values, saved, needs, backend = given
         call = self.unflat(values)
         kernel = KERNELS[self.name, self.choose(call, backend, like=grad)]
@@ -261,6 +271,8 @@ class Op(Generic[Call]):
         found, left = [], iter(needs)
         for i in self.places:
             leaves = call[i] if isinstance(call[i], list) else [call[i]]
+            # The layout has to be that of the kernels, or code that was compiled for these strides
+            # does not fit what they return.
             layout = self.format(call, grad) if i == 0 else torch.contiguous_format
             # Leaves that backward does not read are shaped and typed as the output.
             wanted = [grad if t is None else t for t in leaves if next(left)]
@@ -269,20 +281,25 @@ class Op(Generic[Call]):
 
 
 class _Apply(torch.autograd.Function):
-    """Every op as autograd sees it. Saves what backward reads, and what the kernels want saved."""
+    """Shows every op to autograd. Saves what backward reads, and what the kernels want saved."""
 
     @staticmethod
     def forward(
         ctx: Any, op: Op[Any], backend: str | None, rest: list[Any], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         call, leaves = op.join(rest, tensors), op.count_leaves(tensors)
+        # The first three inputs are op, backend and rest; the leaves come first among the tensors.
         needs = list(ctx.needs_input_grad[3 : 3 + leaves])
         out, saved = op.forward(op.prepare(call, needs), backend)
         reads = op.reads(call, needs)
         kept = list(tensors)
+        # What backward does not read is not kept alive: of a sum whose weights need no gradient all
+        # K terms can be freed.
         if reads is not None:
             kept[:leaves] = [t if is_read else None for t, is_read in zip(kept, reads)]
         ctx.op, ctx.backend, ctx.rest, ctx.leaves, ctx.count = op, backend, rest, leaves, len(kept)
+        # Tensors go nowhere but here. As attributes of ctx they would make a cycle through the
+        # output that only the garbage collector ends, and changes in place would go unnoticed.
         ctx.save_for_backward(*kept, *([out] if op.saves_output else []), *saved)
         shown = saved[slice(*op.shows)]
         ctx.mark_non_differentiable(*shown)
@@ -298,6 +315,8 @@ class _Apply(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[3 : 3 + leaves])
         found: list[Tensor | None]
         if wants_graph_of_backward(grad):
+            # The leaves alone are differentiated. tau, the level and the stream of the noise are
+            # constants.
             others = tensors[leaves:]
             found = reference_grads(
                 lambda own: op.reference(op.join(ctx.rest, [*own, *others])),

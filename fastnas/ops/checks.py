@@ -27,7 +27,7 @@ from fastnas.reference import SkipNoise
 
 
 def is_plain(t: Any) -> TypeGuard[Tensor]:
-    """Whether t is a Tensor whose values lie in memory, strided.
+    """Tells whether t is a Tensor whose values lie in memory, strided.
 
     Sparse, nested and mkldnn tensors do not, nor do subclasses with a dispatch of their own
     (FakeTensor, DTensor, wrappers), which a kernel called directly would pass by. Where a mode
@@ -37,6 +37,7 @@ def is_plain(t: Any) -> TypeGuard[Tensor]:
     if kind is not Tensor and kind is not Parameter:
         if not isinstance(t, Tensor):
             return False
+        # A subclass that only adds methods is read like any tensor.
         own_dispatch = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
         if own_dispatch and not (torch.compiler.is_compiling() or is_in_torch_dispatch_mode()):
             return False
@@ -53,7 +54,7 @@ _STRIDED = {torch.strided}
 
 
 def _all_plain(tensors: Sequence[Any]) -> bool:
-    """Whether every one is plain. False also where that takes a longer look: of subclasses."""
+    """Tells whether all are plain. False also where that takes a longer look: of subclasses."""
     return (
         not torch.compiler.is_compiling()  # which cannot follow the functions above
         and _EXACTLY.issuperset(map(type, tensors))
@@ -63,7 +64,7 @@ def _all_plain(tensors: Sequence[Any]) -> bool:
 
 
 def all_fit(tensors: Sequence[Any], shapes: Sequence[Sequence[int]], like: Tensor) -> bool:
-    """Whether every one fits its shape and `like`. False also where `fits` has to look at each."""
+    """Tells whether all fit shapes and `like`. False also where `fits` has to look at each."""
     return (
         _all_plain(tensors)
         and list(map(_shape, tensors)) == shapes
@@ -73,12 +74,12 @@ def all_fit(tensors: Sequence[Any], shapes: Sequence[Sequence[int]], like: Tenso
 
 
 def fits(t: object, shape: Sequence[int], like: Tensor) -> bool:
-    """Whether t is a plain tensor of this shape, of the dtype and on the device of `like`."""
+    """Tells whether t is a plain tensor of this shape, of the dtype and on the device of `like`."""
     return is_plain(t) and t.shape == shape and t.dtype == like.dtype and t.device == like.device
 
 
 def settled(function: F) -> F:
-    """The function with what it found for the last 256 arguments, which have to decide all of it.
+    """Returns the function with a memory for 256 arguments, which have to decide all it finds.
 
     While torch.compile traces it is the function itself: dynamo warns of caches, and passes by.
     """
@@ -87,6 +88,8 @@ def settled(function: F) -> F:
 
 @cache
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    # One memory for each function, for as long as the process lives; 256 tables and shapes are more
+    # than any network has, and a bound keeps a loop over shapes from filling the memory.
     return lru_cache(maxsize=256)(function)
 
 
@@ -102,7 +105,7 @@ def check_tensor(op: str, name: str, t: object) -> None:
 
 
 def as_list(op: str, name: str, given: Any, of: str = "Tensors") -> list[Any]:
-    """The elements of a sequence; a Tensor is none, which Python would take apart by its rows."""
+    """Lists the elements of a sequence; a Tensor is none, though Python takes it apart by rows."""
     if isinstance(given, list | tuple):
         return list(given)
     if isinstance(given, Tensor | str | bytes | Mapping) or not isinstance(given, Iterable):
@@ -111,7 +114,7 @@ def as_list(op: str, name: str, given: Any, of: str = "Tensors") -> list[Any]:
 
 
 def check_number(name: str, value: object, most: float = sys.float_info.max) -> None:
-    """A number from 0 to `most`, by default any that is finite. NaN is in no range."""
+    """Refuses what is no number from 0 to `most`, by default any finite one. NaN is in no range."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} is {short(value)}; a number is needed")
     if not 0 <= value <= most:  # type: ignore[operator]
@@ -120,7 +123,7 @@ def check_number(name: str, value: object, most: float = sys.float_info.max) -> 
 
 
 def is_index(value: object) -> bool:
-    """Whether it is an integer; True and False are none."""
+    """Tells whether it is an integer; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -131,7 +134,7 @@ def check_dtype(op: str, name: str, t: Tensor) -> None:
 
 
 def check_terms(op: OpInfo, name: str, terms: Sequence[Tensor], w: Tensor) -> None:
-    """`terms`, the argument called `name`, are alike and of an allowed dtype, and w fits them."""
+    """Refuses `terms` that differ or have a dtype that is not allowed, and a w that fits none."""
     if not terms:
         raise ValueError(f"{op.stem}: {name} is empty; at least one term is needed")
     first = terms[0]
@@ -165,7 +168,7 @@ def _refuse_term(op: str, name: str, k: int, term: Tensor, first: Tensor) -> Non
 
 
 def check_weight(op: str, w: Tensor, device: torch.device, whose: str) -> None:
-    """Mixing weights: floating point, on the device of what they weigh."""
+    """Refuses mixing weights that are not floating point, or not where what they weigh is."""
     if not w.is_floating_point():
         raise TypeError(f"{op}: w is {w.dtype}; a floating point dtype is needed")
     if w.device != device:
@@ -205,7 +208,7 @@ def check_noise_tensors(
     rng: Tensor | None,
     rng_shape: tuple[int, ...],
 ) -> None:
-    """level float64 [2] and rng int64 `rng_shape`, where given, on the device of the terms."""
+    """Refuses a level that is not float64 [2], and an rng that is not int64 `rng_shape`."""
     for name, tensor, dtype, shape in (
         ("level", level, torch.float64, (2,)),
         ("rng", rng, torch.int64, rng_shape),
@@ -223,7 +226,7 @@ def check_noise_tensors(
 
 
 def check_image(op: str, name: str, x: Tensor) -> None:
-    """[N, C, H, W] of a dtype that the op has; N alone may be 0."""
+    """Refuses what is not [N, C, H, W] of a dtype that the op has; N alone may be 0."""
     check_tensor(op, name, x)
     if x.dim() != 4:
         raise ValueError(f"{op}: {name} has shape {list(x.shape)}; [N, C, H, W] is needed")
@@ -235,7 +238,7 @@ def check_image(op: str, name: str, x: Tensor) -> None:
 
 
 def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
-    """The dtype and device of x."""
+    """Refuses another dtype or device than that of x."""
     if t.dtype != x.dtype:
         raise TypeError(f"{op}: {name} is {t.dtype}, x is {x.dtype}; one dtype is needed")
     if t.device != x.device:
@@ -245,7 +248,7 @@ def check_same(op: str, name: str, t: Tensor, x: Tensor) -> None:
 def check_running(
     op: str, name: str, pair: Any, channels: int, device: torch.device, training: bool
 ) -> None:
-    """The (mean, variance) [C] of a norm, or, in training, None."""
+    """Refuses what is no (mean, variance) [C] of a norm; in training None is allowed, too."""
     if pair is None and training:
         return
     is_pair = isinstance(pair, list | tuple) and len(pair) == 2
@@ -261,14 +264,14 @@ def check_running(
 def check_all_running(
     op: str, pairs: Sequence[Any], channels: int, device: torch.device, training: bool
 ) -> None:
-    """`check_running` of each pair, which errors call running[i]."""
+    """Does `check_running` for each pair, which errors call running[i]."""
     if not _all_running(pairs, channels, device, training):
         for i, pair in enumerate(pairs):
             check_running(op, f"running[{i}]", pair, channels, device, training)
 
 
 def _all_running(pairs: Sequence[Any], channels: int, device: torch.device, training: bool) -> bool:
-    """Whether all pairs are right. False also where that takes a longer look."""
+    """Tells whether all pairs are right. False also where that takes a longer look."""
     if not {tuple, list}.issuperset(map(type, pairs)) or not {2}.issuperset(map(len, pairs)):
         return False
     tensors = list(chain.from_iterable(pairs))
@@ -296,12 +299,13 @@ def _keeps_statistics(t: Any, channels: int, device: torch.device, training: boo
 
 
 def _why_not_written(t: Tensor) -> str:
-    """What keeps torch from updating a statistic in place; empty where nothing does.
+    """Says what keeps torch from updating a statistic in place; empty where nothing does.
 
     torch.compile updates a copy, and cannot ask for the flag.
     """
     if torch.compiler.is_compiling() or (t.is_contiguous() and not t.is_neg()):
         return ""
+    # Torch itself refuses to write to it, long after the forward pass has run.
     if t.dim() == 1 and t.shape[0] > 1 and t.stride(0) == 0:
         return " (expanded: all channels are one place in memory)"
     return " (a negative view)" if t.is_neg() else ""
@@ -338,7 +342,8 @@ def check_statistics(
     x: Tensor,
     params: Sequence[Tensor],
 ) -> None:
-    """What batch norm needs: more than one value a channel, or running statistics."""
+    """Refuses a batch norm without running statistics, or of one value a channel in training."""
+    # The unbiased variance divides by values - 1.
     if training and values <= 1:
         raise ValueError(
             f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"
@@ -348,6 +353,8 @@ def check_statistics(
         return
     if not has_running:
         raise ValueError(f"{op}: training is False and running is None; statistics are needed")
+    # Kernels have no backward for given statistics, and a gradient of zeros would be wrong without
+    # a word.
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params)):
         raise ValueError(
             f"{op}: training is False and a gradient is wanted; it has one in training only"

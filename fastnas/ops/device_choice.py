@@ -1,4 +1,4 @@
-"""Sampled candidates that stay on the device: kernels read them, the host never does."""
+"""Keeps sampled candidates on the device: kernels read them, the host never does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _wanted: ContextVar[bool] = ContextVar("choice_on_device", default=False)
 
 @contextmanager
 def choice_on_device() -> Iterator[None]:
-    """Inside, `mixed_edges` on CUDA leaves its `choice` on the device, as a captured graph needs.
+    """Makes `mixed_edges` on CUDA leave its `choice` on the device, as a captured graph needs.
 
     One graph then serves every sample. Parameters that are not sampled get zeros as gradients in
     place of None: whoever moves them has to leave out those that `sampled_params` does not name.
@@ -30,21 +30,22 @@ def choice_on_device() -> Iterator[None]:
 
 
 def stays_on_device() -> bool:
-    """Whether it is inside of `choice_on_device`."""
+    """Tells whether it is called inside of `choice_on_device`."""
     return _wanted.get()
 
 
 def sampled_norms(table: EdgeTable, choice: Tensor) -> Tensor:
-    """choice [..., edges] -> bool [..., norms]: whose statistics a path moves."""
+    """Maps choice [..., edges] to bool [..., norms]: whose statistics a path moves."""
     return _sampled(table, "norms", choice)
 
 
 def sampled_params(table: EdgeTable, choice: Tensor) -> Tensor:
-    """choice [..., edges] -> bool [..., params]: which parameters a path runs."""
+    """Maps choice [..., edges] to bool [..., params]: which parameters a path runs."""
     return _sampled(table, "params", choice)
 
 
 def _sampled(table: EdgeTable, what: str, choice: Tensor) -> Tensor:
+    # The edge and the column of each norm, or parameter, in the order of the table.
     edges, columns = _places(table, what, choice.device)
     return choice[..., edges] == columns
 

@@ -1,4 +1,4 @@
-"""Which backend an op runs on, and what computes a call that is more than one pass of a kernel."""
+"""Decides where an op runs, and what computes a call that is more than one pass of a kernel."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from fastnas.ops.flops import serve_counters
 
 
 def choose_backend(op: str, like: Tensor, backend: str | None, terms: int = 1) -> str:
-    """The name of the backend that runs `op` on so many tensors like this one.
+    """Returns the name of the backend that runs `op` on so many tensors like this one.
 
     Kernels know nothing of `torch.func` and of forward-mode differentiation. There it is "eager":
     the reference is made of torch's own operations, which every transform knows.
     """
+    # A choice that cannot run is refused under a transform, too.
     name = choose(OPS[op], like.device, like.dtype, terms, backend)
     return "eager" if is_transformed() else name
 
 
 def has_kernel(op: str, like: Tensor, terms: int) -> bool:
-    """Whether a call with so many terms like this one runs on a kernel, not eagerly.
+    """Tells whether a call with so many terms like this one runs on a kernel, not eagerly.
 
     Supposed while torch.compile traces, which cannot follow the choice; the call makes it then.
     """
@@ -37,12 +38,13 @@ def has_kernel(op: str, like: Tensor, terms: int) -> bool:
 
 
 def is_plain_call() -> bool:
-    """Whether nothing watches the dispatcher, so that the op's body can be called without it.
+    """Tells whether nothing watches the dispatcher, so that the op's body can be called without it.
 
     That is half of the call's overhead: 0.1 of 0.2 ms forward, as much backward.
     """
     if torch.compiler.is_compiling():
         return False
+    # Modes see what goes through the dispatcher only: FakeTensorMode and flop counters among them.
     if is_in_torch_dispatch_mode():
         serve_counters()
         return False
@@ -50,12 +52,16 @@ def is_plain_call() -> bool:
 
 
 def own_output(t: Tensor) -> Tensor:
-    """`t`, copied where it is empty: backends share that one, and torch gives outputs a history."""
+    """Returns `t`, copied where it is empty.
+
+    Backends return one shared empty tensor. An output of an op has to be its own, because autograd
+    attaches a history to it.
+    """
     return t if t.numel() else t.clone()
 
 
 def needs_graph(leaves: Iterable[Tensor | None]) -> bool:
-    """Whether autograd is to record the call as one `autograd.Function`.
+    """Tells whether autograd is to record the call as one `autograd.Function`.
 
     Where no gradient is needed none is entered: that is cheaper, and dynamo fails on a Function
     none of whose inputs needs one.
@@ -68,7 +74,7 @@ def needs_graph(leaves: Iterable[Tensor | None]) -> bool:
 
 
 def wants_graph_of_backward(grad: Tensor) -> bool:
-    """Whether a backward pass is to be differentiated again, or runs for many gradients at once.
+    """Tells whether a backward pass is to be differentiated again, or has many gradients at once.
 
     The kernels serve neither; `reference_grads` does. A gradient that stands for many (`vmap`,
     `is_grads_batched`) has no storage of its own. A backward that torch.compile traces runs once:
@@ -97,6 +103,7 @@ def reference_grads(
         needs: whether the gradient of each leaf is wanted.
         grad: the gradient of the output; a leaf that was not saved has its shape and dtype.
     """
+    # Grad mode is off in the backward of an ordinary pass, and on under create_graph.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, since one tensor may stand in several places and has a gradient for each.
@@ -116,5 +123,6 @@ def reference_grads(
 
 
 def _stand_in(grad: Tensor) -> Tensor:
+    # One number, expanded: nothing of the size of a term is allocated for what is not read.
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
     return zero.expand(grad.shape).requires_grad_()

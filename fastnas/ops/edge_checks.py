@@ -35,7 +35,7 @@ OP = "mixed_edges"
 
 
 class Setting(NamedTuple):
-    """What the public function takes beside what kernels are called with."""
+    """Holds what the public function takes beside what kernels are called with."""
 
     running: list[Running] | None
     momentum: float
@@ -45,7 +45,7 @@ class Setting(NamedTuple):
 
 
 def check_call(call: EdgesCall, setting: Setting) -> None:
-    """One path, or all candidates: everything that a kernel relies on."""
+    """Checks everything that a kernel relies on, for one path or for all candidates."""
     x, w, table, training = call.x, call.w, call.table, setting.training
     checks.check_choice(f"{OP}: memory", call.memory, MEMORY)
     check_norm_settings(OP, training, setting.momentum, call.eps)
@@ -90,7 +90,7 @@ def _check_noise(call: EdgesCall, noise: SkipNoise | None) -> None:
 
 
 def check_states(x: Sequence[Tensor], table: EdgeTable) -> None:
-    """One image tensor for each input of the table."""
+    """Refuses anything but an image tensor for each input of the table."""
     if not isinstance(table, EdgeTable):
         raise TypeError(f"{OP}: table is a {type(table).__name__}; an EdgeTable is needed")
     if len(x) != table.inputs:
@@ -105,12 +105,13 @@ def check_norm_count(running: Sequence[Running] | None, norms: int) -> None:
 
 
 def _check_sizes(table: EdgeTable, shapes: tuple[tuple[int, ...], ...]) -> None:
-    """All nodes have one size."""
+    """Refuses states whose sizes would give nodes of different sizes."""
     size = table.node_size(shapes)
     for e, edge in enumerate(table.edges):
         if edge.source >= table.inputs:
             continue
         N, C, rows, cols = shapes[edge.source]
+        # -(-a // b) rounds up, as convolutions and pools with this padding do.
         here = (N, C, -(-rows // edge.stride), -(-cols // edge.stride))
         if here != size:
             raise ValueError(
@@ -120,7 +121,7 @@ def _check_sizes(table: EdgeTable, shapes: tuple[tuple[int, ...], ...]) -> None:
 
 
 def check_path(call: EdgesCall, path: Path, setting: Setting) -> None:
-    """The parameters and statistics that a path takes of the whole table's."""
+    """Checks the parameters and statistics that a path takes of the whole table's."""
     like, running = call.x[0], setting.running
     check_params(like, [call.params[i] for i in path.params], path.table, path.params)
     if running is not None:
@@ -132,7 +133,7 @@ def check_path(call: EdgesCall, path: Path, setting: Setting) -> None:
 def check_params(
     x: Tensor, params: Sequence[Tensor], table: EdgeTable, names: Sequence[int] | None = None
 ) -> None:
-    """One tensor for each parameter of the table; an error calls params[i] params[names[i]]."""
+    """Checks the parameters of a table; an error calls params[i] params[names[i]]."""
     shapes = settled(_param_shapes)(table, x.shape[1])
     if len(params) != len(shapes):
         raise ValueError(f"{OP}: params has {len(params)} tensors; {len(shapes)} are needed")
@@ -157,7 +158,7 @@ def _refuse_param(name: str, p: Tensor, shape: tuple[int, ...], x: Tensor) -> No
 
 
 def check_choice(call: EdgesCall, choice: Tensor, running: Sequence[Running] | None) -> None:
-    """What `check_call` cannot see in the calls of single paths."""
+    """Checks what `check_call` cannot see in the calls of single paths."""
     x, w, table, params, rng = call.x, call.w, call.table, call.params, call.noise.rng
     check_states(x, table)
     edges = len(table.edges)
@@ -185,12 +186,13 @@ def check_choice(call: EdgesCall, choice: Tensor, running: Sequence[Running] | N
         raise ValueError(f"{OP}: params has {len(params)} tensors; {table.params} are needed")
     check_norm_count(running, table.norms)
     if rng is not None:
+        # Checked before paths take rows of it: a wrong shape could still be cut into right ones.
         needed = (*choice.shape[:-1], table.nodes, 2)
         check_noise_tensors(OP, choice.device, None, rng, needed)
 
 
 def read_choice(choice: Tensor, table: EdgeTable) -> list[list[int]]:
-    """The candidate of each edge, path by path; waits for the device."""
+    """Reads the candidate of each edge, path by path; waits for the device."""
     rows: list[list[int]] = choice.reshape(-1, len(table.edges)).tolist()
     for row in rows:
         for e, k in enumerate(row):

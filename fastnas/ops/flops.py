@@ -1,4 +1,4 @@
-"""What `torch.utils.flop_counter.FlopCounterMode` counts for an op: what it counts for eager.
+"""Makes `torch.utils.flop_counter.FlopCounterMode` count for an op what it counts for eager.
 
 A fused op is one operator to the counter. Its formula runs the body of the op on the eager backend
 with tensors that have shapes and no values, and takes what the counter finds there: the numbers are
@@ -44,6 +44,8 @@ def serve_counters() -> None:
     module = sys.modules.get("torch.utils.flop_counter")
     if module is None:
         return
+    # Each counter has a registry of its own, copied from torch's as it was made, so every active
+    # one is told, at each call.
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, module._FlopCounterMode):
             mode.counter.flop_registry.update(_formulas)
@@ -52,6 +54,7 @@ def serve_counters() -> None:
 def _counted(body: Body, given: tuple[Any, ...]) -> dict[Any, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
+    # On the meta device nothing is computed; the last argument is the backend, which becomes eager.
     shapes = tree_map_only(Tensor, lambda t: t.to("meta"), given[:-1])
     with FlopCounterMode(display=False) as counter:
         body(*shapes, "eager")

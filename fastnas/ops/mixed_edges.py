@@ -1,4 +1,4 @@
-"""mixed_edges: its description and its public function; edge_checks.py has its checks. Its kernels:
+"""Holds mixed_edges: its description and its public function; edge_checks.py checks. Kernels:
 
 backends/native.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
                       csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
@@ -38,7 +38,7 @@ def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
 
 
 def _reference(call: EdgesCall) -> Tensor:
-    """The reference in training, which is where a gradient is; `choice` is [edges]."""
+    """Runs the reference in training, which is where a gradient is; `choice` is [edges]."""
     if call.choice is not None:
         path = call.table.path(call.choice.tolist())
         own = [call.params[i] for i in path.params]
@@ -49,6 +49,8 @@ def _reference(call: EdgesCall) -> Tensor:
 
 
 def _prepare(call: EdgesCall, needs: Needs) -> EdgesCall:
+    # needs is [w, *x, *params]. cov(u) is [halves, C, C]; the architecture step, which moves no
+    # parameter, need not hold it.
     return call._replace(keep_gram=any(needs[1 + len(call.x) :]))
 
 
@@ -61,6 +63,8 @@ MIXED_EDGES = Op(
     format=lambda call, grad: state_format(call.x[0]),
     prepare=_prepare,
     shows=FIRST,
+    # Backward reads the nodes as the states of later edges; saved already as the output, they cost
+    # nothing more.
     saves_output=True,
 )
 
@@ -82,7 +86,7 @@ def mixed_edges(
     memory: str = "lean",
     backend: str | None = None,
 ) -> Tensor:
-    """The nodes of a cell, y_j = sum_{e into j} sum_k w_ek o_k(x_e), straight from its states.
+    """Computes the nodes of a cell, y_j = sum_{e into j} sum_k w_ek o_k(x_e), from its states.
 
     Every batch norm that follows a depthwise and a pointwise convolution is folded through the
     Gram matrix of the depthwise output u: var(W u) = diag(W cov(u) W^T), so W u is never formed
@@ -152,17 +156,20 @@ def mixed_edges(
 
 
 def _takes_choice(call: EdgesCall, backend: str | None) -> bool:
-    """Whether the backend's kernels read the sampled candidates from the device."""
+    """Tells whether the backend's kernels read the sampled candidates from the device."""
     kernel = KERNELS["mixed_edges", MIXED_EDGES.choose(call, backend)]
     return bool(getattr(kernel, "takes_choice", False))
 
 
 def _run(call: EdgesCall, setting: Setting) -> Tensor:
     """Computes one path, or all candidates; `choice` [edges] stays on the device."""
+    # The checks come before any stream is drawn: a call that is refused must not move torch's
+    # generator.
     check_call(call, setting)
     call = call._replace(noise=_drawn(call, setting), running=_given(call, setting))
     out, stats = MIXED_EDGES(call, setting.backend)
     if setting.training and setting.running is not None:
+        # N H W, since out is [N, nodes C, H, W].
         samples = out.numel() // out.shape[1]
         moved = None if call.choice is None else sampled_norms(call.table, call.choice)
         update_running(setting.running, stats, samples, setting.momentum, moved)
@@ -170,7 +177,7 @@ def _run(call: EdgesCall, setting: Setting) -> Tensor:
 
 
 def _drawn(call: EdgesCall, setting: Setting) -> Noise:
-    """What the skips draw; level and rng are made where they are not given."""
+    """Returns what the skips draw; level and rng are made where they are not given."""
     noise, table, device = setting.noise, call.table, call.w.device
     if noise is None or not table.skips or not setting.training:
         return NO_NOISE
@@ -180,7 +187,7 @@ def _drawn(call: EdgesCall, setting: Setting) -> Noise:
 
 
 def _given(call: EdgesCall, setting: Setting) -> Tensor | None:
-    """The statistics to normalise by outside of training."""
+    """Returns the statistics to normalise by outside of training."""
     if setting.training:
         return None
     like = call.x[0]
@@ -212,6 +219,8 @@ def _along_paths(call: EdgesCall, choice: Tensor, setting: Setting) -> Tensor:
 
 def _along_device_paths(call: EdgesCall, choice: Tensor, setting: Setting) -> Tensor:
     """Runs the kernels once for each path; they find its candidates in device memory."""
+    # `unbind` gives views, and so the kernels read what the sampler wrote, at each replay of a
+    # graph.
     rows = choice.reshape(-1, len(call.table.edges)).unbind()
     out = [
         _run(
@@ -226,8 +235,9 @@ def _along_device_paths(call: EdgesCall, choice: Tensor, setting: Setting) -> Te
 def _by_path(
     call: EdgesCall, paths: int
 ) -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor | None]]:
-    """Of each path its states, weights [edges] and streams [nodes, 2]."""
+    """Yields of each path its states, weights [edges] and streams [nodes, 2]."""
     rng = call.noise.rng
+    # Paths lie one after the other in the batch of each state, [paths N, C, H, W].
     streams = [None] * paths if rng is None else rng.reshape(paths, -1, 2).unbind()
     states = zip(*(state.chunk(paths) for state in call.x))
     return zip(states, call.w.reshape(paths, -1).unbind(), streams)

@@ -1,4 +1,4 @@
-"""mixed_norm_sum: its description, its checks and its public function. Its kernels:
+"""Holds mixed_norm_sum: its description, its checks and its public function. Its kernels:
 
 backends/native.py -> csrc/cpu/mixed_norm_sum.cpp, csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
 backends/triton.py -> kernels/mixed_norm_sum.py
@@ -47,11 +47,12 @@ def _reference(call: NormSumCall) -> Tensor:
 
 def _reads(call: NormSumCall, needs: Needs) -> Sequence[bool]:
     needs_dw, *needs_dz = needs
+    # w is read for every dz; of the terms, those alone whose dz or dw depends on their values.
     return [True, *terms_read(call.normed, call.mean is None, needs_dz, needs_dw)]
 
 
 def _format(call: NormSumCall, grad: Tensor) -> torch.memory_format:
-    """That of the terms that backward reads."""
+    """Returns the common format of the terms that backward reads."""
     return common_format([z_k for z_k in call.z if z_k is not None] or [grad])
 
 
@@ -138,6 +139,7 @@ def mixed_norm_sum(
     drawn = noise_of(noise, noisy, level, rng, w.device)
     call = NormSumCall(z, w, normed, float(eps), mean, var, drawn)
     y, *statistics = MIXED_NORM_SUM(call, backend)
+    # An empty batch has no statistics that could move the running ones.
     if training and running is not None and y.numel():
         pairs = [pair for pair, is_normed in zip(running, normed) if is_normed]
         update_running(pairs, torch.stack(statistics, 1), y.numel() // y.shape[1], momentum)
@@ -145,9 +147,10 @@ def mixed_norm_sum(
 
 
 def _given(like: Tensor, running: Sequence[Running | None]) -> tuple[Tensor, Tensor]:
-    """The running statistics as [normed terms, C] each."""
+    """Returns the running statistics as [normed terms, C] each."""
     pairs, dtype = [pair for pair in running if pair is not None], accumulation_dtype(like.dtype)
     if not pairs:
+        # Not None: that would tell the kernels that the call is in training.
         none = like.new_empty((2, 0, like.shape[1]), dtype=dtype)
         return none[0], none[1]
     mean, var = stack_running(pairs, dtype).unbind(1)

@@ -1,4 +1,4 @@
-"""mixed_sum: its description, its checks and its public function. Its kernels:
+"""Holds mixed_sum: its description, its checks and its public function. Its kernels:
 
 backends/native.py -> csrc/cpu/mixed_sum.cpp, csrc/cuda/mixed_sum.cu (csrc/formulas/*.h)
 backends/triton.py -> kernels/mixed_sum.py
@@ -29,13 +29,13 @@ def _fake(call: SumCall) -> tuple[Tensor, list[Tensor]]:
 
 
 def fake_deviations(noise: Noise, device: torch.device) -> Tensor:
-    """What both sums save of their noise: a standard deviation for each relative draw."""
+    """Returns what both sums save of their noise: a deviation for each relative draw."""
     size = len(noise.noisy) if noise.form == "gaussian_additive" else 0
     return torch.empty(size, dtype=torch.float64, device=device)
 
 
 def _reads(call: SumCall, needs: Needs) -> Sequence[bool]:
-    """dw alone depends on the terms, and dx on w."""
+    """Says that dw alone depends on the terms, and dx on w."""
     return [True, *[needs[0]] * len(call.x)]
 
 
@@ -52,12 +52,13 @@ MIXED_SUM = Op(
 
 
 def draw_rng(count: int = 1, device: torch.device | None = None) -> Tensor:
-    """`count` fresh Philox streams, int64 [count, 2] of (key, offset).
+    """Draws `count` fresh Philox streams, int64 [count, 2] of (key, offset).
 
     Always from torch's CPU generator, so `torch.manual_seed` governs and a run on CUDA sees the
     noise that a run on the CPU sees. Draw all edges of a network at once: it is one copy.
     """
     check_int("draw_rng: count", count, 0)
+    # Below 2^62, so that offset + j of any term stays within int64.
     return to_device(torch.randint(2**62, (count, 2), dtype=torch.int64, device="cpu"), device)
 
 
@@ -113,7 +114,8 @@ def noise_of(
     rng: Tensor | None,
     device: torch.device,
 ) -> Noise:
-    """What a call of a sum draws; level and rng are made where they are not given."""
+    """Returns what a call of a sum draws; level and rng are made where they are not given."""
+    # No stream is drawn where nothing is noisy, so that torch's generator stands where it stood.
     if noise is None or not noisy:
         return NO_NOISE
     level = noise.level(device=device) if level is None else level

@@ -1,4 +1,4 @@
-"""relu_conv_bn: its description, its checks and its public function. Its kernels:
+"""Holds relu_conv_bn: its description, its checks and its public function. Its kernels:
 
 backends/native.py       -> csrc/cpu/relu_conv_bn.cpp
 backends/relu_conv_bn.py -> torch's matmul and the kernels of mixed_norm_sum: cuda, triton
@@ -51,6 +51,7 @@ RELU_CONV_BN = Op(
     reference=lambda call: reference_conv(call, _new_stats(call)),
     format=lambda call, grad: state_format(call.x),
     shows=FIRST,
+    # y = r (z - mean z), so backward has the normalised z without a copy of it.
     saves_output=True,
 )
 
@@ -103,6 +104,8 @@ def relu_conv_bn(
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]
     groups = []
+    # One call a path, in order: each normalises by its own statistics, and the running ones move as
+    # in separate calls.
     for group in x.chunk(paths) if paths > 1 else (x,):
         y, stats = RELU_CONV_BN(ConvCall(group, params, given, eps), backend)
         if training and running is not None:
@@ -112,7 +115,7 @@ def relu_conv_bn(
 
 
 def _values_per_channel(x: Tensor, params: list[Tensor], paths: int) -> int:
-    """How many values of a path a statistic is of; checks what that follows from."""
+    """Counts the values of a path that a statistic is of; checks what that follows from."""
     op = "relu_conv_bn"
     check_image(op, "x", x)
     if not is_index(paths) or paths < 1 or x.shape[0] % paths:

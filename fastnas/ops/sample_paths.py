@@ -1,4 +1,4 @@
-"""sample_paths: its description, its checks and its public function. Its kernels:
+"""Holds sample_paths: its description, its checks and its public function. Its kernels:
 
 backends/native.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
 backends/triton.py -> kernels/sample_paths.py
@@ -34,7 +34,7 @@ MAX_NODES = 64  # of a cell: their first edges travel in the kernel argument blo
 
 
 class PathSample(NamedTuple):
-    """What `sample_paths` drew."""
+    """Holds what `sample_paths` drew."""
 
     op: Tensor
     """int64 [paths, ..., E]: the sampled operation of each edge; -1: not in the path."""
@@ -54,6 +54,8 @@ def _reference(call: PathsCall) -> Tensor:
 
 
 def _longest_row(call: PathsCall) -> int:
+    # A kernel keeps one row of logits in a buffer of fixed size: the operations of an edge, or the
+    # edges (or pairs) of a node.
     return max(call.alpha.shape[-1], *logits_per_node(call.nodes, call.topology))
 
 
@@ -79,7 +81,7 @@ def sample_paths(
     rng: Tensor | None = None,
     backend: str | None = None,
 ) -> PathSample:
-    """Independent paths through a cell, or through cells of several types, in one call.
+    """Draws independent paths through a cell, or through cells of several types, in one call.
 
     The operation of every edge by Gumbel-softmax (ROME, ICCV 2023, eq. 2-3; GDAS), the two edges of
     every node by Gumbel-Top2 (ROME v2, eq. 7-8) or by Gumbel-max over pairs (ROME v1, eq. 4-6), or
@@ -180,8 +182,9 @@ def _check_beta(alpha: Tensor, beta: Tensor, logits: int, cell: str) -> None:
 
 
 def _checked_tau(tau: float | Tensor, alpha: Tensor) -> Tensor:
-    """tau as float64 [] on alpha's device; a number is filled in there, no copy is waited for."""
+    """Returns tau as float64 [] on alpha's device; a number is filled in: no copy is waited for."""
     if not isinstance(tau, Tensor):
+        # A bool is an int to Python, and a tau of True would be a temperature of 1.
         is_number = isinstance(tau, Real) and not isinstance(tau, bool)
         if not is_number or not 0 < tau <= sys.float_info.max:
             raise ValueError(
