@@ -1,5 +1,7 @@
-"""Standard Gumbel noise g = -ln(-ln u) in Triton, the third spelling of csrc/formulas/gumbel.h: the same
-bits, as long as a kernel is launched with enable_fp_fusion=False."""  # noqa: E501
+"""Draws standard Gumbel noise g = -ln(-ln u) in Triton, as csrc/formulas/gumbel.h spells it.
+
+The bits are the same as long as a kernel is launched with enable_fp_fusion=False.
+"""
 
 import triton
 import triton.language as tl

@@ -40,6 +40,7 @@ def _draw(
         o_memory = i_block * BLOCK + tl.arange(0, BLOCK)
         image = o_memory // (channels * pixels)
         within = o_memory % (channels * pixels)
+        # Memory is [image, pixel, channel], and the logical index [image, channel, pixel].
         o_nchw = (image * channels + within % channels) * pixels + within // channels
         eps = element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN)
     else:
@@ -79,6 +80,7 @@ def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
 
     Squares vanish in fp32 below 1e-38 and overflow above 3e38: there they are summed in fp64.
     """
+    # int64, because i_block BLOCK leaves int32 at 2^31 elements.
     i_block = tl.program_id(0).to(tl.int64)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < n
@@ -227,6 +229,8 @@ def mixed_sum_bwd_kernel(
                     b_v = b_v * b_d
                 else:
                     b_v = b_v + b_d
+            # A sum of 4,096 products in fp32, stored as fp64: [blocks, K] are added without losing
+            # more.
             dot = tl.sum(b_dy * b_v)
             tl.store(partial_ptr + i_block * TERMS + k, dot.to(tl.float64))
 
@@ -247,6 +251,7 @@ def noise_arguments(terms, noise, std, dummy):
     """Returns pointers that kernels may read (`dummy` where there is nothing to), and constants."""
     ordinals = [-1] * terms
     for ordinal, k in enumerate(noise.noisy):
+        # The j-th noisy term draws at Philox offset + j, wherever it stands among the terms.
         ordinals[k] = ordinal
     pointers = (
         dummy if noise.level is None else noise.level,
@@ -274,7 +279,7 @@ def standard_deviations(x, noise, std, partial):
 
 
 def _memory_order(place):
-    """(channels, pixels) by which channels-last elements find their NCHW index, else (0, 0)."""
+    """Returns (channels, pixels), by which channels-last finds the NCHW index, or (0, 0)."""
     return (place.channels, place.pixels) if place.channels_last else (0, 0)
 
 
@@ -305,6 +310,8 @@ def backward(dy, call, place, std, dx, dw, partial):
     if n > 0:
         mixed_sum_bwd_kernel[(blocks,)](
             dy,
+            # Pointers that no compiled branch reads still need an address: dy and w stand in for
+            # them.
             tuple(x) if needs_dw else (dy,) * terms,
             w,
             tuple(dy if d is None else d for d in dx),

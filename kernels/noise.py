@@ -1,4 +1,4 @@
-"""Skip-noise draws in Triton, the third spelling of csrc/formulas/philox.h: the same words, and the
+"""Draws skip noise in Triton, the third spelling of csrc/formulas/philox.h: the same words, and the
 same polynomials instead of the device's approximate logarithm, which is off by percents near 1."""
 
 import triton

@@ -130,6 +130,8 @@ def sample_paths_fwd_kernel(
         if TOPOLOGY != "none":
             kept = (i == first) | (i == second)
             index = tl.where(kept, index, -1)
+            # B_st A_st, which is 1, or NaN where a softmax is. A plain 0 keeps NaN of other edges
+            # out.
             weight = tl.where(kept, weight * B_st, 0.0)
         tl.store(op_ptr + item, index.to(tl.int64))
         tl.store(weight_ptr + item, weight)
@@ -165,6 +167,7 @@ def sample_paths_dalpha_kernel(
         op = tl.load(op_ptr + item)
         c = tl.where(o == op, tl.load(dweight_ptr + item).to(tl.float64), 0.0)
         v = _perturbed(rng_ptr, 0, alpha_ptr + row, item * ops, o, m)
+        # An edge that is not in the path adds 0, also where its softmax is NaN.
         d += tl.where(op >= 0, _relaxed_grads(v, c, tau, o, m), 0.0)
     tl.store(dalpha_ptr + row + o, d, mask=m)
 
@@ -204,6 +207,7 @@ def sample_paths_dbeta_kernel(
         if TOPOLOGY == "pairs":
             first = tl.min(tl.where(kept, o, BLOCK_L), axis=0)
             second = tl.max(tl.where(kept, o, 0), axis=0)
+            # The number of the pair (first, second) among (0, 1), (0, 2), ..., (n - 2, n - 1).
             at = first * (2 * n - first - 1) // 2 + second - first - 1
             c = tl.where(o == at, tl.sum(c, axis=0), 0.0)
         v = _perturbed(rng_ptr, 1, beta_ptr + row, sample * logits + logit, o, m)
@@ -225,7 +229,7 @@ LAUNCH = {"num_warps": 1, "enable_fp_fusion": False}
 
 
 def _sizes(call):
-    """Edges, operations and cell types of a call (`fastnas.backends.calls.PathsCall`)."""
+    """Returns edges, operations and cell types of a call (`fastnas.backends.calls.PathsCall`)."""
     edges, ops = call.alpha.shape[-2:]
     return edges, ops, call.alpha.numel() // (edges * ops)
 
@@ -247,6 +251,7 @@ def forward(call, op, weight):
 def backward(dweight, call, op, dalpha, dbeta):
     """Fills dalpha, and dbeta unless call.beta is None."""
     edges, ops, types = _sizes(call)
+    # CUDA refuses a grid of size 0.
     if not types:
         return
     beta, tau, rng = call.beta, call.tau, call.rng

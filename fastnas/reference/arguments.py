@@ -50,6 +50,7 @@ def check_terms(name: str, terms: Sequence[Tensor | None], w: Tensor) -> None:
     """Refuses no terms, terms that differ in shape or dtype, and terms without a weight each."""
     if not terms:
         raise ValueError(f"{name} is empty; at least one term is needed")
+    # Terms are None where backward does not read them; an error names the first that is there.
     known = [(k, t) for k, t in enumerate(terms) if t is not None]
     for k, t in known:
         first = known[0][1]
@@ -107,5 +108,6 @@ def check_paths(
             f"beta has shape {list(beta.shape)}; {list(needed)} is needed beside alpha of shape"
             f" {list(alpha.shape)}"
         )
+    # A tensor is not looked at: reading it would wait for the device.
     if not isinstance(tau, Tensor) and not tau > 0:  # type: ignore[operator]
         raise ValueError(f"tau is {tau}; above 0 is needed")

@@ -32,6 +32,7 @@ def portable_log(x: Tensor) -> Tensor:
     m = ((bits & _MANTISSA) + _ROOT_HALF).view(torch.float64)
     s = (m - 1) / (m + 1)
     z = s * s
+    # By Horner from the smallest term: another order would round to other bits.
     series = torch.full_like(z, 1 / (2 * _ATANH_TERMS + 1))
     for k in reversed(range(_ATANH_TERMS)):
         series = series * z + 1 / (2 * k + 1)
@@ -46,4 +47,5 @@ def gumbel(u: Tensor) -> Tensor:
 def gumbel_draw(rng: Tensor, ordinal: int, shape: Sequence[int]) -> Tensor:
     """Draws g float64 of that shape: element i of stream `ordinal`, as `philox_draw` counts."""
     like = torch.empty(shape, dtype=torch.float64, device=rng.device)
+    # `philox_draw` gives 2 u - 1, exactly in float64: (1 + it) / 2 is u again, to the bit.
     return gumbel((1 + philox_draw("uniform_additive", rng, ordinal, like)) / 2)

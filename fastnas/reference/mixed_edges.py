@@ -23,6 +23,7 @@ def _depthwise_separable(
 ) -> Tensor:
     depthwise, pointwise = params
     pad = dilation * (size - 1) // 2
+    # u [N, C, H', W'] keeps the size at stride 1: the padding is dilation (k - 1) / 2.
     u = F.conv2d(F.relu(x), depthwise, None, stride, pad, dilation, groups=x.shape[1])
     return F.conv2d(u, pointwise)
 
@@ -42,11 +43,14 @@ def term_output(
     if term.op == "max_pool":
         z = F.max_pool2d(x, 3, stride, 1)
     elif term.op == "avg_pool":
+        # An average over what lies inside of the image only, as in the public code: 4 values in a
+        # corner.
         z = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     elif term.op == "reduce_skip":
         z = strided_pair(F.relu(x), params)
     else:
         z = _depthwise_separable(x, params[:2], term.size, term.dilation, stride)
+    # A sep_conv is two halves: v, normalised by its own statistics, is what the second one reads.
     if term.kind.halves == 2:
         v = batch_norm(z, stats[0], training, eps)
         z = _depthwise_separable(v, params[2:], term.size, term.dilation, 1)
@@ -98,6 +102,8 @@ def mixed_edges(
             if form != "none" and term.kind.noisy:
                 if level is None or rng is None:
                     raise ValueError(f"form is {form!r}; level and rng are needed with it")
+                # std(o_k(x)) is that of the whole tensor and is a constant in backward, as in the
+                # NoisyDARTS code.
                 found = standard_deviations([y], [0], form)
                 own_std = found[0] if found.numel() else None
                 if own_std is not None and std is not None:
@@ -105,7 +111,9 @@ def mixed_edges(
                 eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
                 y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
                 ordinal += 1
+            # w_ek o_k(x_e), in the order of the edges and then of the terms, as eager adds them.
             outputs.append(w[row.edge, term.weight].to(y.dtype) * y)
+        # A node is a state for the nodes after it: x_j = sum_{e into j} sum_k w_ek o_k(x_e).
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
     return torch.cat(states[table.inputs :], dim=1)
 
@@ -136,4 +144,6 @@ def _check(
 def _zeros(states: Sequence[Tensor], table: EdgeTable, node: int) -> Tensor:
     """Returns the zeros of a node whose edges can do nothing."""
     edge = next(edge for edge in table.edges if edge.target == node)
+    # The zeros take their size from the strided state: [N, C, ceil(H / 2), ceil(W / 2)] at stride
+    # 2.
     return torch.zeros_like(states[edge.source][:, :, :: edge.stride, :: edge.stride])

@@ -31,6 +31,7 @@ def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) ->
         return torch.empty(0, dtype=torch.float64, device=x[0].device)
     if x[0].numel() < 2:  # torch warns of it
         return torch.full((len(noisy),), float("nan"), dtype=torch.float64, device=x[0].device)
+    # Detached: the noise is a constant in backward, though its size follows x.
     return torch.stack([x[k].detach().to(torch.float64).std() for k in noisy])
 
 
@@ -72,6 +73,7 @@ def mixed_sum(
     check_noise(len(x), noisy, form, level, rng)
     v = list(x)
     if level is not None and rng is not None and noisy:
+        # v_k = x_k + d_k or x_k d_k; other terms are summed as they are.
         std = standard_deviations(x, noisy, form)
         for k, d in draws(x[0], noisy, form, level, rng, std).items():
             v[k] = apply_draw(x[k], d, form)
@@ -96,6 +98,7 @@ def mixed_sum_grads(
     check_shape("w", w, [len(x) or None])
     check_noise(len(w), noisy, form, level, rng)
     w = w.to(dy.dtype)
+    # dx_k = w_k dy, of noisy terms too where the noise is added: d counts as a constant.
     dx = [w_k * dy for w_k in w]
     v = list(x)
     if noisy and std is None:
@@ -104,6 +107,7 @@ def mixed_sum_grads(
         for k, d in draws(dy, noisy, form, level, rng, std).items():
             if v:
                 v[k] = apply_draw(x[k], d, form)
+            # v = x d, so dx_k = w_k d_k dy.
             if form.endswith("multiplicative"):
                 dx[k] = dx[k] * d
     return dx, torch.stack([(dy * v_k).sum() for v_k in v]) if v else None

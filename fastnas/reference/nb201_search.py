@@ -1,4 +1,4 @@
-"""The search network of NAS-Bench-201 in eager torch, mixed or on one sampled path.
+"""Builds the search network of NAS-Bench-201 in eager torch, mixed or on one sampled path.
 
 Source: D-X-Y/AutoDL-Projects ``xautodl/models/cell_searchs``: the stages of the evaluation network
 (`fastnas.nn.NB201EvalNetwork`), with a scale and a shift only in the batch norms outside of cells.
@@ -39,6 +39,8 @@ class NB201Cell(Dag):
     @typed
     def __init__(self, space: Space, C: int, **options: Any) -> None:
         super().__init__()
+        # The names mean other modules here than in DARTS: skip_connect is never strided, and
+        # convolutions are dense. A caller's `extra` goes before these.
         own = {name: _factory(name) for name in NB201_OPS}
         extra = own | dict(options.pop("extra", None) or {})
         self.build_edges(space, CELL_TYPE, C, extra=extra, **options)
@@ -50,14 +52,14 @@ class NB201Cell(Dag):
         return states[-1]
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x [N, C, H, W] of the cell or block before, w [6, K] -> [N, C, H, W]."""
+        """Maps x [N, C, H, W] of the cell or block before and w [6, K] to [N, C, H, W]."""
         check_images("x", x)
         self.check_weights("w", w, x)
         return self.run([x], w)
 
 
 class NB201SearchNetwork(SearchNetwork):
-    """Stem, three stages of cells with residual blocks between, batch norm, ReLU, classifier.
+    """Runs stem, three stages of cells with residual blocks between, batch norm, ReLU, classifier.
 
     Args:
         space: of layout nb201.
@@ -94,6 +96,7 @@ class NB201SearchNetwork(SearchNetwork):
             return self.cell(self.space, channels, **options)
 
         cells = list(nb201_stages(C, layers, cell))
+        # Residual blocks stand among the cells, as in the public code, whose checkpoints load.
         self.cells = nn.ModuleList(module for module, _ in cells)
         last = cells[-1][1]
         self.lastact = nb201_last(last)
@@ -106,11 +109,11 @@ class NB201SearchNetwork(SearchNetwork):
 
 
 class NB201SinglePathCell(SinglePathDag, NB201Cell):
-    """A cell on `HardWeights`."""
+    """Runs a cell on `HardWeights`."""
 
 
 class NB201SinglePathNetwork(SinglePathNetwork, NB201SearchNetwork):
-    """The search network on `HardWeights`."""
+    """Runs the search network on `HardWeights`."""
 
     layout: ClassVar[str] = "nb201"
     cell: type[Dag] = NB201SinglePathCell

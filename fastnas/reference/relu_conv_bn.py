@@ -19,6 +19,8 @@ def batch_norm(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
     if not training:
         mean, var = stats.to(z.dtype)
         return F.batch_norm(z, mean, var, training=False, eps=eps)
+    # Statistics are taken of z as it is stored, in the wider dtype, and are not differentiated:
+    # `F.batch_norm` below computes its own, with their gradient.
     wide = z.detach().to(stats.dtype)
     stats[0] = wide.mean((0, 2, 3))
     stats[1] = wide.var((0, 2, 3), correction=0)
@@ -28,6 +30,8 @@ def batch_norm(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
 def strided_pair(x: Tensor, params: Sequence[Tensor]) -> Tensor:
     """Returns `FactorizedReduce`'s 1x1 convolutions at stride 2, the second a pixel further."""
     odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+    # The second convolution reads x[2h + 1, 2w + 1]. Of an odd size its last row and column would
+    # be missing, and the halves could not be concatenated.
     padded = F.pad(x, (0, odd_w, 0, odd_h)) if odd_h or odd_w else x
     first, second = params
     return torch.cat(

@@ -24,10 +24,12 @@ EagerSample = tuple[list[int], Tensor]
 def gumbel_softmax(logits: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
     """Returns onehot(o*) - sg(At) + At, o* [..., 1] and At, drawn again where it is not finite."""
     while True:
+        # -ln E with E ~ Exp(1) is Gumbel(0, 1); of E = 0 it is inf, which the loop draws again.
         g = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
         soft = torch.softmax((torch.log_softmax(logits, -1) + g) / tau, -1)
         index = soft.max(-1, keepdim=True)[1]
         one_hot = torch.zeros_like(soft).scatter_(-1, index, 1.0)
+        # h = onehot(o*) - sg(At) + At: 1 up to rounding in value, At in gradient.
         hard = one_hot - soft.detach() + soft
         if torch.isinf(g).any() or torch.isinf(soft).any() or torch.isnan(soft).any():
             continue
@@ -40,6 +42,7 @@ def gdas_tables(alpha: Tensor, tau: float) -> EagerSample:
     for table in alpha.reshape(-1, *alpha.shape[-2:]).unbind():
         hard, index, _ = gumbel_softmax(table, tau)
         for edge in range(table.shape[0]):
+            # Here the host waits for the device, once for every edge.
             chosen = int(index[edge].item())
             ops.append(chosen)
             weights.append(hard[edge][chosen])
@@ -79,11 +82,13 @@ def _edges_kept(
     for n, row in zip(nodes, logits.split(logits_per_node(nodes, topology))):
         hard, index, soft = gumbel_softmax(row, tau)
         if topology == "pairs":
+            # ROME v1 (eq. 4-6): one pair of predecessors, whose two edges share its weight.
             pair = int(index.item())
             kept |= dict.fromkeys((first + int(i) for i in node_pairs(n)[:, pair]), hard[pair])
         elif n == 2:
             kept |= dict.fromkeys((first, first + 1))
         else:
+            # ROME v2 (eq. 7-8): the two largest of the relaxed logits, each with its own weight.
             top = soft.topk(2).indices.tolist()
             kept |= {first + i: straight_through(soft[i]) for i in top}
         first += n

@@ -88,7 +88,9 @@ def sample_paths(
     check_int("paths", paths, 1)
     g = gumbel_draw(rng, 0, (paths, *alpha.shape))
     perturbed = alpha.to(torch.float64) + g
+    # o* = argmax_o (alpha + g), [paths, ..., E, 1], in float64 on every backend (eq. 2).
     op = largest(perturbed.detach())
+    # A_st = 1 + At - sg(At) at the sampled operation (eq. 3).
     weight = straight_through(relaxed(perturbed, tau).gather(-1, op)).squeeze(-1)
     op = op.squeeze(-1)
     if beta is None:
@@ -97,6 +99,8 @@ def sample_paths(
     logits = (beta.to(torch.float64) + g).split(logits_per_node(nodes, topology), -1)
     parts = [_edges_kept(row, n, topology, tau) for row, n in zip(logits, nodes)]
     kept, B_st = (torch.cat(part, -1) for part in zip(*parts))
+    # B_st A_st on edges that are kept. Elsewhere a plain 0, so that NaN of an edge that is not in
+    # the path does not enter it.
     weight = torch.where(kept, weight * B_st, 0)
     return torch.where(kept, op, -1), weight.to(alpha.dtype)
 
@@ -108,9 +112,11 @@ def _edges_kept(
     soft = relaxed(perturbed, tau)
     if topology == "top2":
         edges = largest(perturbed.detach(), 2)
+        # Two edges of two are kept whatever the logits are: Bt has nothing to learn there.
         B_st = torch.ones_like(soft) if n == 2 else straight_through(soft)
     else:
         pair = largest(perturbed.detach())
+        # [..., 2]: both edges of the sampled pair.
         edges = node_pairs(n, perturbed.device).t()[pair.squeeze(-1)]
         B_st = straight_through(soft.gather(-1, pair)).expand(*soft.shape[:-1], n)
     kept = torch.zeros(*soft.shape[:-1], n, dtype=torch.bool, device=soft.device)
@@ -160,6 +166,7 @@ def sample_paths_grads(
 
 def _relaxed_grads(c: Tensor, logits: Tensor, g: Tensor, tau: Tensor | float) -> Tensor:
     soft = relaxed(logits.to(torch.float64) + g, tau)
+    # d softmax(l / tau)^T c = At (c - <c, At>) / tau.
     return soft * (c - (c * soft).sum(-1, keepdim=True)) / tau
 
 
@@ -171,5 +178,7 @@ def _topology_cotangents(
             yield c_node
         else:
             i, k = node_pairs(c_node.shape[-1], c.device)
+            # The logit of the pair that was sampled gets what both its edges get; no other pair has
+            # both.
             both = is_kept[..., i] & is_kept[..., k]
             yield torch.where(both, c_node[..., i] + c_node[..., k], 0)

@@ -1,4 +1,4 @@
-"""The DARTS search network in eager torch: mixed op, cell, network, and the step of its search.
+"""Builds the DARTS search network in eager torch: mixed op, cell, network, and a step of search.
 
 Semantics and state-dict names are those of the public code (quark0/darts model_search.py), so its
 checkpoints load. Mixing weights are arguments; the logits live in `fastnas.nn.ArchParameters`.
@@ -79,7 +79,7 @@ class MixedOp(nn.Module):
         self.skip_drop_path = skip_drop_path
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x [N, C, H, W], w [K] -> [N, C, H / stride, W / stride]."""
+        """Maps x [N, C, H, W] and w [K] to [N, C, H / stride, W / stride]."""
         check_images("x", x)
         check_mixing("w", w, [len(self._ops)], x)
         outputs = [op(x) for op in self._ops]
@@ -102,7 +102,7 @@ def _build(candidate: Candidate, C: int, stride: int, extra: Mapping[str, Factor
 
 
 class Dag(nn.Module):
-    """The edges of a cell: x_j = sum_{i<j} obar_ij(x_i) for every node j that is no input."""
+    """x_j = sum_{i<j} obar_ij(x_i) for every node j that is no input: the edges of a cell."""
 
     mixed_op: type[MixedOp] = MixedOp
 
@@ -125,25 +125,26 @@ class Dag(nn.Module):
         )
 
     def edges_into(self, node: int) -> range:
-        """Indices of the edges into node 0 .. nodes - 1 after the inputs; one from each state."""
+        """Lists the edges into node 0 .. nodes - 1 after the inputs; one from each state."""
+        # Node j after the inputs has inputs + j edges, so the nodes before it have their sum.
         first = sum(range(self.inputs, self.inputs + node))
         return range(first, first + self.inputs + node)
 
     def check_weights(self, name: str, w: object, x: Tensor) -> None:
-        """ValueError or TypeError unless they are of as many edges and candidates as here."""
+        """Refuses weights that are not of as many edges and candidates as here."""
         candidates = len(cast(MixedOp, self._ops[0])._ops)
         check_mixing(name, w, [len(self._ops), candidates], x)
 
     def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """What the nodes read of the cell's inputs."""
+        """Returns what the nodes read of the cell's inputs."""
         raise NotImplementedError
 
     def output(self, states: Sequence[Tensor]) -> Tensor:
-        """What the cell makes of its states, inputs first."""
+        """Returns what the cell makes of its states, inputs first."""
         raise NotImplementedError
 
     def run(self, inputs: Sequence[Tensor], w: Tensor) -> Tensor:
-        """The cell's output on mixing weights w [E, K]."""
+        """Computes the cell's output on mixing weights w [E, K]."""
         states = self.input_states(inputs)
         for node in range(self.nodes):
             edges = self.edges_into(node)
@@ -195,7 +196,7 @@ class Cell(Dag):
         return torch.cat(list(states[2:]), dim=1)
 
     def forward(self, s0: Tensor, s1: Tensor, w: Tensor) -> Tensor:
-        """s0, s1 [N, C', H', W'] of the two cells before, w [E, K] -> [N, nodes C, H, W]."""
+        """Maps s0, s1 [N, C', H', W'] of two cells before and w [E, K] to [N, nodes C, H, W]."""
         check_images("s0", s0)
         check_images("s1", s1)
         self.check_weights("w", w, s1)
@@ -203,7 +204,7 @@ class Cell(Dag):
 
 
 class SearchNetwork(nn.Module):
-    """Stem, cells, global average pooling, classifier; reduction at 1/3 and 2/3 of the depth.
+    """Runs stem, cells, average pooling and classifier; reduces at 1/3 and 2/3 of the depth.
 
     Args:
         space: a search space (`fastnas.spaces.get_space`).
@@ -254,14 +255,16 @@ class SearchNetwork(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
 
     def _build_cells(self, channels: int, C: int, layers: int, options: dict[str, Any]) -> int:
-        """Sets `cells`, the first after a stem of so many channels; the channels of the last."""
+        """Sets `cells`, after a stem of so many channels; returns the channels of the last one."""
         before_last, last, current, reduced = channels, channels, C, False
         cells = []
         for layer in range(layers):
+            # In a network of one cell or two, 0 is among them: the first cell is a reduction.
             reduction = layer in {layers // 3, 2 * layers // 3}
             current *= 2 if reduction else 1
             kind = "reduce" if reduction else "normal"
             cells.append(
+                # After a reduction s0 is twice as large as s1, so the next cell halves s0.
                 self.cell(self.space, kind, before_last, last, current, reduced, **options)
             )
             before_last, last, reduced = last, self.space.nodes * current, reduction
@@ -269,20 +272,21 @@ class SearchNetwork(nn.Module):
         return last
 
     def features(self, x: Tensor, weights: Weights) -> Tensor:
-        """The stem's output through all cells."""
+        """Runs the stem's output through all cells."""
+        # The first cell reads the stem twice, as both cells before it.
         s0 = s1 = x
         for cell in self.cells:
             s0, s1 = s1, cell(s0, s1, weights[cast(Cell, cell).cell_type])
         return s1
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
-        """Images [N, in_channels, H, W] and the mixing weights of all cell types -> logits."""
+        """Maps images [N, in_channels, H, W] and the weights of all cell types to logits."""
         self.check_inputs(x, weights)
         found = self.features(self.stem(x), weights)
         return self.classifier(self.global_pooling(found).flatten(1))
 
     def check_inputs(self, x: Tensor, weights: Mapping[str, Any]) -> None:
-        """ValueError or TypeError unless they are what `forward` takes."""
+        """Refuses what `forward` does not take."""
         check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
         check_type("weights", weights, Mapping)
         needed = {dag.cell_type: dag for dag in self.dags()}
@@ -294,15 +298,15 @@ class SearchNetwork(nn.Module):
             dag.check_weights(f"weights[{cell_type!r}]", weights[cell_type], x)
 
     def dags(self) -> Iterator[Dag]:
-        """The cells that are searched."""
+        """Yields the cells that are searched."""
         return (module for module in self.cells if isinstance(module, Dag))
 
     def mixed_ops(self) -> Iterator[MixedOp]:
-        """All mixed ops, cell by cell and edge by edge."""
+        """Yields all mixed ops, cell by cell and edge by edge."""
         return (module for module in self.modules() if isinstance(module, MixedOp))
 
     def set_noise_amplitude(self, amplitude: float) -> None:
-        """r of the noise (`SkipNoise`) on every edge, 1 where it does not decay; 0 or more."""
+        """Sets r of the noise (`SkipNoise`) on every edge, 1 where it does not decay; 0 or more."""
         check_number("amplitude", amplitude)
         if amplitude < 0:
             raise ValueError(f"amplitude is {amplitude}; 0 or more is allowed")
@@ -320,7 +324,7 @@ def search_step(
     valid: tuple[Tensor, Tensor],
     grad_clip: float = 5.0,
 ) -> Tensor:
-    """One first-order DARTS step as the public code writes it; returns the training loss.
+    """Makes one first-order DARTS step as the public code writes it; returns the training loss.
 
     Each half computes all gradients, those of the params in the architecture step and those of
     the logits in the weight step included: the baseline that the benchmarks compare with.

@@ -1,4 +1,4 @@
-"""Single-path search in eager torch, as the public GDAS code writes it: one sync for every edge.
+"""Searches on single paths in eager torch, as public GDAS code does: one sync for every edge.
 
 Sampling and the edge: D-X-Y/AutoDL-Projects, xautodl/models/cell_searchs. The two edges of a node
 are ROME's (ICCV 2023, eq. 4-8), for which there is no public code: that part is ours.
@@ -20,7 +20,7 @@ from fastnas.reference.search_network import Cell, Dag, MixedOp, SearchNetwork
 
 
 class HardWeights(NamedTuple):
-    """h [E, K], whose rows are one-hot up to rounding, and int64 choice [E]; -1: no such edge."""
+    """Holds h [E, K], whose rows are one-hot up to rounding, and int64 choice [E]; -1: no edge."""
 
     h: Tensor
     choice: Tensor
@@ -28,7 +28,7 @@ class HardWeights(NamedTuple):
 
 @typed
 def gdas_sample(alpha: Tensor, tau: float) -> HardWeights:
-    """One candidate on every edge: h = onehot(argmax P) - sg(P) + P."""
+    """Samples one candidate on every edge: h = onehot(argmax P) - sg(P) + P."""
     if alpha.dim() != 2 or not tau > 0:
         raise ValueError(f"alpha has shape {list(alpha.shape)}, tau is {tau}; [E, K] and a"
                          " temperature above 0 are needed")  # fmt: skip
@@ -40,12 +40,13 @@ def gdas_sample(alpha: Tensor, tau: float) -> HardWeights:
 def rome_sample(
     alpha: Tensor, beta: Tensor, nodes: Sequence[int], tau: float, topology: str
 ) -> HardWeights:
-    """`gdas_sample` on two edges a node: the "top2" of their relaxed beta, or one of "pairs"."""
+    """Samples as `gdas_sample`, on two edges a node: "top2" of relaxed beta, or one of "pairs"."""
     check_paths(alpha, beta, nodes, logits_per_node(nodes, topology), tau)
     h, index = gdas_sample(alpha, tau)
     gates: list[Tensor] = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
         probs = gumbel_softmax(row, tau)[2]
+        # 1 in value, the relaxed probabilities in gradient.
         straight = 1 + (probs - probs.detach())
         if topology == "pairs":
             pair = int(probs.argmax())
@@ -54,6 +55,7 @@ def rome_sample(
         else:
             kept = probs.topk(2).indices.tolist()
             gate = {e: straight[e] if n > 2 else torch.ones_like(straight[e]) for e in kept}
+        # A gate of 0 takes an edge out of the path, its weight and its gradient.
         gates += [gate.get(e, torch.zeros_like(straight[0])) for e in range(n)]
     gated = torch.stack(gates)
     return HardWeights(h * gated[:, None], torch.where(gated > 0, index, -1))
@@ -76,6 +78,8 @@ class SinglePathDag(Dag):
         for node in range(self.nodes):
             clist = []
             for e, x in zip(self.edges_into(node), states):
+                # One sync with the device for every edge of every cell: what the fused paths do
+                # without.
                 k = int(choice[e].item())
                 if k < 0:
                     continue
@@ -83,6 +87,8 @@ class SinglePathDag(Dag):
                 assert isinstance(op, MixedOp)
                 y = h[e, k] * op._ops[k](x)
                 if self.siblings:
+                    # Each of them is 0 in value: only the gradient of h reaches candidates that
+                    # were not sampled.
                     y = y + sum(h[e, o] for o in range(h.shape[1]) if o != k)
                 clist.append(y)
             states.append(sum(clist[1:], clist[0]))
@@ -90,16 +96,16 @@ class SinglePathDag(Dag):
 
 
 class SinglePathCell(SinglePathDag, Cell):
-    """A cell of DARTS' layout on `HardWeights`."""
+    """Runs a cell of DARTS' layout on `HardWeights`."""
 
 
 class SinglePathNetwork(SearchNetwork):
-    """The search network on `HardWeights` of all cell types."""
+    """Runs the search network on `HardWeights` of all cell types."""
 
     cell: type[Dag] = SinglePathCell
 
     def set_siblings(self, siblings: bool) -> None:
-        """Of all cells."""
+        """Sets `siblings` of all cells."""
         for cell in self.dags():
             cell.siblings = siblings  # type: ignore[assignment]
 
@@ -118,7 +124,7 @@ def single_path_step(
     samples: int = 1,
     grad_clip: float = 5.0,
 ) -> Tensor:
-    """A step of GDAS' loop: weights first, then logits, all gradients in both halves.
+    """Makes a step of GDAS' loop: weights first, then logits, all gradients in both halves.
 
     With several samples (ROME eq. 11 and 12) their gradients are added for the weights and
     averaged for the logits. Returns the training loss of the last.
