@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from fastnas.checks import check_type
 from fastnas.spaces.darts import DARTS
 from fastnas.spaces.genotype import AnyGenotype
 from fastnas.spaces.layout import Layout
@@ -15,4 +16,5 @@ READING_ORDER: tuple[Layout[Any], ...] = (NB201, DARTS)
 
 def layout_of(genotype: AnyGenotype) -> Layout[Any]:
     """The layout of a genotype's cells."""
+    check_type("genotype", genotype, AnyGenotype)
     return LAYOUTS[genotype.layout]

@@ -10,7 +10,7 @@ from fastnas import reference
 from fastnas.reference import SkipNoise
 from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
-SKIP = EdgeTerm("skip", 0)
+TABLE = EdgeTable(1, 1, 1, (Edge(0, 0, 1, (EdgeTerm("skip", 0),)),))
 
 
 def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Argument:
@@ -18,7 +18,6 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Argument:
     return any_tensor(*shape, dtype=dtype, any_kind=True)
 
 
-TABLE = EdgeTable(1, 1, 1, (Edge(0, 0, 1, (SKIP,)),))
 CHANNELS = 4
 
 terms = sequence(tensor(2, 3), 2).plus(text="abc")
@@ -93,20 +92,4 @@ CALLS = [
         "alpha": tensor(4, 3).but("a larger first axis"), "tau": tau}),
     Call("rome_sample", reference.rome_sample, {
         "alpha": alpha, "beta": beta, "nodes": nodes, "tau": tau, "topology": topology}),
-    Call("EdgeTable", EdgeTable, {
-        "inputs": integer(1, 1), "nodes": integer(1, 1), "candidates": integer(1, 1),
-        "edges": one_of(lambda: (Edge(0, 0, 1, (SKIP,)),), **{"None": None, "a number": 1, "text":
-            "ab", "empty": (), "numbers": (1, 2), "a source past the end": (Edge(9, 0, 1, ()),),
-            "stride 3": (Edge(0, 0, 3, ()),), "a target past the end": (Edge(0, 9, 1, ()),),
-            "stride true": (Edge(0, 0, True, ()),), "an unknown op": (Edge(0, 0, 1, (EdgeTerm(
-                "no-such", 0),)),), "a term that is none": (Edge(0, 0, 1, (3,)),), "no terms":
-            (Edge(0, 0, 1, None),), "a half": (Edge(0.5, 0, 1, ()),)}).called("edge")}),
-    Call("EdgeTable", lambda choice: TABLE.path(choice), {
-        "choice": one_of(lambda: (0,), **{"None": None, "a number": 1, "text": "0", "two": (0, 0),
-            "past the end": (5,), "half": (0.5,), "nan": (float("nan"),),
-            "below": (-2,)})}, "EdgeTable.path"),
-    Call("EdgeTable", EdgeTable.decode, {
-        "code": one_of(lambda: TABLE.code, **{"None": None, "a number": 1, "text": "0", "cut":
-            TABLE.code[:-1], "empty": (), "an unknown op": (*TABLE.code[:-4], 99, 0, 0, 1),
-            "halves": (0.5,) * 11, "negative": (*TABLE.code[:-4], -1, 0, 0, 1)})}),
 ]  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 from wrong_values import Argument, Call, choice, instance, integer, number, one_of, sequence, text
 
 from fastnas import spaces
-from fastnas.spaces import darts, distribution, nb201
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm, darts, distribution, nb201
 
 DARTS = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
@@ -15,6 +15,8 @@ DARTS = (
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
 EDGE = ("none", "skip_connect")
 SLOTS = nb201.NB201Slots()
+SKIP = EdgeTerm("skip", 0)
+TABLE = EdgeTable(1, 1, 1, (Edge(0, 0, 1, (SKIP,)),))
 SHARES = {"normal": (0.2, 0.2, 0.2, 0.2, 0.2)}
 
 space = instance(lambda: spaces.get_space("S0"))
@@ -171,4 +173,21 @@ CALLS = [
         "operations": integer(3, 1), "length": integer(4, 0)}),
     Call("lattice", lambda operations, length: list(distribution.lattice(operations, length)), {
         "operations": integer(3, 1), "length": integer(4, 0)}, "lattice"),
+    Call("layout_of", spaces.layout_of, {"genotype": darts_cells}),
+    Call("EdgeTable", EdgeTable, {
+        "inputs": integer(1, 1), "nodes": integer(1, 1), "candidates": integer(1, 1),
+        "edges": one_of(lambda: (Edge(0, 0, 1, (SKIP,)),), **{"None": None, "a number": 1, "text":
+            "ab", "empty": (), "numbers": (1, 2), "a source past the end": (Edge(9, 0, 1, ()),),
+            "stride 3": (Edge(0, 0, 3, ()),), "a target past the end": (Edge(0, 9, 1, ()),),
+            "stride true": (Edge(0, 0, True, ()),), "an unknown op": (Edge(0, 0, 1, (EdgeTerm(
+                "no-such", 0),)),), "a term that is none": (Edge(0, 0, 1, (3,)),), "no terms":
+            (Edge(0, 0, 1, None),), "a half": (Edge(0.5, 0, 1, ()),)}).called("edge")}),
+    Call("EdgeTable", lambda choice: TABLE.path(choice), {
+        "choice": one_of(lambda: (0,), **{"None": None, "a number": 1, "text": "0", "two": (0, 0),
+            "past the end": (5,), "half": (0.5,), "nan": (float("nan"),),
+            "below": (-2,)})}, "EdgeTable.path"),
+    Call("EdgeTable", EdgeTable.decode, {
+        "code": one_of(lambda: TABLE.code, **{"None": None, "a number": 1, "text": "0", "cut":
+            TABLE.code[:-1], "empty": (), "an unknown op": (*TABLE.code[:-4], 99, 0, 0, 1),
+            "halves": (0.5,) * 11, "negative": (*TABLE.code[:-4], -1, 0, 0, 1)})}),
 ]  # fmt: skip

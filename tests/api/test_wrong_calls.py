@@ -67,6 +67,8 @@ def test_every_verdict_can_be_given(function: str, kind: str, monkeypatch, tmp_p
 
 
 UNCHECKED = {
+    "AnyGenotype": "what Genotype and NB201Genotype have in common",
+    "Layout": "what the layouts have in common",
     "Dag": "what Cell and NB201Cell have in common",
     "FolderConfig": "what configs have in common, as RunConfig",
     "RunConfig": "as FolderConfig",
@@ -80,11 +82,11 @@ UNCHECKED = {
     "weighted_sum": "the baseline of the benchmarks: what is timed is the public code",
     "keep_freed_memory": "takes nothing, as check_environment",
     "check_environment": "as keep_freed_memory",
-    "Held": "what backends are called with by the ops, which check it, as OpInfo and Request",
-    "OpInfo": "as Held",
-    "Request": "as Held",
-    "accumulation_dtype": "as Held",
-    "choose": "as Held",
+    "SavedTensors": "what backends get from the ops, which check it, as OpInfo and Request",
+    "OpInfo": "as SavedTensors",
+    "Request": "as SavedTensors",
+    "accumulation_dtype": "as SavedTensors",
+    "choose": "as SavedTensors",
 }
 """Public names without a wrong call, and why."""
 
