@@ -17,7 +17,7 @@ def is_partial(path: Path) -> bool:
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """`path` holds either what it held before or all that `write` wrote, whenever power fails.
+    """Writes a file: it holds what it held before or all that `write` wrote, if power fails.
 
     Its folder has to be there: one that has vanished under a run is an error, not made again.
     """

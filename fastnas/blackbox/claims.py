@@ -39,6 +39,8 @@ class Claims:
         key, table = _key(cell), self._table
         try:
             with self._engine.begin() as connection:
+                # The key decides, not a query before it: the database lets one of two insertions
+                # through.
                 connection.execute(table.insert().values(cell=key, trial=trial))
             return True
         except sql.exc.IntegrityError:
@@ -52,6 +54,8 @@ class Claims:
         if not is_free(holder):
             return False
         with self._engine.begin() as connection:
+            # The condition names the holder that was seen, so of two workers that take over from it
+            # only one changes a row.
             mine = table.update().where(table.c.cell == key, table.c.trial == holder)
             return connection.execute(mine.values(trial=trial)).rowcount == 1
 

@@ -151,6 +151,8 @@ class Cells:
     def __init__(self, layout: SlotLayout) -> None:
         self.layout = layout
         slots = {f"slot{i}": len(layout.ops) for i in range(layout.length)}
+        # A node that can be wired in one way only is no coordinate: it would add points that are
+        # the same cell.
         nodes = {f"node{i}": ways for i, ways in enumerate(layout.wirings) if ways > 1}
         self.sizes = {
             f"{cell}.{name}": size
@@ -176,6 +178,7 @@ class Cells:
         return np.asarray(points, float).reshape(len(points), -1)
 
     def tallies(self, point: Point) -> NDArray[np.int64]:
+        # Each choice draws once, so its tally is a row of the identity.
         return np.eye(max(self.sizes.values()), dtype=np.int64)[list(point)]
 
     def from_tallies(self, tallies: Sequence[NDArray[np.int64]]) -> Point:

@@ -44,11 +44,13 @@ class Process:
         x = torch.as_tensor(features)
         error = (1 - torch.tensor(accuracies, dtype=torch.float64)).clamp_min(LEAST_ERROR)
         y = -error.log().unsqueeze(-1)
+        # The priors of BoTorch's length scales and noise are for targets of mean 0 and deviation 1.
         y = (y - y.mean()) / y.std().clamp_min(1e-9)
         if categorical:
             kernel = CategoricalKernel(ard_num_dims=x.shape[1])
         else:
             kernel = get_covar_module_with_dim_scaled_prior(x.shape[1], use_rbf_kernel=False)
+        # The targets are standardised above, so BoTorch's own outcome transform is off.
         model = SingleTaskGP(x, y, covar_module=kernel, outcome_transform=None)
         with warnings.catch_warnings():
             # A fit that stops early has hyperparameters better than those that it began with.
@@ -62,8 +64,11 @@ class Process:
             self._condition(x, y.squeeze(-1), model.mean_module.constant, model.likelihood.noise)
 
     def _condition(self, x: Tensor, y: Tensor, prior: Tensor, noise: Tensor) -> None:
-        """With K = L L^T of the observed points, R = L^-1 k(x, candidates): the posterior mean is
-        prior + R^T L^-1 (y - prior), the covariance k - R^T R."""
+        """Computes the posterior at the candidates.
+
+        With K = L L^T of the observed points and R = L^-1 k(x, candidates) the mean is
+        prior + R^T L^-1 (y - prior), the covariance k - R^T R.
+        """
         covariance = self._kernel(x).to_dense()
         factor = torch.linalg.cholesky(covariance + noise * torch.eye(len(x), dtype=x.dtype))
         residual = (y - prior).unsqueeze(-1)
@@ -82,6 +87,7 @@ class Process:
         they are: a row more in R."""
         one = self._candidates[candidate : candidate + 1]
         column = self._kernel(one, self._candidates).to_dense().squeeze(0)
+        # This is the posterior covariance of the candidate with all others, k - R^T R.
         column = column - self._rows[:, candidate] @ self._rows
         row = column / (column[candidate] + self._noise).sqrt()
         self._rows = torch.cat([self._rows, row.unsqueeze(0)])
@@ -92,6 +98,7 @@ class Process:
 
         log(sigma h(z)), z = (mean - best) / sigma, h(z) = phi(z) + z Phi(z).
         """
+        # Rounding can make the variance at an observed point negative, and its root NaN.
         sigma = self._variance.clamp_min(LEAST_VARIANCE).sqrt()
         z = (self._mean - self._best) / sigma
         log_phi = -(z**2) / 2 - math.log(2 * math.pi) / 2

@@ -103,6 +103,8 @@ class Study:
         self.grace = timedelta(seconds=grace_seconds)
         self._sampler = _Proposals(method, self.domain, seed)
         with _quiet():
+            # The study is opened before it is agreed on: another worker may have made it first, and
+            # then its settings are those that count.
             self._study, self._claims = _opened(database, self._sampler, grace_seconds)
         self._agree({**settings, "operations": list(layout.ops), "length": layout.length})
 
@@ -126,9 +128,15 @@ class Study:
                     heard = len(values)
                 if len(values) >= budget:
                     return
+                # A signal is looked at between evaluations. Optuna has stored what was evaluated,
+                # so nothing else is saved here.
                 stop.check(f"the study, after {len(values)} evaluations,")
                 with _quiet(), _refusals():
+                    # Evaluations of dead workers are given back first, or a study could wait for
+                    # them for good.
                     self._fail_stale()
+                    # Running trials count, or their evaluations would exceed the budget when they
+                    # arrive.
                     if len(self._live()) < budget or self._trials(TrialState.WAITING):
                         self._study.optimize(self._evaluate, n_trials=1)
                     else:  # the others may die yet
@@ -146,17 +154,21 @@ class Study:
             )
             for t in trials
         ]
+        # `max` keeps the first of equal ones, so every worker reports the same cell.
         best = max(range(len(cells)), key=lambda i: cells[i][1].accuracy)
         return Result(cells, [self._sampler.point(t.params) for t in trials], best)
 
     def _evaluate(self, trial: Any) -> float:
         point = tuple(trial.suggest_int(name, 0, n - 1) for name, n in self.domain.sizes.items())
+        # Two workers may have seen one evaluation missing at the same time. The trials with the
+        # lowest numbers count, which both read from the database alike.
         if trial.number not in {t.number for t in self._live()[: self._budget]}:
             raise optuna.TrialPruned  # another worker took the last one at the same moment
         origin = self._sampler.origins.pop(trial.number, None)
         if origin is not None:
             trial.set_user_attr("origin", origin)
         cell = self._claimed(point, trial.number)
+        # The cell is stored before it is evaluated: other workers must see that it is taken.
         trial.set_user_attr("cell", text_of(cell))
         (evaluation,) = self.evaluator.evaluate([cell], [self._evaluation_seed(trial.number)])
         trial.set_user_attr("seconds", evaluation.seconds)
@@ -173,6 +185,8 @@ class Study:
         while True:
             texts = [t.user_attrs.get("cell") for t in self._live() if t.number != number]
             seen = {parse(text) for text in texts if text is not None} | lost
+            # The last number keeps the streams of a trial apart: none proposes, 1 draws the cell, 2
+            # seeds the evaluation.
             rng = np.random.default_rng([self.seed, number, 1])
             cell = unseen_cell(self.domain, point, rng, seen)
             is_again = cell in seen
@@ -184,9 +198,13 @@ class Study:
             lost.add(cell)
 
     def _is_free(self, is_again: bool, holder: int) -> bool:
-        """Whether the trial that holds a cell is dead, or has evaluated it and the method, which
-        knew, proposed it again."""
+        """Tells whether a cell can be taken from the trial that holds it.
+
+        It can where that trial is dead, or has evaluated the cell and the method, which knew,
+        proposed it again.
+        """
         states = {t.number: t.state for t in self._live()}
+        # A trial that is not live has died, and its claim with it.
         return holder not in states or (is_again and states[holder] == TrialState.COMPLETE)
 
     def _evaluation_seed(self, number: int) -> int:
@@ -200,10 +218,14 @@ class Study:
         return self._study.get_trials(deepcopy=False, states=states)
 
     def _fail_stale(self) -> None:
-        """Trials of dead workers: those with a heartbeat wait to be run again; those that died
-        while they were proposed have none, and no point either."""
+        """Gives back the trials of dead workers.
+
+        Those with a heartbeat wait to be run again; those that died while they were proposed have
+        none, and no point either.
+        """
         optuna.storages.fail_stale_trials(self._study)
         for trial in self._trials(TrialState.RUNNING):
+            # Optuna's times are local and without a zone, so they are compared with such a time.
             since = datetime.now() - (trial.datetime_start or datetime.now())
             if not trial.params and since > self.grace:
                 self._study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
@@ -211,7 +233,10 @@ class Study:
     def _agree(self, settings: Mapping[str, Any]) -> None:
         if SETTINGS not in self._study.user_attrs:
             self._study.set_user_attr(SETTINGS, json.dumps(dict(settings)))
+        # It is read back from the database: where two workers set it at once, both compare with the
+        # one that stayed.
         found = json.loads(self._study.user_attrs[SETTINGS])  # another may have been first
+        # The way through JSON makes tuples lists here as well, as they are in what was stored.
         given = json.loads(json.dumps(dict(settings)))
         differing = [
             f"{name} {found.get(name)!r}, not {given.get(name)!r}"
@@ -241,6 +266,8 @@ class _Proposals(BaseSampler):
         past = [
             self._observation(other)
             for other in study.get_trials(deepcopy=False, states=LIVE)
+            # Only trials that have a point are seen, and of those only earlier ones: this one is
+            # running too.
             if other.number < trial.number and len(other.params) == len(self.domain.sizes)
         ]
         rng = np.random.default_rng([self.seed, trial.number])
@@ -264,14 +291,18 @@ class _Proposals(BaseSampler):
 
 
 def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> tuple[Any, Claims]:
-    """The study and its claims, made if need be; tried again, as another worker may be making them
-    just now."""
+    """Opens the study and its claims, which it makes if need be.
+
+    It tries again where that fails, as another worker may be making them just now.
+    """
     url, engine = _engine(database)
     for attempt in range(ATTEMPTS):
         try:
             storage = optuna.storages.RDBStorage(
                 url,
                 engine_kwargs=engine,
+                # Four signs of life fit into the grace period, so one that comes late kills no
+                # evaluation.
                 heartbeat_interval=max(1, grace_seconds // 4),
                 grace_period=grace_seconds,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
@@ -286,6 +317,7 @@ def _opened(database: str | Path, sampler: Any, grace_seconds: int) -> tuple[Any
             return study, Claims(storage.engine)
         except Exception as error:  # SQLAlchemy's and those of its drivers
             if attempt == ATTEMPTS - 1:
+                # A password in the URL must not stand in an error message, or in a log of it.
                 shown = re.sub(r"//([^:/@]+):[^@]*@", r"//\1:***@", str(database))
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise StudyError(f"study {shown}: {reason}") from error
@@ -300,6 +332,7 @@ def _engine(database: str | Path) -> tuple[str, dict[str, Any]]:
     read. Optuna fills in templates, so braces of a given URL are doubled.
     """
     if isinstance(database, Path):
+        # `check_same_thread` is off because Optuna's heartbeat writes from a thread of its own.
         connect = partial(sqlite3.connect, database, timeout=LOCK_SECONDS, check_same_thread=False)
         return SQLITE + "study.db", {"creator": connect}
     if database.rstrip("/") in ("sqlite:", "sqlite:///:memory:"):

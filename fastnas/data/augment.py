@@ -71,6 +71,7 @@ class Augment:
                 raise ValueError("fill is on the meta device; its values are needed")
         if not (self.crop or self.flip or self.cutout):
             return images
+        # All numbers go in one copy, which nothing waits for.
         draws = to_device(self.draw(images.shape, generator), images.device)
         down, right, mirrored, centre_row, centre_column = draws[:, :, None]
 
@@ -78,6 +79,7 @@ class Augment:
         rows = torch.arange(height, device=images.device)
         columns = torch.arange(width, device=images.device)
         if self.crop or self.flip:
+            # The mirror turns the window that was cut, so the shift is added after it.
             source_columns = torch.where(mirrored == 1, width - 1 - columns, columns)
             images = _window(images, rows + down, source_columns + right, fill)
         if self.cutout:
@@ -104,6 +106,8 @@ class Augment:
             (0, height),
             (0, width),
         )
+        # Every number is drawn, also those of what is off: switching one off leaves the others' as
+        # they are.
         return torch.stack([torch.randint(*r, (batch,), generator=generator) for r in ranges])
 
 
@@ -112,6 +116,7 @@ def _outer(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _within(positions: Tensor, centre: Tensor, side: int) -> Tensor:
+    # A square of an even side reaches one pixel further before its centre, as in the public code.
     offset = positions - centre + side // 2
     return (offset >= 0) & (offset < side)
 
@@ -121,6 +126,7 @@ def _window(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor | None) 
     height, width = images.shape[2:]
     source_rows, source_columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     source = source_rows[:, :, None] * width + source_columns[:, None, :]
+    # One gather moves every image by its own shift: a loop over images would be a launch an image.
     index = source.flatten(1)[:, None, :].expand(-1, images.shape[1], -1)
     taken = images.flatten(2).gather(2, index).view(images.shape)
     inside = _outer((rows >= 0) & (rows < height), (columns >= 0) & (columns < width))

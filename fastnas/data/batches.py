@@ -48,16 +48,20 @@ def split_indices(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, T
         raise ValueError(f"labels hold {int(labels.min())}; expected 0 or more")
 
     class_sizes = torch.bincount(labels)
+    # This is the largest-remainder method: shares are rounded down, and the images that are left go
+    # to the classes that lost most.
     shares = class_sizes.double() * (size / total)
     counts = shares.floor().long()
     largest_remainders = (shares - counts).argsort(descending=True, stable=True)
     counts[largest_remainders[: size - int(counts.sum())]] += 1
 
+    # A stable sort by class keeps each class in random order, so the first of each are its members.
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     order = order[labels[order].argsort(stable=True)]
     class_starts = class_sizes.cumsum(0) - class_sizes
     rank_in_class = torch.arange(total) - class_starts.repeat_interleave(class_sizes)
     first = rank_in_class < counts[labels[order]]
+    # They are sorted, because the shuffling of `Batches` is what decides their order.
     return order[first].sort().values, order[~first].sort().values
 
 
@@ -94,6 +98,7 @@ class Batches:
             )
         self.batch_size = batch_size
         self.drop_last = drop_last
+        # It is a copy, so that the stream does not change with the caller's tensor.
         self._indices = indices.clone()
         self._generator = torch.Generator().manual_seed(seed)
         self._start_pass()
@@ -144,6 +149,7 @@ class Batches:
                 f"state of the batches has a generator that is no uint8 tensor of shape "
                 f"{list(self._pass_state.shape)}"
             )
+        # The state is that of the pass's beginning: the permutation is drawn again, not stored.
         self._generator.set_state(generator.cpu())
         self._start_pass()
         self._position = int(state["position"])
@@ -156,6 +162,8 @@ class Batches:
         }
 
     def _start_pass(self) -> None:
+        # It is kept before the permutation is drawn, which is how a restored stream finds the same
+        # one.
         self._pass_state = self._generator.get_state()
         order = torch.randperm(len(self._indices), generator=self._generator)
         self._shuffled = self._indices[order.to(self._indices.device)]

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from fastnas.checks import check_fields, check_int, typed
 
+# This is one grey level: a channel without contrast would otherwise divide by zero.
 SMALLEST_STD = 1 / 255
+# So many images are float at a time, four times as large as their bytes.
 RESIZE_CHUNK = 512
 
 
@@ -107,6 +109,7 @@ class Images:
         """Hashes all images and labels, by which a resumed run knows its data again."""
         found = hashlib.blake2b(digest_size=16)
         for part in (self.train, self.train_labels, self.test, self.test_labels):
+            # The shape belongs to it: the same bytes in another shape are other images.
             found.update(f"{part.dtype} {list(part.shape)}".encode())
             found.update(part.cpu().contiguous().numpy().data)
         return found.hexdigest()
@@ -132,6 +135,7 @@ class Images:
                 f"batch has shape {list(batch.shape)}; expected [..., {self.channels}, H, W]"
             )
         mean, std = (m.to(batch.device)[:, None, None] for m in (self.mean, self.std))
+        # The division is in place on the copy that `float` has made; the bytes stay as they are.
         return batch.float().div_(255).sub_(mean).div_(std)
 
     def to(self, device: torch.device | str) -> Images:

@@ -79,6 +79,7 @@ def _digits() -> Images:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
+    # scikit-learn's digits have 17 levels, 0 to 16.
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     labels = torch.from_numpy(digits.target.astype(np.int64))
     return divide("digits", torch.from_numpy(pixels)[:, None], labels)

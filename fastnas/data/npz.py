@@ -66,6 +66,7 @@ def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = N
             f" [{len(images)}] is needed"
         )
     if is_test is None:
+        # The seed is the file's, not the run's: every run must be tested on the same images.
         test, train = split_indices(labels, HELD_BACK, HELD_BACK_SEED)
     else:
         test, train = is_test.nonzero().flatten(), (~is_test).nonzero().flatten()
@@ -76,6 +77,8 @@ def divide(name: str, images: Tensor, labels: Tensor, is_test: Tensor | None = N
 def _read_arrays(path: Path) -> dict[str, Array]:
     try:
         with path.open("rb") as stream:
+            # numpy takes a file that is no archive for a pickle, and would tell that pickles are
+            # not allowed.
             is_archive = zipfile.is_zipfile(stream)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else one_line(error)
@@ -84,6 +87,7 @@ def _read_arrays(path: Path) -> dict[str, Array]:
         raise DataError(f"{path}: not a .npz file (not a zip archive); write it with numpy.savez")
     arrays = {}
     try:
+        # A pickle could run code, so arrays of objects are refused.
         with np.load(path, allow_pickle=False) as archive:
             found = list(archive.files)
             for key in ("images", "labels", "split"):
@@ -121,6 +125,7 @@ def _pixels(path: Path, images: Array) -> Tensor:
         images = images[:, None]
     else:
         channels_first, channels_last = (shape[axis] in CHANNEL_COUNTS for axis in (1, 3))
+        # A guess could turn the images on their side without anybody seeing it.
         if channels_first == channels_last:
             why = "either could be" if channels_first else "neither can be"
             raise DataError(
@@ -147,6 +152,8 @@ def _bytes(path: Path, images: Array) -> Array:
             f"{path}: images are {images.dtype} in {low:g}..{high:g}; "
             "expected floats in 0..1, or uint8"
         )
+    # They are rounded, not cut off: x / 255 times 255 may come out just below the level that it
+    # was.
     return np.rint(images.astype(np.float32) * 255).astype(np.uint8)
 
 

@@ -32,6 +32,7 @@ def read_known(datasets: ModuleType, name: str, data_dir: Path) -> Images:
                 datasets.SVHN(str(data_dir), split=split, download=True)
                 for split in ("train", "test")
             ]
+            # SVHN's files are [N, C, H, W] already, CIFAR's are [N, H, W, C].
             pixels = [np.asarray(part.data) for part in parts]
             labels = [part.labels for part in parts]
             classes = 10
@@ -66,6 +67,7 @@ def read_folder(datasets: ModuleType, root: Path, size: int) -> Images:
         if not folder.is_dir():
             raise DataError(f"{root}: no folder {expected}; expected train, and test or val")
     train, test = (_open_folder(datasets, folder) for folder in (root / "train", held_back))
+    # Labels are places in the sorted names of the folders, so other names would shift all of them.
     if train.classes != test.classes:
         differing = sorted(set(train.classes) ^ set(test.classes))
         raise DataError(
@@ -95,8 +97,12 @@ def _pictures(folder: Any, size: int) -> Tensor:
             picture = np.array(folder.loader(path))
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {one_line(error)}") from error
+        # Each picture is brought to its size as it is read: a folder of photographs would not fit
+        # into memory at theirs.
         return resize(torch.from_numpy(picture).permute(2, 0, 1)[None], size)
 
+    # Decoding leaves Python's lock, so threads read side by side; `map` keeps the order of the
+    # labels.
     with ThreadPoolExecutor() as pool:
         return torch.cat(list(pool.map(read, folder.samples)))
 

@@ -61,7 +61,7 @@ class Evaluator(Protocol):
 
 
 class EvaluatorOptions(Optioned):
-    """The options of an evaluator, and how it is opened.
+    """Holds the options of an evaluator, and opens it.
 
     An evaluator is one file of `fastnas.evaluators` with a subclass: its `name`, what follows it in
     "name:PLACE" (`place`), and its options as fields (`fastnas.options.option`).

@@ -29,8 +29,10 @@ AT_ONCE = 4
 
 
 class SupernetEvaluator:
-    """Runs each cell as a path of the supernet, on images of the logits, with the batch norms'
-    statistics of the batch: the running ones are those of all that was trained.
+    """Runs each cell as a path of the supernet, on images of the logits.
+
+    Batch norms take the statistics of the batch: the running ones are those of all that was
+    trained.
 
     Args:
         searcher: of a search that was run.
@@ -43,7 +45,9 @@ class SupernetEvaluator:
         self.searcher = searcher
         self.settings: dict[str, Any] = {}
         self.layout: SlotLayout = slots_of(searcher.space)
+        # It is a copy, because the batches of an evaluation move running statistics.
         self.network = copy.deepcopy(searcher.network).train()
+        # Noise and drop-path belong to the training; a cell is judged without them.
         self.network.set_noise_amplitude(0.0)
         for module in self.network.modules():
             if isinstance(module, reference.MixedOp):
@@ -93,6 +97,7 @@ class SupernetEvaluator:
         weights = {}
         for cell_type in searcher.space.cell_types:
             choice = torch.stack([path[cell_type] for path in paths]).to(device)
+            # An operation on a path has weight 1, as it has in a network of that cell alone.
             weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
         answers = Answers(device)
         with searcher.on_backend():

@@ -21,9 +21,11 @@ from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.nb201 import TABLE_REPORT, NB201Slots
 from fastnas.text_file import TextFileError, file_path, read_text
 
+# There are five operations for each of six edges.
 CELLS = 5**6
 LARGEST = 1 << 28
 """Bytes of a table; that of all cells with ten columns has 2 MB."""
+# Characters of a number that are read: a cell of a broken file may hold megabytes.
 LONGEST_NUMBER = 64
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),
@@ -64,7 +66,10 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
     except csv.Error as error:
         raise EvaluationError(f"table {path}: {error}") from error
     table: dict[str, dict[str, float]] = {}
+    # Line 1 is the header.
     for line, row in enumerate(rows, 2):
+        # Two spellings of one cell must count as one, or a cell could be given twice and another
+        # not at all.
         arch = _canonical(row["arch_str"], f"table {path}, line {line}")
         if arch in table:
             raise EvaluationError(f"table {path}, line {line}: {arch} is there twice")
@@ -75,6 +80,7 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
 
 
 def _whole(path: Path, table: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    # A search would fail late, at the first cell that is missing, so the whole table is asked for.
     if len(table) < CELLS:
         missing = next(arch for arch in _all_cells() if arch not in table)
         raise EvaluationError(
@@ -121,6 +127,7 @@ def _nats_bench(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float
         ) from error
     wanted = {name: _nats_column(path, name) for name in columns}
     try:
+        # A folder is read cell by cell (fast_mode), a file is unpickled whole.
         api: Any = create(str(path), "tss", fast_mode=path.is_dir(), verbose=False)
         table = {}
         for index in range(len(api)):
@@ -175,6 +182,7 @@ class TableEvaluator:
         check_choice("column", column, entry)
         accuracy = entry[column]
         others = [row[column] for row in self._table.values()]
+        # Cells of equal accuracy share the better rank.
         rank = 1 + sum(other > accuracy for other in others)
         return {"accuracy": accuracy, "best": max(others), "rank": rank}
 
@@ -220,5 +228,6 @@ def by_distribution(
     groups: dict[tuple[str, ...], list[float]] = {}
     for arch, row in table.items():
         slots = layout.slots(from_nb201(arch))["normal"]
+        # A distribution knows how often an operation is there, not on which edge.
         groups.setdefault(tuple(sorted(slots)), []).append(row[column])
     return [np.asarray(group) for group in groups.values()]

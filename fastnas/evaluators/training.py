@@ -51,6 +51,7 @@ class TrainingEvaluator:
             train, held = (chosen[i] for i in split_indices(labels, TRAIN_SHARE, config.seed))
         except ValueError as error:
             raise ConfigError(f"{len(chosen)} images are too few: {error}") from error
+        # What `Trainer` tests on is what a study optimises, so it must not be the test images.
         self.images = replace(
             images,
             train=images.train[train],
@@ -58,14 +59,18 @@ class TrainingEvaluator:
             test=images.train[held],
             test_labels=images.train_labels[held],
         )
+        # The images are chosen already; a training writes nothing and tests once, at its end.
         self.config = replace(config, images=None, tensorboard=False, test_every=0)
         training = {
             name: value
             for name, value in config.settings().items()
+            # Workers on other machines may have other paths and devices; they share all that
+            # decides an accuracy.
             if name not in (*OF_THE_MACHINE, *NOT_HERE)
         }
         self.settings: dict[str, Any] = {"training": training}
         rng = np.random.default_rng(0)
+        # Every cell has the same settings, so any cell finds out whether they can be trained.
         some_cell = OperationDistribution.dirichlet(layout, rng).sample(layout, rng)
         Trainer(self.config, some_cell, self.images)  # its errors are to be seen before a study
 
@@ -91,6 +96,7 @@ class TrainingEvaluator:
 
     def _trained(self, cell: AnyGenotype, seed: int) -> Evaluation:
         start = perf_counter()
+        # Two trainings of one cell differ in all that is random, but see the same images.
         config = replace(self.config, seed=seed)
         try:
             trainer = Trainer(config, cell, self.images)

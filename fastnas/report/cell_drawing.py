@@ -64,6 +64,7 @@ def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
     heights = [top - bottom for _, _, bottom, top in boxes]
     headline, legend = (HEADING if title else 0.1), HEADING
     total = headline + sum(heights) + HEADING * len(cells) + legend
+    # This is `Figure` and not pyplot, which keeps global state and a list of open figures.
     figure = Figure(figsize=(width, total))
     if title:
         write_title(figure, title, y=1 - 0.5 * headline / total, va="center", fontsize=13)
@@ -74,6 +75,7 @@ def genotype_figure(genotype: AnyGenotype, *, title: str = "") -> Figure:
         axes.set_title(cell.title, fontsize=11, fontweight="bold")
         _draw(axes, cell, placement)
         middle = (box[0] + box[1]) / 2
+        # All cells have the scale of the widest, so an inch is an inch in each.
         axes.set_xlim(middle - width / 2, middle + width / 2)
         axes.set_ylim(box[2], box[3])
         axes.set_aspect("equal")
@@ -115,6 +117,7 @@ def _lay_out(cell: DrawnCell) -> Placement:
 
 @cache
 def _label_size(text: str) -> tuple[float, float]:
+    # The size comes from the font's outlines, as nothing is drawn yet that could be measured.
     box = TextPath((0, 0), text, size=FONT_SIZE).get_extents()
     width, height = box.width / POINTS_PER_INCH, FONT_SIZE / POINTS_PER_INCH
     return width + 2 * LABEL_PADDING, height + 2 * LABEL_PADDING
@@ -126,10 +129,12 @@ def _extent(placement: Placement) -> tuple[float, float, float, float]:
 
 
 def _draw(axes: Axes, cell: DrawnCell, placement: Placement) -> None:
+    # Several operations may join the same two nodes, each an edge of its own.
     graph = nx.MultiDiGraph()
     for node, name in enumerate(cell.names):
         graph.add_node(node, name=name)
     places = {node: tuple(centre) for node, centre in enumerate(placement.nodes)}
+    # networkx takes areas in square points.
     node_size = (2 * NODE_RADIUS * POINTS_PER_INCH) ** 2
     for (source, target, op), bend, label in zip(cell.edges, placement.bends, placement.labels):
         key = graph.add_edge(source, target, op=op)

@@ -78,6 +78,7 @@ def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | N
             start, end = centres[list(edges[edge])]
             lines[edge] = curve(start, end, bends[edge], SAMPLES)
             labels[edge] = curve(start, end, bends[edge], places[edge : edge + 1])[0]
+        # A sweep that moves nothing would be followed by more of the same.
         if np.array_equal(before, (bends, places)):
             break
     drawn = np.concatenate([centres - NODE_RADIUS, centres + NODE_RADIUS, lines.reshape(-1, 2)])
@@ -86,6 +87,7 @@ def arrange(inputs: int, nodes: int, edges: Ends, label_sizes: Sequence[Size | N
 
 def curve(start: Array, end: Array, bend: float, at: Array) -> Array:
     """Returns points of matplotlib's "arc3" curve at parameters 0..1; [len(at), 2]."""
+    # This is matplotlib's own formula, so that labels lie on the curves which it will draw.
     control = (start + end) / 2 + bend * (end - start)[::-1] * (1, -1)
     at = at[:, None]
     return (1 - at) ** 2 * start + 2 * at * (1 - at) * control + at**2 * end
@@ -100,6 +102,7 @@ def _lines(centres: Array, edges: Ends, bends: Array, at: Array) -> Array:
 def _heights(inputs: int, nodes: int, edges: Ends, sweeps: int) -> Array:
     """Returns centres of the nodes that keep straight edges apart and off other nodes."""
     centres = np.zeros((nodes, 2))
+    # All inputs stand in the first column.
     centres[:, 0] = np.maximum(np.arange(nodes) - inputs + 1, 0) * COLUMN
     if inputs > 1:
         centres[:inputs, 1] = np.linspace(INPUT_HEIGHT, -INPUT_HEIGHT, inputs)
@@ -140,6 +143,7 @@ def _best(
         line = curve(start, end, bend, SAMPLES)
         cost = BEND_COST * abs(bend) + _closeness(line, others) + _hits(line, edge, centres)
         cost += COVERED_COST * _covered(boxes, line)
+        # The places of a label only add cost, so this bend cannot win any more.
         if cost >= lowest:
             continue
         if size is None:
@@ -158,12 +162,15 @@ def _best(
 def _closeness(line: Array, others: Array) -> float:
     """Measures how much of a line runs beside or across other lines, [others, samples, 2]."""
     apart = line[:, None, None] - others
+    # Of each other line only the nearest point counts, or a long parallel would weigh by its
+    # samples.
     squares = (apart * apart).sum(axis=-1).min(axis=-1)
     return float(np.exp(-squares / EDGE_GAP**2).sum())
 
 
 def _hits(line: Array, edge: tuple[int, int], centres: Array) -> float:
     """Measures how deep a line runs through nodes that are not its ends."""
+    # Both ends of an edge lie in nodes by nature.
     others = np.delete(centres, edge, axis=0)
     distances = np.linalg.norm(line[:, None] - others, axis=-1)
     return NODE_HIT_COST * float(np.clip(1 - (distances - NODE_RADIUS) / NODE_GAP, 0, 3).sum())

@@ -117,6 +117,7 @@ def history_figure(history: Sequence[Mapping[str, object]]) -> Figure:
 
 
 def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, Any]]) -> None:
+    # Beyond that the markers run together into a thick line.
     marker = "o" if len(history) <= 30 else None
     for (key, label), colour in zip(panel.lines, (FIRST, SECOND)):
         points = [(entry["epoch"], entry[key]) for entry in history if entry.get(key) is not None]
@@ -137,6 +138,7 @@ def _draw(axes: Axes, panel: _Panel, history: Sequence[Mapping[str, Any]]) -> No
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if panel.counts:
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        # Counts begin at 0, or one skip more would look like a collapse.
         axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     if panel.limits is not None:
         axes.set_ylim(*panel.limits)

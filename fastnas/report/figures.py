@@ -52,8 +52,11 @@ def save_figure(figure: Figure, path: Path | str) -> None:
     """
     path = picture_path(path)
     kind = path.suffix.lower()[1:]
+    # The salt fixes the ids in an SVG, which are random otherwise; its date is left out below.
     with matplotlib.rc_context({"svg.hashsalt": "fastnas"}):
         metadata = {"Date": None} if kind == "svg" else None
+        # It is drawn into memory first: a figure that fails half-way must not replace the picture
+        # before.
         drawn = io.BytesIO()
         figure.savefig(drawn, format=kind, dpi=DPI, metadata=metadata)
     write_atomically(path, lambda file: file.write(drawn.getvalue()))

@@ -30,7 +30,7 @@ def draw_simplex(
 def simplex_figure(
     shares: Mapping[str, ArrayLike], ops: Sequence[str], accuracies: Sequence[float]
 ) -> Figure:
-    """Each distribution is drawn at the mean of the operations' corners, weighted by its shares.
+    """Draws each distribution at the mean of the operations' corners, weighted by its shares.
 
     Args:
         shares: cell type to those of n cells, [n, K].
@@ -53,8 +53,10 @@ def simplex_figure(
                 f"shares of the {cell_type} cell have shape {list(shape)}; numbers of shape"
                 f" {[len(accuracies), K]} are needed, for {K} ops and {len(accuracies)} accuracies"
             )
+    # The first operation is at the top, the others follow clockwise.
     angles = np.pi / 2 - 2 * np.pi * np.arange(K) / K
     corners = np.stack([np.cos(angles), np.sin(angles)], 1)
+    # The seed is fixed, so that equal results give equal pictures.
     rng, best = np.random.default_rng(0), int(np.argmax(accuracies))
     jitter = rng.normal(0, JITTER, (len(accuracies), 2))
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)

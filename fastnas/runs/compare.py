@@ -42,7 +42,7 @@ def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
         reason = why_eager_does_not_fit(searcher)
         if reason is None:
             return {**compare_with_eager(searcher, steps), "not_compared": None}
-    # torch tells a device without memory by a RuntimeError, the CPU's allocator too.
+    # torch raises a RuntimeError where a device has no memory left, and its CPU allocator does too.
     except (RuntimeError, MemoryError, ValueError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         reason = f"the comparison failed: {text}"
@@ -95,7 +95,7 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
         # What both hold alike would bring their ratio nearer to 1.
         excluded = [*network.parameters(), *network.buffers(), train[0], valid[0]]
         saved[name] = saved_bytes(step, exclude=excluded)
-    # The median: one turn in which the system did something else must not decide.
+    # One turn in which the system did something else must not decide, so the median is taken.
     medians = {name: median(values) for name, values in seconds.items()}
     return {
         "step_seconds": medians["ours"],
@@ -155,8 +155,8 @@ def _still_optimizers(
 
 def _copy(searcher: Searcher, kind: type[reference.SearchNetwork]) -> reference.SearchNetwork:
     network = searcher.build(kind).to(searcher.device)
-    # Both start from the weights that were found, as values may decide the speed of a kernel (NaN
-    # and denormal numbers do on a CPU).
+    # Both start from the weights that were found, as values may decide the speed of a kernel
+    # (denormal ones do on a CPU).
     network.load_state_dict(searcher.network.state_dict())
     return network.train()
 

@@ -83,7 +83,7 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Tra
         channels=config.train_channels,
         layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
-        # Of a small data set the batch is all there is, as a whole batch could never be made of it.
+        # Fewer images than the usual batch make one batch; otherwise they would make none.
         batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train)),
         lr=config.train_lr,
         cutout=config.cutout,
@@ -98,7 +98,7 @@ def _convolutions(space: Space) -> AnyGenotype:
     """Returns a cell with convolutions wherever the space offers one."""
 
     def preference(names: tuple[str, ...]) -> list[float]:
-        # A convolution before any other operation, and anything before `none`.
+        # This ranks a convolution before any other operation, and anything before `none`.
         return [float("conv" in name) - (name == "none") for name in names]
 
     weights: dict[str, Tensor] = {

@@ -30,7 +30,7 @@ class _Held:
     def __init__(self, tensor: Tensor, ledger: _Ledger) -> None:
         self.tensor = tensor
         self.ledger = ledger
-        # Kept here, because in `__del__` the tensor may be gone already.
+        # It is kept here, because in `__del__` the tensor may be gone already.
         self.storage = _storage(tensor)
         ledger.take(self.storage)
 

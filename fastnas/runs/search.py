@@ -55,7 +55,7 @@ def run_search(
     # All that can be refused is refused here, before hours of search: the table, the data, the
     # training of what will be derived.
     table = _table(config)
-    # Seeded again by the searcher, so what reading the data draws is in no result.
+    # The searcher seeds again, so what reading the data draws is in no result.
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)

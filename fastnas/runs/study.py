@@ -113,7 +113,7 @@ def _shared(config: StudyConfig, evaluator: Evaluator) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "method": config.method,
-        # Without its place, which is a path that is another on each machine.
+        # Its place is left out: it is a path, which is another one on each machine.
         "evaluator": config.evaluator.partition(":")[0],
         **{name: value for name, value in config.options.items() if name in of_method},
         **evaluator.settings,

@@ -75,7 +75,7 @@ class Bilevel:
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
         for alpha, g in zip(self.alphas, gradient):
-            # Assigned, not added: `arch_gradient` has summed up the passes already.
+            # The gradient is assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
         self.arch_optimizer.step()
         return loss

@@ -27,7 +27,7 @@ def memory_text(device: torch.device) -> str:
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
-        # macOS tells bytes, Linux KiB.
+        # macOS counts in bytes, Linux in KiB.
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return f"{peak / 2**30:.2f} GiB"

@@ -11,7 +11,7 @@ import yaml
 from fastnas.spaces import strict_json
 from fastnas.text_file import read_text
 
-# In bytes. A larger file is a mistake, a data set for instance, and is not read into memory.
+# It counts bytes. A larger file is a mistake, a data set for instance, and is not read into memory.
 LARGEST = 1 << 20
 # These are the patterns of section 10.3.2 of YAML 1.2 (core schema).
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")

@@ -165,7 +165,7 @@ class Trainer(ResumableRun):
         self.optimizer.zero_grad(set_to_none=True)
         logits, auxiliary = self._logits(images)
         loss = F.cross_entropy(logits, labels)
-        # Before the auxiliary loss is added, so that the figure can be compared with other
+        # It is added before the auxiliary loss is, so that the figure can be compared with other
         # networks'.
         self.add(train_loss=loss)
         if auxiliary is not None:

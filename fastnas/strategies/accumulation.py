@@ -50,6 +50,6 @@ def _move(params: Sequence[Tensor], sums: dict[Tensor, Tensor], scale: float) ->
     """Adds scale grad to `sums` and clears it."""
     for p in params:
         if p.grad is not None:
-            # In place from the second pass on: K passes hold one gradient, not K.
+            # This adds in place from the second pass on, so K passes hold one gradient and not K.
             sums[p] = scale * p.grad if p not in sums else sums[p].add_(p.grad, alpha=scale)
             p.grad = None

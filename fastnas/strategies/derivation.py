@@ -28,7 +28,7 @@ def check_finite(what: str, values: Tensor) -> None:
 def _rows(w: Tensor) -> list[list[float]]:
     """Returns the weights of each edge, [E, K], as numbers."""
     check_finite("mixing weights", w)
-    # One copy from the device; reading weight by weight would wait for it E K times.
+    # This is one copy from the device; reading weight by weight would wait for it E K times.
     rows: list[list[float]] = w.detach().cpu().tolist()
     return rows
 

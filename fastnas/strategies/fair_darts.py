@@ -50,7 +50,7 @@ class FairDARTS(Mixture):
         return {cell: torch.sigmoid(alpha) for cell, alpha in arch.alphas().items()}
 
     def regulariser(self, arch: ArchParameters) -> Tensor:
-        # One mean over all entries of both cell types, not a mean of their means.
+        # The loss is one mean over all entries of both cell types, not a mean of their means.
         sigma = torch.cat([w.flatten() for w in self.mixing_weights(arch).values()]) - 0.5
         distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
         return -self.zero_one_weight * distance.mean()

@@ -68,8 +68,8 @@ def unrolled(step: ArchStep) -> tuple[list[Tensor], Tensor]:
         # w'.
         both = _grad(loss, [*alphas, *params])
         gradient, v = both[: len(alphas)], both[len(alphas) :]
-        # The step length of DARTS' footnote in section 2.3, by the norm over all parameters
-        # together.
+        # This is the step length of DARTS' footnote in section 2.3, by the norm over all
+        # parameters.
         eps = 0.01 / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))
         sides = []
         for sign in (1.0, -1.0):
@@ -77,7 +77,7 @@ def unrolled(step: ArchStep) -> tuple[list[Tensor], Tensor]:
             move_to(p + sign * eps * g for p, g in zip(saved, v))
             with frozen(params):
                 sides.append(_grad(step.train_loss(), alphas))
-        # Equation 7, with equation 8 in the place of its Hessian-vector product.
+        # This is equation 7, with equation 8 in the place of its Hessian-vector product.
         gradient = [g - xi * (plus - minus) / (2 * eps) for g, plus, minus in zip(gradient, *sides)]
         return gradient, loss.detach()
     finally:

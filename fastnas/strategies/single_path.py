@@ -162,14 +162,14 @@ class SinglePath(Strategy):
         return (1.0 if accumulation == "mean" else float(self.samples)) / self.passes
 
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
-        # Equation 11 of ROME: the mean over the samples, all of them on one batch.
+        # This is equation 11 of ROME: the mean over the samples, all of them on one batch.
         found = [first_order(step) for _ in range(self.passes)]
         gradients, losses = zip(*found)
         scale = self._scale(self.arch_accumulation)
         return [scale * sum(parts) for parts in zip(*gradients)], torch.stack(losses).mean()
 
     def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
-        # Equation 12 of ROME: the sum over the samples.
+        # This is equation 12 of ROME: the sum over the samples.
         scale = self._scale(self.params_accumulation)
         return accumulate(step, self.passes, scale, self.clip_samples == "each")
 

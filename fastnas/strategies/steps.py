@@ -117,5 +117,5 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the loss of logits [N, classes]; of [paths, N, classes] its mean over the paths."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)
-    # Flattened path by path, so the labels repeat as a whole: not each label K times in a row.
+    # The logits lie path by path, so the labels repeat as a whole, not each one K times in a row.
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)))

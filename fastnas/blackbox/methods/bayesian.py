@@ -36,6 +36,7 @@ class Bayesian(BlackBox):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # BoTorch belongs to an extra, so only this method asks for it.
         require("botorch")
         from fastnas.blackbox.gaussian_process import Process
 
@@ -45,6 +46,8 @@ class Bayesian(BlackBox):
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
         known = [(one.point, one.value) for one in past if one.value is not None]
+        # Points that are being evaluated count too, or several workers would each draw the initial
+        # ones.
         first = max(0, self.initial - len(past))
         found = [Observation(domain.random(rng)) for _ in range(min(count, first))]
         if len(found) == count:
@@ -53,6 +56,8 @@ class Bayesian(BlackBox):
             return [*found, *(Observation(domain.random(rng)) for _ in range(count - len(found)))]
         pending = [one.point for one in past if one.value is None]
         pending += [one.point for one in found]
+        # Pending points are asked for as well, because `believe` needs their index among the
+        # candidates.
         asked = list(dict.fromkeys([*self._candidates(domain, known, rng), *pending]))
         index = {point: i for i, point in enumerate(asked)}
         process = self._process(
@@ -63,15 +68,19 @@ class Bayesian(BlackBox):
         )
         for point in pending:
             process.believe(index[point])
+        # A cell has one accuracy, so it is asked for once; a distribution is worth another of its
+        # cells.
         taken = set() if domain.is_noisy else {index[o.point] for o in past if o.point in index}
         while len(found) < count:
             scores = process.log_improvement()
+            # Where every point is taken, all scores would be -inf and the choice a random one.
             if len(taken) < len(asked):
                 scores[list(taken)] = -torch.inf
             best = _argmax(scores, rng)
             found.append(Observation(asked[best]))
             if not domain.is_noisy:
                 taken.add(best)
+            # The next point of a batch must not be the neighbour that promises the same.
             process.believe(best)
         return found
 
@@ -89,6 +98,7 @@ class Bayesian(BlackBox):
 
 def _argmax(values: Tensor, rng: np.random.Generator) -> int:
     """Returns the index of the largest value; of equal ones a random one."""
+    # A random one is taken, as the first would follow the order in which candidates are listed.
     best = torch.nonzero(values == values.max()).flatten()
     return int(best[rng.integers(len(best))])
 

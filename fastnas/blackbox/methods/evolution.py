@@ -34,6 +34,8 @@ class Evolution(BlackBox):
     def _propose(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator, count: int
     ) -> list[Observation]:
+        # They are in the order of proposals, so the oldest fall out first: this is the paper's
+        # ageing.
         alive = [one for one in past if one.value is not None][-self.population :]
         missing = max(0, self.population - len(past))
         found = [Observation(domain.random(rng)) for _ in range(min(count, missing))]

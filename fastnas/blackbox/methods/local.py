@@ -36,6 +36,8 @@ class Local(BlackBox):
     def _step(
         self, domain: Domain, past: Sequence[Observation], rng: np.random.Generator
     ) -> Observation:
+        # Nothing is remembered between calls: a climb is read off the origins of the observations,
+        # so a worker that resumes goes on with it.
         around: dict[Point, list[Observation]] = {}
         for one in past:
             if one.origin is not None:
@@ -45,6 +47,7 @@ class Local(BlackBox):
                 step = self._climbed(domain, start, around, rng)
                 if step is not None:
                     return step
+        # Every climb is at its top or waits for evaluations, so another one starts.
         return Observation(domain.random(rng))
 
     def _climbed(
@@ -61,6 +64,8 @@ class Local(BlackBox):
             left = [point for point in domain.neighbours(centre.point) if point not in tried]
             if left:
                 return Observation(left[rng.integers(len(left))], origin=centre.point)
+            # A neighbour that is not evaluated yet may be the best, so the climb waits for all of
+            # them.
             if centre.value is None or not known or any(one.value is None for one in known):
                 return None
             best = max(known, key=lambda one: one.value or 0.0)

@@ -51,12 +51,16 @@ class Reinforce(BlackBox):
     def logits(self, domain: Domain, past: Sequence[Observation]) -> NDArray[np.float64]:
         """Returns [choices, K] after the observations in turn; -inf beyond a choice's K."""
         K, n = np.array(domain.choices).T[..., None]
+        # -inf gives a share of exactly 0 beyond the K of a choice, so rows of several lengths fit
+        # into one array.
         alpha = np.where(np.arange(K.max()) < K, 0.0, -np.inf)
         known = [(one.point, one.value) for one in past if one.value is not None]
+        # The mean begins at the first accuracy: from 0 the first steps would all point upwards.
         mean, variance = known[0][1] if known else 0.0, 0.0
         for point, value in known:
             deviation = value - mean
             if variance:
+                # This is grad log p of a multinomial: counts less their expectation n p.
                 score = domain.tallies(point) - n * softmax(alpha)
                 alpha += self.arch_rate * deviation / max(variance**0.5, LEAST_STD) * score
             mean += (1 - DECAY) * deviation
