@@ -54,6 +54,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"fastnas.{name}")
+    # Another name raises at once: `hasattr` must not import torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'fastnas' has no attribute {name!r}")
     # Kept, so that it is looked up once.

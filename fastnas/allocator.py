@@ -23,8 +23,12 @@ def keep_freed_memory() -> bool:
         Whether the C library took it: False where it is not glibc.
     """
     try:
+        # None opens the process itself, and with it its C library, whatever the file of that is
+        # called.
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
+    # Large blocks get no mapping of their own, the top is never trimmed, and the heap grows by 64
+    # MiB.
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, NEVER), (M_TOP_PAD, GROW_BY))
     return all(mallopt(name, value) == 1 for name, value in settings)

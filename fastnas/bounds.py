@@ -34,6 +34,7 @@ class Bounds:
 
     def __contains__(self, value: float) -> bool:
         """Returns whether the number lies within; NaN and infinities never do."""
+        # NaN compares as false, so it lies outside of all bounds.
         is_high_enough = value > self.low if self.above else value >= self.low
         return is_high_enough and (value < self.high if self.below else value <= self.high)
 
@@ -43,6 +44,7 @@ class Bounds:
         Raises:
             ValueError: naming the setting, what was given and what is allowed.
         """
+        # `type` is asked and not isinstance, to which True is an int.
         is_number = type(value) is int or (type(value) is float and not self.whole)
         if not is_number or value not in self:  # type: ignore[operator]
             what = "a whole number" if self.whole else "a number"
@@ -59,6 +61,7 @@ THREADS = whole(1, 1024)
 
 
 def _written(end: float) -> str:
+    # The largest seed is known by its power of two, not by its nineteen digits.
     if isinstance(end, int) and end > 1 << 32 and end & (end + 1) == 0:
         return f"2^{end.bit_length()}-1"
     return str(int(end)) if float(end).is_integer() and abs(end) <= 1e9 else f"{end:g}"

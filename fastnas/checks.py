@@ -30,6 +30,7 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+# reprlib cuts while it writes, so a nest of lists is never written out whole.
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = 4 * LONGEST
 
@@ -131,6 +132,7 @@ def check_hint(name: str, value: Any, hint: Any) -> None:
     if origin in (Union, UnionType):
         _check_union(name, value, inner)
     elif origin is Sequence:
+        # Texts are sequences too, so `Sequence` itself would take "skip" for four names.
         if not isinstance(value, list | tuple | range) and not hasattr(value, "__array__"):
             raise TypeError(f"{name} is {short(value)}; a list or a tuple is needed")
         for i, item in enumerate(value):
@@ -151,6 +153,7 @@ def check_hint(name: str, value: Any, hint: Any) -> None:
         check_int(name, value)
     elif hint is float:
         check_number(name, value)
+    # What is left are classes; of generic ones the elements are not looked at.
     elif isinstance(origin or hint, type) and hint is not Any:
         check_type(name, value, origin or hint)
 

@@ -69,6 +69,7 @@ def command_line() -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    # `fastnas` alone prints its help and ends with 0, where typer would end with an error.
     app.callback(invoke_without_command=True)(start)
     app.command("search", help="Search a cell, train it shortly, report.")(
         _config_command((SearchConfig, StudyConfig), _kind_of_search, _search)
@@ -120,10 +121,12 @@ def _config_command(
 
     def command(config: str | None, resume: bool, **flags: Any) -> None:
         settings = {} if config is None else read_settings(file_path(config))
+        # A flag that is not given is None, so a file's settings stay where no flag is.
         settings |= {name: value for name, value in flags.items() if value is not None}
         run(make_config(choose(settings), settings), resume=resume, console=plain_console())
 
     settings: dict[str, list[Setting]] = {}
+    # A setting that searches and studies share is one flag, with both help texts.
     for kind in kinds:
         for name, setting in settings_of(kind).items():
             settings.setdefault(name, []).append(setting)
@@ -132,6 +135,7 @@ def _config_command(
         _parameter("config", str | None, None, typer.Option(help="YAML or JSON file of settings")),
         _parameter("resume", bool, False, typer.Option(help="go on with the run in --out, if any")),
     ]
+    # typer reads flags off a signature; here they come from the fields of the configs.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -164,6 +168,7 @@ def _parameter(name: str, kind: Any, default: Any, flag: Any) -> inspect.Paramet
 
 def _search(config: FolderConfig, **arguments: Any) -> None:
     if isinstance(config, StudyConfig):
+        # It is imported here, as optuna and matplotlib would slow every other command down.
         from fastnas.runs.study import run_study
 
         run_study(config, **arguments)
@@ -268,6 +273,7 @@ def bench(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if any(row.is_red for row in rows):
+        # A result that is wrong fails the command, so that a script of benchmarks notices.
         raise typer.Exit(1)
 
 
@@ -284,6 +290,7 @@ def main() -> None:
     The exit code is 2 for a wrong input, 1 for a run that diverged or was refused something by the
     system, and that of the signal for one that was stopped.
     """
+    # It comes before the first tensor: blocks that are mapped by then stay so until they are freed.
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may have bytes that are no text
@@ -308,6 +315,7 @@ def main() -> None:
 def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
     """Says what was saved of a run that a signal has stopped, and which command continues it."""
     name = signal.Signals(stop.number).name
+    # Only these two can go on from what they have saved.
     if not arguments or arguments[0] not in RESUMABLE:
         return f"stopped by {name}"
     again = [] if "--resume" in arguments else ["--resume"]
@@ -318,6 +326,7 @@ def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
 
 def _fail(message: str, code: int = 2) -> typing.NoReturn:
     """Ends with one line, of bounded length and without what would move a terminal's cursor."""
+    # A name in a message may hold escape sequences, which a terminal would obey.
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

@@ -35,6 +35,7 @@ def require(*modules: str) -> None:
     """
     for module in modules:
         try:
+            # It is imported, not looked up: a package that is there may lack a library of its own.
             importlib.import_module(module)
         except ImportError as error:
             package, extra = BRINGS[module.partition(".")[0]]

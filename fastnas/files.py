@@ -27,6 +27,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with temporary.open("wb") as stream:
             write(stream)
             stream.flush()
+            # The bytes reach the disk before the name does: a rename that survives a crash must not
+            # lead to an empty file.
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -35,6 +37,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)  # a full disk needs its space back
+    # The rename is an entry of the folder, which has to reach the disk as well.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

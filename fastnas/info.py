@@ -26,6 +26,7 @@ def print_info(console: Console) -> None:
     """
     for table in (_versions(), _backends(), _ops()):
         console.print(table)
+    # It comes last, because the tables are what a user needs to see what is wrong.
     check_environment()
 
 
@@ -88,5 +89,6 @@ def _openmp_libraries() -> list[str]:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return []
+    # Every mapping of the process is a line, whose last word is the file's path.
     paths = {line.split()[-1] for line in maps.read_text().splitlines() if "/" in line}
     return sorted(p for p in paths if any(n in Path(p).name for n in ("gomp", "iomp", "libomp")))

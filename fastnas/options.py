@@ -30,6 +30,7 @@ def options_of(kind: type) -> dict[str, Field[Any]]:
     return {f.name: f for f in fields(kind) if "help" in f.metadata}
 
 
+# get_type_hints evaluates annotations as text, which a help page would do for every method.
 _TYPES: dict[type, dict[str, tuple[type, ...]]] = {}
 
 
@@ -87,7 +88,9 @@ class Optioned:
         def __init__(self, **options: Any) -> None: ...
 
     def __init_subclass__(cls) -> None:
+        # With `eq` two methods of equal options would be equal, and none could be a key.
         dataclass(eq=False)(cls)
+        # A base of several methods has no name of its own, and enters no table.
         if "name" in vars(cls):
             cls.table[cls.name] = cls
 

@@ -63,6 +63,7 @@ def handled() -> Iterator[None]:
         yield
         return
     before: dict[signal.Signals, Any] = {s: signal.getsignal(s) for s in CODES}
+    # None stands for a handler that was not set from Python, which could not be put back.
     before = {s: old for s, old in before.items() if old not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, _stop)
@@ -89,6 +90,8 @@ def deferred() -> Iterator[Stop]:
         Stopped: at the end, where the loop has ended before it looked again.
     """
     stop = Stop()
+    # A search inside of a study is a loop in a loop: both hear of the signal, and the inner one
+    # ends first.
     _loops.append(stop)
     try:
         yield stop
@@ -104,6 +107,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
     if _is_starting:
         # Raised in the middle of an import, it may become an error of that module.
         _say("fastnas: stopped\n")
+        # Nothing is open yet that would have to be written; `sys.exit` would only raise in the
+        # import.
         os._exit(CODES[signal.Signals(number)])
     if not _loops:
         raise Stopped(number)

@@ -29,6 +29,8 @@ def read_text(path: Path, largest: int = LARGEST) -> str:
     """
     try:
         with path.open("rb") as stream:
+            # One byte more than allowed tells a file that is too large without asking for its size,
+            # which a pipe does not have.
             content = stream.read(largest + 1)
     except OSError as error:
         raise TextFileError(f"{path} cannot be read: {error.strerror}") from error
