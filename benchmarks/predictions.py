@@ -36,7 +36,7 @@ class Prediction(NamedTuple):
 
     @property
     def range(self) -> tuple[float, float]:
-        """Where there is none: a factor of two to either side, what the model promised half of."""
+        """Returns the range; where there is none it is a factor of two to either side."""
         return self.low or self.ms / 2, self.high or self.ms * 2
 
 
@@ -47,6 +47,7 @@ def _steps(
     cases = [(dtype, b) for dtype in ("float32", "bfloat16") for b in (64, 256)]
     for (dtype, batch), value in zip(cases, ms):
         if value is not None:
+            # The model gave its uncertain inputs for one case; the others take the factor of two.
             own = (low, high) if (dtype, batch) == cases[0] else (None, None)
             yield Prediction(STEP, dtype, f"{batch}x3x32x32", backend, value, *own)
 
@@ -113,6 +114,7 @@ def kernel_lines(stock: Mapping[str, float]) -> list[str]:
     head = ["| torch's kernel | model, us | its range | measured, us | |", "|---|---|---|---|---|"]
     lines = []
     for part, (us, low, high) in KERNELS.items():
+        # The first match is the slowest kernel of that name, as the profile is sorted by time.
         measured = next((value for name, value in stock.items() if part in name), None)
         shown = NOT_MEASURED if measured is None else f"{measured:.3g}"
         cells = [part, f"{us:g}", f"{low:g} to {high:g}", shown, _verdict(measured, low, high)]
@@ -160,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, KeyError, TypeError) as error:
         print(f"predictions: {path}: {error}", file=sys.stderr)
         return 2
+    # A prediction is of one GPU, so a table of two would compare nothing.
     if len({row.device for row in rows}) > 1:
         print("predictions: the results are of several devices; give those of one", file=sys.stderr)
         return 2

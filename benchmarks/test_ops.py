@@ -35,6 +35,8 @@ def test_op(benchmark: Any, case: Any, provider: str, pass_: str) -> None:
     problem = case.problem(DEVICE, full=False)
     if provider not in problem.forwards:
         pytest.skip(f"{provider} cannot run on {DEVICE}")
+    # Eager stays, because the check holds the others against it; what is not timed here is not
+    # compiled.
     wanted = {name: problem.forwards[name] for name in {provider, EAGER}}
     problem = replace(problem, forwards=wanted)
     verdict = verify(problem)[provider]
@@ -47,6 +49,7 @@ def test_op(benchmark: Any, case: Any, provider: str, pass_: str) -> None:
     def run() -> None:
         call()
         if DEVICE == "cuda":
+            # A launch returns before its kernel ends, and pytest-benchmark stops its clock there.
             torch.cuda.synchronize()
 
     benchmark(run)

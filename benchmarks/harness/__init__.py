@@ -1,1 +1,1 @@
-"""Benchmarks: harness, op cases, search cases. Installed as fastnas.benchmarks."""
+"""Holds what all benchmarks share: verification, timing, memory, tables and pictures."""

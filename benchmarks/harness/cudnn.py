@@ -16,6 +16,7 @@ def cudnn_as_measured() -> Iterator[None]:
     does not round them unless it is told to, so a comparison of the same work has it off.
     """
     cudnn = torch.backends.cudnn
+    # They are global, so whoever runs in this process later gets them back.
     before = cudnn.benchmark, cudnn.allow_tf32
     cudnn.benchmark, cudnn.allow_tf32 = True, False
     try:

@@ -16,6 +16,7 @@ def fma_kernel(x_ptr, y_ptr, turns, BLOCK: tl.constexpr, UNROLLED: tl.constexpr)
     """Computes y = x after turns * UNROLLED times x <- A x + B; 8 independent chains a thread."""
     o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + o)
+    # Triton reads globals as constexpr only, so A stands here once more.
     a = tl.full([BLOCK], 0.9998779296875, tl.float32)
     b = tl.full([BLOCK], 0.000244140625, tl.float32)
     for _ in range(turns):

@@ -29,15 +29,18 @@ def captured(call: Callable[[], object], warmup: int = WARMUP) -> Captured:
         RuntimeError: `call` does what a graph cannot hold (waits for the device, for instance).
     """
     stream = torch.cuda.Stream()
+    # What was queued before must have run when the warm-up reads it.
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(warmup):
             call()
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
+    # Only what the capture allocates counts: the warm-up's memory is not the graph's.
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     graph = torch.cuda.CUDAGraph()
+    # One pool serves all: with pools of their own the memory of captured steps would add up.
     with torch.cuda.graph(graph, pool=_holder().pool()):
         call()
     return Captured(graph.replay, torch.cuda.max_memory_allocated() - before)

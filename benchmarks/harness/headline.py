@@ -22,7 +22,7 @@ COMPARED = (EAGER, "eager-best", "compile")
 
 
 class Line(NamedTuple):
-    """A row of the table: what it is called, and the case and provider that it shows."""
+    """Describes a row of the table: its label, and the case and provider that it shows."""
 
     label: str
     op: str
@@ -60,6 +60,7 @@ def headline(rows: Sequence[Row]) -> str:
     """
     cases = list(by_case(rows).values())
     shown = [(line.label, *_found(cases, line)) for line in LINES]
+    # The row that does worst is shown whatever it is, so that the table cannot be a selection.
     slowest = min(_timed(cases), key=lambda pair: _worst(*pair))
     shown.append((f"the slowest of all: {case_name(slowest[0])}", *slowest))
     lines = [
@@ -80,18 +81,19 @@ def headline(rows: Sequence[Row]) -> str:
 
 
 def _found(cases: Sequence[Providers], line: Line) -> tuple[Row, Providers]:
-    """The first timed case of that op, of the whole step or of both passes."""
+    """Finds the first timed case of that op, of the whole step or of both passes."""
     for providers in cases:
         row = providers.get(line.provider)
         if row is None or row.median_ms is None or row.pass_ not in ("step", "fwd+bwd"):
             continue
+        # The op of a step or a mixed op goes on with its size: "search_step S0 C16 L8".
         if row.op == line.op or row.op.startswith(f"{line.op} "):
             return row, providers
     raise ValueError(f"no row of {line.op} by {line.provider}, which README.md shows")
 
 
 def _timed(cases: Sequence[Providers]) -> list[tuple[Row, Providers]]:
-    """All rows of ours that have a time beside a baseline."""
+    """Lists all rows of ours that have a time beside a baseline."""
     ours = ((row, providers) for providers in cases for row in providers.values())
     return [
         (row, providers)
@@ -131,6 +133,7 @@ def _bars(axes: Axes, rows: Sequence[Row], values: Sequence[float], unit: str) -
     colours = [OURS if row.is_fastnas else THEIRS for row in rows]
     bars = axes.barh(range(len(rows)), values, color=colours, height=0.7)
     axes.bar_label(bars, [f"{value:.3g} {unit}" for value in values], padding=3, fontsize=8)
+    # This leaves room for the numbers behind the bars.
     axes.set_xlim(0, 1.18 * max(values))
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)

@@ -53,6 +53,7 @@ def peak_rss_of(command: Sequence[str], environment: Mapping[str, str] | None = 
             text=True,
             check=False,
         )
+        # Only the launcher may hold the writing end, or the read below would never see its end.
         os.close(writing)
         writing = -1
         peak = os.read(reading, 64)
@@ -62,4 +63,5 @@ def peak_rss_of(command: Sequence[str], environment: Mapping[str, str] | None = 
             os.close(writing)
     if done.returncode != 0 or not peak:
         raise RuntimeError(f"{' '.join(command)} failed: {done.stderr[-2000:].strip()}")
+    # macOS counts in bytes, Linux in KiB.
     return int(peak) * (1 if sys.platform == "darwin" else 1024)

@@ -18,6 +18,7 @@ PASSES = ("fwd+bwd", "step", "saved")
 
 def figures(rows: Sequence[Row], source: str) -> str:
     """Returns the full table: how many times faster than each baseline, slower ones in bold."""
+    # A baseline that was not run gets no column.
     baselines = [name for name in BASELINES if any(row.backend == name for row in rows)]
     headings = ["case", "provider", *(f"x {name}" for name in baselines)]
     headings += ["of copy bandwidth", "saved, of eager"]
@@ -111,6 +112,7 @@ def _line(row: Row, providers: dict[str, Row], baselines: Sequence[str]) -> str:
 def _is_shown(row: Row, providers: dict[str, Row]) -> bool:
     if row.pass_ == "saved":
         return row.backend != EAGER
+    # A single pass is left out of the page, unless it loses: what loses is never hidden.
     return row.is_fastnas and (row.pass_ in PASSES or _loses(row, providers))
 
 

@@ -24,6 +24,7 @@ GROUP = 0.8
 
 def plot_csv(csv: Path, out: Path) -> None:
     """Plots speed-up over eager and bytes saved by case; bars left of 1 are slower than eager."""
+    # A result that was not verified has no time, and no bar either.
     rows = [row for row in read_csv(csv) if row.pass_ in PASSES and row.verified == YES]
     if not rows:
         raise ValueError(f"{csv} has no verified rows of the passes {', '.join(PASSES)}")

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rows = [row for csv in given.csvs for row in read_csv(given.root / csv)]
         fresh = fresh_pages(given.root, rows, source)
+        # Pages that say the same are not written: their times of change stay.
         stale = {path: text for path, text in fresh.items() if path.read_text() != text}
         if given.check:
             for path in stale:

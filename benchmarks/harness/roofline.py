@@ -42,6 +42,7 @@ class Probe:
 
 
 def copy_probe(device: str, size: int) -> Probe:
+    # In uint8 a size is a number of bytes.
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
 
@@ -60,6 +61,7 @@ def matmul_probe(device: str, dtype: torch.dtype, side: int) -> Probe:
     c = torch.empty_like(a)
 
     def check() -> str | None:
+        # Eight rows are checked: the whole product in fp64 would take longer than what is measured.
         exact = a[:8].double() @ b.double()
         error, allowed = float((c[:8] - exact).abs().max()), eps_of(dtype) * side
         return None if error <= allowed else f"off by {error:.2g}, {allowed:.2g} is allowed"
@@ -80,6 +82,7 @@ def fma_probe(programs: int, turns: int, device: str = "cuda") -> Probe:
     count = turns * kernels.UNROLLED
 
     def check() -> str | None:
+        # This is the closed form of count steps x <- A x + B, whose fixed point is 2.
         exact = 2 + kernels.A**count * (x.double() - 2)
         error, allowed = float((y - exact).abs().max()), count * eps_of(torch.float32)
         return None if error <= allowed else f"off by {error:.2g}, {allowed:.2g} is allowed"
@@ -103,6 +106,7 @@ def measure_roof(device: str, quick: bool = False) -> Roof:
         timing, verdict = _run(probe, device)
         assert probe.fma is not None
         rate = probe.fma / (timing.median_ms * 1e-3) if verdict == YES else None
+    # A copy reads and writes every byte.
     return Roof(2 * size / (copied.median_ms * 1e-3), rate)
 
 
@@ -112,6 +116,7 @@ def _fma_probe(device: str, quick: bool) -> Probe | str:
         return matmul_probe(device, torch.float32, SIDES[device] // (4 if quick else 1))
     if importlib.util.find_spec("triton") is None:
         return "not run: triton is not installed"
+    # There are so many programs that those which end last are few beside all.
     programs = torch.cuda.get_device_properties().multi_processor_count * PROGRAMS_PER_SM
     return fma_probe(programs, TURNS // (QUICK_SHARE if quick else 1))
 

@@ -121,6 +121,7 @@ def run_suite(
     with _threads(threads), cudnn_as_measured():
         conditions = current_conditions(device)
         path = result_path(conditions, out, suite if op is None else op, quick)
+        # It is asked before anything runs, not after half an hour of measuring.
         refuse_existing(path)
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         _warn_if_busy(console)
@@ -130,7 +131,7 @@ def run_suite(
             rows: list[Row] = []
 
             def keep(more: Iterable[Row]) -> None:
-                """A run of half an hour that is killed leaves what it had measured."""
+                """Keeps and writes rows as they come: a run that is killed leaves what it had measured."""
                 for row in more:
                     rows.append(row)
                     write_csv(rows, path, overwrite=True)
@@ -211,6 +212,7 @@ def _threads(count: int | None) -> Iterator[None]:
 
 def _warn_if_busy(console: Console) -> None:
     """Warns of a busy machine: eager's OpenMP threads then take ten times as long and more."""
+    # Windows has no load average.
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > BUSY * (os.cpu_count() or 1):
         console.print(
@@ -259,6 +261,7 @@ def op_rows(
     shape, dtype = "x".join(map(str, case.shape)), str(case.dtype).removeprefix("torch.")
     label = f"{case.op} {dtype} {shape} K={case.K} {case.layout}"
     repeats = QUICK_REPEATS if quick else REPEATS[device]
+    # What was compiled for the last case would count towards the limit of recompilations.
     torch._dynamo.reset()
     rows = []
     # A compiled backward gives its buffers away otherwise, and can run only once.
@@ -277,6 +280,7 @@ def op_rows(
         for pass_ in OP_PASSES:
             say(f"{label}: {pass_}")
             results[pass_] = _time(problem, verdicts, pass_, repeats, device)
+    # Of the alternatives of one name the fastest of both passes is reported, for every pass.
     whole, _ = results[OP_PASSES[-1]]
     for pass_, (timings, status) in results.items():
         for name in _reported(problem, whole):
@@ -321,6 +325,7 @@ def _time(
             call = pass_call(problem, name, pass_)
             start = perf_counter()
             call()
+            # This is also where torch.compile compiles a pass, before any clock that counts.
             seconds += perf_counter() - start
         except Exception as error:
             status[name] = not_run(error)
@@ -337,6 +342,7 @@ def pass_call(problem: Problem, provider: str, pass_: str) -> Callable[[], objec
     if pass_ == "fwd":
         return forward
     if pass_ == "bwd":
+        # The graph is kept, so that every repeat runs the same backward and no forward.
         y = forward()
         return lambda: problem.gradients(provider, y, retain_graph=True)
     return lambda: problem.gradients(provider, forward())

@@ -164,6 +164,7 @@ def write_csv(rows: Sequence[Row], path: Path | str, overwrite: bool = False) ->
     """
     path = Path(path)
     refuse_existing(path, overwrite)
+    # A file of two devices or commits would be read as one comparison.
     sources = {(row.device, row.commit) for row in rows}
     if len(sources) != 1:
         raise ValueError(
@@ -194,6 +195,7 @@ def read_csv(path: Path | str) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         header = tuple(next(reader, ()))
+        # Results that were committed before there was a roofline stay readable.
         older = tuple(name for name in COLUMNS if name not in SINCE_ROOFLINE)
         if header not in (COLUMNS, older):
             missing = [name for name in COLUMNS if name not in header]
@@ -209,6 +211,7 @@ def read_csv(path: Path | str) -> list[Row]:
 
 
 def _text(value: object) -> str:
+    # `repr` of a float reads back to the same bits.
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
@@ -226,6 +229,7 @@ def _row(cells: list[str], header: tuple[str, ...], where: str) -> Row:
     row = Row(*values)  # type: ignore[arg-type]
     if row.pass_ not in PASSES:
         raise ValueError(f"{where}: pass is {row.pass_!r}; allowed: {', '.join(PASSES)}")
+    # A file that was edited by hand must not bring a time for a wrong result.
     if row.verified != "yes" and row.median_ms is not None:
         raise ValueError(f"{where}: a time for a result that is not verified ({row.verified!r})")
     return row
@@ -288,6 +292,7 @@ def checkout() -> Path | None:
     """Returns the git checkout that fastnas is imported from; None if it is installed."""
     package = Path(fastnas.__file__).resolve().parent
     top = _git(package, "rev-parse", "--show-toplevel")
+    # An installed fastnas may lie inside of another project's checkout, whose commit is not ours.
     return Path(top) if top and Path(top).resolve() == package.parent else None
 
 
@@ -298,6 +303,7 @@ def commit() -> str:
     short = root and _git(root, "rev-parse", "--short", "HEAD")
     if not root or not short:
         return "unknown"
+    # A run writes into benchmarks/results, which must not make its own commit dirty.
     changes = _git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return short + ("+dirty" if changes else "")
 

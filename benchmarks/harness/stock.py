@@ -40,6 +40,7 @@ def kernels(events: Iterable[Any], calls: int) -> list[Kernel]:
     """Sorts kernels by the time they take together; `events` are of `calls` mixed ops."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
+        # The profiler also lists the host's calls, which hold the same time again.
         if event.device_type == torch.autograd.DeviceType.CUDA:
             times[event.name].append(event.device_time)
     found = [Kernel(name, len(t) / calls, median(t)) for name, t in times.items()]
@@ -64,6 +65,7 @@ def profile_mixed_op(shape: tuple[int, ...] = SHAPE, calls: int = CALLS) -> list
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         for _ in range(calls):
             run()
+        # What is still running when the profiler stops is not in its list.
         torch.cuda.synchronize()
     return kernels(profiler.events(), calls)
 

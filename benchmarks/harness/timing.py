@@ -12,6 +12,7 @@ from time import perf_counter
 import numpy as np
 import torch
 
+# It is several times the L2 of the largest GPU: 50 MB on an H100.
 FLUSH_BYTES = 1 << 28
 
 Call = Callable[[], object]
@@ -81,6 +82,7 @@ def _orders(names: list[str]) -> Iterator[list[str]]:
     generator, before = random.Random(0), names[:0]
     while True:
         order = generator.sample(names, len(names))
+        # The one that ran last would be the first again, with its own data in the caches.
         if order[:1] == before:
             order.reverse()
         before = order[-1:]
@@ -99,12 +101,14 @@ def _cuda_clock(drain: bool) -> Callable[[Call], Callable[[], float]]:
 
     def clock(call: Call) -> Callable[[], float]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The inputs of the call before must not be in L2 still.
         flush.zero_()
         if drain:
             torch.cuda.synchronize()
         start.record()
         call()
         end.record()
+        # The time is read after all rounds: reading it waits for the device.
         return lambda: start.elapsed_time(end)
 
     return clock
@@ -112,6 +116,7 @@ def _cuda_clock(drain: bool) -> Callable[[Call], Callable[[], float]]:
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
+    # A collection in the middle of a call would count as its time.
     was_on = gc.isenabled()
     gc.collect()
     gc.disable()

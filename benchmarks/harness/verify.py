@@ -77,6 +77,8 @@ class Problem:
 
     def outputs(self, provider: str) -> Outputs:
         """Returns y and the gradients, from a fixed seed."""
+        # Providers that draw from torch draw the same numbers in every call, and their exact
+        # results can repeat it.
         torch.manual_seed(SEED)
         y = self.forwards[provider]()
         dx = self.gradients(provider, y)
@@ -130,7 +132,10 @@ def disagreement(
         if got[name].shape != right.value.shape:
             return f"{name} has shape {list(got[name].shape)}, not {list(right.value.shape)}"
         error = right.error(got[name])
+        # This is the rule of the tests: nobody may be more than twice as far off as eager in the
+        # same dtype.
         allowed = 2 * eager[name] + torch.as_tensor(right.rounding, device=error.device)
+        # NaN compares as false, so it is a disagreement here.
         if not bool((error <= allowed).all()):
             return (
                 f"{name} is off by {_largest(error):.2g} from the fp64 reference,"
@@ -167,6 +172,8 @@ def _verdict(problem: Problem, provider: str, eager: Mapping[str, float]) -> str
     try:
         got = problem.outputs(provider)
     except Exception as error:
+        # What torch.compile cannot compile is no fault of the result, and red rows end a run with
+        # an error.
         return not_run(error) if provider.startswith("compile") else f"no: {first_line(error)}"
     try:
         reason = disagreement(got, problem.exact(provider, got["y"]), eager)

@@ -1,1 +1,1 @@
-"""Benchmarks: harness, op cases, search cases. Installed as fastnas.benchmarks."""
+"""Holds the cases of the ops, one module of the op's name each."""

@@ -78,6 +78,8 @@ class CellCase:
         strides = [SPACE.stride(self.cell_type, edge) for edge in SPACE.edges]
         N, C, rows, cols = self.shape
         before = 2 * EXPANSION * C * math.prod(self.shape)
+        # In a reduction cell the first edges have stride 2, and the nodes half the rows and
+        # columns.
         pixels = rows // max(strides), cols // max(strides)
         inside = (N, C, *pixels)
         edges = sum(
@@ -102,6 +104,7 @@ _PASSES = {"fwd": 1, "bwd": 2, "fwd+bwd": 3}
 
 def edge_fma(shape: tuple[int, ...], stride: int) -> int:
     """Counts the forward multiply-adds of one edge's convolutions, for an input of this shape."""
+    # There are six pointwise convolutions: two of each separable one, one of each dilated one.
     C, pointwise = shape[1], 6 if stride == 1 else 7  # the skip of stride 2 is 1x1 convolutions
     return math.prod(shape) // stride**2 * (DEPTHWISE + pointwise * C)
 
@@ -111,8 +114,10 @@ def _fused(
 ) -> dict[str, nn.Module]:
     """Names `fastnas-<backend>` with memory lean, `fastnas-<backend>-<memory>` with the others."""
     modules = {}
+    # Only the backend that auto picks, as each has three memory settings to verify and time.
     for backend in fused_backends(device, dtype, 1, OP)[:1]:
         for memory in sorted(MEMORY, key=lambda name: name != "lean"):
+            # All providers run on the same parameters, so that their gradients can be compared.
             module = sharing(build().to(device, dtype), eager)
             module.memory = memory
             suffix = "" if memory == "lean" else f"-{memory}"

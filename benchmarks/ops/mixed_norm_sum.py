@@ -39,6 +39,8 @@ class MixedNormSumCase:
         """Counts normed terms twice each way, as no cache holds them; skip and y once."""
         normed = sum(self.normed)
         forward = normed + self.K + 1
+        # A first sweep reads dy and every term for dw and the sums, a second dy and the normed
+        # ones, and every gradient is written.
         backward = (1 + self.K) + (1 + normed) + self.K
         tensors = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
         return tensors * math.prod(self.shape) * self.dtype.itemsize
@@ -53,6 +55,7 @@ class MixedNormSumCase:
             t = torch.randn(self.shape, generator=generator).to(device, self.dtype)
             return t.to(memory_format=LAYOUTS[layout])
 
+        # The means are 0 to 6, where statistics by a difference of large sums would lose digits.
         z = [(k + draw()).detach().requires_grad_() for k in range(self.K)]
         alpha = torch.randn(self.K, generator=generator) / 2
         w, dy = torch.softmax(alpha, 0).to(device).requires_grad_(), draw()

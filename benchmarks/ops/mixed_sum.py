@@ -60,6 +60,7 @@ class MixedSumCase:
     def bytes_moved(self, pass_: str) -> int:
         """Counts (K + 1) N forward, a term more where its std is needed, (2 K + 1) N backward."""
         forward = self.K + 1
+        # The spread of relative noise is that of the term, which is read once before the sum.
         if self.noise is not None and self.noise.is_relative:
             forward += len(self.noisy)
         backward = 2 * self.K + 1
@@ -78,6 +79,8 @@ class MixedSumCase:
             return t.to(memory_format=LAYOUTS[self.layout])
 
         x = [draw().requires_grad_() for _ in range(self.K)]
+        # Logits of half a standard deviation give no weight so small that its term drowns in
+        # rounding.
         alpha = torch.randn(self.K, generator=generator) / 2
         return x, torch.softmax(alpha, 0).to(device).requires_grad_(), draw()
 
@@ -107,6 +110,7 @@ class MixedSumCase:
             forwards[f"fastnas-{backend}"] = partial(
                 mixed_sum, noise=self.noise, noisy=self.noisy, backend=backend
             )
+        # It takes terms that are contiguous and fp32, and has no noise.
         if "fastnas-cpu" in forwards and self == MixedSumCase(self.shape, K=self.K):
             forwards["kernels-cpu"] = _kernels_alone
         return {name: partial(forward, x, w) for name, forward in forwards.items()}
@@ -123,13 +127,16 @@ def fused_backends(device: str, dtype: torch.dtype, terms: int, op: str = OP) ->
         and backend.can_run(request) is None
         and not getattr(backend, "interpreted", False)
     ]
+    # auto's pick comes first, as some cases time that one alone.
     first = choose(OPS[op], torch.device(device), dtype, terms, AUTO)
     return sorted(able, key=lambda name: name != first)
 
 
 def cases(device: str, quick: bool = False, full: bool = False) -> list[MixedSumCase]:
-    """The table: every stage and dtype at K = 8; K, noise and layout on the first stage, or on
-    every stage with `full`; with `quick` the smallest stage alone."""
+    """Lists every stage and dtype at K = 8, with `quick` the smallest stage alone.
+
+    K, noise and layout vary on the first stage, with `full` on every one.
+    """
     if quick:
         small = (BATCHES[device][0], *STAGES[-1])
         return [
@@ -210,6 +217,7 @@ def _compiled_max(eager: Callable[..., Tensor]) -> Callable[..., Tensor]:
     compiled = torch.compile(eager, fullgraph=True, dynamic=False, mode="max-autotune")
 
     def forward(x: list[Tensor], w: Tensor) -> Tensor:
+        # max-autotune replays CUDA graphs, whose outputs the next replay overwrites.
         torch.compiler.cudagraph_mark_step_begin()
         return compiled(x, w)
 
@@ -239,10 +247,12 @@ class _Exact:
         if self.case.noise is not None and provider.startswith("fastnas"):
             v[SKIP] = x[SKIP] + self._philox(x)
         elif self.case.noise is not None:
+            # What y has more than the clean sum is the noise that this provider has drawn.
             d = (y.detach().double() - reference.weighted_sum(x, w)) / w[SKIP]
             blur = eps * float(y.double().std()) * math.sqrt(self.case.K) / float(w[SKIP])
             _check_draw(d, self.case.noise.spread * float(x[SKIP].std()), blur)
             v[SKIP] = x[SKIP] + d
+            # The draw is known to the rounding of y only, which enters dw by its product with dy.
             slack[SKIP] = SIGMAS * float(torch.linalg.vector_norm(dy)) * blur
         right = reference.weighted_sum(v, w)
         dx, _ = reference.mixed_sum_grads(dy, x, w)

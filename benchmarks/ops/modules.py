@@ -31,6 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def sharing(module: M, owner: nn.Module) -> M:
     """Returns the module with its owner's parameters, the same tensors, and buffers of its own."""
+    # `assign` makes them the same tensors; a copy would have gradients of its own.
     module.load_state_dict(dict(owner.named_parameters()), strict=False, assign=True)
     return module
 
@@ -68,6 +69,7 @@ def module_problem(
     if weights is not None:
         alpha = torch.randn(weights, generator=generator) / 2
         mixing["w"] = torch.softmax(alpha, -1).requires_grad_()
+    # The shape of the output is asked for before anything is timed: dy must be there.
     with torch.no_grad():
         size = eager(*states, *mixing.values()).shape
     dy = torch.randn(size, generator=generator).to(dtype)
@@ -82,6 +84,7 @@ def module_problem(
     nchw, nhwc = inputs(torch.contiguous_format), inputs(torch.channels_last)
     taken = len(states) + len(mixing)
     calls: dict[str, Callable[..., Tensor]] = {EAGER: eager}
+    # This is the wrong gradient of torch 2.13 that the module's docstring tells of.
     if dtype != torch.bfloat16:
         calls[CHANNELS_LAST] = twin(eager)
     calls["compile"] = torch.compile(twin(eager), fullgraph=True, dynamic=False)
@@ -90,9 +93,11 @@ def module_problem(
             twin(eager), fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
         )
     calls |= fused
+    # The others get what the operation before would hand over; eager alone is the public code.
     in_nchw = set(calls) - set(fused) if dtype == torch.bfloat16 else {EAGER}
     given = {name: nchw if name in in_nchw else nhwc for name in calls}
 
+    # The fp64 pass is slow, and the same for every provider.
     @cache
     def exact() -> dict[str, Exact]:
         return _exact(eager, nchw, taken, dtype)

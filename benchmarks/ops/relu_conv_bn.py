@@ -43,10 +43,14 @@ class ReluConvBnCase:
         return f"{OP} to {self.C}" + (f" stride {self.stride}" if self.stride > 1 else "")
 
     def bytes_moved(self, pass_: str) -> int:
-        """Forward x once and y three times, written before its statistics are known; backward dy
-        and y twice for the sums come first, x read and dx written. Parameters are not counted."""
+        """Counts forward x once and y three times, written before its statistics are known.
+
+        Backward dy and y are read twice, for the sums come first, x is read and dx written.
+        Parameters are not counted.
+        """
         x = math.prod(self.shape)
         y = x // self.shape[1] * self.C // self.stride**2
+        # x is read once; y is written, read for its statistics and written again.
         forward, backward = x + 3 * y, 2 * x + 4 * y
         values = {"fwd": forward, "bwd": backward, "fwd+bwd": forward + backward}[pass_]
         return values * self.dtype.itemsize

@@ -83,6 +83,7 @@ class SamplePathsCase:
         return {EAGER: self._edge_by_edge}
 
     def _tables(self, logits: Sequence[Tensor]) -> Tensor:
+        # GDAS' code draws one sample a pass, and waits for the device at every edge of it.
         return torch.stack([gdas_tables(logits[0], TAU)[1] for _ in range(self.paths)])
 
     def _edge_by_edge(self, logits: Sequence[Tensor]) -> Tensor:
@@ -100,6 +101,7 @@ class SamplePathsCase:
         self, logits: Sequence[Tensor], dweight: Tensor, provider: str, y: Tensor
     ) -> dict[str, Exact]:
         """Repeats the provider's draw from the seed that it had, computed in fp64."""
+        # `Problem.outputs` has set this seed before the provider drew.
         torch.manual_seed(SEED)
         wide = [t.detach().double().requires_grad_() for t in logits]
         if provider.startswith("fastnas"):

@@ -1,1 +1,1 @@
-"""Benchmarks: harness, op cases, search cases. Installed as fastnas.benchmarks."""
+"""Holds the cases of a search: its step, its memory, and whole searches."""

@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     conditions = current_conditions("cpu")
     for row, config in configs(given):
         key = tuple(_text(row[name]) for name in ("topology", "accumulation", *SETTINGS))
+        # A row that a former run has measured is kept; --rows ends this one after a few.
         if key in done or new == given.rows:
             continue
         new += 1
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "commit": conditions.commit,
             }
         )
+        # It is written after every search, each of which takes minutes.
         write(given.csv, rows)
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     print(summary(rows))

@@ -51,6 +51,8 @@ class CompileAhead:
             return limit
         except subprocess.CalledProcessError as error:
             lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
+            # The last line of a traceback names the error; the cell of a table has room for no
+            # more.
             return lines[-1][:200]
         return None
 

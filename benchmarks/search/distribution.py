@@ -55,11 +55,13 @@ def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
     best, found = (-1.0, 0.0), []
     while len(past) < BUDGETS[-1]:
         count = max(FIT_AT[0], int(FIT_AT[1] * len(past))) if method in FITTED else 1
+        # Proposals of one fit are evaluated before the next, as by workers side by side.
         for one in box.propose(domain, past, rng, min(count, BUDGETS[-1] - len(past))):
             cell = unseen_cell(domain, one.point, rng, cells)
             cells.add(cell)
             entry = table[to_nb201(cell)]  # type: ignore[arg-type]
             past.append(Observation(one.point, entry[seen], one.origin))
+            # The incumbent is chosen by what the search sees; what it is judged by chooses nothing.
             if entry[seen] > best[0]:
                 best = entry[seen], entry[judged]
             if len(past) in BUDGETS:
@@ -198,12 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = itertools.product(given.data or DATA, given.method or BLACK_BOX, range(given.seeds))
     with given.csv.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
+        # An empty or new file gets the header; one that goes on has it.
         if file.tell() == 0:
             writer.writerow(["data", "method", "seed", *BUDGETS])
         for data, method, seed in wanted:
             if (data, method, seed) not in done:
                 accuracies = searched(method, table, data, seed)
                 writer.writerow([data, method, seed, *(f"{a:.6f}" for a in accuracies)])
+                # A run that is killed goes on after the last whole search.
                 file.flush()
     regrets = curves(read(given.csv), table)
     print(summary(regrets))

@@ -43,6 +43,7 @@ class _SinglePathCell(reference.Cell):
                 for e, x in zip(self.edges_into(node), states)
                 if e in sampled
             )
+            # `sum` begins with the first term, not with 0: that would be one tensor more.
             states.append(sum(rest, first))
         return torch.cat(states[2:], dim=1)
 
@@ -75,6 +76,7 @@ def rome(space: Space, cell_type: CellType, generator: torch.Generator) -> Tenso
         inputs = 2 + node
         for e in torch.randperm(inputs, generator=generator)[:2].tolist():
             names = space.candidates(cell_type)[first + e]
+            # ROME samples no edge's `none`: that an edge is absent is said by its topology.
             live = [k for k, name in enumerate(names) if name != "none"]
             w[first + e, live[int(torch.randint(len(live), (), generator=generator))]] = 1
         first += inputs
@@ -140,6 +142,7 @@ def _saved(name: str, size: Size, device: str, samples: int) -> Iterator[int]:
     """Returns each sample's bytes, without parameters, buffers and images that are there anyway."""
     build, sampler = PROVIDERS[name]
     network, images = _network(build, size, device), _images(size, device)
+    # They are there before the pass, so it does not save them.
     held = [*network.parameters(), *network.buffers(), images]
     for seed in range(samples):
         weights = _weights(sampler, size, device, seed)
@@ -148,6 +151,7 @@ def _saved(name: str, size: Size, device: str, samples: int) -> Iterator[int]:
 
 def _verdict(name: str, size: Size, device: str) -> str:
     """Returns "yes", or how the logits differ from eager's on the same weights, in fp64."""
+    # fp64 is slow, and the mathematics does not depend on the size of the batch.
     size = replace(size, batch=VERIFIED_BATCH)
     build, sampler = PROVIDERS[name]
     images = _images(size, device).double()

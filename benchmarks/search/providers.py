@@ -58,8 +58,10 @@ class CheckpointedNetwork(reference.SearchNetwork):
 
 
 class DrawlessNetwork(reference.SearchNetwork):
-    """The eager network for `Bilevel`, which hands the noise of a pass to it and asks what kernels
-    have sampled: here none."""
+    """Runs the eager network in `Bilevel`, as a network that draws no noise.
+
+    `Bilevel` hands it the noise of a pass and asks what kernels have sampled: here none.
+    """
 
     def draw(self, device: torch.device | None = None) -> None:
         return None
@@ -71,6 +73,7 @@ class DrawlessNetwork(reference.SearchNetwork):
         return super().forward(x, weights)
 
 
+# There is one class for each region and mode: a second would compile everything once more.
 @cache
 def compiled_network(region: str, mode: str) -> type[DrawlessNetwork]:
     """Compiles every mixed op ("op") or cell ("cell") of the eager network, once for each shape.
@@ -132,6 +135,7 @@ class Provider:
 
 def _compiled(region: str, mode: str, layout: str, slow: bool) -> Provider:
     return Provider(
+        # It is called when a network is built: importing this module must not start torch.compile.
         lambda *arguments: compiled_network(region, mode)(*arguments),
         pruned=True,
         layout=layout,

@@ -38,6 +38,8 @@ class Setup:
 
     def gradients(self) -> Outputs:
         """Returns those of the one step made, as the optimizers' first moments hold them."""
+        # After one step Adam's first moment is (1 - beta_1) g and SGD's buffer is g, both with the
+        # weight decay: each provider's are compared with the exact ones, scaled alike.
         dalpha = [self.arch_optimizer.state[p]["exp_avg"] for p in self.arch.parameters()]
         dparams = [
             self.params_optimizer.state[p]["momentum_buffer"] for p in self.network.parameters()
@@ -54,6 +56,8 @@ class Setup:
         with torch.no_grad():
             for t, value in zip(self._searched(), before):
                 t.copy_(value)
+            # The captured step has moved them; zero is where a first step begins, and their
+            # addresses stay.
             for t in self._moments():
                 t.zero_()
 
@@ -87,6 +91,8 @@ def build(
     def batch() -> Batch:
         images = torch.randn(size.batch, 3, size.pixels, size.pixels, generator=generator)
         labels = torch.randint(size.classes, (size.batch,), generator=generator)
+        # They are rounded to the case's dtype first, so fp64 computes on the very numbers of the
+        # case.
         images = images.to(dtype).to(device, computed)
         return images.to(memory_format=layout), labels.to(device)
 
@@ -95,6 +101,7 @@ def build(
     network = network.to(dtype).to(device, computed).train()
     network = network.to(memory_format=layout)  # type: ignore[call-overload]
     arch = nn.ArchParameters(space, scale=0.1)
+    # Logits stay in fp32 where the network is bfloat16: steps of 3e-4 would be lost to rounding.
     arch = arch.to(device, torch.promote_types(computed, torch.float32))
     params_optimizer = torch.optim.SGD(
         network.parameters(), lr=0.025, momentum=0.9, weight_decay=3e-4

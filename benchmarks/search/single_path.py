@@ -193,6 +193,7 @@ def verdict(provider: Provider, size: Size, device: str) -> str:
 
     A graph's steps are compared with the same steps as a stream.
     """
+    # fp64 convolutions are slow there.
     if device == "cpu":
         size = replace(size, batch=VERIFIED_BATCH)
     try:
@@ -204,6 +205,7 @@ def verdict(provider: Provider, size: Size, device: str) -> str:
         got = eager if provider.eager else _results(provider, size, device)
     except Exception as error:
         return f"no: {first_line(error)}"
+    # Eager itself is held to the stated rounding alone.
     off = dict.fromkeys(exact, 0.0) if provider.eager else errors(eager, exact)
     reason = disagreement(got, exact, off)
     return YES if reason is None else f"no: {reason}"
@@ -223,6 +225,7 @@ def _moved(provider: Provider, size: Size, device: str) -> tuple[Outputs, str | 
     search = build(provider, size, device)
     parts = {"dalpha": search.arch.parameters, "dparams": search.network.parameters}
     before = {name: _flat(part()).clone() for name, part in parts.items()}
+    # The steps draw samples from here on, so both runs walk the same paths.
     torch.manual_seed(SEED)
     for _ in range(STEPS):
         search.step()
@@ -245,6 +248,7 @@ def _results(provider: Provider, size: Size, device: str, wide: bool = False) ->
     """Runs a pass with all samples and its loss's gradients, from the same seed on every call."""
     dtype = torch.float64 if wide else torch.float32
     strategy, network = provider.strategy(), provider.network(size).to(device, dtype).train()
+    # The logits are far from each other, so that a gradient to the wrong candidate shows.
     arch = nn.ArchParameters(network.space, 0.5, strategy.topology).to(device)
     torch.manual_seed(SEED)
     images, labels = _batch(size, device)
@@ -257,6 +261,7 @@ def _results(provider: Provider, size: Size, device: str, wide: bool = False) ->
     )
     images, weight = images.to(dtype), weight.to(dtype)
     if provider.eager:
+        # -1 stands for no edge; its weight is 0, so the column it gets does not matter.
         h = F.one_hot(op.clamp(min=0), alpha.shape[-1]) * weight[..., None]
         logits = torch.stack([
             network(images, {

@@ -75,6 +75,7 @@ class Steps:
             name: Exact(value, ROUNDING * float(torch.linalg.vector_norm(value)), by_norm=True)
             for name, value in exact_setup.gradients().items()
         }
+        # The fp64 network would otherwise stay in memory beside all that follow.
         del exact_setup
         loose = EAGER_ROUNDING[self.dtype] / ROUNDING
         wide = {name: replace(e, rounding=loose * e.rounding) for name, e in exact.items()}
@@ -107,6 +108,7 @@ class Steps:
                 setup.capture()
             setup.step()
             return setup
+        # A provider that does not fit is a result of its own, not a wrong one.
         except torch.OutOfMemoryError as error:
             return not_run(error)
         except Exception as error:
@@ -115,6 +117,7 @@ class Steps:
 
     def _timed(self, name: str, setup: Setup, size: Size) -> Setup:
         whole = self.settings.size
+        # Where a smaller batch was verified, the whole one is built anew from the same seed.
         return setup if size == whole else build(name, whole, self.device, self.dtype)
 
     def _verified_size(self) -> Size:
@@ -128,6 +131,7 @@ class Steps:
         calls = {name: setup.step for name, setup in self.setups.items()}
         repeats = QUICK_REPEATS if self.settings.quick else REPEATS[self.device]
         if self.device != "cpu" and not self.settings.quick:
+            # One round tells how many fit into the time that there is.
             once = measure(calls, repeats=1, warmup=1, device=self.device, drain=True)
             round_ms = sum(t.median_ms for t in once.values())
             repeats = min(repeats, max(LEAST_REPEATS, int(SECONDS * 1e3 / max(round_ms, 1.0))))
@@ -158,6 +162,7 @@ class Steps:
         def peak(steps: int) -> int:
             return peak_rss_of(step_command(name, self.settings, "cpu", steps, threads))
 
+        # Building takes memory too, so a process that makes no step is subtracted.
         return peak(RSS_STEPS) - peak(0)
 
 

@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     given, options = parser.parse_known_args(arguments)
     run, path = given.out / given.method, given.out / f"{given.method}.json"
+    # The wall time of a search in several calls is their sum.
     before = json.loads(path.read_text())["wall_seconds"] if path.exists() else 0.0
     start = perf_counter()
     try:
@@ -81,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command(given, run, options), timeout=given.seconds, check=False
         ).returncode
     except subprocess.TimeoutExpired:
+        # The time limit is no failure: the checkpoint has what was done by then.
         code = 0
     if code != 0:
         return code
