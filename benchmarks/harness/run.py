@@ -131,7 +131,7 @@ def run_suite(
             rows: list[Row] = []
 
             def keep(more: Iterable[Row]) -> None:
-                """Keeps and writes rows as they come: a run that is killed leaves what it had measured."""
+                """Writes rows as they come: a run that is killed leaves what it measured."""
                 for row in more:
                     rows.append(row)
                     write_csv(rows, path, overwrite=True)
