@@ -1,4 +1,4 @@
-"""accelerate: the cells and mixed ops of an existing network, on the fused ops, in place."""
+"""Lets the fused ops compute the cells and mixed ops of an existing network, in place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastnas.ops import mixed_sum
 
 @dataclass(frozen=True)
 class Report:
-    """What `accelerate` did; printed, a table.
+    """Tells what `accelerate` did; printed, it is a table.
 
     Args:
         replaced: name of each module with a new forward, and what computes it now.
@@ -47,7 +47,7 @@ class Report:
 
 
 def _grouped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """A line for each text, with the first and last of the names that share it."""
+    """Yields a line for each text, with the first and last of the names that share it."""
     names: dict[str, list[str]] = {}
     for name, text in rows:
         names.setdefault(text, []).append(name)
@@ -60,7 +60,7 @@ def _grouped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
 
 
 class _Way(NamedTuple):
-    """A forward for a module, what reads the parts that it fuses, and those."""
+    """Holds a forward for a module, what reads the parts that it fuses, and those."""
 
     forward: Callable[..., Tensor]
     reader: Callable[[nn.Module], Parts | str]
@@ -69,7 +69,7 @@ class _Way(NamedTuple):
 
 
 def _ways(module: nn.Module) -> Iterator[_Way | str]:
-    """The forwards that may replace a module's own, the fastest first, or why there is none."""
+    """Yields the forwards that may replace a module's own, fastest first, or why there is none."""
     if is_cell(module):
         parts = cell_parts(module)
         if isinstance(parts, str):
@@ -189,7 +189,7 @@ def decelerate(model: nn.Module) -> None:
 def _replace(
     module: nn.Module, memory: str, backend: str | None, check: bool
 ) -> tuple[str | None, list[str]]:
-    """What computes the module now (None: itself), and why what would be faster does not."""
+    """Returns a label of the new forward (None: it keeps its own), and why faster ones fail."""
     if isinstance(module, Dag | MixedOp):
         return None, ["it is fastnas' own and fused already"]
     if "forward" in vars(module):
@@ -211,7 +211,7 @@ def _replace(
 
 
 def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> str | None:
-    """Why the module's own forward cannot be replaced by this one, or None."""
+    """Says why the module's own forward cannot be replaced by this one, or None."""
     inputs = random_inputs(module, way.parts)
     signature = inspect.signature(type(module).forward)
     try:
@@ -229,7 +229,7 @@ def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> s
 def _difference(
     module: nn.Module, way: _Way, settings: Settings, inputs: Sequence[Tensor]
 ) -> str | None:
-    """Where the two forwards differ, or None; finds out what the own one does at weights of 0."""
+    """Says where the forwards differ, or None; finds out what the own one does at weights of 0."""
 
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
         reading = replace(settings.reading, seen={})

@@ -19,13 +19,13 @@ _OF_TORCH = {*vars(nn.Module()), "forward"}
 
 @dataclass(frozen=True)
 class SumParts:
-    """The batch norms that candidates of a mixed op end in."""
+    """Holds the batch norms that candidates of a mixed op end in."""
 
     norms: Norms
 
 
 def sum_parts(module: nn.Module) -> SumParts:
-    """Of a mixed op whose candidates run their layers in order where they end in a batch norm."""
+    """Reads a mixed op whose candidates that end in a batch norm run their layers in order."""
     found = {k: final_norm(op) for k, op in enumerate(candidate_modules(module))}
     return SumParts({k: norm for k, norm in found.items() if norm is not None})
 
@@ -34,7 +34,7 @@ Parts = CellParts | MixedOpParts | SumParts
 
 
 def parts_of(module: nn.Module, found: Parts | str) -> Iterator[nn.Module]:
-    """The modules that were read: all but the foreign candidates, which run by themselves."""
+    """Yields the modules that were read: all but foreign candidates, which run by themselves."""
     if isinstance(found, SumParts):
         yield module
         yield cast(nn.Module, module._ops)
@@ -48,7 +48,7 @@ def parts_of(module: nn.Module, found: Parts | str) -> Iterator[nn.Module]:
 
 
 def _frozen(value: object) -> Hashable:
-    """A setting as a value, where it is plain; of other objects the name, or that of their type."""
+    """Returns a plain setting as a value; of other objects the name, or that of their type."""
     if value is None or isinstance(value, bool | int | float | str):
         return type(value), value
     if isinstance(value, list | tuple):
@@ -64,7 +64,7 @@ _Pickled = tuple[list[type[nn.Module]], list[tuple[type[nn.Module], dict[str, Ha
 
 
 class Checked:
-    """The functions of classes, and the settings, with which a module was run and compared.
+    """Keeps the functions of classes, and the settings, with which a module was compared.
 
     Copies are the same object; pickled, the functions are those that the classes have on loading.
     """
@@ -85,7 +85,7 @@ class Checked:
         self.behaviours = {kind: behaviour(kind) for kind in kinds}
 
     def why_not(self, parts: Iterable[nn.Module]) -> str | None:
-        """Which of the parts has a forward, or settings, of which nothing is known."""
+        """Says which of the parts has a forward, or settings, of which nothing is known."""
         for part in parts:
             kind = type(part)
             runs = behaviour(kind)

@@ -1,4 +1,4 @@
-"""Whether a new forward of a module gives what its own gives: both are run, and compared."""
+"""Tells whether a new forward of a module gives what its own gives: runs and compares both."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fastnas.nn.parts import CellParts, candidate_modules
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where its first parameter is; the CPU if it has none."""
+    """Returns where its first parameter is; the CPU if it has none."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """Of its first floating point parameter; torch's default if it has none."""
+    """Returns that of its first floating point parameter; torch's default if it has none."""
     dtypes = (p.dtype for p in module.parameters() if p.is_floating_point())
     return next(dtypes, torch.get_default_dtype())
 
 
 def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
-    """Two images of 8 x 8, with the channels that the module's first layers ask for."""
+    """Draws two images of 8 x 8, with the channels that the module's first layers ask for."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -54,7 +54,7 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
 
 
 def faint(w: Tensor, zero: bool) -> Tensor:
-    """Mixing weights like w, every second one small: 1e-2 w, 1e-4 w, and so on.
+    """Returns mixing weights like w, every second one small: 1e-2 w, 1e-4 w, and so on.
 
     Args:
         zero: whether the first of those in each row is 0.
@@ -71,7 +71,7 @@ def faint(w: Tensor, zero: bool) -> Tensor:
 
 @contextmanager
 def _seeded(device: torch.device) -> Iterator[None]:
-    """Every generator that a forward may draw from begins at one seed, and is put back."""
+    """Seeds every generator that a forward may draw from, and puts it back."""
     on_cuda = [device] if device.type == "cuda" else []
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
@@ -100,7 +100,7 @@ def _observe(
     trials: Mapping[str, Sequence[Tensor]],
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor | None]:
-    """Output, gradients and buffers of a training step on each input, one after the other.
+    """Returns output, gradients and buffers of a training step on each input, in turn.
 
     At the end the output in evaluation mode, on the first.
 
@@ -151,7 +151,7 @@ def _step(
 def disagreement(
     module: nn.Module, forward: Callable[..., Tensor], trials: Mapping[str, Sequence[Tensor]]
 ) -> str | None:
-    """Where the module's own forward and forward(module, *inputs) differ, or None.
+    """Says where the module's own forward and forward(module, *inputs) differ, or None.
 
     In float64 if both run in it, else in float32, else in the dtypes that the module has. Each runs
     on a copy: nothing that a forward keeps in the module, tensor or not, is moved by the trial.
@@ -186,7 +186,7 @@ def disagreement(
 
 
 def _distance(a: Tensor | None, b: Tensor | None) -> float:
-    """The largest difference, relative to the largest value where that is above 1.
+    """Returns the largest difference, relative to the largest value where that is above 1.
 
     A gradient of 0 and none at all are apart: an optimizer moves what has a gradient.
     """

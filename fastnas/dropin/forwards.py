@@ -1,4 +1,4 @@
-"""The forwards that `accelerate` gives to the cells and mixed ops of a network.
+"""Holds the forwards that `accelerate` gives to the cells and mixed ops of a network.
 
 Each is called as `forward(module, settings, ...)` with the arguments of the module's own forward,
 and falls back on that where the fused ops cannot serve the call.
@@ -46,12 +46,12 @@ class Settings:
     strict: bool = False
 
     def how(self, module: nn.Module) -> How:
-        """How a fused call of the module runs."""
+        """Says how a fused call of the module runs."""
         return How(module.training, memory=self.memory, backend=self.backend)
 
 
 class NotFused(RuntimeError):
-    """The fused ops cannot serve a call; the message says why."""
+    """Tells that the fused ops cannot serve a call; the message says why."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -67,7 +67,7 @@ def _own_forward(module: nn.Module, settings: Settings, args: Any, kwargs: Any, 
 
 
 def _as_tensor(w: Any, like: Tensor) -> Tensor:
-    """Mixing weights: a tensor, or nested lists of 0-dim tensors or numbers."""
+    """Makes a tensor of mixing weights, which may be nested lists of 0-dim tensors or numbers."""
     if isinstance(w, Tensor):
         return w
     if isinstance(w, list | tuple):
@@ -76,7 +76,7 @@ def _as_tensor(w: Any, like: Tensor) -> Tensor:
 
 
 def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, ...] | str:
-    """(s0, s1, w [E, K]) of a cell, (x, w [K]) of a mixed op, or why the call is another."""
+    """Returns (s0, s1, w [E, K]) of a cell, (x, w [K]) of a mixed op, or says why it cannot."""
     if kwargs:
         bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
         args, kwargs = bound.args[1:], bound.kwargs
@@ -116,7 +116,7 @@ def _fusible(
 
 
 def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
-    """The whole cell fused, preprocessing and concatenation included."""
+    """Runs the whole cell fused, preprocessing and concatenation included."""
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
@@ -125,7 +125,7 @@ def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
 
 
 def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
-    """Recognised candidates fused; foreign ones by their own modules, in order, and added."""
+    """Runs recognised candidates fused, foreign ones by their modules, in order; adds them."""
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
@@ -139,7 +139,7 @@ def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
 
 
 def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
-    """Every candidate by its own module, but for the batch norm that some end in."""
+    """Runs every candidate by its own module, but for the batch norm that some end in."""
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
@@ -153,7 +153,7 @@ def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any
 
 
 def _mix(outputs: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
-    """mixed_sum, or the eager sum where the outputs do not have one shape, dtype and device."""
+    """Sums by mixed_sum, or eagerly where the outputs differ in shape, dtype or device."""
     alike = {(y.shape, y.dtype, y.device) for y in outputs}
     if len(alike) == 1 and outputs[0].device == w.device:
         return mixed_sum(outputs, w, backend=backend)

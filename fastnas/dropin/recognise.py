@@ -37,7 +37,7 @@ _POOLS: dict[type, str] = {nn.MaxPool2d: "max_pool_3x3", nn.AvgPool2d: "avg_pool
 
 
 class _Foreign(Exception):
-    """The module is not what it was read as; the message says why."""
+    """Tells that the module is not what it was read as; the message says why."""
 
 
 def _need(condition: bool, reason: str) -> None:
@@ -132,7 +132,7 @@ def _stride(layer: nn.Module) -> int:
 
 
 def _need_half(layers: tuple[nn.Module, ...], op: Operation, stride: int) -> None:
-    """ReLU, depthwise, pointwise, batch norm."""
+    """Refuses what is not ReLU, depthwise, pointwise, batch norm of this operation."""
     depthwise, pointwise = cast(tuple[nn.Conv2d, nn.Conv2d], layers[1:3])
     C, padding = depthwise.in_channels, op.dilation * (op.size // 2)
     _need_conv(
@@ -179,7 +179,7 @@ def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
 
 
 def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d] | None:
-    """conv_1 and conv_2, batch norm: y = BN(concat[conv_1(u), conv_2(shifted u)]), u = relu(x)."""
+    """Reads y = BN(concat[conv_1(u), conv_2(shifted u)]), u = relu(x): convolutions, batch norm."""
     parts = module._modules
     if set(parts) != {"relu", "conv_1", "conv_2", "bn"}:
         return None
@@ -201,7 +201,7 @@ def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.Bat
 
 @_or_reason
 def candidate(module: nn.Module) -> Candidate | str:
-    """A candidate of the DARTS search network, or the reason why the module is not one.
+    """Reads a candidate of the DARTS search network, or says why the module is not one.
 
     Identity and Zero have no layers to be told by: they are modules without parameters and
     children whose class has that name.
@@ -228,7 +228,7 @@ def candidate(module: nn.Module) -> Candidate | str:
 
 @_or_reason
 def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
-    """The candidates of a mixed op (it has a ModuleList `_ops`), or why it is not one."""
+    """Reads the candidates of a mixed op (with a ModuleList `_ops`), or says why it is none."""
     ops = candidate_modules(module)
     _need(bool(ops), f"{type(module).__name__} has no ModuleList `_ops` of candidates")
     read = [candidate(op) for op in ops]
@@ -244,7 +244,7 @@ def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
 
 @_or_reason
 def preprocess(module: nn.Module) -> Preprocess | str:
-    """The preprocessing of a cell's input, or why the module is something else."""
+    """Reads the preprocessing of a cell's input, or says why the module is something else."""
     _need_plain(module)
     reduce = _factorized_reduce(module)
     if reduce is not None:
@@ -263,7 +263,7 @@ def preprocess(module: nn.Module) -> Preprocess | str:
 
 
 def is_cell(module: nn.Module) -> bool:
-    """Whether the module has what a cell has: preprocess0, preprocess1, a ModuleList `_ops`."""
+    """Tells whether it has what a cell has: preprocess0, preprocess1, a ModuleList `_ops`."""
     named = {"preprocess0", "preprocess1"} <= set(module._modules)
     return named and isinstance(module._modules.get("_ops"), nn.ModuleList)
 
@@ -288,7 +288,7 @@ def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
 
 @_or_reason
 def cell_parts(cell: nn.Module) -> CellParts | str:
-    """A cell whose every operation is recognised, or why it is not one.
+    """Reads a cell whose every operation is recognised, or says why it is not one.
 
     A reduction cell has stride 2 on the edges that leave its two inputs, and only there. Where
     the cell names its nodes `_steps` and the nodes of its output `_multiplier`, as the public

@@ -1,1 +1,1 @@
-"""The layers that networks are made of, eager and fused alike, with the names of public code."""
+"""Holds the layers that networks are made of, eager and fused alike, with public code's names."""

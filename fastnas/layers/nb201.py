@@ -14,6 +14,7 @@ from fastnas.layers.primitives import Identity, ReLUConvBN, Zero
 STAGES = 3
 
 _OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
+    # No operation has a stride here: cells keep the size, residual blocks halve it.
     "none": lambda C, affine: Zero(1),
     "skip_connect": lambda C, affine: Identity(),
     "nor_conv_1x1": lambda C, affine: ReLUConvBN(C, C, 1, 1, 0, affine),
@@ -23,7 +24,7 @@ _OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
 
 
 def nb201_operation(name: str, C: int, affine: bool) -> nn.Module:
-    """An operation of NAS-Bench-201, [N, C, H, W] -> [N, C, H, W].
+    """Builds an operation of NAS-Bench-201, [N, C, H, W] -> [N, C, H, W].
 
     None changes the size or the channels. ``avg_pool_3x3`` counts no padding, and unlike a DARTS
     pool has no batch norm in the search network either.
@@ -44,7 +45,7 @@ def nb201_operation(name: str, C: int, affine: bool) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """What stands between two stages: y = conv_b(conv_a(x)) + conv_1x1(pool(x)), halved in size.
+    """y = conv_b(conv_a(x)) + conv_1x1(pool(x)), halved in size: it stands between two stages.
 
     conv_a and conv_b are ReLU, 3x3 convolution, batch norm; conv_a has stride 2. The shortcut
     takes means of 2x2. [N, C_in, H, W] -> [N, C_out, ceil(H / 2), ceil(W / 2)]; at the border of
@@ -66,7 +67,7 @@ class ResidualBlock(nn.Module):
 def nb201_stages(
     C: int, layers: int, cell: Callable[[int], nn.Module]
 ) -> Iterator[tuple[nn.Module, int]]:
-    """Each cell or residual block with its channels: `layers` cells of C, 2 C and 4 C channels."""
+    """Yields each cell or residual block with its channels: `layers` cells of C, 2 C and 4 C."""
     for stage in range(STAGES):
         if stage:
             yield ResidualBlock(C, 2 * C), 2 * C
@@ -76,5 +77,5 @@ def nb201_stages(
 
 
 def nb201_last(C: int) -> nn.Sequential:
-    """Batch norm and ReLU before the global pooling."""
+    """Builds batch norm and ReLU before the global pooling."""
     return nn.Sequential(nn.BatchNorm2d(C), nn.ReLU())

@@ -139,6 +139,7 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        # A product and no new zeros, as in the public code: NaN stays, and x gets a gradient of 0.
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
@@ -219,6 +220,7 @@ def _avg_pool(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
 def _conv_7x1_1x7(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(),
+        # Each of the two strides along its own axis, as in the public code.
         nn.Conv2d(C, C, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
         nn.Conv2d(C, C, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
         nn.BatchNorm2d(C, affine=affine),
@@ -240,7 +242,7 @@ _BUILDERS: dict[str, Callable[[Operation, int, int, bool], nn.Module]] = {
 
 
 def primitive(name: str, C: int, stride: int, affine: bool) -> nn.Module:
-    """Build an operation, [N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)].
+    """Builds an operation, [N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)].
 
     Args:
         name: one of :data:`fastnas.spaces.OPS`.
@@ -272,7 +274,7 @@ def preprocessing(C_in: int, C: int, halved: bool) -> nn.Module:
 
 
 def search_candidate(name: str, C: int, stride: int) -> nn.Module:
-    """Build an operation as the DARTS search network has it: every batch norm non-affine, and
+    """Builds an operation as the DARTS search network has it: every batch norm non-affine, and
     one more after each pool, ``nn.Sequential(pool, BatchNorm2d(C, affine=False))``.
 
     Args and errors as in :func:`primitive`. Source: quark0/darts ``cnn/model_search.py``.
@@ -291,5 +293,6 @@ def drop_path(x: Tensor, p: float) -> Tensor:
         p: probability of dropping a sample, 0 <= p < 1.
     """
     keep = 1.0 - p
+    # [N, 1, 1, 1]: a sample is dropped as a whole.
     mask = torch.full((x.shape[0], 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
     return x * (mask / keep)

@@ -1,4 +1,4 @@
-"""Modules: the mixed op, cell and search network on fused ops, and the network of a genotype."""
+"""Holds mixed op, cell and search network on fused ops, and the network of a genotype."""
 
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork

@@ -1,4 +1,4 @@
-"""The architecture logits of a search."""
+"""Holds the architecture logits of a search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EDGES = "_edges"
 
 
 class ArchParameters(nn.Module):
-    """alpha [E, K] of each cell type, shared by all its cells, and beta where edges are sampled.
+    """Holds alpha [E, K] of each cell type, shared by all its cells, and beta of sampled edges.
 
     Apart from the network, so that its state dict is the public DARTS code's and its optimizer
     never sees a logit.
@@ -43,6 +43,7 @@ class ArchParameters(nn.Module):
         """Predecessors of each node."""
         for cell_type in space.cell_types:
             shape = 1 if tied else self.edges, space.num_candidates(cell_type)
+            # Drawn whatever the scale, so that what is drawn next does not depend on it.
             self.register_parameter(cell_type, nn.Parameter(scale * torch.randn(shape)))
         edges = sum(logits_per_node(self.nodes, topology))
         for cell_type in space.cell_types if edges else ():
@@ -50,15 +51,16 @@ class ArchParameters(nn.Module):
             self.register_parameter(cell_type + EDGES, beta)
 
     def alphas(self) -> dict[str, Tensor]:
-        """Cell type to its logits of operations, [E, K] where they are tied too."""
+        """Maps each cell type to its logits of operations, [E, K] where they are tied too."""
         return {
+            # A view, so the gradients of all edges add up in the one row.
             name: alpha.expand(self.edges, -1) if len(alpha) < self.edges else alpha
             for name, alpha in self.named_parameters()
             if not name.endswith(EDGES)
         }
 
     def betas(self) -> dict[str, Tensor]:
-        """Cell type to its logits of edges, empty where there are none."""
+        """Maps each cell type to its logits of edges, empty where there are none."""
         return {
             name.removesuffix(EDGES): beta
             for name, beta in self.named_parameters()

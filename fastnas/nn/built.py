@@ -50,6 +50,8 @@ _Read = list[Candidate | str]
 
 @lru_cache(maxsize=1024)
 def _new_candidate(name: str, C: int, stride: int) -> nn.Module:
+    # It is built to be compared with. On the meta device it needs no memory, and initialising it
+    # moves no generator.
     with torch.device("meta"):
         return primitives.search_candidate(name, C, stride)
 
@@ -61,7 +63,7 @@ def _new_preprocessing(C_in: int, C: int, halved: bool) -> nn.Module:
 
 
 def _settings(module: nn.Module, like: nn.Module) -> dict[str, Any]:
-    """Those settings of a module that one like it has, or that stand in place of its class's.
+    """Returns those settings that a module like it has, or that stand in place of its class's.
 
     Other private ones are marks that torch and other libraries leave.
     """
@@ -80,7 +82,7 @@ def _is_there(tensors: dict[str, Any]) -> dict[str, bool]:
 
 
 def _why_not_as_new(module: nn.Module, new: nn.Module, known: Kinds) -> str | None:
-    """Where a module differs from a new one, tensors and `_FREE` apart; None: nowhere.
+    """Says where a module differs from a new one, tensors and `_FREE` apart; None: nowhere.
 
     Args:
         known: the classes that nobody has patched.
@@ -91,6 +93,7 @@ def _why_not_as_new(module: nn.Module, new: nn.Module, known: Kinds) -> str | No
     for name, part in given.items():
         like = expected[name]
         who = type(part).__name__ + (f" ({name})" if name else "")
+        # A subclass, or a class whose forward was exchanged, may compute anything.
         if type(part) is not type(like) or type(part) not in known:
             return f"{who} is not the {type(like).__name__} that it was built as"
         if any(hooks(part)):
@@ -98,10 +101,12 @@ def _why_not_as_new(module: nn.Module, new: nn.Module, known: Kinds) -> str | No
         if has_own_forward(part):
             return f"{who} has a forward of its own instance"
         own, settings = _settings(part, like), _settings(like, like)
+        # `_OWN` stands for a setting that is not there: none equals it.
         changed = [n for n in {**settings, **own} if own.get(n, _OWN) != settings.get(n, _OWN)]
         if changed:
             return f"{who} has another {', '.join(sorted(changed))} than it was built with"
         for tensors in ("_parameters", "_buffers"):
+            # Values are free, but a scale that was added, or a weight that pruning moved, is not.
             if _is_there(vars(part)[tensors]) != _is_there(vars(like)[tensors]):
                 return f"{who} has other tensors than it was built with"
     return None
@@ -120,7 +125,7 @@ def _why_not_norms(norms: tuple[nn.BatchNorm2d, ...], training: bool) -> str | N
 def _layers(
     module: nn.Module,
 ) -> tuple[tuple[nn.Conv2d, ...], tuple[nn.BatchNorm2d, ...]]:
-    """The convolutions and batch norms of a module as it was built, in the order of the data."""
+    """Returns a module's convolutions and batch norms as it was built, in the order of the data."""
     parts = list(module.modules())
     convs = tuple(part for part in parts if isinstance(part, nn.Conv2d))
     return convs, tuple(part for part in parts if isinstance(part, nn.BatchNorm2d))
@@ -150,6 +155,7 @@ def _refuse_odd_norms(edges: list[_Read]) -> None:
     every = [norm for edge in edges for c in edge if not isinstance(c, str) for norm in c.norms]
     if not every:
         return
+    # A call of `mixed_edges` has one eps and one momentum, so the most frequent pair stays fused.
     common = Counter((norm.eps, norm.momentum) for norm in every).most_common(1)[0][0]
     seen: set[nn.Module] = set()
     for edge in edges:
@@ -159,6 +165,7 @@ def _refuse_odd_norms(edges: list[_Read]) -> None:
             norms = candidate.norms
             if any((norm.eps, norm.momentum) != common for norm in norms):
                 edge[k] = "its batch norms have another eps or momentum than most"
+            # One call would update its statistics twice, in an order that nothing fixes.
             elif seen & {*norms}:
                 edge[k] = "a batch norm is used more than once"
             seen |= {*norms}
@@ -171,7 +178,7 @@ def _parts_of(op: reference.MixedOp, read: _Read) -> MixedOpParts:
 
 
 def mixed_op_parts(op: Any, known: Kinds) -> MixedOpParts | str:
-    """The candidates of a mixed op of `fastnas.nn`, or why they are computed one by one."""
+    """Reads the candidates of our mixed op, or says why they are computed one by one."""
     read = _read_op(op, known)
     _refuse_odd_norms([read])
     parts = _parts_of(op, read)
@@ -181,7 +188,7 @@ def mixed_op_parts(op: Any, known: Kinds) -> MixedOpParts | str:
 def _why_not_partly(
     parts: MixedOpParts | CellParts, edges: Iterable[MixedOpParts], ops: Iterable[nn.Module]
 ) -> str | None:
-    """Why nothing is fused beside the foreign candidates, or None.
+    """Says why nothing is fused beside the foreign candidates, or None.
 
     A candidate that overwrites its input has to run after those before it, and before those after.
     """
@@ -208,7 +215,7 @@ def _preprocess(cell: Any, name: str, known: Kinds) -> Preprocess | str:
 
 
 def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
-    """The operations of a cell of `fastnas.nn`, or why they are computed one by one."""
+    """Reads the operations of our cell, or says why they are computed one by one."""
     before = [_preprocess(cell, name, known) for name in ("preprocess0", "preprocess1")]
     for found in before:
         if isinstance(found, str):
@@ -218,10 +225,12 @@ def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     parts = tuple(map(_parts_of, cell._ops, edges))
     for e, (op, edge) in enumerate(zip(cell._ops, parts)):
         reason = op.refusal(edge) or op.why_not_in_a_cell()
+        # A mode decides on noise and statistics, of which a fused call has one.
         if op.training != cell.training:
             reason = "it is in another mode than the cell"
         if reason is not None:
             return f"edge {e}: {reason}"
+    # A source counts states, inputs first; a target counts the nodes after the inputs.
     ends = tuple((source, target - cell.inputs) for source, target in cell.ends)
     preprocess0, preprocess1 = cast(list[Preprocess], before)
     whole = CellParts(preprocess0, preprocess1, parts, ends, cell.nodes)
@@ -229,7 +238,7 @@ def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
 
 
 def _outlines(module: nn.Module) -> Iterator[Outline]:
-    """The mixed ops of a cell, or the one, with their lists of candidates, and the cell."""
+    """Yields the mixed ops of a cell, or the one, with their lists of candidates, and the cell."""
     ops: tuple[nn.Module, ...] = (module,)
     if isinstance(module, reference.Cell):
         ops = candidate_modules(module)
@@ -241,12 +250,13 @@ def _outlines(module: nn.Module) -> Iterator[Outline]:
 
 
 def read(module: nn.Module) -> tuple[CellParts | MixedOpParts | str, Facts]:
-    """The parts of a cell or mixed op of `fastnas.nn`, and the facts that they were read from.
+    """Reads a cell or mixed op of `fastnas.nn`: its parts, and the facts that they follow from.
 
     A candidate with a module of another class than fastnas builds is the user's own, and may change
     its attributes in every call: only that it is there is a fact.
     """
     kinds = {type(part) for part in module.modules()}
+    # Asked once for each class, of which the 600 modules of a cell have 14.
     known = {kind for kind in kinds if behaviour(kind) in KNOWN}
     found: CellParts | MixedOpParts | str
     if isinstance(module, reference.Cell):

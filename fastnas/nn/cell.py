@@ -1,4 +1,4 @@
-"""Cell and SearchNetwork: a cell is one `mixed_edges`, or, where it cannot be, a sum per node."""
+"""Holds Cell and SearchNetwork: a cell is one `mixed_edges`, or else a sum per node."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fastnas.reference.arguments import check_images
 
 
 class Cell(HasReading, Dag, reference.Cell):
-    """`reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
+    """Runs `reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
 
     Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
     only the sum exists, written into the cell's output. With foreign candidates each node is a call
@@ -40,12 +40,12 @@ class Cell(HasReading, Dag, reference.Cell):
         return cast(CellParts | str, self._reading.read(self))
 
     def noise_form(self) -> str:
-        """`SkipNoise.form` of the noise on the skips in training, or "none"."""
+        """Returns `SkipNoise.form` of the noise on the skips in training, or "none"."""
         noise = cast(MixedOp, self._ops[0]).noise
         return "none" if noise is None else noise.form
 
     def fused_parts(self, s1: Tensor) -> CellParts | str:
-        """`parts`, or why a call on these states computes candidate by candidate."""
+        """Returns `parts`, or why a call on these states computes candidate by candidate."""
         parts = self.parts()
         return parts if isinstance(parts, str) else can_run(parts, s1, self.training) or parts
 
@@ -56,7 +56,7 @@ class Cell(HasReading, Dag, reference.Cell):
     def forward(
         self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
     ) -> Tensor:
-        """s0, s1 [N, C', H', W'], w [E, K] or `Paths` -> [N, nodes C, H, W].
+        """Maps s0, s1 [N, C', H', W'], w [E, K] or `Paths` to [N, nodes C, H, W].
 
         Of several paths the images are [paths N, ...], path by path, and statistics are per path.
 
@@ -68,10 +68,13 @@ class Cell(HasReading, Dag, reference.Cell):
         self.check_weights("w", w, s1)
         self.check_draw(draw, w)
         paths = w.number if isinstance(w, Paths) else None
+        # One path's batch decides, since each path is normalised by itself: a path of one value per
+        # channel cannot be trained on.
         parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
         if isinstance(parts, str) or (isinstance(w, Paths) and parts.why_foreign):
             return self.run([s0, s1], w, draw)
         how = self.how()
+        # Every mixed op of a cell has the same noise, so the first one speaks for all.
         draw = draw or self._draw(cast(MixedOp, self._ops[0]), s1.device, paths)
         if isinstance(w, Paths) or parts.why_foreign is None:
             return run_cell(parts, s0, s1, w, how, draw)
@@ -86,7 +89,7 @@ class Cell(HasReading, Dag, reference.Cell):
 
 
 class SearchNetwork(reference.SearchNetwork):
-    """`reference.SearchNetwork` on fused cells; same arguments, state-dict names and results."""
+    """Runs `reference.SearchNetwork` on fused cells; same arguments, state-dict names, results."""
 
     cell: type[reference.Dag] = Cell
 
@@ -95,7 +98,7 @@ class SearchNetwork(reference.SearchNetwork):
         self.set_memory(memory)
 
     def memory_report(self, batch: int, size: int | tuple[int, int]) -> MemoryReport:
-        """Bytes held for backward by a training batch, under each setting of `memory`.
+        """Counts the bytes held for backward by a training batch, under each setting of `memory`.
 
         Args:
             batch: images in it.
@@ -112,7 +115,7 @@ class SearchNetwork(reference.SearchNetwork):
         return memory_report(self, batch, sides)
 
     def set_memory(self, memory: str) -> None:
-        """What the fused cells hold for backward: "fast", "lean" or "minimal" (`mixed_edges`)."""
+        """Sets what fused cells hold for backward: "fast", "lean" or "minimal" (`mixed_edges`)."""
         check_choice("memory", memory, MEMORY)
         self.memory = memory
         for module in self.modules():
@@ -120,7 +123,7 @@ class SearchNetwork(reference.SearchNetwork):
                 module.memory = memory
 
     def draw(self, device: torch.device | None = None, paths: int = 1) -> NoiseDraw | None:
-        """The noise of one forward pass of the whole network, None where it draws none.
+        """Draws the noise of one forward pass of the whole network, None where there is none.
 
         Streams int64 [paths cells nodes, 2], drawn and copied to the device (None: left on the
         host) at once. Giving the same draw to two passes gives them the same noise (the unrolled
@@ -130,12 +133,15 @@ class SearchNetwork(reference.SearchNetwork):
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
+        # On the host, from torch's CPU generator; `to` moves level and streams in one copy.
         rng = draw_rng(paths * len(list(self.dags())) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
     def on_device(self, passes: Sequence[Weights]) -> list[tuple[list[Tensor], Tensor]]:
-        """Inside of `choice_on_device` the parameters of each candidate, and bool []: whether any
-        of these passes ran it. Outside, nothing: there what did not run has no gradient."""
+        """Returns the parameters of each candidate, and bool []: whether a pass ran it.
+
+        Outside of `choice_on_device` it returns nothing: there what did not run has no gradient.
+        """
         if not stays_on_device():
             return []
         found: list[tuple[list[Tensor], Tensor]] = []
@@ -146,7 +152,9 @@ class SearchNetwork(reference.SearchNetwork):
             if not paths or not parts:
                 continue
             choices = torch.cat([w.choice.reshape(-1, w.choice.shape[-1]) for w in paths])
+            # Cells of a type are built of one space and share their table.
             table = parts[0].layers.table
+            # bool [params] over all paths of all passes; it stays on the device.
             moved = sampled_params(table, choices).any(0).unbind()
             first = 0
             for _, term in table.terms:
@@ -158,7 +166,7 @@ class SearchNetwork(reference.SearchNetwork):
         return found
 
     def forward(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
-        """Images [N, in_channels, H, W] -> logits [N, classes].
+        """Maps images [N, in_channels, H, W] to logits [N, classes].
 
         Args:
             weights: of all cell types: {"normal": [E, K], "reduce": [E, K]}, or `Paths`. Of
@@ -171,7 +179,8 @@ class SearchNetwork(reference.SearchNetwork):
         paths = number_of_paths("weights", weights)
         draw = self.draw(x.device, paths or 1) if draw is None else draw
         if cast(Dag, self.cells[0]).why_not_fused(x) is None:
-            # Here a copy to the layout of fused cells is one of the images only.
+            # Convert the layout here, once and on the small images, rather than on the wider
+            # activations later.
             x = x.contiguous(memory_format=state_format(x))
         found = self.features(stem_once(self.stem, x, paths), weights, draw)
         logits = self.classifier(self.global_pooling(found).flatten(1))
@@ -185,7 +194,7 @@ class SearchNetwork(reference.SearchNetwork):
         return s1
 
     def _draw_of(self, i: int, draw: NoiseDraw | None, w: CellWeights) -> NoiseDraw | None:
-        """The streams of cell i."""
+        """Returns the streams of cell i."""
         if draw is None:
             return None
         paths = w.number if isinstance(w, Paths) else None
@@ -195,6 +204,7 @@ class SearchNetwork(reference.SearchNetwork):
             raise ValueError(
                 f"SearchNetwork: draw has {len(draw.rng)} streams; {needed} are needed"
             )
+        # Streams lie path by path, in them cell by cell, in them node by node.
         here = slice(i * nodes, (i + 1) * nodes)
         rng = draw.rng[here] if paths is None else draw.rng.unflatten(0, (paths, -1))[:, here]
         return NoiseDraw(draw.level, rng)

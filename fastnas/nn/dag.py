@@ -20,23 +20,25 @@ from fastnas.reference.arguments import check_shape
 
 
 class Dag(reference.Dag):
-    """`reference.Dag` on `mixed_norm_sum`: all terms of all edges into a node are one sum, the
-    batch norms that candidates end in included, and a pool of a state is computed once for all its
-    edges."""
+    """Runs `reference.Dag` on `mixed_norm_sum`: all terms of all edges into a node are one sum.
+
+    The batch norms that candidates end in are included, and a pool of a state is computed once for
+    all its edges.
+    """
 
     mixed_op = MixedOp
     memory = "lean"
 
     def how(self) -> How:
-        """How a fused call runs."""
+        """Says how a fused call runs."""
         return How(self.training, cast(MixedOp, self._ops[0]).noise, self.memory)
 
     def parts(self) -> CellParts | str:
-        """The operations as the fused ops know them, or why they run none of them."""
+        """Returns the operations as the fused ops know them, or why they run none of them."""
         raise NotImplementedError
 
     def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call with x as its last input runs the modules of some candidates, or None."""
+        """Says why a call with x as its last input runs the modules of some candidates, or None."""
         parts = self.parts()
         return parts if isinstance(parts, str) else parts.why_foreign
 
@@ -47,7 +49,7 @@ class Dag(reference.Dag):
             super().check_weights(name, w, x)
 
     def check_draw(self, draw: object, w: CellWeights) -> None:
-        """ValueError or TypeError unless there is a stream for each node of each path."""
+        """Refuses a draw without a stream for each node of each path."""
         check_type("draw", draw, NoiseDraw, NoneType)
         paths = [] if not isinstance(w, Paths) or w.number is None else [w.number]
         if isinstance(draw, NoiseDraw):
@@ -56,10 +58,12 @@ class Dag(reference.Dag):
     def run(
         self, inputs: Sequence[Tensor], w: CellWeights, draw: NoiseDraw | None = None
     ) -> Tensor:
-        """Candidate by candidate, path by path; arguments as the cell's `forward` takes them."""
+        """Runs candidate by candidate, path by path; takes what the cell's `forward` takes."""
         if not isinstance(w, Paths):
             return self._run_once(inputs, w, draw)
+        # Which modules run is decided on the host, so reading the choices waits for the device.
         rows = w.rows()
+        # Each path has batch norm statistics of its own, hence one pass for each, in order.
         groups = zip(zip(*(x.chunk(len(rows)) for x in inputs)), rows)
         out = []
         for p, (group, (row, weight)) in enumerate(groups):
@@ -72,16 +76,18 @@ class Dag(reference.Dag):
     def run_partly(
         self, parts: CellParts, states: Sequence[Tensor], w: Tensor, draw: NoiseDraw | None
     ) -> Tensor:
-        """Node by node the recognised candidates in one fused call, the foreign ones by their
-        modules, from preprocessed inputs.
+        """Runs a node's recognised candidates in one fused call, foreign ones by their modules.
 
-        Those are given states in the format of images: fused ones may be channels last, in which
-        a candidate that draws noise would draw it in another order.
+        Takes preprocessed states. Foreign candidates are given them in the format of images: fused
+        ones may be channels last, in which a candidate draws its noise in another order.
         """
         found, plain = list(states), [state.contiguous() for state in states]
+        # For each state what one edge has made of it and others read: pools and ReLUs, by settings.
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(found) + self.nodes)]
         for node, layers in enumerate(parts.node_layers):
             own = self.edges_into(node)
+            # Without a batch norm there is nothing to fuse but skips: then all candidates of the
+            # node run by their modules.
             only = [list(parts.edges[e].foreign) for e in own] if layers.norms else None
             y = None
             if layers.norms:
@@ -99,7 +105,7 @@ class Dag(reference.Dag):
         row: list[int] | None = None,
         siblings: bool = False,
     ) -> Tensor:
-        """Of a path, w [E], the candidates in `row` alone."""
+        """Runs all candidates; of a path, w [E], those in `row` alone."""
         ops = cast(list[MixedOp], self._ops)
         if any(op.overridden("forward") or not is_plain(op) for op in ops):
             return self._by_modules(inputs, w, row, siblings)
@@ -107,6 +113,7 @@ class Dag(reference.Dag):
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]
         for node in range(self.nodes):
             own = self.edges_into(node)
+            # -1: the edge is not in the path, and no candidate of it runs.
             only = None if row is None else [[k] if (k := row[e]) >= 0 else [] for e in own]
             y = self._node(node, states, shared, w, draw, only)
             if siblings and row is not None:
@@ -115,18 +122,20 @@ class Dag(reference.Dag):
         return self.output(states)
 
     def _nothing(self, states: Sequence[Tensor]) -> Tensor:
-        """A node without edges."""
+        """Returns zeros for a node without edges."""
+        # The zeros of a node, at the size that its edges would have given it.
         stride = 2 if self.cell_type == "reduce" else 1
         return torch.zeros_like(states[0][:, :, ::stride, ::stride])
 
     def _by_modules(
         self, inputs: Sequence[Tensor], w: Tensor, row: list[int] | None, siblings: bool
     ) -> Tensor:
-        """Every mixed op by a call of its own, which runs its hooks; each draws its own noise."""
+        """Runs every mixed op by a call of its own, with its hooks; each draws its own noise."""
 
         def output(e: int, x: Tensor) -> Tensor:
             if row is None:
                 return self._ops[e](x, w[e])
+            # A mixed op takes a path of one edge: choice and weight are 0-dim.
             choice = torch.tensor(row[e], device=w.device)
             return self._ops[e](x, Paths(choice, w[e], siblings))
 
@@ -147,7 +156,7 @@ class Dag(reference.Dag):
         only: list[list[int]] | None,
         y: Tensor | None = None,
     ) -> Tensor:
-        """The sum of a node's candidates, each by its module, and of y.
+        """Sums a node's candidates, each by its module, and y.
 
         Args:
             w: [E, K], or [E] with one candidate for each edge in `only`.
@@ -168,11 +177,13 @@ class Dag(reference.Dag):
             if w.dim() == 1:
                 weight_index.append(position)
             else:
+                # The place in `flat`, where weights of the node's edges stand row by row.
                 weight_index += [position * w.shape[1] + k for k in terms.weight_index]
             outputs += terms.outputs
         if not outputs:
             return self._nothing(states) if y is None else y
         flat = w[edges.start : edges.stop].reshape(-1)
+        # One stream for the node: its j-th noisy term adds j, as in `mixed_edges`.
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
         node_terms = Terms(outputs, weight_index, noisy, norms)
         return cast(MixedOp, self._ops[0]).add(y, node_terms, flat, own)

@@ -24,7 +24,7 @@ from fastnas.spaces import CellType, Genotype
 
 
 class EvalCell(nn.Module):
-    """One cell: s_j = sum over the edges (op, i) into node j of op(s_i); y = concat_j s_j.
+    """s_j = sum over the edges (op, i) into node j of op(s_i); y = concat_j s_j: one cell.
 
     s_0 and s_1 are the outputs of the two cells before, brought to C channels and one size
     by ReLU-conv-BN or :class:`FactorizedReduce`. In a reduction cell the edges that leave them
@@ -73,6 +73,7 @@ class EvalCell(nn.Module):
             else ReLUConvBN(C_prev_prev, C, 1, 1, 0)
         )
         self.preprocess1 = ReLUConvBN(C_prev, C, 1, 1, 0)
+        # An edge out of a node without a state has nothing to read.
         edges = [edge for edge in genotype.edges(cell) if edge[2] in (0, 1, *live)]
         self._ends = tuple((node, source) for _, node, source in edges)
         self._ops = nn.ModuleList(
@@ -81,28 +82,31 @@ class EvalCell(nn.Module):
         )
 
     def forward(self, s0: Tensor, s1: Tensor, drop_prob: float) -> Tensor:
-        """[N, C_prev_prev, H', W'], [N, C_prev, H, W] -> [N, multiplier C, H or H/2, ...]."""
+        """Maps [N, C_prev_prev, H', W'], [N, C_prev, H, W] to [N, multiplier C, H or H/2, ...]."""
         states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
         for op, (node, source) in zip(self._ops, self._ends):
             h = op(states[source])
             if self.training and drop_prob > 0.0 and not isinstance(op, Identity):
                 h = drop_path(h, drop_prob)
+            # Not in place: h may be the identity's output, which is the very state that others
+            # read.
             states[node] = states[node] + h if node in states else h
         return torch.cat([states[node] for node in self._concat], dim=1)
 
 
 class _AuxiliaryPool(nn.Module):
-    """To 2x2: the 5x5 mean at stride 3 of DARTS where that gives 2x2 (8 to 10 pixels a side,
-    8 for a 32x32 image), adaptive mean pooling at any other size."""
+    """Pools to 2x2: the 5x5 mean at stride 3 of DARTS where it gives 2x2 (8 to 10 pixels a side,
+    8 for a 32x32 image), by adaptive mean pooling at any other size."""
 
     def forward(self, x: Tensor) -> Tensor:
+        # (size - 5) // 3 + 1 is 2 for 8, 9 and 10.
         if all(8 <= size <= 10 for size in x.shape[2:]):
             return F.avg_pool2d(x, 5, stride=3)
         return F.adaptive_avg_pool2d(x, 2)
 
 
 class AuxiliaryHead(nn.Module):
-    """The auxiliary classifier, [N, C, H, W] -> [N, num_classes].
+    """Maps [N, C, H, W] to [N, num_classes]: the auxiliary classifier.
 
     relu, pool to 2x2, 1x1 convolution to 128, BN, relu, 2x2 convolution to 768, BN, relu, linear.
     On 8x8 maps, which DARTS assumes, it equals the public head; other sizes are pooled to 2x2
@@ -129,7 +133,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class EvalNetwork(nn.Module):
-    """The evaluation network of a genotype, for images of any size.
+    """Builds the evaluation network of a genotype, for images of any size.
 
     A stem (3x3 convolution to 3C channels, BN), ``layers`` cells with affine batch norm,
     global mean pooling and a linear classifier. Cells ``layers // 3`` and ``2 * layers // 3``
@@ -187,6 +191,7 @@ class EvalNetwork(nn.Module):
             self.cells.append(cell)
             C_prev_prev, C_prev, reduction_prev = C_prev, cell.multiplier * C, reduction
             if auxiliary and i == self._auxiliary_at:
+                # `C_prev` is the channels of this cell's output here, after the second reduction.
                 C_auxiliary = C_prev
         self.auxiliary_head = AuxiliaryHead(C_auxiliary, num_classes) if auxiliary else None
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
@@ -194,7 +199,7 @@ class EvalNetwork(nn.Module):
 
     @property
     def drop_path(self) -> float:
-        """The probability with which a sample loses an edge in training; set it as it grows.
+        """Returns the probability with which a sample loses an edge in training; set as it grows.
 
         DARTS raises it linearly, to 0.2 at the last epoch.
         """
@@ -208,7 +213,7 @@ class EvalNetwork(nn.Module):
         self._drop_path = float(p)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N, in_channels, H, W] -> logits [N, num_classes], and those of the auxiliary
+        """Maps [N, in_channels, H, W] to logits [N, num_classes], and those of the auxiliary
         classifier in training where there is one, else None."""
         check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
         auxiliary = None
@@ -222,7 +227,7 @@ class EvalNetwork(nn.Module):
 
 @typed
 def count_parameters(module: nn.Module, exclude_auxiliary: bool = True) -> int:
-    """The number of parameters of a module.
+    """Counts the parameters of a module.
 
     Args:
         module: any module.

@@ -26,36 +26,37 @@ _CALL = nn.Module.__call__, nn.Module._call_impl
 
 
 def hooks(module: nn.Module) -> tuple[Mapping[int, object], ...]:
-    """The hooks that a call of this very module runs, and a fused call would not."""
+    """Returns the hooks that a call of this very module runs, and a fused call would not."""
     own = vars(module)
     return tuple(own[name] for name in HOOKS)
 
 
 def has_global_hooks() -> bool:
-    """Whether every call of any module runs more than its forward: hooks, or another `__call__`."""
+    """Tells whether every call of any module runs more: hooks, or another `__call__`."""
+    # torch.fx, among others, exchanges `__call__` of all modules while it traces.
     patched = (nn.Module.__call__, nn.Module._call_impl) != _CALL
     return patched or bool(_has_any_global_hook())
 
 
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a forward, or a method that it is called by or calls, is set on the very module."""
+    """Tells whether a forward, or what it is called by or calls, is set on the very module."""
     return not _CALLED.isdisjoint(vars(module))
 
 
 def behaviour(kind: type[nn.Module]) -> tuple[object, ...]:
-    """The functions that a call of a module of this class may run: equal while none is patched."""
+    """Returns the functions that a call of such a module may run: equal while none is patched."""
     bases = map(vars, _own_bases(kind))
     own = (value for base in bases for value in _own_functions(base).values())
     return kind.__call__, *(getattr(kind, name, None) for name in sorted(_CALLED)), *own
 
 
 def _own_bases(kind: type[nn.Module]) -> list[type]:
-    """The classes that it consists of, but for torch's."""
+    """Returns the classes that it consists of, but for torch's."""
     return [base for base in kind.__mro__ if not base.__module__.startswith("torch.")]
 
 
 def _own_functions(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a class has, its methods and properties."""
+    """Returns, of what a class has, its methods and properties."""
     return {
         name: value
         for name, value in own.items()
@@ -64,19 +65,19 @@ def _own_functions(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a call of the module does nothing but run the forward of its class."""
+    """Tells whether a call of the module does nothing but run the forward of its class."""
     return not (has_own_forward(module) or any(hooks(module)) or has_global_hooks())
 
 
 class Outline(NamedTuple):
-    """A module of which only children, hooks, names of attributes and some settings are watched."""
+    """Names a module of which only children, hooks, attributes' names and settings are watched."""
 
     module: nn.Module
     settings: tuple[str, ...] = ("training",)
 
 
 class Facts:
-    """All that torch and its class keep in each of some modules, when this object is made.
+    """Keeps all that torch and its class hold in each of some modules, when this is made.
 
     Values and identity of parameters and buffers are no facts: they change in every step, and
     `functional_call` exchanges them for a call. Only whether a tensor is there is one.
@@ -101,18 +102,20 @@ class Facts:
         self.empty = [own[name] for own, name in dicts if not own[name]]
         self.filled = [(o, n) for o, n in dicts if o[n] and n not in _OF_TENSORS]
         self.of_tensors = [(o, n) for o, n in dicts if o[n] and n in _OF_TENSORS]
+        # Functions belong to classes, of which there are few; a patched class changes all its
+        # modules.
         self.functions = _Functions(set(self.kinds))
         self.then = self._attributes(), [dict(o[n]) for o, n in self.filled], self._tensors()
         self.settings = [(own, name) for own, o in zip(self.outer, asked) for name in o.settings]
         self.outlines = self._outlines()
 
     def _attributes(self) -> tuple[list[int], list[Any]]:
-        """How many each module has, and all values: no name changes where both stay."""
+        """Counts what each module has, with all values: no name changes where both stay."""
         values = chain.from_iterable(map(dict.values, self.owns))
         return list(map(len, self.owns)), list(values)
 
     def _tensors(self) -> tuple[list[str], list[bool], bool]:
-        """Of parameters and buffers the names, which are None, and whether others are Tensors."""
+        """Returns the names of tensors, which are None, and whether the others are Tensors."""
         held = [own[name] for own, name in self.of_tensors]
         values = list(chain.from_iterable(map(dict.values, held)))
         known = _TENSOR_OR_NONE.issuperset(map(type, values))
@@ -124,7 +127,7 @@ class Facts:
         return [own[name] for own, name in self.settings], list(map(frozenset, self.outer))
 
     def hold(self) -> bool:
-        """Whether nothing has changed."""
+        """Tells whether nothing has changed."""
         attributes, filled, tensors = self.then
         try:
             return (
@@ -142,7 +145,7 @@ class Facts:
 
 
 class _Functions:
-    """The functions that a call of a module of some classes may run (`behaviour`)."""
+    """Keeps the functions that a call of a module of some classes may run (`behaviour`)."""
 
     def __init__(self, kinds: Iterable[type[nn.Module]]) -> None:
         called = [(kind, name) for kind in kinds for name in ("__call__", *_CALLED)]
@@ -153,6 +156,7 @@ class _Functions:
 
     def _now(self) -> tuple[list[Any], list[Any], list[int]]:
         """Sizes as well: a function that is new to its class stands in no list of names."""
+        # `getattr` and not `vars`: a function may be exchanged on any of the bases.
         called = list(map(getattr, self.kinds, self.names, repeat(None)))
         return called, [own.get(name) for own, name in self.own], list(map(len, self.bases))
 

@@ -24,13 +24,13 @@ _PASSED_OVER = behaviour(nn.Sequential), behaviour(nn.BatchNorm2d)
 
 
 def passed_over(op: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules that `run_to_norm` and the sum do not call: of the others each runs its own."""
+    """Returns the modules that `run_to_norm` and the sum do not call: others each run their own."""
     holder = () if type(op) is nn.Sequential else (cast(nn.Module, op.op),)
     return (op, *holder, layers_of(op)[-1])
 
 
 def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
-    """The batch norm that an operation ends in, if it can be computed apart from the rest.
+    """Returns the batch norm that an operation ends in, if it can be computed apart from the rest.
 
     Supposes that `op` runs its layers in order (`runs_in_order` knows, `accelerate` tries out).
     """
@@ -44,12 +44,12 @@ def final_norm(op: nn.Module) -> nn.BatchNorm2d | None:
 
 
 def runs_in_order(op: nn.Module) -> bool:
-    """Whether the class of an operation is known to do nothing but run its layers in order."""
+    """Tells whether an operation's class is known to do nothing but run its layers in order."""
     return type(op).forward in _IN_ORDER
 
 
 def run_to_norm(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Tensor:
-    """What the final norm of `op` is given.
+    """Returns what the final norm of `op` is given.
 
     Args:
         pools: outputs of pools and of a ReLU on the same x, by their settings: a pool alone before
@@ -59,6 +59,7 @@ def run_to_norm(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None
     layers = layers_of(op)[:-1]
     if len(layers) == 1:
         return run_shared(layers[0], x, pools)
+    # Edges of NAS-Bench-201 leave one state by the same ReLU, which is then computed once.
     if type(op) is ReLUConvBN:
         x, layers = run_shared(layers[0], x, pools), layers[1:]
     for layer in layers:
@@ -67,7 +68,7 @@ def run_to_norm(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None
 
 
 def run_shared(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None) -> Tensor:
-    """op(x), looked up in `pools` where it is a plain pool or ReLU."""
+    """Returns op(x), looked up in `pools` where it is a plain pool or ReLU."""
     if pools is None or not _is_shareable(op, x):
         return op(x)
     settings = (str(getattr(op, name)) for name in cast(list[str], op.__constants__))
@@ -79,7 +80,8 @@ def run_shared(op: nn.Module, x: Tensor, pools: dict[Any, Tensor] | None = None)
 
 
 def _is_shareable(layer: nn.Module, x: Tensor) -> bool:
-    """Whether a layer has no state and leaves x alone, and x has a version."""
+    """Tells whether a layer has no state and leaves x alone, and x has a version."""
+    # dynamo cannot read a version, and an inference tensor has none.
     if torch.compiler.is_compiling() or x.is_inference():
         return False
     if type(layer) is nn.ReLU:
@@ -88,17 +90,18 @@ def _is_shareable(layer: nn.Module, x: Tensor) -> bool:
 
 
 def pass_norms(z: Sequence[Tensor], norms: Norms) -> list[Tensor]:
-    """The terms after the norms that they still are to pass."""
+    """Returns the terms after the norms that they still are to pass."""
     return [norms[k](z_k) if k in norms else z_k for k, z_k in enumerate(z)]
 
 
 def foldable(z: Sequence[Tensor], norms: Norms, training: bool) -> Norms:
-    """The norms that one `mixed_norm_sum` can do: of one mode, and eps and momentum of the first.
+    """Returns the norms that one `mixed_norm_sum` can do: of one mode, of the first's settings.
 
     None unless the terms are alike, [N, C, H, W] with more than one value per channel.
     """
     first = z[0]
     alike = {(z_k.shape, z_k.dtype, z_k.device) for z_k in z}
+    # numel <= C: one value per channel, of which torch's own norm refuses to take statistics.
     if len(alike) > 1 or first.dim() != 4 or first.numel() <= first.shape[1]:
         return {}
     found = {k: norm for k, norm in norms.items() if norm.training == training}
@@ -109,17 +112,19 @@ def foldable(z: Sequence[Tensor], norms: Norms, training: bool) -> Norms:
 def norm_sum(
     z: Sequence[Tensor], w: Tensor, norms: Norms, folded: Norms, training: bool, **options: Any
 ) -> Tensor:
-    """sum_k w_k v_k, v_k the term after its norm; `options` are those of `mixed_norm_sum`.
+    """y = sum_k w_k v_k, v_k the term after its norm; `options` are those of `mixed_norm_sum`.
 
     Args:
         norms: of them, those that are not `folded` run by their modules.
         folded: at least one; what `foldable` gave.
     """
+    # Norms of another mode, eps or momentum than the first run before the sum.
     z = pass_norms(z, {k: norm for k, norm in norms.items() if k not in folded})
     first = next(iter(folded.values()))
     tensors = Tensors.of((), list(folded.values()))
     running = dict(zip(folded, tensors.running))
     if training:
+        # The modules of these norms are not called, so nobody else counts their batches.
         count(tensors.counters)
     return mixed_norm_sum(
         z,

@@ -1,4 +1,4 @@
-"""How many bytes a search network will hold for backward, told before a run."""
+"""Counts the bytes that a search network will hold for backward, before a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes held between the forward and the backward pass of a training batch, by `memory`.
+    """Holds the bytes kept between forward and backward pass of a training batch, by `memory`.
 
     Counted is what autograd saves and what the fused ops keep, but not parameters, their
     gradients, running statistics and images, which are there in any case, nor what a pass needs
@@ -49,6 +49,7 @@ def memory_report(network: SearchNetwork, batch: int, size: tuple[int, int]) -> 
         cell = cast("Cell", module)
         states, out = _states(cell, i, s0, s1)
         for memory in MEMORY:
+            # The states are inputs of `mixed_edges` and the outputs of `relu_conv_bn`, held once.
             saved[memory] += sum(map(_bytes, (*states, out)))
             saved[memory] += _held(cell, states[1], out, memory)
         s0, s1 = s1, out
@@ -61,7 +62,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _states(cell: Cell, i: int, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The preprocessed inputs of a cell and its output."""
+    """Returns the preprocessed inputs of a cell and its output."""
     parts = cell.parts()
     reason = parts if isinstance(parts, str) else parts.why_foreign
     if isinstance(parts, str) or reason is not None:
@@ -91,5 +92,6 @@ def _held(cell: Cell, state: Tensor, out: Tensor, memory: str) -> int:
     trained = any(conv.weight.requires_grad for conv in layers.convs)
     size = (N, C, out.shape[2], out.shape[3])
     held = SavedTensors.empty(state, layers.table, size, form, memory, trained, training=True)
+    # Mean and variance [2, C] of each of the two preprocessings.
     preprocessing = 2 * 2 * C * held.stats.itemsize
     return sum(map(_bytes, held)) + preprocessing

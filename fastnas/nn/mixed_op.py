@@ -1,4 +1,4 @@
-"""MixedOp: all candidates of an edge at once, by `mixed_edges`, or computed and then summed."""
+"""Holds MixedOp: all candidates of an edge by `mixed_edges`, or computed and then summed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ from fastnas.reference.arguments import check_images, check_mixing
 
 @dataclass(frozen=True)
 class Terms:
-    """Outputs to be summed: which mixing weight each takes, which carry noise, and the batch norms
-    that some still are to pass."""
+    """Holds outputs to be summed: each one's mixing weight, which are noisy, and norms to pass."""
 
     outputs: list[Tensor]
     weight_index: list[int]
@@ -43,7 +42,7 @@ class Terms:
 
 
 class MixedOp(HasReading, reference.MixedOp):
-    """`reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others summed by
+    """Runs `reference.MixedOp` on fused ops: DARTS candidates on `mixed_edges`, others summed by
     `mixed_norm_sum`, with the batch norms that they end in, or by `mixed_sum`.
 
     Which one is decided call by call (`why_not_fused`); `memory` is `mixed_edges`'. The `none`
@@ -55,21 +54,21 @@ class MixedOp(HasReading, reference.MixedOp):
     memory = "lean"
 
     def parts(self) -> MixedOpParts | str:
-        """The candidates as the fused op knows them, or why it runs none of them."""
+        """Returns the candidates as the fused op knows them, or why it runs none of them."""
         return cast(MixedOpParts | str, self._reading.read(self))
 
     def fused_parts(self, x: Tensor) -> MixedOpParts | str:
-        """`parts`, or why a call on x computes candidate by candidate."""
+        """Returns `parts`, or why a call on x computes candidate by candidate."""
         parts = self.parts()
         return parts if isinstance(parts, str) else can_run(parts, x, self.training) or parts
 
     def why_not_fused(self, x: Tensor) -> str | None:
-        """Why a call on x runs the modules of some candidates or of all, or None."""
+        """Says why a call on x runs the modules of some candidates or of all, or None."""
         parts = self.fused_parts(x)
         return parts if isinstance(parts, str) else parts.why_foreign
 
     def refusal(self, parts: MixedOpParts) -> str | None:
-        """What the settings or methods of this op ask that the fused op does not do, or None."""
+        """Says what settings or methods of this op ask that the fused op does not do, or None."""
         own = self.overridden("terms", "mix", "reduce")
         if own:
             return f"it has a method `{own[0]}` of its own"
@@ -83,13 +82,13 @@ class MixedOp(HasReading, reference.MixedOp):
         return None
 
     def why_not_in_a_cell(self) -> str | None:
-        """Why the candidates are not all of what a call of this op runs, or None."""
+        """Says why the candidates are not all of what a call of this op runs, or None."""
         if self.overridden("forward"):
             return f"{type(self).__name__} has a forward of its own"
         return None if is_plain(self) else f"{type(self).__name__} has hooks"
 
     def overridden(self, *methods: str) -> list[str]:
-        """Those of the methods that a subclass, or this very object, has in place of these here."""
+        """Returns those of the methods that a subclass, or this very object, replaces."""
         own, kind = vars(self), type(self)
         return [m for m in methods if m in own or getattr(kind, m) is not getattr(MixedOp, m)]
 
@@ -99,7 +98,7 @@ class MixedOp(HasReading, reference.MixedOp):
         pools: dict[Any, Tensor] | None = None,
         only: Sequence[int] | None = None,
     ) -> Terms:
-        """The outputs of the candidates on x, without `none`: `mix` sums them.
+        """Computes the outputs of the candidates on x, without `none`: `mix` sums them.
 
         A candidate that ends in a batch norm is computed up to that.
 
@@ -107,7 +106,10 @@ class MixedOp(HasReading, reference.MixedOp):
             pools: what `run_to_norm` shares between the mixed ops on the same x.
             only: the candidates that are run, be it `none`.
         """
+        # `none` is 0 x: it has no term. Hooks or a forward of its own make it run all the same.
         live = [k for k, op in enumerate(self._ops) if not (isinstance(op, Zero) and is_plain(op))]
+        # A sum needs a term: of `none` alone the first candidate runs, and gives the zeros their
+        # shape.
         if only is not None or not live:
             live = [0] if only is None else list(only)
         noisy_candidates = self.skips if self.training and self.noise is not None else ()
@@ -117,6 +119,8 @@ class MixedOp(HasReading, reference.MixedOp):
         for t, k in enumerate(live):
             op, norm = self._ops[k], None
             if k not in noisy_candidates and k not in dropped and runs_in_order(op):
+                # Noise and masks act on what comes after the norm, so such a candidate runs to its
+                # end.
                 norm = final_norm(op)
             outputs.append(run_shared(op, x, pools) if norm is None else run_to_norm(op, x, pools))
             if norm is not None:
@@ -133,22 +137,23 @@ class MixedOp(HasReading, reference.MixedOp):
         return Terms(outputs, live, noisy, norms)
 
     def mix(self, terms: Terms, w: Tensor, draw: NoiseDraw | None) -> Tensor:
-        """`reduce` of the terms after their batch norms; one `mixed_norm_sum` where it can be."""
+        """Does `reduce` after the batch norms of the terms, in one `mixed_norm_sum` if it can."""
         z = terms.outputs
         folded = foldable(z, terms.norms, self.training) if self._sums_by_kernel(z) else {}
         if not folded:
             return self.reduce(pass_norms(z, terms.norms), w, terms.noisy, draw)
+        # Noise is on skips, which end in no norm that is folded: `noisy` and `normed` do not meet.
         options = self._noise_options(terms.noisy, draw, w.device)
         return norm_sum(z, w, terms.norms, folded, self.training, **options)
 
     def reduce(
         self, outputs: Sequence[Tensor], w: Tensor, noisy: Sequence[int], draw: NoiseDraw | None
     ) -> Tensor:
-        """sum_k w_k outputs_k: the one place to override how candidates are combined."""
+        """y = sum_k w_k outputs_k: the one place to override how candidates are combined."""
         return mixed_sum(outputs, w, **self._noise_options(noisy, draw, w.device))
 
     def _sums_by_kernel(self, z: Sequence[Tensor]) -> bool:
-        """Whether `reduce` is the one above, and there is a kernel that does the norms as well."""
+        """Tells whether `reduce` is the one above, and a kernel does the norms as well."""
         return not self.overridden("reduce") and has_kernel("mixed_norm_sum", z[0], len(z))
 
     def _noise_options(
@@ -161,13 +166,15 @@ class MixedOp(HasReading, reference.MixedOp):
         return {"noise": self.noise, "noisy": noisy, "level": draw.level, "rng": draw.rng}
 
     def draw(self, device: torch.device) -> NoiseDraw:
-        """A fresh stream for one call."""
+        """Draws a fresh stream for one call."""
         assert self.noise is not None
         return NoiseDraw(self.noise.level(self.noise_amplitude, device), draw_rng(device=device)[0])
 
     def forward(self, x: Tensor, w: CellWeights) -> Tensor:
-        """x [N, C, H, W], w [K], or `Paths` of one edge and x [paths N, C, H, W]
-        -> [N, C, H / stride, W / stride]."""
+        """Maps x [N, C, H, W] and w [K] to [N, C, H / stride, W / stride].
+
+        Of several paths, w is the `Paths` of one edge, and x is [paths N, C, H, W].
+        """
         check_images("x", x)
         if isinstance(w, Paths):
             check_paths("w", w.as_edge(), 1)
@@ -178,6 +185,7 @@ class MixedOp(HasReading, reference.MixedOp):
             raise ValueError(
                 f"w.choice is {[k for (k,), _ in rows]}; 0 to {len(self._ops) - 1} is allowed"
             )
+        # Each path's images are a batch of their own.
         groups = x.chunk(len(rows)) if rows else (x,)
         parts = self.fused_parts(groups[0])
         foreign = None if isinstance(parts, str) else list(parts.foreign)
@@ -193,20 +201,21 @@ class MixedOp(HasReading, reference.MixedOp):
         return self.add(y, self.terms(x, only=foreign), w, None)
 
     def add(self, y: Tensor | None, terms: Terms, w: Tensor, draw: NoiseDraw | None) -> Tensor:
-        """`mix` of the terms, each with its own of the weights w, and of y, if there is one."""
+        """Does `mix` on the terms, each with its own of the weights w, and on y, if any."""
         weight = select(w, terms.weight_index)
         if y is not None:
+            # y is a sum already, whose terms carry their weights: its own is 1, a constant.
             terms = replace(terms, outputs=[*terms.outputs, y])
             weight = torch.cat([weight, weight.new_ones(1)])
         return self.mix(terms, weight, draw)
 
     def _one(self, x: Tensor, row: list[int], weight: Tensor, siblings: bool) -> Tensor:
-        """The candidate of one path, by its module."""
+        """Runs the candidate of one path, by its module."""
         y = self.mix(self.terms(x, only=row), weight, None)
         return add_siblings(y, weight, row) if siblings else y
 
     def _draw_for(self, w: CellWeights) -> NoiseDraw:
-        """A stream, or one per path."""
+        """Draws a stream, or one per path."""
         if not isinstance(w, Paths) or w.choice.dim() == 0:
             return self.draw(w.weight.device if isinstance(w, Paths) else w.device)
         assert self.noise is not None
@@ -221,7 +230,7 @@ class MixedOp(HasReading, reference.MixedOp):
 
 
 def select(w: Tensor, index: list[int]) -> Tensor:
-    """w[index] from its runs of neighbours: no gather, no scatter in backward, no index to copy.
+    """Returns w[index] from runs of neighbours: no gather, no scatter in backward, no index.
 
     An index tensor would be copied to the device at every call, which a CUDA graph cannot hold.
     """
@@ -230,6 +239,7 @@ def select(w: Tensor, index: list[int]) -> Tensor:
         if k != runs[-1][1]:
             runs.append([k, k])
         runs[-1][1] += 1
+    # All of them in order: w itself, not a copy.
     if runs == [[0, w.shape[0]]]:
         return w
     parts = [w[start:stop] for start, stop in runs]

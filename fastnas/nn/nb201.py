@@ -1,4 +1,4 @@
-"""The search network of NAS-Bench-201 on `mixed_norm_sum`."""
+"""Runs the search network of NAS-Bench-201 on `mixed_norm_sum`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastnas.reference.nb201_search import CELL_TYPE
 
 
 class NB201Cell(Dag, reference.NB201Cell):
-    """`reference.NB201Cell`, a node's candidates, batch norms included, summed at once.
+    """Runs `reference.NB201Cell`, a node's candidates, batch norms included, summed at once.
 
     Its dense convolutions run by cuDNN or oneDNN, on a rectified state that is computed once for
     all its edges.
@@ -25,7 +25,7 @@ class NB201Cell(Dag, reference.NB201Cell):
         return "mixed_edges has no dense convolutions"
 
     def forward(self, x: Tensor, w: CellWeights, draw: NoiseDraw | None = None) -> Tensor:
-        """x [N, C, H, W], w [6, K] or `Paths` -> [N, C, H, W]; paths and draw as in `Cell`."""
+        """Maps x [N, C, H, W], w [6, K] or `Paths` to [N, C, H, W]; paths and draw as in `Cell`."""
         check_images("x", x)
         self.check_weights("w", w, x)
         self.check_draw(draw, w)
@@ -33,7 +33,7 @@ class NB201Cell(Dag, reference.NB201Cell):
 
 
 class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
-    """`reference.NB201SearchNetwork` on such cells; same arguments, names and results."""
+    """Runs `reference.NB201SearchNetwork` on such cells; same arguments, names and results."""
 
     cell: type[reference.Dag] = NB201Cell
 
@@ -43,6 +43,7 @@ class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
         i = 0
         for module in self.cells:
             if isinstance(module, Dag):
+                # i counts cells, not the residual blocks between them, as the streams do.
                 x = module(x, w, self._draw_of(i, draw, w))
                 i += 1
             else:
@@ -51,5 +52,5 @@ class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
 
 
 def _path_by_path(module: nn.Module, x: Tensor, paths: int) -> Tensor:
-    """The module on [paths N, ...], its statistics those of a call for each path."""
+    """Runs the module on [paths N, ...], with the statistics of a call for each path."""
     return module(x) if paths == 1 else torch.cat([module(group) for group in x.chunk(paths)])

@@ -28,13 +28,15 @@ class NB201EvalCell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         states, layers = [x], iter(self.layers)
         for sources in self._sources:
+            # Layers stand edge by edge in the order of the nodes, which is that of the public
+            # names.
             first, *rest = [next(layers)(states[i]) for i in sources]
             states.append(sum(rest, first))
         return states[-1]
 
 
 class NB201EvalNetwork(nn.Module):
-    """The evaluation network of a NAS-Bench-201 cell, for images of any size.
+    """Builds the evaluation network of a NAS-Bench-201 cell, for images of any size.
 
     A stem (3x3 convolution to C channels, batch norm), three stages of ``layers`` cells with C,
     2 C and 4 C channels, a :class:`ResidualBlock` between stages, batch norm, ReLU, global mean
@@ -81,7 +83,7 @@ class NB201EvalNetwork(nn.Module):
         self.classifier = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, in_channels, H, W] -> logits [N, num_classes]."""
+        """Maps [N, in_channels, H, W] to logits [N, num_classes]."""
         check_images("x", x, cast(nn.Conv2d, self.stem[0]).in_channels)
         x = self.stem(x)
         for cell in self.cells:

@@ -22,7 +22,7 @@ Ends = Sequence[tuple[int, int]]
 
 
 class Tensors(NamedTuple):
-    """What some layers compute with: weights, and mean, variance and counter of each norm."""
+    """Holds what layers compute with: weights, and mean, variance and counter of each norm."""
 
     params: list[Tensor]
     running: list[tuple[Tensor, Tensor]]
@@ -56,7 +56,7 @@ class Layers:
 
     @property
     def eps(self) -> float:
-        """What all norms share, as they do `momentum`; of no norms, torch's default."""
+        """Returns what all norms share, as they do `momentum`; of no norms, torch's default."""
         return self.norms[0].eps if self.norms else 1e-5
 
     @property
@@ -66,7 +66,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An operation of the DARTS search network.
+    """Holds an operation of the DARTS search network.
 
     Args:
         name: of `fastnas.spaces.OPS`: one that `mixed_edges` knows, or none.
@@ -81,7 +81,7 @@ class Candidate:
 
 
 class EdgeLayers(Layers):
-    """The table of some edges, and the layers of its terms."""
+    """Holds the table of some edges, and the layers of its terms."""
 
     def __init__(self, edges: Sequence[MixedOpParts], ends: Ends, inputs: int, nodes: int) -> None:
         rows: list[Edge] = []
@@ -94,8 +94,11 @@ class EdgeLayers(Layers):
                 if candidate is None or term is None:
                     continue
                 terms.append(term)
+                # `mixed_edges` takes parameters and norms by position: the order of the terms is
+                # theirs.
                 convs += candidate.convs
                 norms += candidate.norms
+            # A foreign candidate has no term, but keeps its column k of the mixing weights.
             rows.append(Edge(source, target, edge.stride, tuple(terms)))
         self.table = _table(inputs, nodes, len(edges[0].candidates), tuple(rows))
         super().__init__(convs, norms)
@@ -108,7 +111,7 @@ def _table(inputs: int, nodes: int, candidates: int, edges: tuple[Edge, ...]) ->
 
 @dataclass(frozen=True)
 class MixedOpParts:
-    """The candidates of an edge.
+    """Holds the candidates of an edge.
 
     Args:
         candidates: None where one is foreign, which its own module runs.
@@ -122,21 +125,22 @@ class MixedOpParts:
     layers: EdgeLayers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        # As a cell of one edge, from one state to one node.
         object.__setattr__(self, "layers", EdgeLayers([self], [(0, 0)], inputs=1, nodes=1))
 
     @property
     def norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        """All batch norms of the recognised candidates."""
+        """Returns all batch norms of the recognised candidates."""
         return self.layers.norms
 
     @property
     def why_foreign(self) -> str | None:
-        """What makes the first foreign candidate so, or None."""
+        """Returns what makes the first foreign candidate so, or None."""
         return next(iter(self.foreign.values()), None)
 
 
 class Preprocess(Layers):
-    """What a cell does to the output of a cell before it: ReLU, 1x1 convolution(s), batch norm."""
+    """Holds what a cell does to an input: ReLU, 1x1 convolution(s), batch norm."""
 
     def __init__(
         self, kind: PreprocessKind, convs: Sequence[nn.Conv2d], norm: nn.BatchNorm2d
@@ -147,7 +151,7 @@ class Preprocess(Layers):
 
 @dataclass(frozen=True)
 class CellParts:
-    """A cell, of whose candidates at least one is recognised.
+    """Holds a cell, of whose candidates at least one is recognised.
 
     Args:
         preprocess0, preprocess1: of the outputs of the two cells before.
@@ -173,17 +177,18 @@ class CellParts:
 
     def _alone(self, node: int) -> EdgeLayers:
         own = [(e, source) for e, (source, target) in enumerate(self.ends) if target == node]
+        # Its inputs are the states before it, so sources keep their numbers; it is the only node.
         edges, ends = [self.edges[e] for e, _ in own], [(source, 0) for _, source in own]
         return EdgeLayers(edges, ends, inputs=2 + node, nodes=1)
 
     @property
     def norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        """All batch norms that are recognised."""
+        """Returns all batch norms that are recognised."""
         return (self.preprocess0.norm, self.preprocess1.norm, *self.layers.norms)
 
     @property
     def why_foreign(self) -> str | None:
-        """Which candidate is the first foreign one, and what makes it so, or None."""
+        """Says which candidate is the first foreign one, and what makes it so, or None."""
         found = (
             f"edge {e}, candidate {k}: {reason}"
             for e, edge in enumerate(self.edges)
@@ -193,7 +198,7 @@ class CellParts:
 
 
 def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
-    """Why no fused op computes the batch norm, or None."""
+    """Says why no fused op computes the batch norm, or None."""
     if norm.weight is not None or norm.bias is not None:
         return "batch norm has a scale or a shift"
     if not norm.track_running_stats:
@@ -207,13 +212,13 @@ def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
 
 
 def candidate_modules(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The modules of the ModuleList `_ops`; none where there is no such list."""
+    """Returns the modules of the ModuleList `_ops`; none where there is no such list."""
     ops = module._modules.get("_ops")
     return tuple(ops) if isinstance(ops, nn.ModuleList) else ()
 
 
 def layers_of(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The layers of an nn.Sequential, or of a module that has nothing but one named `op`."""
+    """Returns the layers of an nn.Sequential, or of a module with nothing but one named `op`."""
     own = module._parameters or module._buffers
     if not own and list(module._modules) == ["op"]:
         module = cast(nn.Module, module.op)

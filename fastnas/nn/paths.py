@@ -1,4 +1,4 @@
-"""Sampled paths: instead of weights for all candidates, the candidate that each edge runs."""
+"""Holds sampled paths: instead of weights for all candidates, the one that each edge runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastnas.reference.arguments import check_floating
 
 
 class Paths(NamedTuple):
-    """One path or several through the cells of a type: y_j = sum_{e into j} w_e o_{k_e}(x_e).
+    """y_j = sum_{e into j} w_e o_{k_e}(x_e) on one path or several through cells of a type.
 
     Of one edge (`MixedOp`) all shapes lack their last axis.
     """
@@ -29,21 +29,21 @@ class Paths(NamedTuple):
 
     @property
     def number(self) -> int | None:
-        """Number of paths, None where choice has no such axis."""
+        """Returns the number of paths, None where choice has no such axis."""
         return self.choice.shape[0] if self.choice.dim() == 2 else None
 
     def rows(self) -> list[tuple[list[int], Tensor]]:
-        """Path by path the choices, read on the host, and the weights [E]."""
+        """Returns, path by path, the choices, read on the host, and the weights [E]."""
         edges = self.choice.shape[-1]
         choices = self.choice.reshape(-1, edges).tolist()
         return list(zip(choices, self.weight.reshape(-1, edges).unbind()))
 
     def node(self, edges: slice) -> Paths:
-        """Of the edges into one node."""
+        """Returns the paths of the edges into one node."""
         return Paths(self.choice[..., edges], self.weight[..., edges], self.siblings)
 
     def as_edge(self) -> Paths:
-        """Of one edge, as a cell with one edge takes it."""
+        """Returns the paths of one edge, as a cell with one edge takes them."""
         return Paths(self.choice[..., None], self.weight[..., None], self.siblings)
 
 
@@ -53,7 +53,7 @@ Weights = Mapping[str, CellWeights]
 
 
 def check_paths(name: str, w: Paths, edges: int) -> None:
-    """ValueError or TypeError unless choice and weight are [edges] or [paths, edges]."""
+    """Refuses choice and weight that are not [edges] or [paths, edges]."""
     check_type(f"{name}.choice", w.choice, Tensor)
     check_flag(f"{name}.siblings", w.siblings)
     shape = list(w.choice.shape)
@@ -72,7 +72,7 @@ def check_paths(name: str, w: Paths, edges: int) -> None:
 
 
 def number_of_paths(who: str, weights: Mapping[str, CellWeights]) -> int | None:
-    """What all cell types share; None for mixing weights and for paths without that axis."""
+    """Returns the number that all cell types share; None for mixing weights, or no such axis."""
     counts = {t: w.number if isinstance(w, Paths) else None for t, w in weights.items()}
     if len(set(counts.values())) > 1:
         given = ", ".join(f"{t} {count or 'no paths axis'}" for t, count in counts.items())
@@ -81,28 +81,32 @@ def number_of_paths(who: str, weights: Mapping[str, CellWeights]) -> int | None:
 
 
 class _AddZero(torch.autograd.Function):
-    """y + zero, which is y: nothing is computed, and nothing more is held."""
+    """y + zero = y: nothing is computed, and nothing more is held."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, zero: Tensor) -> Tensor:
         ctx.dtype = zero.dtype
+        # A view, since a node is large and its value stays what it is.
         return y.view_as(y)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None]:
+        # dL/d(zero) is the sum of dy over the whole node: in bfloat16 it would lose all but its
+        # first digits.
         wide = torch.promote_types(dy.dtype, ctx.dtype)
         return dy, dy.sum(dtype=wide).to(ctx.dtype) if ctx.needs_input_grad[1] else None
 
 
 def add_siblings(y: Tensor, weight: Tensor, choice: Tensor | Sequence[int]) -> Tensor:
-    """y + sum_e (1 - w_e) over the edges of a path into a node; weight and choice [E]."""
+    """Returns y + sum_e (1 - w_e) over a path's edges into a node; weight and choice [E]."""
+    # An edge that is not in the path has no siblings either.
     there = torch.as_tensor(choice, device=weight.device) >= 0
     rest = torch.where(there, 1 - weight, 0)
     return cast(Tensor, _AddZero.apply(y, rest.sum()))
 
 
 def stem_once(stem: nn.Sequential, x: Tensor, paths: int | None) -> Tensor:
-    """The stem on x, its output once for every path; its norm left as a call for each leaves it."""
+    """Runs the stem on x, once for every path; leaves its norm as a call for each leaves it."""
     norm, times = stem[1], paths or 1
     if times == 1:
         return stem(x)
@@ -111,6 +115,7 @@ def stem_once(stem: nn.Sequential, x: Tensor, paths: int | None) -> Tensor:
     moves = norm.training and norm.running_mean is not None and momentum is not None
     if moves:
         assert momentum is not None and norm.num_batches_tracked is not None
+        # The same batch `times` times: (1 - m)^times is left of what was, the rest is the batch.
         norm.momentum = 1 - (1 - momentum) ** times
         norm.num_batches_tracked += times - 1
     try:

@@ -18,7 +18,7 @@ Reader = Callable[[nn.Module], tuple[P | str, Facts]]
 
 
 class Seen(NamedTuple):
-    """What was read, and under which facts."""
+    """Holds what was read, and under which facts."""
 
     found: object
     facts: Facts
@@ -26,7 +26,7 @@ class Seen(NamedTuple):
 
 @dataclass
 class Reading(Generic[P]):
-    """The parts of one module; copies and pickles come without them, so a copy reads itself."""
+    """Keeps the parts of one module; copies and pickles come without, so a copy reads itself."""
 
     reader: Reader[P]
     seen: dict[bool, Seen] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Reading(Generic[P]):
         return {"reader": self.reader, "seen": {}, "compiled": []}
 
     def read(self, module: nn.Module) -> P | str:
-        """The parts, read again where the module has changed; or why there are none."""
+        """Returns the parts, read again where the module has changed; or why there are none."""
         reason = _look(self, module)
         return cast(P, self.seen[module.training].found) if reason is None else reason
 
@@ -48,10 +48,12 @@ def _look(reading: Reading[P], module: nn.Module) -> str | None:
     if has_global_hooks():
         return "hooks are registered for all modules"
     seen = reading.seen.get(module.training)
+    # Facts are compared in every call, and the module is read again only where one fails.
     if seen is None or not seen.facts.hold():
         seen = reading.seen[module.training] = Seen(*reading.reader(module))
     if torch.compiler.is_compiling():
         guard_compiled(seen.facts)
+        # The guard holds its facts weakly. Here they live as long as the module does.
         reading.compiled.append(seen.facts)
     return seen.found if isinstance(seen.found, str) else None
 

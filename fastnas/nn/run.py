@@ -20,7 +20,7 @@ from fastnas.transfer import to_device
 
 @dataclass(frozen=True)
 class NoiseDraw:
-    """What one forward pass draws with: the level on the device, and a Philox stream per node."""
+    """Holds what a forward pass draws with: the level on the device, a Philox stream per node."""
 
     level: Tensor
     rng: Tensor
@@ -33,21 +33,21 @@ class NoiseDraw:
                 raise ValueError(f"{name} is {t.dtype} {list(t.shape)}; {dtype} [..., 2] is needed")
 
     def packed(self) -> Tensor:
-        """Level float64 [2] and streams int64 [n, 2] as int64 [2 + 2 n]: one copy moves both."""
+        """Packs level float64 [2], streams int64 [n, 2] to int64 [2 + 2 n]: one copy moves both."""
         return torch.cat([self.level.view(torch.int64), self.rng.flatten()])
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> NoiseDraw:
-        """Views of what `packed` made."""
+        """Returns views of what `packed` made."""
         return cls(packed[:2].view(torch.float64), packed[2:].view(-1, 2))
 
     def to(self, device: torch.device | None) -> NoiseDraw:
-        """From the host, at once and without waiting for the device."""
+        """Copies from the host, at once and without waiting for the device."""
         return NoiseDraw.unpacked(to_device(self.packed(), device))
 
 
 def why_eager(x: Tensor) -> str | None:
-    """Why no kernel may see x, whatever the module, or None."""
+    """Says why no kernel may see x, whatever the module, or None."""
     if x.is_meta:
         return "a tensor on the meta device has no values"
     return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
@@ -56,7 +56,7 @@ def why_eager(x: Tensor) -> str | None:
 def can_run(
     parts: CellParts | MixedOpParts, x: Tensor, training: bool, backend: str | None = None
 ) -> str | None:
-    """Why the fused ops cannot serve a call on x, the second state of a cell, or None."""
+    """Says why the fused ops cannot serve a call on x, the second state of a cell, or None."""
     if x.dim() != 4:
         return f"x has shape {list(x.shape)}; [N, C, H, W] is needed"
     if x.dtype not in OPS["mixed_edges"].dtypes["eager"]:
@@ -66,13 +66,16 @@ def can_run(
         return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
+    # Looked up in each call: `functional_call` and `.half()` exchange them behind the parts.
     params = parts.layers.tensors().params
     if params and params[0].dtype != x.dtype:
         return f"x is {x.dtype}, the parameters are not"
+    # Edge 0 leaves an input, at the stride of the cell.
     stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if training and values <= 1:
         return f"{values} value(s) per channel"
+    # The backend is chosen when the compiled code runs; tracing cannot follow the choice.
     if torch.compiler.is_compiling():
         return None
     if backend != "eager" and choose_backend("mixed_edges", x, backend) == "eager":
@@ -81,7 +84,7 @@ def can_run(
 
 
 class How(NamedTuple):
-    """How a call is run, whatever its parts are."""
+    """Says how a call is run, whatever its parts are."""
 
     training: bool
     noise: SkipNoise | None = None
@@ -92,8 +95,9 @@ class How(NamedTuple):
 def run_edge(
     parts: MixedOpParts, x: Tensor, w: CellWeights, how: How, draw: NoiseDraw | None = None
 ) -> Tensor:
-    """sum_k w_k o_k(x) over the recognised candidates; w [K], or `Paths` of one edge."""
+    """y = sum_k w_k o_k(x) over the recognised candidates; w [K], or `Paths` of one edge."""
     if draw is not None:
+        # [2] -> [1, 2], [paths, 2] -> [paths, 1, 2]: the edge is a table of one node.
         draw = NoiseDraw(draw.level, draw.rng[..., None, :])
     own = w.as_edge() if isinstance(w, Paths) else w[None]
     return run_layers(parts.layers, [x], own, how, draw)
@@ -107,7 +111,7 @@ def run_cell(
     how: How,
     draw: NoiseDraw | None = None,
 ) -> Tensor:
-    """The concatenated nodes of a cell all of whose candidates are recognised.
+    """Computes the concatenated nodes of a cell all of whose candidates are recognised.
 
     Args:
         w: [E, K], or `Paths`.
@@ -122,20 +126,21 @@ def run_cell(
     first = 0
     for node, layers in enumerate(parts.node_layers):
         edges = slice(first, first + len(layers.table.edges))
+        # `node_layers` number the states as the cell does, so each call takes all of them so far.
         states.append(run_layers(layers, states, w.node(edges), how, node_draw(draw, node)))
         first = edges.stop
     return torch.cat(states[2:], dim=1)
 
 
 def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
-    """The stream of one node, [(paths,) 1, 2]."""
+    """Returns the stream of one node, [(paths,) 1, 2]."""
     return None if draw is None else NoiseDraw(draw.level, draw.rng[..., node : node + 1, :])
 
 
 def preprocessed(
     parts: CellParts, s0: Tensor, s1: Tensor, how: How, paths: int = 1
 ) -> list[Tensor]:
-    """The two inputs of a cell as its nodes read them."""
+    """Computes the two inputs of a cell as its nodes read them."""
     return [
         _preprocess(pre, s, how, paths)
         for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
@@ -166,7 +171,8 @@ def run_layers(
     how: How,
     draw: NoiseDraw | None = None,
 ) -> Tensor:
-    """The nodes of a table of edges, in one call of `mixed_edges`; w and draw as in `run_cell`."""
+    """Computes the nodes of a table in one call of `mixed_edges`; w and draw as in `run_cell`."""
+    # Without a skip nothing is drawn, and a draw that was given is left alone.
     noise = how.noise if how.training and layers.table.skips else None
     tensors = layers.tensors()
     choice, weight = (w.choice, w.weight) if isinstance(w, Paths) else (None, w)
@@ -194,6 +200,7 @@ def run_layers(
         _count_sampled(layers, w)
     if not w.siblings:
         return y
+    # Of one node: y is [paths N, C, H, W], and each path adds its own siblings.
     rows = list(zip(*(t.reshape(-1, t.shape[-1]) for t in (w.weight, w.choice))))
     groups = [add_siblings(g, *row) for g, row in zip(y.chunk(len(rows)), rows)]
     return groups[0] if len(groups) == 1 else torch.cat(groups)
@@ -202,6 +209,7 @@ def run_layers(
 def _count_sampled(layers: EdgeLayers, w: Paths) -> None:
     """Counts the batches of those norms that each path runs."""
     if stays_on_device():
+        # int64 [norms]: in how many of the paths a norm ran, known on the device only.
         counts = sampled_norms(layers.table, w.choice).view(-1, len(layers.norms)).sum(0)
         counters = [norm._buffers["num_batches_tracked"] for norm in layers.norms]
         kept = [(c, n) for c, n in zip(counters, counts.unbind()) if c is not None]
@@ -215,4 +223,5 @@ def _count_sampled(layers: EdgeLayers, w: Paths) -> None:
 def count(counters: list[Tensor], times: int = 1) -> None:
     """Adds so many batches to each `num_batches_tracked`."""
     if counters:
+        # One kernel for all on a GPU, in place of one for each norm.
         torch._foreach_add_(counters, times)
