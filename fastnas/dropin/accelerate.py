@@ -50,6 +50,7 @@ def _grouped(rows: Sequence[tuple[str, str]]) -> Iterator[str]:
     """Yields a line for each text, with the first and last of the names that share it."""
     names: dict[str, list[str]] = {}
     for name, text in rows:
+        # Names come in the order of the network, so the first and the last tell the range.
         names.setdefault(text, []).append(name)
     labels = {
         text: group[0] if len(group) == 1 else f"{group[0]} .. {group[-1]} ({len(group)})"
@@ -77,6 +78,8 @@ def _ways(module: nn.Module) -> Iterator[_Way | str]:
             return
         size = f"{parts.nodes} nodes, {len(parts.edges)} edges"
         candidates = len(parts.edges[0].candidates)
+        # A cell is fused whole or not at all. Where it cannot be, its mixed ops are found after it,
+        # one by one.
         what = f"cell of {size}, {candidates} candidates: mixed_edges"
         yield _Way(cell_forward, cell_parts, parts, what)
         return
@@ -89,10 +92,12 @@ def _ways(module: nn.Module) -> Iterator[_Way | str]:
     elif not edge.foreign:
         yield _Way(edge_forward, mixed_op_parts, edge, f"{len(ops)} candidates: mixed_edges")
     else:
+        # Foreign candidates (an own noisy skip) run beside one fused call of all the others.
         rest = "; ".join(f"{k}: {reason}" for k, reason in edge.foreign.items())
         fused = f"{len(ops) - len(edge.foreign)} of {len(ops)} candidates: mixed_edges"
         what = f"{fused}; the rest mixed_sum ({rest})"
         yield _Way(edge_forward, mixed_op_parts, edge, what)
+    # The last resort, which runs every candidate by its module, works for any mixed op.
     sums = sum_parts(module)
     normed = len(sums.norms)
     what = f"mixed_norm_sum, {normed} of them with batch norm" if normed else "mixed_sum"
@@ -160,6 +165,7 @@ def accelerate(
     if backend is not None:  # raises before anything is replaced
         probe = torch.ones(1, dtype=dtype_of(model), device=device_of(model))
         mixed_sum([probe], probe, backend=backend)
+    # A second call begins at the modules' own forwards, not at those of the first.
     decelerate(model)
     report = Report()
     fused: set[nn.Module] = set()
@@ -173,6 +179,7 @@ def accelerate(
             continue
         report.replaced.append((name, "; not fused: ".join([what, *reasons])))
         if is_cell(module):
+            # The mixed ops of a fused cell are never called: they need no forward and no row.
             fused.update(module.modules())
     return report
 
@@ -182,6 +189,7 @@ def decelerate(model: nn.Module) -> None:
     """Gives every module its own forward back."""
     for module in model.modules():
         own = vars(module).get("forward")
+        # Others set forwards of instances, too; only ours are taken away.
         if isinstance(own, functools.partial) and own.func in FORWARDS:
             del module.forward
 
@@ -190,6 +198,7 @@ def _replace(
     module: nn.Module, memory: str, backend: str | None, check: bool
 ) -> tuple[str | None, list[str]]:
     """Returns a label of the new forward (None: it keeps its own), and why faster ones fail."""
+    # `fastnas.nn` reads its parts from the space and looks at them in each call already.
     if isinstance(module, Dag | MixedOp):
         return None, ["it is fastnas' own and fused already"]
     if "forward" in vars(module):
@@ -203,6 +212,8 @@ def _replace(
         settings = Settings(memory, backend, Reading(Reader(way.reader, checked)))
         reason = _refusal(module, way, settings, check)
         if reason is None:
+            # A partial of a function at module level, unlike a closure, can be copied and pickled
+            # with the network.
             module.forward = functools.partial(way.forward, module, settings)
             zeros = "; by its own forward where a weight is 0" if settings.skips_zeros else ""
             return way.what + zeros, reasons
@@ -215,11 +226,13 @@ def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> s
     inputs = random_inputs(module, way.parts)
     signature = inspect.signature(type(module).forward)
     try:
+        # An own signature (extra arguments, another order) is refused before anything runs.
         signature.bind(module, *inputs)
     except TypeError:
         needed = "(s0, s1, weights)" if is_cell(module) else "(x, weights)"
         return f"its forward takes {signature}; {needed} is needed"
     if not isinstance(way.parts, SumParts):
+        # inputs[-2] is s1 of a cell and x of a mixed op.
         reason = can_run(way.parts, inputs[-2], True, settings.backend)
         if reason is not None:
             return reason
@@ -232,10 +245,13 @@ def _difference(
     """Says where the forwards differ, or None; finds out what the own one does at weights of 0."""
 
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
+        # m is a copy: parts that were read before are those of the original.
         reading = replace(settings.reading, seen={})
         return way.forward(m, replace(settings, reading=reading, strict=True), *x)
 
     *x, w = inputs
+    # Some public forwards leave out candidates of weight 0, whose norms then stand still. If the
+    # two agree only where no weight is 0, each call has to look for zeros.
     for skips_zeros in (False, True):
         settings.skips_zeros = skips_zeros
         small = faint(w, zero=not skips_zeros)

@@ -26,6 +26,7 @@ class SumParts:
 
 def sum_parts(module: nn.Module) -> SumParts:
     """Reads a mixed op whose candidates that end in a batch norm run their layers in order."""
+    # Whether they do run in order is not read but tried out: `accelerate` runs and compares.
     found = {k: final_norm(op) for k, op in enumerate(candidate_modules(module))}
     return SumParts({k: norm for k, norm in found.items() if norm is not None})
 
@@ -43,6 +44,7 @@ def parts_of(module: nn.Module, found: Parts | str) -> Iterator[nn.Module]:
         return
     foreign = found.foreign if isinstance(found, MixedOpParts) else {}
     ops = candidate_modules(module)
+    # A foreign candidate runs by its own module, so that whatever changes in it is obeyed.
     skipped = {part for k in foreign for part in ops[k].modules()}
     yield from (part for part in module.modules() if part not in skipped)
 
@@ -53,6 +55,8 @@ def _frozen(value: object) -> Hashable:
         return type(value), value
     if isinstance(value, list | tuple):
         return type(value), tuple(_frozen(item) for item in value)
+    # Objects are compared by the name of their type: they may be made anew in each epoch, and their
+    # == may be anything.
     return getattr(value, "__qualname__", type(value).__qualname__)
 
 
@@ -70,6 +74,8 @@ class Checked:
     """
 
     def __init__(self, parts: Iterable[nn.Module] = ()) -> None:
+        # Of classes of torch and of fastnas the layers tell everything; the user's may hide a scale
+        # or a branch in an attribute.
         own = [part for part in parts if behaviour(type(part)) not in KNOWN]
         self.behaviours = {type(part): behaviour(type(part)) for part in own}
         self.settings = [(type(part), _settings(part)) for part in own]
@@ -93,6 +99,8 @@ class Checked:
                 continue
             if self.behaviours.get(kind) != runs:
                 return f"{kind.__name__} has a forward that was not compared with the fused ops"
+            # The module need not be the one that was compared: any of its class with such settings
+            # will do.
             known = [settings for of, settings in self.settings if of is kind]
             new = min((_new(kind, _settings(part), settings) for settings in known), key=len)
             if new:
@@ -129,6 +137,8 @@ class Reader:
         found = self.structure(module)
         parts = list(parts_of(module, found))
         if not isinstance(found, str):
+            # The facts hold of the refusal as well: as long as nothing changes it is not looked at
+            # again.
             found = self.checked.why_not(parts) or _other_mode(module, found) or found
         return found, Facts(parts)
 

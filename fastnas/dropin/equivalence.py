@@ -33,6 +33,7 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
+        # Drawn on the CPU in float64, so that every device and dtype is tried on the same numbers.
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         return drawn.to(device_of(module), dtype_of(module))
 
@@ -42,6 +43,7 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
     ops = candidate_modules(module)
     if isinstance(parts, CellParts):
         before = (parts.preprocess0, parts.preprocess1)
+        # A halved input has to come out at the size of the other one.
         sizes = [16 if p.kind == "factorized_reduce" else 8 for p in before]
         states = [normal(2, p.convs[0].in_channels, s, s) for p, s in zip(before, sizes)]
         return (*states, weights(len(ops), len(parts.edges[0].candidates)))
@@ -63,6 +65,7 @@ def faint(w: Tensor, zero: bool) -> Tensor:
     for i, row in enumerate(small.view(-1, K)):
         # All columns of a cell have their turn; an edge alone begins with its last.
         chosen = row[(K - 1 + i) % 2 :: 2]
+        # A forward may compare weights with a threshold, which weights of 0 alone would not show.
         chosen *= 10.0 ** (-2 * torch.arange(1, len(chosen) + 1, device=w.device).to(w))
         if zero and len(chosen):
             chosen[-1] = 0
@@ -73,6 +76,7 @@ def faint(w: Tensor, zero: bool) -> Tensor:
 def _seeded(device: torch.device) -> Iterator[None]:
     """Seeds every generator that a forward may draw from, and puts it back."""
     on_cuda = [device] if device.type == "cuda" else []
+    # Trials may be run in the middle of a seeded program, whose draws they must not move.
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         with torch.random.fork_rng(on_cuda):
@@ -110,6 +114,7 @@ def _observe(
         dtype: what module and inputs are cast to; None: they stay as they are.
     """
     module = module.to(dtype) if dtype else module
+    # Frozen parameters are compared, too: they may be thawed after `accelerate`.
     params = {n: p.requires_grad_() for n, p in module.named_parameters() if p.is_floating_point()}
     cast = {
         what: [t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in inputs]
@@ -134,6 +139,7 @@ def _step(
     params: Mapping[str, Tensor],
 ) -> dict[str, Tensor | None]:
     _set_mode(module, True)
+    # Not the leaves themselves, which torch lets no forward overwrite.
     y = forward(module, *(1 * t for t in inputs))
     if not isinstance(y, Tensor):
         raise TypeError(f"its forward returns a {type(y).__name__}, not a tensor")
@@ -144,6 +150,7 @@ def _step(
     return {
         "output": y.detach(),
         **{f"gradient of {name}": grad for name, grad in zip(leaves, grads)},
+        # A copy, because the next trial moves the buffers on.
         **{n: b.to(torch.float64, copy=True) for n, b in module.named_buffers()},
     }
 
@@ -163,8 +170,11 @@ def disagreement(
     if like.is_meta or isinstance(like, FakeTensor):
         return "its tensors have no values that could be compared"
     for dtype in (torch.float64, torch.float32, None):
+        # 1.5e-8 in float64, 3.5e-4 in float32: sums in another order differ by less, another
+        # formula by more.
         allowed = torch.finfo(dtype or like.dtype).eps ** 0.5
         try:
+            # A forward may keep what it likes in its module: each of the two has one of its own.
             first, second = copy.deepcopy(module), copy.deepcopy(module)
         except Exception as error:
             return f"no copy can be made of it, to be tried out: {error}"
@@ -174,11 +184,13 @@ def disagreement(
             what = "the fused forward"
             given = _observe(second, forward, trials, dtype)
         except Exception as error:
+            # A forward that casts by itself may fail in float64, which is no difference yet.
             if dtype is None:
                 return f"{what} fails on a random input: {error}"
             continue
         for name, value in expected.items():
             apart = _distance(given[name], value)
+            # So written, NaN counts as a difference.
             if not apart <= allowed:
                 return f"it computes something else: {name} differs by {apart:.1e}"
         return None

@@ -63,6 +63,7 @@ def _own_forward(module: nn.Module, settings: Settings, args: Any, kwargs: Any, 
     if settings.strict:
         raise NotFused(reason)
     _say_once(type(module).__name__, reason)
+    # `module.forward` is the forward that we set, and would come back here.
     return type(module).forward(module, *args, **kwargs)
 
 
@@ -71,6 +72,7 @@ def _as_tensor(w: Any, like: Tensor) -> Tensor:
     if isinstance(w, Tensor):
         return w
     if isinstance(w, list | tuple):
+        # Stacked, so that gradients reach the scalars of which some public code makes its weights.
         return torch.stack([_as_tensor(v, like) for v in w])
     return torch.as_tensor(w, dtype=like.dtype, device=like.device)
 
@@ -78,6 +80,7 @@ def _as_tensor(w: Any, like: Tensor) -> Tensor:
 def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, ...] | str:
     """Returns (s0, s1, w [E, K]) of a cell, (x, w [K]) of a mixed op, or says why it cannot."""
     if kwargs:
+        # Only a call with keywords pays for the signature, whose look-up is slow.
         bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
         args, kwargs = bound.args[1:], bound.kwargs
     ops = candidate_modules(module)
@@ -107,6 +110,7 @@ def _fusible(
     parts: Parts | str = settings.reading.read(module)
     if isinstance(parts, str):
         return parts
+    # Here the host waits for the device: only of networks that were found to need it.
     if settings.skips_zeros and bool((inputs[-1] == 0).any()):
         return "it leaves out candidates of weight 0"
     if isinstance(parts, SumParts):
@@ -134,6 +138,7 @@ def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     if not parts.foreign:
         return y
     ops, foreign = candidate_modules(module), list(parts.foreign)
+    # y holds its candidates' weights already, so its own is 1.
     w = torch.cat([w.new_ones(1), select(w, foreign)])
     return _mix([y, *(ops[k](x) for k in foreign)], w, settings.backend)
 
@@ -145,6 +150,7 @@ def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any
         return _own_forward(module, settings, args, kwargs, found)
     parts, (x, w) = cast(tuple[SumParts, tuple[Tensor, Tensor]], found)
     ops, norms = candidate_modules(module), parts.norms
+    # z_k [N, C, H, W]: up to the norm where the sum does that as well.
     z = [run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
     folded = foldable(z, norms, module.training)
     if not folded:

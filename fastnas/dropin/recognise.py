@@ -59,6 +59,7 @@ def _or_reason(read: Callable[[nn.Module], Read]) -> Callable[[nn.Module], Read 
 def _need_plain(module: nn.Module) -> None:
     for name, part in module.named_modules():
         who = type(part).__name__ + (f" ({name})" if name else "")
+        # A hook would not be called, because the fused op calls no module.
         _need(not any(hooks(part)), f"{who} has hooks")
         _need(not has_own_forward(part), f"{who} has a forward of its own instance")
 
@@ -100,6 +101,7 @@ def _need_conv(
         groups=groups,
         padding_mode="zeros",
     )
+    # The kernels add no bias.
     _need(conv.bias is None, f"{what} has a bias")
     weight = conv._parameters.get("weight")
     _need(isinstance(weight, Tensor), f"{what} has no parameter `weight`")
@@ -112,15 +114,18 @@ def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
 
 
 def _need_relu(relu: nn.ReLU) -> None:
+    # In place, the ReLU of one candidate changes what those after it read.
     _need(not relu.inplace, "its first ReLU overwrites the input that other operations read")
 
 
 def _need_alike(norms: Iterable[nn.BatchNorm2d]) -> None:
     norms = list(norms)
     for attribute in ("num_features", "eps", "momentum"):
+        # One call of `mixed_edges` has one eps, one momentum and one number of channels.
         values = sorted({getattr(norm, attribute) for norm in norms})
         given = ", ".join(str(value) for value in values)
         _need(len(values) <= 1, f"batch norms differ in {attribute}: {given}")
+    # A shared norm would be moved once in place of twice.
     _need(len(set(norms)) == len(norms), "a batch norm is used more than once")
 
 
@@ -134,6 +139,7 @@ def _stride(layer: nn.Module) -> int:
 def _need_half(layers: tuple[nn.Module, ...], op: Operation, stride: int) -> None:
     """Refuses what is not ReLU, depthwise, pointwise, batch norm of this operation."""
     depthwise, pointwise = cast(tuple[nn.Conv2d, nn.Conv2d], layers[1:3])
+    # k // 2 on each side, times the dilation, keeps the size at stride 1.
     C, padding = depthwise.in_channels, op.dilation * (op.size // 2)
     _need_conv(
         depthwise, "depthwise convolution", C, C, op.size, stride, padding, op.dilation, groups=C
@@ -154,6 +160,7 @@ def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
     )
     _need_relu(cast(nn.ReLU, layers[0]))
     for half in range(kind.halves):
+        # The second half of a sep_conv has stride 1: the first has halved the image.
         _need_half(layers[4 * half : 4 * half + 4], op, 1 if half else stride)
     norms = tuple(layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
     _need_alike(norms)
@@ -172,6 +179,7 @@ def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
     if isinstance(pool, nn.MaxPool2d):
         needs = {"dilation": 1, "return_indices": False, "ceil_mode": False}
     else:
+        # Averages that count the padding, or divide by another number, are another operation.
         needs = {"count_include_pad": False, "divisor_override": None, "ceil_mode": False}
     _need_fields(pool, name, **needs)
     _need_norm(norm, norm.num_features)
@@ -208,6 +216,7 @@ def candidate(module: nn.Module) -> Candidate | str:
     """
     _need_plain(module)
     called = type(module).__name__
+    # The name is a guess, which `accelerate` tries out; without `check` it is taken for true.
     if _is_bare(module) and called == "Identity":
         return Candidate("skip_connect", 1)
     if _is_bare(module) and called == "Zero" and hasattr(module, "stride"):
@@ -234,6 +243,7 @@ def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
     read = [candidate(op) for op in ops]
     candidates = tuple(None if isinstance(c, str) else c for c in read)
     foreign = {k: c for k, c in enumerate(read) if isinstance(c, str)}
+    # Of foreign candidates the stride is unknown; the trial runs them.
     strides = {c.stride for c in candidates if c is not None}
     _need(bool(strides), f"no candidate is of DARTS: {next(iter(foreign.values()), '')}")
     _need(len(strides) <= 1, f"candidates differ in stride: {sorted(strides)}")
@@ -311,6 +321,7 @@ def cell_parts(cell: nn.Module) -> CellParts | str:
     stride = edges[0].stride
     ends = tuple((source, target - DARTS.inputs) for source, target in DARTS.edges(nodes))
     for e, ((source, _), edge) in enumerate(zip(ends, edges)):
+        # Nodes have the size of the cell's output, so edges between them keep it.
         needed = stride if source < DARTS.inputs else 1
         _need(edge.stride == needed, f"edge {e} has stride {edge.stride}; {needed} is needed")
     parts = CellParts(preprocess0, preprocess1, edges, ends, nodes)
