@@ -39,7 +39,7 @@ NATS_DATA = {
 
 
 def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
-    """Reads, of all 15,625 cells, architecture string to the accuracies of the columns, 0 to 1.
+    """Reads architecture string to the accuracies of the columns, 0 to 1, of all 15,625 cells.
 
     Args:
         path: a CSV with `arch_str` and columns of accuracies in per cent; or NATS-Bench's own

@@ -1,4 +1,4 @@
-"""Runs of a search, a study or a training; and what the command line does."""
+"""Runs searches and trainings: their settings, steps, checkpoints and folders."""
 
 from fastnas.extras import require
 

@@ -69,7 +69,7 @@ def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
 
 
 def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
-    """Indices of `count` training images, the same mix of classes; None: of all of them."""
+    """Chooses `count` training images, the same mix of classes, by index; None: all of them."""
     labels = images.train_labels.cpu()
     if count is None or count >= len(labels):
         return torch.arange(len(labels))
@@ -78,7 +78,7 @@ def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
 
 @dataclass
 class Pipeline:
-    """Batches of augmented, normalised images, all on the device."""
+    """Makes batches of augmented, normalised images, all on the device."""
 
     images: Images
     augment: Augment
@@ -175,7 +175,7 @@ class Answers:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Logits [N, classes] or [paths, N, classes], and labels [N]."""
+        """Counts a batch: logits [N, classes] or [paths, N, classes], and labels [N]."""
         # Labels [N] are compared along a leading axis of paths, where there is one.
         self.right = self.right + (logits.argmax(-1) == labels).sum(-1)
         self.finite = self.finite & logits.isfinite().all()

@@ -160,7 +160,7 @@ def _rate_as_number(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def _keep_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Settings are this run's: those of a checkpoint may be for another device.
+    """Keeps this run's settings: those of a checkpoint may be for another device.
 
     Groups that do not match this optimizer's are left for torch to refuse.
     """
