@@ -1,4 +1,4 @@
-"""Search spaces and genotypes as plain data; nothing here needs torch."""
+"""Describes search spaces and genotypes as plain data; nothing here needs torch."""
 
 from fastnas.spaces.darts_text import from_darts, to_darts, to_fairdarts, to_ptdarts
 from fastnas.spaces.edge_table import Edge, EdgeTable, EdgeTerm

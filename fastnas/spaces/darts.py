@@ -1,4 +1,4 @@
-"""The layout of DARTS: two inputs, and an edge into every node from every state before it.
+"""Describes the layout of DARTS: two inputs, and edges into every node from every state before.
 
 Nodes 0 and 1 are the inputs (the outputs of the two cells before); each of the ``n`` intermediate
 nodes j = 2 .. n+1 receives an edge from every node i < j, so there are
@@ -35,7 +35,7 @@ from fastnas.spaces.slots import LENGTH, check_slots, check_wiring
 
 @dataclass(frozen=True)
 class DartsSlots:
-    """DARTS: two slots a node (one in the last node of an odd length), from distinct predecessors.
+    """Gives each node of DARTS two slots (the last of an odd length one), of distinct predecessors.
 
     Args:
         ops: that can stand in a slot, of both cell types; in DARTS' genotypes there is no "none".
@@ -56,6 +56,7 @@ class DartsSlots:
 
     @property
     def wirings(self) -> tuple[int, ...]:
+        # Node j chooses 2 of its j + 2 predecessors: C(j + 2, 2) ways, or j + 2 for a single slot.
         return tuple(comb(node + 2, self._slots_of(node)) for node in range(self.nodes))
 
     def _slots_of(self, node: int) -> int:
@@ -71,9 +72,11 @@ class DartsSlots:
             cell: list[tuple[Edge, ...]] = []
             for node, way in enumerate(wiring[cell_type]):
                 own = slots[cell_type][2 * node : 2 * node + 2]
+                # `way` is the number of the pair in lexicographic order: (0, 1), (0, 2), ...
                 sources = list(combinations(range(node + 2), self._slots_of(node)))[way]
                 cell.append(tuple(zip(own, sources)))
             cells[cell_type] = tuple(cell)
+        # All intermediate nodes, as in every published cell.
         concat = tuple(range(2, self.nodes + 2))
         return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
@@ -107,6 +110,7 @@ class DartsLayout(Layout[Genotype]):
     """Section 3.2."""
 
     def nodes_of(self, edges: int, where: str) -> int:
+        # The positive root of n (n + 3) / 2 = E, in whole numbers; 14 edges make n = 4.
         nodes = (isqrt(9 + 8 * edges) - 3) // 2
         if nodes < 1 or nodes * (nodes + 3) // 2 != edges:
             raise ValueError(
@@ -116,6 +120,7 @@ class DartsLayout(Layout[Genotype]):
         return nodes
 
     def slots(self, ops: Sequence[str], length: int | None = None) -> DartsSlots:
+        # DARTS leaves `none` out when it derives a cell, so no slot can hold it.
         return DartsSlots(
             tuple(op for op in ops if op != "none"), DartsSlots.length if length is None else length
         )
@@ -131,6 +136,7 @@ class DartsLayout(Layout[Genotype]):
         return bool(genotype.live_nodes(cell_type))
 
     def begins(self, text: str) -> bool:
+        # Named tuple text has no beginning of its own, so it takes what no other layout does.
         return True
 
     def read(self, text: str) -> Genotype:
@@ -138,6 +144,7 @@ class DartsLayout(Layout[Genotype]):
 
     def text(self, genotype: Genotype) -> str:
         try:
+            # Flat pairs can only say two edges a node; other cells are written as a JSON line.
             return to_darts(genotype)
         except ValueError:
             return self.line(genotype)
@@ -163,6 +170,7 @@ def _drawn(genotype: Genotype, cell_type: CellType) -> DrawnCell:
     edges: list[tuple[int, int, str | None]] = [
         (source, node, op) for op, node, source in genotype.edges(cell_type)
     ]
+    # A node without a state is not concatenated, and is drawn as dead.
     edges += [(node, output, None) for node in genotype.concat(cell_type) if node in live]
     return DrawnCell(CELL_NAMES[cell_type], 2, names, edges, set(range(2, output)) - live)
 

@@ -22,7 +22,7 @@ _WRAPPERS = re.compile(r"u?int\d*|intp|str_|array|list|tuple")
 
 
 def from_darts(text: str) -> Genotype:
-    """Read named tuple text: a call ``Genotype(...)`` with its four fields by name.
+    """Reads named tuple text: a call ``Genotype(...)`` with its four fields by name.
 
     The cells may be flat pairs (DARTS), lists per node (pt.darts) or triples (FairDARTS), a
     concat may be a list, a tuple or ``range(...)``, and numbers and names may be written as NumPy
@@ -46,6 +46,7 @@ def from_darts(text: str) -> Genotype:
         raise _wrong(call.args[0], text, f"the fields must be given by name: {', '.join(_FIELDS)}")
     given: dict[str, object] = {}
     for keyword in call.keywords:
+        # `**fields` has no name.
         if keyword.arg is None:
             raise _wrong(keyword.value, text, "`**` cannot be read")
         given[keyword.arg] = _literal(keyword.value, text)
@@ -53,10 +54,11 @@ def from_darts(text: str) -> Genotype:
 
 
 def _parsed_call(text: str) -> ast.Call:
-    """The one call that a text is, unevaluated."""
+    """Returns the one call that a text is, unevaluated."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash or `1is`, on lines of their own
+            # Parsed into a tree and not evaluated: text from a log or the net may hold any call.
             tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a genotype, and not even an expression: {error}") from error
@@ -66,7 +68,7 @@ def _parsed_call(text: str) -> ast.Call:
 
 
 def to_darts(genotype: Genotype) -> str:
-    """Write the named tuple text of DARTS, as quark0/darts logs and evaluates it.
+    """Writes the named tuple text of DARTS, as quark0/darts logs and evaluates it.
 
     Raises:
         TypeError: not a :class:`Genotype`.
@@ -83,7 +85,7 @@ def to_darts(genotype: Genotype) -> str:
 
 
 def to_ptdarts(genotype: Genotype) -> str:
-    """Write the named tuple text of pt.darts, a list for each node.
+    """Writes the named tuple text of pt.darts, a list for each node.
 
     Raises:
         TypeError: not a :class:`Genotype`.
@@ -95,7 +97,7 @@ def to_ptdarts(genotype: Genotype) -> str:
 
 
 def to_fairdarts(genotype: Genotype) -> str:
-    """Write the named tuple text of FairDARTS, (operation, node, predecessor) triples.
+    """Writes the named tuple text of FairDARTS, (operation, node, predecessor) triples.
 
     Raises:
         TypeError: not a :class:`Genotype`.
@@ -105,6 +107,7 @@ def to_fairdarts(genotype: Genotype) -> str:
     check_kind(genotype, Genotype)
     for cell in CELL_TYPES:
         edges = genotype.edges(cell)
+        # Triples name nodes that have edges; a last node without any shows in the concat alone.
         named = max([*genotype.concat(cell), *(node for _, node, _ in edges)])
         if not edges or named != len(genotype.nodes(cell)) + 1:
             raise ValueError(
@@ -115,7 +118,7 @@ def to_fairdarts(genotype: Genotype) -> str:
 
 
 def to_fields(genotype: Genotype) -> dict[str, Any]:
-    """The four fields of a genotype: flat pairs where each node has two edges, else lists.
+    """Returns a genotype's four fields: flat pairs where each node has two edges, else lists.
 
     Raises:
         TypeError: not a :class:`Genotype`.
@@ -127,7 +130,7 @@ def to_fields(genotype: Genotype) -> dict[str, Any]:
 
 
 def from_fields(given: Mapping[str, object]) -> Genotype:
-    """The genotype of a JSON object with the four fields; ValueError where it has others."""
+    """Reads a genotype from a JSON object with the four fields; ValueError where it has others."""
     if set(given) != set(_FIELDS):
         raise ValueError(
             f"a genotype has the fields {', '.join(_FIELDS)}, got {', '.join(given) or 'none'}"
@@ -136,7 +139,7 @@ def from_fields(given: Mapping[str, object]) -> Genotype:
 
 
 def _literal(node: ast.expr, text: str) -> object:
-    """The value of a list, tuple, str, int or range expression."""
+    """Returns the value of a list, tuple, str, int or range expression."""
     match node:
         case ast.Constant(value=str() | int() as value):
             return value
@@ -147,10 +150,12 @@ def _literal(node: ast.expr, text: str) -> object:
             args=[wrapped],
             keywords=[],
         ) if _WRAPPERS.fullmatch(name):
+            # `np.int64(0)` is how NumPy 2 prints a 0; the call itself is never made.
             return _literal(wrapped, text)
         case ast.Call(func=ast.Name(id="range"), args=bounds, keywords=[]):
             numbers = [_literal(bound, text) for bound in bounds]
             try:
+                # A range is lazy: its length may be any number that the text gives.
                 return range(*numbers)  # type: ignore[call-overload]
             except (TypeError, ValueError) as error:
                 raise _wrong(node, text, str(error)) from error
@@ -188,4 +193,5 @@ def _named_tuple(genotype: Genotype, normal: Sequence[object], reduce: Sequence[
 
 def _concat(nodes: tuple[int, ...]) -> str:
     run = range(nodes[0], nodes[-1] + 1)
+    # `range(2, 6)` where it is one, as the public code writes it.
     return repr(run if nodes == tuple(run) else list(nodes))

@@ -1,4 +1,4 @@
-"""Distributions over operations, and the cells that have them (ANASOD).
+"""Describes distributions over operations, and the cells that have them (ANASOD).
 
 A cell of length N has N slots for operations. Its operation distribution says which share of the
 slots each operation has, and nothing of where they are: p = counts / N, a point of the simplex.
@@ -33,7 +33,7 @@ ROUNDING = 1e-9
 
 
 def slots_of(space: Space, length: int | None = None) -> SlotLayout:
-    """The slots of the cells that a space derives, `none` apart where they never have it.
+    """Returns the slots of the cells that a space derives, without `none` if they never have it.
 
     Args:
         length: of the cells; None: as the space has them, 6 in NAS-Bench-201, else 8 for 4 nodes.
@@ -44,6 +44,7 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
     check_type("space", space, Space)
     if length is not None:
         LENGTH.check("length", length)
+    # Candidates of each edge, as tuples: one distribution needs the same on all of them.
     offered = set(space.normal + space.reduce)
     if len(offered) > 1:
         raise ValueError(
@@ -55,7 +56,7 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
 
 @dataclass(frozen=True)
 class OperationDistribution:
-    """A point of the simplex for each cell type.
+    """Holds a point of the simplex for each cell type.
 
     Args:
         ops: K operation names.
@@ -89,6 +90,7 @@ class OperationDistribution:
             for op, share in zip(self.ops, shares):
                 if not 0 <= share <= 1 + SUM_TOLERANCE:
                     raise ValueError(f"{where}: {op} has {share}; 0 to 1 is allowed")
+            # Shares may come from float32 or from text, hence a tolerance; `snap` normalises them.
             if abs(sum(shares) - 1) > SUM_TOLERANCE:
                 raise ValueError(f"{where}: the shares sum to {sum(shares):.9g}; 1 is needed")
             checked[cell_type] = shares
@@ -96,7 +98,7 @@ class OperationDistribution:
 
     @classmethod
     def of(cls, genotype: AnyGenotype, layout: SlotLayout) -> OperationDistribution:
-        """The distribution that a cell has.
+        """Returns the distribution that a cell has.
 
         Raises:
             ValueError: an operation is not of the layout.
@@ -110,12 +112,13 @@ class OperationDistribution:
                     f"the {cell_type} cell has {', '.join(unknown)}; the operations are"
                     f" {', '.join(layout.ops)}"
                 )
+            # p = counts / N, the encoding of ANASOD.
             p[cell_type] = tuple(slots.count(op) / len(slots) for op in layout.ops)
         return cls(layout.ops, p)
 
     @classmethod
     def from_counts(cls, counts: Mapping[str, Counts], layout: SlotLayout) -> OperationDistribution:
-        """The distribution of cells with these counts, each >= 0 and some above 0.
+        """Returns the distribution of cells with these counts, each >= 0 and some above 0.
 
         Raises:
             TypeError, ValueError: they are not, or there are more or fewer than operations.
@@ -144,7 +147,7 @@ class OperationDistribution:
         rng: np.random.Generator,
         concentration: float | Sequence[float] = 1.0,
     ) -> OperationDistribution:
-        """Drawn from Dirichlet(concentration), for each cell type independently.
+        """Draws from Dirichlet(concentration), for each cell type independently.
 
         Raises:
             ValueError: a concentration is not above 0, or there are not as many as operations.
@@ -159,33 +162,35 @@ class OperationDistribution:
                 f"concentration is {short(concentration)}; one above 0, or one for each of the"
                 f" {len(layout.ops)} operations, is needed"
             )
+        # One concentration stands for all K operations.
         prior = np.broadcast_to(np.asarray(given, float), (len(layout.ops),))
         p = {cell: tuple(map(float, rng.dirichlet(prior))) for cell in layout.cell_types}
         return cls(layout.ops, p)
 
     @classmethod
     def from_dict(cls, shares: Mapping[str, Mapping[str, float]]) -> OperationDistribution:
-        """Of cell type to operation to share, as `as_dict` gives them.
+        """Reads a mapping of cell type to operation to share, as `as_dict` gives it.
 
         Raises:
             ValueError: they are not, or are no distribution.
         """
         try:
+            # The order of the operations is that of the rows, which has to be one.
             (ops,) = {tuple(row) for row in shares.values()}
             return cls(ops, {cell: tuple(row.values()) for cell, row in shares.items()})
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"shares are {short(shares)}, no distribution: {error}") from error
 
     def as_dict(self) -> dict[str, dict[str, float]]:
-        """Cell type to operation to share."""
+        """Maps each cell type to operations, and those to shares."""
         return {cell: dict(zip(self.ops, shares)) for cell, shares in self.p.items()}
 
     def counts(self, length: int) -> dict[str, Counts]:
-        """Cell type to the counts of cells of that length (`snap`)."""
+        """Maps each cell type to the counts of cells of that length (`snap`)."""
         return {cell_type: snap(shares, length) for cell_type, shares in self.p.items()}
 
     def sample(self, layout: SlotLayout, rng: np.random.Generator) -> AnyGenotype:
-        """A cell whose counts are exactly `counts(layout.length)`, uniform over all such.
+        """Draws a cell whose counts are exactly `counts(layout.length)`, uniform over all such.
 
         Raises:
             ValueError: the layout is one of other operations or cell types.
@@ -200,13 +205,15 @@ class OperationDistribution:
         slots, wiring = {}, {}
         for cell_type, counts in self.counts(layout.length).items():
             ops = np.repeat(np.arange(len(self.ops)), counts)
+            # Counts are exact; only places are drawn, all orders of the slots alike, then the
+            # wiring.
             slots[cell_type] = [self.ops[i] for i in rng.permutation(ops)]
             wiring[cell_type] = [int(rng.integers(ways)) for ways in layout.wirings]
         return layout.genotype(slots, wiring)
 
 
 def snap(p: Sequence[float], length: int) -> Counts:
-    """The counts nearest to length p: largest remainders, of equal ones the first operations.
+    """Returns the counts nearest to length p: largest remainders, of equal ones the first.
 
     The counts are non-negative and sum to `length`.
     """
@@ -218,23 +225,27 @@ def snap(p: Sequence[float], length: int) -> Counts:
     if min(p) < 0 or not max(p):
         raise ValueError(f"p is {short(p)}; shares >= 0 are needed, one of them above 0")
     shares = np.asarray(p, float)
+    # N p, real numbers; their floors and then the largest remainders make whole ones.
     slots = length * shares / shares.sum()
+    # N p may come out as 2.9999999 where 3 slots are meant, whose floor would lose one.
     counts = np.floor(slots + ROUNDING).astype(int)
     left = length - int(counts.sum())
+    # Rounded, so that remainders which are equal but for rounding count as equal; the stable sort
+    # then takes the first operations.
     first = np.argsort(-np.round(slots - counts, 9), kind="stable")[:left]
     counts[first] += 1
     return tuple(map(int, counts))
 
 
 def lattice_size(operations: int, length: int) -> int:
-    """How many distributions cells of that length have: C(length + K - 1, K - 1)."""
+    """Counts the distributions that cells of that length have: C(length + K - 1, K - 1)."""
     check_int("operations", operations, 1)
     check_int("length", length, 0)
     return comb(length + operations - 1, operations - 1)
 
 
 def lattice(operations: int, length: int) -> Iterator[Counts]:
-    """All counts of `length` slots over K operations, in lexicographic order, largest first."""
+    """Yields all counts of `length` slots over K operations, largest first, lexicographically."""
     check_int("operations", operations, 1)
     check_int("length", length, 0)
     return _lattice(operations, length)

@@ -15,7 +15,7 @@ KEPT_SIZE = 5
 
 
 class EdgeTerm(NamedTuple):
-    """One candidate: its op, the column of its mixing weight, and its depthwise kernel if any.
+    """Holds one candidate: its op, the column of its mixing weight, its depthwise kernel if any.
 
     Which parameters and batch norms an op has, its `EdgeKind` says.
     """
@@ -39,20 +39,20 @@ class EdgeTerm(NamedTuple):
 
     @property
     def param_kernels(self) -> tuple[int, ...]:
-        """Of every parameter its depthwise size, 1: pointwise, 0: of a strided convolution."""
+        """Returns each parameter's depthwise size, 1: pointwise, 0: of a strided convolution."""
         return (self.size, 1) * self.kind.halves + (0,) * self.kind.strided_convs
 
 
 @lru_cache(maxsize=256)
 def edge_term(name: str, weight: int, stride: int) -> EdgeTerm | None:
-    """The term of an operation at a stride; None where `mixed_edges` computes nothing for it."""
+    """Returns an operation's term at a stride; None where `mixed_edges` computes nothing for it."""
     op = OPERATIONS[name]
     kind = op.kind(stride)
     return None if kind is None else EdgeTerm(kind, weight, op.size, op.dilation)
 
 
 class Edge(NamedTuple):
-    """From a state (the inputs, then the nodes) to a node."""
+    """Leads from a state (the inputs, then the nodes) to a node."""
 
     source: int
     target: int
@@ -61,7 +61,7 @@ class Edge(NamedTuple):
 
 
 class TermRow(NamedTuple):
-    """A term as the C++ sources read it (`EdgeTerm` of csrc/params.h), with its places in a call.
+    """Holds a term as C++ reads it (`EdgeTerm` of csrc/params.h), with its places in a call.
 
     Places are indices of its first parameter, batch norm and half; and its own among the terms
     whose second half has an input, those that "fast" keeps, and the skips. Where it has none of
@@ -83,7 +83,7 @@ class TermRow(NamedTuple):
 
 
 class Path(NamedTuple):
-    """What is left of a table where each edge runs one candidate, or is not there."""
+    """Holds what is left of a table where each edge runs one candidate, or is not there."""
 
     table: EdgeTable
     """Its mixing weights have one column."""
@@ -106,7 +106,7 @@ def _check_edge_types(name: str, edge: Edge) -> None:
 
 @dataclass(frozen=True)
 class EdgeTable:
-    """All edges of a cell, in the order in which nodes can be summed.
+    """Holds all edges of a cell, in the order in which nodes can be summed.
 
     Args:
         inputs: states that are given.
@@ -158,9 +158,11 @@ class EdgeTable:
                 raise ValueError(f"edge {e} has stride {edge.stride} from state {edge.source}")
             for term in edge.terms:
                 self._check_term(e, edge, term)
+            # A choice names its term by the column, so no two terms of an edge may share one.
             weights = [term.weight for term in edge.terms]
             if len(set(weights)) < len(weights):
                 raise ValueError(f"edge {e}: its terms share mixing weights, {weights}")
+        # Kernels sum node after node, so the edges of a node have to lie together.
         targets = [edge.target for edge in self.edges]
         if targets != sorted(targets):
             raise ValueError(f"edges enter the nodes {targets}; they are listed node by node")
@@ -170,10 +172,12 @@ class EdgeTable:
         # Not cached properties: their lock is a graph break in Python 3.11.
         self._set(terms=tuple((edge, term) for edge in self.edges for term in edge.terms))
         self._set(code=tuple(self._encode()))
+        # A table is the key of caches that are asked in each call; hashing 98 terms there would
+        # show.
         self._set(_hash=hash(self.code), **self._places())
 
     def _places(self) -> dict[str, object]:
-        """The rows of all terms, and what they add up to."""
+        """Returns the rows of all terms, and what they add up to."""
         rows: list[TermRow] = []
         kernels: list[int] = []
         totals = dict.fromkeys(("params", "norms", "halves", "separable", "kept", "skips"), 0)
@@ -181,6 +185,8 @@ class EdgeTable:
         def place(name: str, count: int) -> int:
             first = totals[name]
             totals[name] += count
+            # -1 means that it has none. Parameters and norms are ranges, whose first place is
+            # needed though they be empty.
             return first if count or name in ("params", "norms") else -1
 
         for e, edge in enumerate(self.edges):
@@ -198,6 +204,7 @@ class EdgeTable:
                         skip=place("skips", kind.noisy),
                     )
                 )  # fmt: skip
+                # Parameter by parameter, in the order in which `mixed_edges` takes them.
                 kernels += term.param_kernels
         return {**totals, "rows": tuple(rows), "_kernels": tuple(kernels)}
 
@@ -222,20 +229,21 @@ class EdgeTable:
             raise ValueError(f"edge {e}: {term.op} at stride {edge.stride}")
 
     def node_size(self, shapes: Sequence[Sequence[int]]) -> tuple[int, int, int, int]:
-        """(N, C, rows, cols) of every node, for inputs of these shapes."""
+        """Returns (N, C, rows, cols) of every node, for inputs of these shapes."""
+        # Edge 0 speaks for all: that all nodes have one size is checked by the op.
         source, _, stride, _ = self.edges[0]
         N, C, rows, cols = shapes[source]
         return N, C, -(-rows // stride), -(-cols // stride)
 
     def param_shapes(self, C: int) -> list[tuple[int, ...]]:
-        """Of every parameter, for C channels."""
+        """Lists the shapes of all parameters, for C channels."""
         return [
             (C, 1, size, size) if size > 1 else (C, C, 1, 1) if size else (C // 2, C, 1, 1)
             for size in self._kernels
         ]
 
     def path(self, choice: Sequence[int]) -> Path:
-        """The edges with the one candidate that each runs.
+        """Returns the edges with the one candidate that each runs.
 
         Args:
             choice: of every edge the column of its mixing weight, -1: the edge is not there. A
@@ -255,7 +263,7 @@ class EdgeTable:
 
     @staticmethod
     def decode(code: Sequence[int]) -> EdgeTable:
-        """The table of a code; ValueError if it is one of none."""
+        """Returns the table of a code; ValueError if it is one of none."""
         check_type("code", code, tuple, list)
         return _decode(tuple(code))
 
@@ -272,6 +280,7 @@ def _decoded(code: tuple[int, ...]) -> EdgeTable:
     inputs, nodes, candidates, *rest = code
     edges = []
     while rest:
+        # As `_encode` writes it: four numbers an edge, then four for each of its terms.
         source, target, stride, count, *rest = rest
         terms = []
         for _ in range(count):
@@ -298,6 +307,7 @@ def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
         spare.setdefault(edge.target, (e, edge))
     for (edge, term), row in zip(table.terms, table.rows):
         if term.weight == choice[row.edge]:
+            # The path's weights are [edges, 1], so every term has column 0.
             edges.append(edge._replace(terms=(term._replace(weight=0),)))
             kept.append(row.edge)
             params += range(row.param, row.param + term.params)
@@ -305,9 +315,11 @@ def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
             empty.discard(edge.target)
     for node in sorted(empty):
         e, edge = spare[node]
+        # Edges stay sorted by their node: this one goes behind those of the nodes before.
         place = sum(other.target < node for other in edges)
         edges.insert(place, edge._replace(terms=()))
         kept.insert(place, e)
+    # An input that is chosen for `none` has an edge and so a gradient, of 0, as in eager.
     inputs = {e.source for e, chosen in zip(table.edges, choice) if chosen >= 0}
     return Path(
         EdgeTable(table.inputs, table.nodes, 1, tuple(edges)),

@@ -27,19 +27,19 @@ _LAST_NODE = 999
 
 
 class AnyGenotype:
-    """What the genotypes of all layouts have in common."""
+    """Declares what the genotypes of all layouts have in common."""
 
     layout: ClassVar[str]
     """Name of the layout of its cells (:data:`fastnas.spaces.LAYOUTS`)."""
 
     def edges(self, cell: CellType) -> tuple[tuple[str, int, int], ...]:
-        """The edges of a cell as (operation, node, predecessor), node-major."""
+        """Returns the edges of a cell as (operation, node, predecessor), node-major."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Genotype(AnyGenotype):
-    """The normal and the reduction cell of an architecture.
+    """Holds the normal and the reduction cell of an architecture.
 
     ``normal[k]`` holds the edges into node k + 2, each an (operation, predecessor) pair.
     DARTS keeps two edges per node; FairDARTS keeps any number, so a node may be empty and an
@@ -73,6 +73,7 @@ class Genotype(AnyGenotype):
     def __post_init__(self) -> None:
         for cell in CELL_TYPES:
             concat = _checked_concat(getattr(self, f"{cell}_concat"), f"{cell}_concat")
+            # The concat comes first: triples do not say how many nodes there are.
             nodes = _checked_nodes(getattr(self, cell), concat, cell)
             if max(concat) > len(nodes) + 1:
                 raise ValueError(
@@ -83,17 +84,17 @@ class Genotype(AnyGenotype):
             object.__setattr__(self, cell, nodes)
 
     def nodes(self, cell: CellType) -> tuple[Node, ...]:
-        """The edges of a cell, node by node, from node 2."""
+        """Returns the edges of a cell, node by node, from node 2."""
         check_cell_type(cell)
         return self.normal if cell == "normal" else self.reduce
 
     def concat(self, cell: CellType) -> tuple[int, ...]:
-        """The nodes whose states a cell concatenates, as given."""
+        """Returns the nodes whose states a cell concatenates, as given."""
         check_cell_type(cell)
         return self.normal_concat if cell == "normal" else self.reduce_concat
 
     def edges(self, cell: CellType) -> tuple[tuple[str, int, int], ...]:
-        """The edges of a cell as (operation, node, predecessor), node-major."""
+        """Returns the edges of a cell as (operation, node, predecessor), node-major."""
         return tuple(
             (op, node, source)
             for node, edges in enumerate(self.nodes(cell), 2)
@@ -101,12 +102,13 @@ class Genotype(AnyGenotype):
         )
 
     def live_nodes(self, cell: CellType) -> tuple[int, ...]:
-        """The intermediate nodes that have a state: those an edge reaches from an input.
+        """Returns the intermediate nodes that have a state: those an edge reaches from an input.
 
         An empty node has none, nor has a node fed by such nodes alone. FairDARTS leaves
         them out of the concatenation, and the edges that leave them compute nothing.
         """
         live = {0, 1}
+        # Edges are node-major, so the nodes before have been decided.
         for _, node, source in self.edges(cell):
             if source in live:
                 live.add(node)
@@ -114,19 +116,19 @@ class Genotype(AnyGenotype):
 
 
 def skip_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
-    """How many edges of a cell are ``skip_connect``, the usual sign of a collapsed search."""
+    """Counts a cell's edges that are ``skip_connect``, the usual sign of a collapsed search."""
     check_type("genotype", genotype, AnyGenotype)
     return sum(op == "skip_connect" for op, _, _ in genotype.edges(cell))
 
 
 def parameter_free_count(genotype: AnyGenotype, cell: CellType = "normal") -> int:
-    """How many edges of a cell hold an operation of :data:`fastnas.spaces.PARAMETER_FREE`."""
+    """Counts a cell's edges with an operation of :data:`fastnas.spaces.PARAMETER_FREE`."""
     check_type("genotype", genotype, AnyGenotype)
     return sum(op in PARAMETER_FREE for op, _, _ in genotype.edges(cell))
 
 
 def as_sequence(value: object, where: str) -> Sequence[object]:
-    """The value, where it is a list or a tuple; ValueError otherwise."""
+    """Returns the value, where it is a list or a tuple; ValueError otherwise."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where}: expected a list, got {_short(value)}")
     return value
@@ -161,7 +163,8 @@ def _checked_index(value: object, where: str, first: int) -> int:
 
 
 def _index(value: object) -> int | None:
-    """The whole number that Python, NumPy or torch holds there; None where it is none."""
+    """Returns the whole number that Python, NumPy or torch holds there; None where it is none."""
+    # True is no node 1, though Python would take it for one.
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         return None
     try:
@@ -171,7 +174,7 @@ def _index(value: object) -> int | None:
 
 
 def checked_edge(value: object, node: int, where: str) -> Edge:
-    """An edge into a node, as an operation's name and an earlier node; ValueError otherwise."""
+    """Returns an edge into a node, an operation's name and an earlier node; else ValueError."""
     edge = as_sequence(value, where)
     if len(edge) != 2:
         raise ValueError(f"{where}: expected (operation, predecessor), got {_short(value)}")
@@ -192,6 +195,7 @@ def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[N
     shapes = [_shape(item, f"{cell}[{k}]") for k, item in enumerate(items)]
     if not items:
         raise ValueError(f"{cell}: has no nodes")
+    # A mixture of the shapes has no one meaning; the first element that differs is named.
     if len(set(shapes)) > 1:
         other = next(k for k, shape in enumerate(shapes) if shape != shapes[0])
         raise ValueError(
@@ -204,12 +208,14 @@ def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[N
                 f"got {len(items)} pairs"
             )
         count = len(items) // 2
+        # Flat pairs: two for each node, from node 2.
         placed = [(2 + k // 2, item, f"{cell}[{k}]") for k, item in enumerate(items)]
     elif shapes[0] == "triple":
         placed = [
             (_checked_index(node, f"{cell}[{k}]", 2), (op, source), f"{cell}[{k}]")
             for k, (op, node, source) in enumerate(items)
         ]
+        # Nodes 2 to the last that is named anywhere, those without a triple included.
         count = max(*concat, *(node for node, _, _ in placed)) - 1
     else:
         count = len(items)

@@ -1,4 +1,4 @@
-"""Genotypes as text: the published formats, read without evaluating anything.
+"""Reads and writes genotypes as text, in the published formats; nothing is evaluated.
 
 ==========  =====================================================================
 darts       ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)``
@@ -22,7 +22,7 @@ from fastnas.spaces.text import check_text, quoted
 
 
 def parse(text: str) -> AnyGenotype:
-    """Read a genotype in any of the formats, recognised by how the text begins.
+    """Reads a genotype in any of the formats, recognised by how the text begins.
 
     ``{`` begins JSON and ``|`` a NAS-Bench-201 cell; anything else is taken for named tuple
     text. The text is parsed, never evaluated, so it may come from anywhere.
@@ -35,13 +35,14 @@ def parse(text: str) -> AnyGenotype:
     start = text.lstrip()
     if start.startswith("{"):
         return from_json(text)
+    # DARTS is last and takes everything, so `next` always finds one.
     layout = next(layout for layout in READING_ORDER if layout.begins(start))
     genotype: AnyGenotype = layout.read(text)
     return genotype
 
 
 def dump(genotype: AnyGenotype, format: str) -> str:
-    """Write a genotype as text that :func:`parse` reads back to an equal one.
+    """Writes a genotype as text that :func:`parse` reads back to an equal one.
 
     Args:
         genotype: a :class:`Genotype`, or a :class:`NB201Genotype` for "nb201" and "json".
@@ -56,7 +57,7 @@ def dump(genotype: AnyGenotype, format: str) -> str:
 
 
 def from_json(text: str) -> AnyGenotype:
-    """Read a JSON object with the keys normal, normal_concat, reduce, reduce_concat, or nb201.
+    """Reads a JSON object with the keys normal, normal_concat, reduce, reduce_concat, or nb201.
 
     The cells may have any of the three shapes that :class:`Genotype` takes; under nb201 stands the
     string of a NAS-Bench-201 cell.
@@ -73,12 +74,13 @@ def from_json(text: str) -> AnyGenotype:
     if not isinstance(value, dict):
         raise ValueError(f"not a genotype: expected a JSON object, got {quoted(text)}")
     read = (layout.from_value(value) for layout in READING_ORDER)
+    # Likewise: DARTS refuses other keys by name, in place of returning None.
     genotype: AnyGenotype = next(genotype for genotype in read if genotype is not None)
     return genotype
 
 
 def to_json(genotype: AnyGenotype) -> str:
-    """Write a JSON object of the four fields, or of the string of a NAS-Bench-201 cell.
+    """Writes a JSON object of the four fields, or of the string of a NAS-Bench-201 cell.
 
     The cells are flat pairs as in DARTS where each node has two edges, else lists per node.
 

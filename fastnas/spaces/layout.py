@@ -26,7 +26,7 @@ CELL_NAMES: dict[CellType, str] = {"normal": "normal cell", "reduce": "reduction
 
 
 def check_cell_type(cell_type: str) -> None:
-    """Raise ValueError unless ``cell_type`` is "normal" or "reduce"."""
+    """Raises ValueError unless ``cell_type`` is "normal" or "reduce"."""
     if cell_type not in CELL_TYPES:
         raise ValueError(f"cell type {cell_type!r} is not one of {', '.join(CELL_TYPES)}")
 
@@ -70,35 +70,36 @@ class Layout(ABC, Generic[G]):
 
     @property
     def derives_none(self) -> bool:
-        """Whether a derived cell may have ``none`` on an edge."""
+        """Tells whether a derived cell may have ``none`` on an edge."""
         return self.edges_per_node is None
 
     @abstractmethod
     def nodes_of(self, edges: int, where: str) -> int:
-        """The number of nodes besides the inputs of a cell with so many edges.
+        """Counts the nodes besides the inputs of a cell with so many edges.
 
         Raises:
             ValueError: there is no such cell; the message begins with ``where``.
         """
 
     def edges(self, nodes: int) -> tuple[tuple[int, int], ...]:
-        """All edges (i, j), node-major: into every node from every state before it."""
+        """Lists all edges (i, j), node-major: into every node from every state before it."""
         first = self.inputs
+        # Rows of the logits [E, K] stand in this order, as in the public code.
         return tuple((i, j) for j in range(first, nodes + first) for i in range(j))
 
     def kept_edges(self, nodes: int) -> int:
-        """The number of edges of a derived cell."""
+        """Counts the edges of a derived cell."""
         if self.edges_per_node is None:
             return len(self.edges(nodes))
         return self.edges_per_node * nodes
 
     def stride(self, cell_type: CellType, source: int) -> int:
-        """The stride of the edges that leave a state: 2 out of the inputs of a reduction cell."""
+        """Returns the stride of edges out of a state: 2 out of the inputs of a reduction cell."""
         return 2 if cell_type == "reduce" and source < self.inputs else 1
 
     @abstractmethod
     def slots(self, ops: Sequence[str], length: int | None = None) -> SlotLayout:
-        """How derived cells are made of operations in slots.
+        """Says how derived cells are made of operations in slots.
 
         Args:
             ops: the candidates of every edge.
@@ -107,15 +108,15 @@ class Layout(ABC, Generic[G]):
 
     @abstractmethod
     def genotype(self, cells: Mapping[CellType, Sequence[Node]]) -> G:
-        """The genotype of cells, given as the edges into each of their nodes."""
+        """Makes the genotype of cells, given as the edges into each of their nodes."""
 
     @abstractmethod
     def cells(self, genotype: G) -> dict[CellType, tuple[Node, ...]]:
-        """The edges into each node, by cell type: the inverse of `genotype`."""
+        """Returns the edges into each node, by cell type: the inverse of `genotype`."""
 
     @abstractmethod
     def is_connected(self, genotype: G, cell_type: CellType) -> bool:
-        """Whether something of a cell's input reaches its output."""
+        """Tells whether something of a cell's input reaches its output."""
 
     # Texts.
 
@@ -124,28 +125,28 @@ class Layout(ABC, Generic[G]):
 
     @abstractmethod
     def begins(self, text: str) -> bool:
-        """Whether a text, unless it is JSON, begins as one of the formats does."""
+        """Tells whether a text, unless it is JSON, begins as one of the formats does."""
 
     @abstractmethod
     def read(self, text: str) -> G:
-        """The genotype in any of the formats; ValueError where there is none."""
+        """Reads a genotype in any of the formats; ValueError where there is none."""
 
     @abstractmethod
     def text(self, genotype: G) -> str:
-        """The genotype in the format in which its code base publishes it, where it can be."""
+        """Writes the genotype in the format in which its code base publishes it, if it can be."""
 
     @abstractmethod
     def line(self, genotype: G) -> str:
-        """The genotype as one line that `fastnas.spaces.parse` reads back, whatever its shape."""
+        """Writes one line that `fastnas.spaces.parse` reads back, whatever the genotype's shape."""
 
     @abstractmethod
     def to_value(self, genotype: G) -> dict[str, Any]:
-        """The genotype as a JSON object."""
+        """Returns the genotype as a JSON object."""
 
     @abstractmethod
     def from_value(self, value: Mapping[str, Any]) -> G | None:
-        """The inverse of `to_value`; None for an object that is of another layout."""
+        """Inverts `to_value`; returns None for an object that is of another layout."""
 
     @abstractmethod
     def drawn_cells(self, genotype: G) -> list[DrawnCell]:
-        """The cells of a genotype as pictures show them."""
+        """Returns the cells of a genotype as pictures show them."""

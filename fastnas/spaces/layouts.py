@@ -15,6 +15,6 @@ READING_ORDER: tuple[Layout[Any], ...] = (NB201, DARTS)
 
 
 def layout_of(genotype: AnyGenotype) -> Layout[Any]:
-    """The layout of a genotype's cells."""
+    """Returns the layout of a genotype's cells."""
     check_type("genotype", genotype, AnyGenotype)
     return LAYOUTS[genotype.layout]

@@ -1,4 +1,4 @@
-"""The layout of NAS-Bench-201: a cell of 4 nodes, an operation on each of the 6 edges between them.
+"""Describes the layout of NAS-Bench-201: 4 nodes, an operation on each of the 6 edges between.
 
 Node 0 is the input, nodes 1, 2, 3 receive an edge from every node before them, the last is the
 output: edges (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3). There is only the normal cell
@@ -36,7 +36,7 @@ TABLE_REPORT = "c10_test_200ep"
 
 @dataclass(frozen=True)
 class NB201Genotype(AnyGenotype):
-    """A NAS-Bench-201 cell: 4 nodes, and an operation on each of the 6 edges between them.
+    """Holds a NAS-Bench-201 cell: 4 nodes, an operation on each of the 6 edges between them.
 
     ``nodes[k]`` holds the edges into node k + 1, one from each node before it, in order.
 
@@ -57,6 +57,7 @@ class NB201Genotype(AnyGenotype):
             where = f"node {node}"
             checked = tuple(checked_edge(edge, node, where) for edge in as_sequence(edges, where))
             sources = [source for _, source in checked]
+            # The published names list predecessors in this order, and a table is looked up by name.
             if sources != list(range(node)):
                 raise ValueError(
                     f"{where}: expected one edge from each of the nodes {list(range(node))} "
@@ -72,7 +73,7 @@ class NB201Genotype(AnyGenotype):
         object.__setattr__(self, "nodes", tuple(nodes))
 
     def edges(self, cell: CellType = "normal") -> tuple[tuple[str, int, int], ...]:
-        """The edges as (operation, node, predecessor), node-major; there is only a normal cell."""
+        """Lists (operation, node, predecessor), node-major; there is only a normal cell."""
         if cell != "normal":
             raise ValueError(f"cell is {cell!r}; a NAS-Bench-201 cell is a 'normal' cell")
         return tuple(
@@ -81,7 +82,8 @@ class NB201Genotype(AnyGenotype):
 
     @property
     def is_connected(self) -> bool:
-        """Whether some way leads from the input to the output, along edges other than `none`."""
+        """Tells whether some way leads from input to output along edges other than `none`."""
+        # Edges are node-major, so one pass over them reaches all that can be reached.
         reached = {0}
         for op, node, source in self.edges():
             if op != "none" and source in reached:
@@ -90,7 +92,7 @@ class NB201Genotype(AnyGenotype):
 
 
 def from_nb201(text: str) -> NB201Genotype:
-    """Read a NAS-Bench-201 cell, ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
+    """Reads a NAS-Bench-201 cell, ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``.
 
     Raises:
         TypeError: ``text`` is not a str.
@@ -103,6 +105,8 @@ def from_nb201(text: str) -> NB201Genotype:
             raise ValueError(f"node {number}: expected |op~0|...|, got {quoted(group)}")
         edges = []
         for entry in group[1:-1].split("|"):
+            # At most three digits: no node has a longer number, and of one with thousands Python's
+            # `int` would raise an error of its own.
             parts = re.fullmatch(r"(\w+)~([0-9]{1,3})", entry)
             if not parts:
                 raise ValueError(f"node {number}: expected op~predecessor, got {quoted(entry)}")
@@ -112,7 +116,7 @@ def from_nb201(text: str) -> NB201Genotype:
 
 
 def to_nb201(genotype: NB201Genotype) -> str:
-    """Write the string that names a cell in NAS-Bench-201.
+    """Writes the string that names a cell in NAS-Bench-201.
 
     Raises:
         TypeError: not a :class:`NB201Genotype`.
@@ -125,7 +129,7 @@ def to_nb201(genotype: NB201Genotype) -> str:
 
 @dataclass(frozen=True)
 class NB201Slots:
-    """NAS-Bench-201: six slots, the edges into nodes 1, 2 and 3."""
+    """Gives cells of NAS-Bench-201 six slots, the edges into nodes 1, 2 and 3."""
 
     ops: tuple[str, ...] = NB201_OPS
     cell_types: tuple[str, ...] = ("normal",)
@@ -144,6 +148,7 @@ class NB201Slots:
         check_slots(self, slots)
         ops = iter(slots["normal"])
         return NB201Genotype(
+            # Slots are the edges (0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3).
             tuple(tuple((next(ops), source) for source in range(node)) for node in (1, 2, 3))
         )
 

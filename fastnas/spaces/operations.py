@@ -37,7 +37,7 @@ class EdgeKind(NamedTuple):
 
     @property
     def params(self) -> int:
-        """The number of its convolutions, each of which has one parameter."""
+        """Counts its convolutions, each of which has one parameter."""
         return 2 * self.halves + self.strided_convs
 
 
@@ -74,11 +74,14 @@ class Operation(NamedTuple):
     """Whether it has no parameters at stride 1."""
 
     def kind(self, stride: int) -> str | None:
-        """The kind of its term at a stride, or None."""
+        """Returns the kind of its term at a stride, or None."""
+        # A skip is the identity at stride 1 and `FactorizedReduce` at stride 2; others keep their
+        # kind.
         return self.kinds[stride - 1] if self.kinds else None
 
 
 def _convolution(kind: str, size: int, dilation: int = 1) -> Operation:
+    # Published names tell the size and not the dilation, which is 2 in every dil_conv.
     return Operation(f"{kind}_{size}x{size}", (kind, kind), size, dilation)
 
 
@@ -113,5 +116,5 @@ PARAMETER_FREE: frozenset[str] = frozenset(
 
 
 def operations_of(kind: str) -> tuple[Operation, ...]:
-    """The operations that are of this kind at some stride."""
+    """Lists the operations that are of this kind at some stride."""
     return tuple(op for op in OPERATIONS.values() if kind in op.kinds)

@@ -15,35 +15,35 @@ LENGTH = whole(1, 128)
 
 @runtime_checkable
 class SlotLayout(Protocol):
-    """How cells are made of operations in slots."""
+    """Says how cells are made of operations in slots."""
 
     @property
     def ops(self) -> tuple[str, ...]:
-        """That can stand in a slot."""
+        """Lists what can stand in a slot."""
 
     @property
     def cell_types(self) -> tuple[str, ...]:
-        """Of an architecture."""
+        """Lists the cell types of an architecture."""
 
     @property
     def length(self) -> int:
-        """Slots of a cell."""
+        """Counts the slots of a cell."""
 
     @property
     def wirings(self) -> tuple[int, ...]:
-        """In how many ways each node of a cell can choose the nodes that its slots read."""
+        """Counts the ways in which each node of a cell can choose the nodes that its slots read."""
 
     def genotype(
         self, slots: Mapping[str, Sequence[str]], wiring: Mapping[str, Sequence[int]]
     ) -> AnyGenotype:
-        """The cells with these operations in their slots and, of each node, that wiring."""
+        """Makes the cells with these operations in their slots and, of each node, that wiring."""
 
     def slots(self, genotype: AnyGenotype) -> dict[str, list[str]]:
-        """Cell type to its operations, slot by slot; ValueError for a genotype of other cells."""
+        """Maps each cell type to its operations, slot by slot; ValueError for other cells."""
 
 
 def check_layout(layout: object) -> None:
-    """TypeError unless `layout` says how cells are made of slots, as what `slots_of` gives does."""
+    """Raises TypeError unless `layout` says how cells are made of slots."""
     check_type("layout", layout, SlotLayout)
 
 
@@ -68,4 +68,5 @@ def check_wiring(layout: SlotLayout, wiring: Mapping[str, Sequence[int]]) -> Non
         if not isinstance(given, list | tuple) or len(given) != len(ways):
             raise ValueError(f"{where} is {short(given)}; a list of {len(ways)} numbers is needed")
         for node, (way, count) in enumerate(zip(given, ways)):
+            # A wiring is the number of a choice, below the ways that there are of it.
             check_int(f"{where}, node {node},", way, 0, count - 1)

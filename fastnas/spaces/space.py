@@ -1,4 +1,4 @@
-"""Search spaces: which operations compete on which edge of a cell.
+"""Describes search spaces: which operations compete on which edge of a cell.
 
 How the cells are made the space's layout says (`fastnas.spaces.darts`, `fastnas.spaces.nb201`).
 Edges are listed node-major.
@@ -17,7 +17,7 @@ from fastnas.spaces.operations import DARTS_PRIMITIVES
 
 @dataclass(frozen=True)
 class Space:
-    """The candidates of every edge of each cell type.
+    """Holds the candidates of every edge of each cell type.
 
     Args:
         name: what reports and files call the space.
@@ -62,6 +62,7 @@ class Space:
                 raise ValueError(
                     f"{self.name}: layout {layout.name} has no {CELL_NAMES[cell_type]}"
                 )
+        # A genotype of a closed layout has names for its own operations only.
         unknown = sorted(self.operations - set(layout.operations)) if layout.is_closed else []
         if unknown:
             raise ValueError(
@@ -78,52 +79,52 @@ class Space:
 
     @property
     def cell_layout(self) -> Layout[Any]:
-        """The layout of its cells."""
+        """Returns the layout of its cells."""
         return LAYOUTS[self.layout]
 
     @property
     def cell_types(self) -> tuple[CellType, ...]:
-        """Which cells there are."""
+        """Says which cells there are."""
         return self.cell_layout.cell_types
 
     @property
     def inputs(self) -> int:
-        """The number of input nodes of a cell."""
+        """Counts the input nodes of a cell."""
         return self.cell_layout.inputs
 
     @property
     def nodes(self) -> int:
-        """The number n of nodes besides the inputs."""
+        """Counts the n nodes besides the inputs."""
         return self.cell_layout.nodes_of(len(self.normal), self.name)
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """All edges (i, j), node-major; row k of the logits belongs to ``edges[k]``."""
+        """Lists all edges (i, j), node-major; row k of the logits belongs to ``edges[k]``."""
         return self.cell_layout.edges(self.nodes)
 
     @property
     def kept_edges(self) -> int:
-        """The number of edges of a derived cell."""
+        """Counts the edges of a derived cell."""
         return self.cell_layout.kept_edges(self.nodes)
 
     @property
     def operations(self) -> frozenset[str]:
-        """All operations that some edge offers."""
+        """Returns all operations that some edge offers."""
         return frozenset(name for edge in self.normal + self.reduce for name in edge)
 
     def candidates(self, cell_type: CellType) -> tuple[tuple[str, ...], ...]:
-        """The candidates of every edge of a cell type: E tuples of K names."""
+        """Returns the candidates of every edge of a cell type: E tuples of K names."""
         check_cell_type(cell_type)
         if cell_type not in self.cell_types:
             raise ValueError(f"{self.name} has no {cell_type} cell")
         return self.normal if cell_type == "normal" else self.reduce
 
     def num_candidates(self, cell_type: CellType) -> int:
-        """The number K of candidates on each edge of a cell type."""
+        """Counts the K candidates on each edge of a cell type."""
         return len(self.candidates(cell_type)[0])
 
     def stride(self, cell_type: CellType, edge: tuple[int, int]) -> int:
-        """The stride of an edge (i, j): 2 where a reduction cell leaves an input node, else 1.
+        """Returns the stride of an edge (i, j): 2 out of the inputs of a reduction cell, else 1.
 
         Raises:
             ValueError: no such cell type or edge.
@@ -137,7 +138,7 @@ class Space:
         return self.cell_layout.stride(cell_type, edge[0])
 
     def without(self, op: str) -> "Space":
-        """The space with an operation dropped on every edge that offers it.
+        """Returns the space without an operation on every edge that offers it.
 
         Raises:
             TypeError: ``op`` is not a str.
@@ -147,6 +148,8 @@ class Space:
         check_type("op", op, str)
         offered = self.operations
         if op not in offered:
+            # An operation that is known but not offered is dropped already; an unknown one is a
+            # typing error.
             if any(op in layout.operations for layout in LAYOUTS.values()):
                 return self
             raise ValueError(f"op is {op!r}; {self.name} has {', '.join(sorted(offered))}")
@@ -173,6 +176,7 @@ def _checked_cell(cell: object, where: str, layout: Layout[Any]) -> tuple[tuple[
         raise ValueError(f"{where}: expected a tuple with the candidates per edge, got {cell!r}")
     candidates = tuple(_checked_edge(edge, f"{where}[{k}]") for k, edge in enumerate(cell))
     layout.nodes_of(len(candidates), where)
+    # Logits of a cell type are one matrix [E, K], so every edge needs the same K.
     sizes = [len(edge) for edge in candidates]
     if min(sizes) != max(sizes):
         raise ValueError(
@@ -182,7 +186,7 @@ def _checked_cell(cell: object, where: str, layout: Layout[Any]) -> tuple[tuple[
 
 
 def uniform_space(name: str, candidates: Sequence[str], nodes: int = 4) -> Space:
-    """A space that offers the same candidates on every edge of both cell types.
+    """Makes a space that offers the same candidates on every edge of both cell types.
 
     Args:
         name: of the space.
@@ -238,7 +242,7 @@ is that of NAS-Bench-201: 5^6 = 15,625 cells."""
 
 
 def get_space(name: str) -> Space:
-    """The space of that name in :data:`SPACES`.
+    """Returns the space of that name in :data:`SPACES`.
 
     Raises:
         ValueError: no such space; the message lists those there are.

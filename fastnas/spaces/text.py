@@ -20,5 +20,5 @@ def check_kind(genotype: object, kind: type) -> None:
 
 
 def quoted(text: str) -> str:
-    """The text as an error shows it, cut where it is long."""
+    """Returns the text as an error shows it, cut where it is long."""
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
