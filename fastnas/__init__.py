@@ -57,7 +57,7 @@ def __getattr__(name: str) -> Any:
     # Another name raises at once: `hasattr` must not import torch.
     if name not in _HOMES:
         raise AttributeError(f"module 'fastnas' has no attribute {name!r}")
-    # Kept, so that it is looked up once.
+    # It is kept, so that it is looked up once.
     found = globals()[name] = getattr(import_module(f"fastnas.{_HOMES[name]}"), name)
     return found
 

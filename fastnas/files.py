@@ -21,7 +21,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
     Its folder has to be there: one that has vanished under a run is an error, not made again.
     """
-    # Of this thread alone, so that two who write the same file do not write into each other.
+    # The name is this thread's alone, so that two who write one file do not write into each other.
     temporary = path.with_name(f".{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         with temporary.open("wb") as stream:

@@ -40,7 +40,7 @@ def kernels(events: Iterable[Any], calls: int) -> list[Kernel]:
     """Sorts kernels by the time they take together; `events` are of `calls` mixed ops."""
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
-        # The profiler also lists the host's calls, which hold the same time again.
+        # The profiler also lists the host's launches, which are no kernels.
         if event.device_type == torch.autograd.DeviceType.CUDA:
             times[event.name].append(event.device_time)
     found = [Kernel(name, len(t) / calls, median(t)) for name, t in times.items()]

@@ -12,7 +12,8 @@ from torch import Tensor
 SEED = 20210503
 YES = "yes"
 EAGER = "eager"
-# How far eager itself may be off, in units of the stated rounding: it is the yardstick of the rest.
+# It bounds how far eager itself may be off, in units of the stated rounding: eager is the yardstick
+# of the rest.
 EAGER_ROUNDINGS = 64
 
 Outputs = dict[str, Tensor]
@@ -77,8 +78,8 @@ class Problem:
 
     def outputs(self, provider: str) -> Outputs:
         """Returns y and the gradients, from a fixed seed."""
-        # Providers that draw from torch draw the same numbers in every call, and their exact
-        # results can repeat it.
+        # Providers that draw from torch draw the same numbers in every call, so that their exact
+        # results can repeat them.
         torch.manual_seed(SEED)
         y = self.forwards[provider]()
         dx = self.gradients(provider, y)

@@ -25,7 +25,7 @@ SKIP = 3
 """The term that carries the noise: skip_connect's place in the DARTS space."""
 SIGMAS = 6
 
-# Activations of the three stages of a DARTS search on 32 x 32 images.
+# These are the activations of the three stages of a DARTS search on 32 x 32 images.
 STAGES = ((16, 32, 32), (32, 16, 16), (64, 8, 8))
 BATCHES = {"cpu": (64,), "cuda": (64, 256)}
 DTYPES = {

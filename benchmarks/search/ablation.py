@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "commit": conditions.commit,
             }
         )
-        # It is written after every search, each of which takes minutes.
+        # It is written after every search: a run that is killed loses one at most.
         write(given.csv, rows)
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     print(summary(rows))

@@ -44,7 +44,7 @@ VERIFIED_BATCH = 8
 """On a CPU, where the convolutions of fp64 are slow."""
 EXACT = "checkpoint"
 """Eager's own mathematics, in the memory that fp64 at batch 256 leaves."""
-# Shapes, batches and who needs a gradient: a mixed op is compiled for each combination.
+# A mixed op is compiled for each combination of shape, batch and who needs a gradient.
 RECOMPILATIONS = 128
 
 Say = Callable[[str], object]

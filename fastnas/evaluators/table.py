@@ -25,7 +25,7 @@ from fastnas.text_file import TextFileError, file_path, read_text
 CELLS = 5**6
 LARGEST = 1 << 28
 """Bytes of a table; that of all cells with ten columns has 2 MB."""
-# Characters of a number that are read: a cell of a broken file may hold megabytes.
+# So many characters of a number are read: a cell of a broken file may hold megabytes.
 LONGEST_NUMBER = 64
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),

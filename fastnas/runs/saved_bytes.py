@@ -85,7 +85,7 @@ def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> in
     ledger = _Ledger(exclude)
 
     def pack(tensor: Tensor) -> _Held:
-        # Detached: an output that is saved would hold its own graph for good.
+        # It is detached, as an output that is saved would hold its own graph for good.
         return _Held(tensor.detach(), ledger)
 
     def unpack(held: _Held) -> Tensor:

@@ -74,7 +74,8 @@ def run_search(
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
-        # First: eager may need more memory than there is, and the system then kills the process.
+        # It is written first: eager may need more memory than there is, and the system then kills
+        # the process.
         write_report(out, report, search_text(report, genotype))
         if config.compare_steps:
             with stage(console, f"timing {config.compare_steps} steps beside eager"):

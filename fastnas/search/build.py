@@ -86,7 +86,7 @@ class Pipeline:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        # Padded before they are normalised, as in the public code: black, not grey.
+        # Images are padded before they are normalised, as in the public code: black, not grey.
         self._fill = -self.images.mean / self.images.std
 
     def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:

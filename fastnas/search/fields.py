@@ -156,8 +156,8 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
             raise ConfigError(
                 f"unknown setting {short(name)}{hint} Allowed: {', '.join(sorted(known))}"
             )
-        # Larger integers are out of all bounds, and would not fit into a float.
-        # `type` and not isinstance, to which True is an int: it would become a rate of 1.0.
+        # Larger integers are out of all bounds, and would not fit into a float. `type` is asked and
+        # not isinstance, to which True is an int: it would become a rate of 1.0.
         is_whole = type(value) is int and abs(value) < 1 << 53
         given = float(value) if is_whole and float in known[name].types else value
         if name in own:

@@ -87,7 +87,6 @@ def step_where(optimizer: Optimizer, moved: Sequence[tuple[Sequence[Tensor], Ten
             [sampled[p] for p in params],
             [optimizer.state[p].get("momentum_buffer") for p in params],
             fused=True,
-            # This is how the fused kernel skips a step of a scaled loss that has overflowed.
             found_inf=(~moves).to(torch.float32),  # of a scaled loss: nothing is written
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],

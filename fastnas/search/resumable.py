@@ -123,9 +123,9 @@ class ResumableRun:
     def add(self, **figures: Tensor) -> None:
         """Adds figures of a step [] to `sums`, without waiting for the device."""
         for name, value in figures.items():
-            # A copy: the next replay of a CUDA graph overwrites the loss itself.
-            # It is summed in float64, which a checkpoint holds as a Python float without rounding:
-            # an epoch that is resumed has the means of one that was not.
+            # It is a copy, because the next replay of a CUDA graph overwrites the loss itself. It
+            # is summed in float64, which a checkpoint holds as a Python float without rounding: an
+            # epoch that is resumed has the means of one that was not.
             mine = value.detach().to(torch.float64, copy=True)
             self.sums[name] = self.sums[name] + mine
             self._unread.append((self.step, name, mine))

@@ -76,7 +76,8 @@ class _CoreLoader(yaml.SafeLoader):
 
     def construct_pairs_once(self, node: yaml.Node) -> dict[Any, Any]:
         try:
-            # `deep`, because PyYAML otherwise fills nested values only after this has returned.
+            # It is `deep`, because PyYAML otherwise fills nested values only after this has
+            # returned.
             return strict_json.without_twins(self.construct_pairs(node, deep=True))
         except (TypeError, ValueError) as error:
             raise yaml.constructor.ConstructorError(
@@ -92,7 +93,7 @@ def _add(tag: str, pattern: re.Pattern[str] | None, construct: Any) -> None:
     if pattern is not None:
         # PyYAML asks for a match at the beginning only, so `1e-3 per step` would pass for a number.
         anchored = re.compile(f"^(?:{pattern.pattern})$")
-        # None: the pattern is tried whatever character the text begins with.
+        # With None the pattern is tried whatever character the text begins with.
         _CoreLoader.add_implicit_resolver(full, anchored, None)
     _CoreLoader.add_constructor(full, construct)
 

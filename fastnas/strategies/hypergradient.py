@@ -73,7 +73,8 @@ def unrolled(step: ArchStep) -> tuple[list[Tensor], Tensor]:
         eps = 0.01 / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))
         sides = []
         for sign in (1.0, -1.0):
-            # From the saved w, not from w': the difference is taken around the weights as they are.
+            # It starts from the saved w, not from w': the difference is taken around the weights as
+            # they are.
             move_to(p + sign * eps * g for p, g in zip(saved, v))
             with frozen(params):
                 sides.append(_grad(step.train_loss(), alphas))

@@ -23,7 +23,7 @@ class ROME(SinglePath):
     source = "Wang et al., ICCV 2023, arXiv 2011.11233"
     drops_none = True
     defaults = {"lr": 0.05}
-    # One logit an edge; the two edges of a node are drawn without replacement.
+    # There is one logit an edge; the two edges of a node are drawn without replacement.
     topology = "top2"
 
     samples: int = option(7, "sub-networks in each half of a step, all on its batch", SAMPLES)
