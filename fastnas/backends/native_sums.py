@@ -16,7 +16,7 @@ from fastnas.backends.outputs import NormSumKernel, PathsKernel, Place, SumKerne
 def _sum_params(
     native: Native, call: SumCall | NormSumCall, place: Place, like: Tensor, **fields: Any
 ) -> Any:
-    """MixedSumParams of a call of either sum on terms shaped like `like`.
+    """Fills MixedSumParams for a call of either sum on terms shaped like `like`.
 
     Args:
         fields: addresses that forward and backward do not share.
@@ -81,7 +81,7 @@ class NativeNormSum(NormSumKernel):
     def _params(
         self, call: NormSumCall, training: bool, place: Place, terms: Any, partial: Tensor
     ) -> Any:
-        """MixedNormSumParams of a call, `terms` being its MixedSumParams."""
+        """Fills MixedNormSumParams for a call, `terms` being its MixedSumParams."""
         # Statistics are stored for normed terms only, so a term needs to know its row among them.
         rows, row = [], 0
         for is_normed in call.normed:

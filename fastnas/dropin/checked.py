@@ -111,7 +111,7 @@ class Checked:
 def _new(
     kind: type[nn.Module], settings: dict[str, Hashable], known: dict[str, Hashable]
 ) -> list[str]:
-    """Names of the settings that are not as they were known.
+    """Returns the names of the settings that are not as they were known.
 
     Private ones that were not there are no settings, but for those in place of something of the
     class: torch and other libraries leave such marks.

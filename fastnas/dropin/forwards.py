@@ -30,7 +30,7 @@ logger = logging.getLogger("fastnas")
 
 @dataclass
 class Settings:
-    """Arguments of a replaced forward.
+    """Holds the arguments of a replaced forward.
 
     Args:
         memory, backend: of `accelerate`.

@@ -95,8 +95,10 @@ class EvalCell(nn.Module):
 
 
 class _AuxiliaryPool(nn.Module):
-    """Pools to 2x2: the 5x5 mean at stride 3 of DARTS where it gives 2x2 (8 to 10 pixels a side,
-    8 for a 32x32 image), by adaptive mean pooling at any other size."""
+    """Reduces x to 2x2 by the 5x5 mean of DARTS at stride 3, or else by adaptive mean pooling.
+
+    The former gives 2x2 for 8 to 10 pixels a side: a 32x32 image has 8 here.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         # (size - 5) // 3 + 1 is 2 for 8, 9 and 10.

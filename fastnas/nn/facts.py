@@ -56,7 +56,7 @@ def _own_bases(kind: type[nn.Module]) -> list[type]:
 
 
 def _own_functions(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns, of what a class has, its methods and properties."""
+    """Returns the methods and properties among what a class has."""
     return {
         name: value
         for name, value in own.items()
@@ -123,7 +123,7 @@ class Facts:
         return list(chain.from_iterable(held)), list(map(is_, values, repeat(None))), known
 
     def _outlines(self) -> tuple[list[Any], list[frozenset[str]]]:
-        """Settings of the outlines, and the names of all their attributes, methods included."""
+        """Returns settings of the outlines, and names of all their attributes, methods included."""
         return [own[name] for own, name in self.settings], list(map(frozenset, self.outer))
 
     def hold(self) -> bool:
@@ -155,7 +155,7 @@ class _Functions:
         self.then = self._now()
 
     def _now(self) -> tuple[list[Any], list[Any], list[int]]:
-        """Sizes as well: a function that is new to its class stands in no list of names."""
+        """Returns functions and sizes: one that is new to its class stands in no list of names."""
         # `getattr` and not `vars`: a function may be exchanged on any of the bases.
         called = list(map(getattr, self.kinds, self.names, repeat(None)))
         return called, [own.get(name) for own, name in self.own], list(map(len, self.bases))

@@ -43,7 +43,7 @@ class Tensors(NamedTuple):
 
 
 class Layers:
-    """Convolutions and batch norms, in the order in which a fused op takes their tensors."""
+    """Holds convolutions and batch norms, in the order in which a fused op takes their tensors."""
 
     def __init__(
         self, convs: Sequence[nn.Conv2d] = (), norms: Sequence[nn.BatchNorm2d] = ()

@@ -91,7 +91,7 @@ def reference_grads(
     needs: Sequence[bool],
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of an op by its reference, such that autograd can differentiate them again.
+    """Computes an op's gradients by its reference, so that autograd can differentiate them again.
 
     They hang on the saved inputs and on `grad`, so derivatives of every order are the reference's.
     As slow as the reference: only for what `wants_graph_of_backward` tells.

@@ -52,7 +52,7 @@ def edge_term(name: str, weight: int, stride: int) -> EdgeTerm | None:
 
 
 class Edge(NamedTuple):
-    """Leads from a state (the inputs, then the nodes) to a node."""
+    """Describes an edge from a state (the inputs, then the nodes) to a node."""
 
     source: int
     target: int

@@ -27,7 +27,7 @@ _LAST_NODE = 999
 
 
 class AnyGenotype:
-    """Declares what the genotypes of all layouts have in common."""
+    """Defines what the genotypes of all layouts have in common."""
 
     layout: ClassVar[str]
     """Name of the layout of its cells (:data:`fastnas.spaces.LAYOUTS`)."""
