@@ -88,7 +88,9 @@ class SearchConfig(RunConfig):
     families = (Strategy,)
 
     method: str = option("noisy-darts", f"one of {', '.join(sorted(STRATEGIES))}")
-    space: str = option("S0", "S0 (DARTS), S1 to S4 (RobustDARTS), nb201 (NAS-Bench-201)")
+    space: str = option(
+        "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
+    )
     table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
     table_report: str | None = option(None, "its column (c10_test_200ep)")
     backend: str = option(AUTO, "who runs the ops", choices=(AUTO, *BACKENDS))

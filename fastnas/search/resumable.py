@@ -70,7 +70,7 @@ class ResumableRun:
     def steps_per_epoch(self) -> int:
         raise NotImplementedError
 
-    def parts(self) -> dict[str, Any]:
+    def checkpointed(self) -> dict[str, Any]:
         """Returns name to what has state_dict() and load_state_dict()."""
         raise NotImplementedError
 
@@ -154,7 +154,7 @@ class ResumableRun:
         """
         if self.step:
             self.means()
-        name = first_not_finite(self.parts())
+        name = first_not_finite(self.checkpointed())
         if name is not None:
             raise self.diverged(f"{name} is not finite", self.step - 1)
 
@@ -262,7 +262,7 @@ class ResumableRun:
             "history": self.history,
             "random": random_state(),
             **{name: g.get_state() for name, g in self.generators().items()},
-            **{name: part.state_dict() for name, part in self.parts().items()},
+            **{name: part.state_dict() for name, part in self.checkpointed().items()},
             **self.extra_state(),
         }
         save_checkpoint(path, self.kind, state)
@@ -289,7 +289,7 @@ class ResumableRun:
     def read(self, path: Path) -> dict[str, Any]:
         """Reads the state in a checkpoint; CheckpointError where it is none of such a run."""
         state = load_checkpoint(path, self.kind)
-        parts = [*self.generators(), *self.parts(), *self.extra_state()]
+        parts = [*self.generators(), *self.checkpointed(), *self.extra_state()]
         problem = problem_of_state(
             state, parts, self.summed, self.remembered, self.epochs, self.steps_per_epoch
         )
@@ -311,7 +311,7 @@ class ResumableRun:
         try:
             # It builds the network of the stage, so the parts that are loaded below are its parts.
             self.restore_extra(state)
-            for name, part in self.parts().items():
+            for name, part in self.checkpointed().items():
                 part.load_state_dict(state[name])
                 wrong = isinstance(part, Optimizer) and problem_of_optimizer(part)
                 if wrong:
@@ -324,7 +324,7 @@ class ResumableRun:
         except Exception as error:  # a state dict made by hand raises anything
             text = " ".join(str(error).split())
             raise CheckpointError(f"checkpoint {path} does not fit this run: {text}") from error
-        bad = first_not_finite(self.parts())
+        bad = first_not_finite(self.checkpointed())
         if bad is not None:
             raise CheckpointError(f"checkpoint {path} is of no use: {bad} is not finite")
         self.epoch, self.step = state["epoch"], state["step"]

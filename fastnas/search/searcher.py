@@ -139,7 +139,7 @@ class Searcher(ResumableRun):
             self.run(out / CHECKPOINT, logs, bar)
         logs.close()
 
-    def parts(self) -> dict[str, Any]:
+    def checkpointed(self) -> dict[str, Any]:
         return {
             "network": self.network,
             "arch": self.arch,

@@ -145,7 +145,7 @@ class Trainer(ResumableRun):
         """Adds the genotype itself: the file that a config names may hold another by now."""
         return {**super().identity(), "genotype": to_json(self.genotype)}
 
-    def parts(self) -> dict[str, Any]:
+    def checkpointed(self) -> dict[str, Any]:
         return {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
 
     def generators(self) -> dict[str, torch.Generator]:

@@ -90,7 +90,7 @@ def test_the_step_and_the_loss_are_named_and_the_last_checkpoint_stays(half, los
     assert kept is not None and kept[1] == str(tmp_path / CHECKPOINT)
     again = searcher(tmp_path, checkpoint_every=2)
     again.resume(tmp_path / CHECKPOINT)
-    assert (again.epoch, again.step) == (1, 2) and first_not_finite(again.parts()) is None
+    assert (again.epoch, again.step) == (1, 2) and first_not_finite(again.checkpointed()) is None
     again.search(tmp_path, QUIET)  # goes on where nothing poisons it
     assert again.finished
 
@@ -120,7 +120,7 @@ def test_a_state_that_is_not_finite_is_not_saved_though_the_losses_are(name, eve
         found = step(train)
         if next(steps) == 3:
             part, _, tensor = name.partition(".")
-            dict(run.parts()[part].named_parameters())[tensor].data.view(-1)[0] = math.nan
+            dict(run.checkpointed()[part].named_parameters())[tensor].data.view(-1)[0] = math.nan
         return found
 
     run.bilevel.weight_step = weight_step
