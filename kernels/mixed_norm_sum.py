@@ -58,7 +58,7 @@ def mixed_norm_sum_moments_kernel(
     delta = tl.where(m, b_z - mean[:, None], 0.0)
     deviations = tl.sum(delta, 1)
     correction = (deviations / count).to(tl.float64)
-    # NaN where the mean is inf, which it is to stay.
+    # It is NaN where the mean is inf, which the mean is to stay.
     correction = tl.where(tl.abs(correction) < float("inf"), correction, 0.0)
     squares = centred_squares(tl.sum(delta * delta, 1), deviations, correction)
     p_part = moments_ptr + (row * parts + i_part) * 2 * channels + c

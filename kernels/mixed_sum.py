@@ -80,7 +80,7 @@ def mixed_sum_moments_kernel(x_ptr, partial_ptr, n, BLOCK: tl.constexpr):
 
     Squares vanish in fp32 below 1e-38 and overflow above 3e38: there they are summed in fp64.
     """
-    # int64, because i_block BLOCK leaves int32 at 2^31 elements.
+    # int64 is needed, because i_block BLOCK leaves int32 at 2^31 elements.
     i_block = tl.program_id(0).to(tl.int64)
     o = i_block * BLOCK + tl.arange(0, BLOCK)
     m = o < n
@@ -229,8 +229,8 @@ def mixed_sum_bwd_kernel(
                     b_v = b_v * b_d
                 else:
                     b_v = b_v + b_d
-            # A sum of 4,096 products in fp32, stored as fp64: [blocks, K] are added without losing
-            # more.
+            # A block's sum of 4,096 products is fp32, and is stored as fp64, in which the blocks
+            # are added.
             dot = tl.sum(b_dy * b_v)
             tl.store(partial_ptr + i_block * TERMS + k, dot.to(tl.float64))
 

@@ -130,8 +130,7 @@ def sample_paths_fwd_kernel(
         if TOPOLOGY != "none":
             kept = (i == first) | (i == second)
             index = tl.where(kept, index, -1)
-            # B_st A_st, which is 1, or NaN where a softmax is. A plain 0 keeps NaN of other edges
-            # out.
+            # B_st A_st is 1, or NaN where a softmax is. A plain 0 keeps NaN of other edges out.
             weight = tl.where(kept, weight * B_st, 0.0)
         tl.store(op_ptr + item, index.to(tl.int64))
         tl.store(weight_ptr + item, weight)
@@ -207,7 +206,7 @@ def sample_paths_dbeta_kernel(
         if TOPOLOGY == "pairs":
             first = tl.min(tl.where(kept, o, BLOCK_L), axis=0)
             second = tl.max(tl.where(kept, o, 0), axis=0)
-            # The number of the pair (first, second) among (0, 1), (0, 2), ..., (n - 2, n - 1).
+            # `at` is the number of (first, second) among (0, 1), (0, 2), ..., (n - 2, n - 1).
             at = first * (2 * n - first - 1) // 2 + second - first - 1
             c = tl.where(o == at, tl.sum(c, axis=0), 0.0)
         v = _perturbed(rng_ptr, 1, beta_ptr + row, sample * logits + logit, o, m)

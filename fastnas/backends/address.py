@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-# Looked up once: a call asks for dozens of addresses.
+# They are looked up once, since a call asks for dozens of addresses.
 STRIDED, ROWS = torch.strided, torch.contiguous_format
 _layout = attrgetter("layout")
 

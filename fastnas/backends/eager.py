@@ -47,8 +47,8 @@ class EagerBackend:
 class EagerSum:
     def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
         noise = call.noise
-        # float64, one for each noisy term whose form is relative: backward scales its draws by the
-        # same numbers, to the bit.
+        # std is float64, one for each noisy term of a relative form: backward scales its draws by
+        # the same numbers, to the bit.
         std = reference.standard_deviations(call.x, noise.noisy, noise.form)
         y = reference.mixed_sum(call.x, call.w, *noise)
         return y.contiguous(memory_format=common_format(call.x)), [std]
@@ -96,7 +96,6 @@ def reference_edges(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -
     """Runs the reference on a call's leaves, for autograd to record; fills stats in training."""
     drawn = call.noise._asdict()
     del drawn["noisy"]  # every skip is
-    # x, w, params and table, in the order in which the reference takes them.
     leaves_and_table = call[:4]
     return reference.mixed_edges(
         *leaves_and_table, stats, training=call.running is None, eps=call.eps, std=std, **drawn

@@ -104,8 +104,6 @@ class NativeCuda(Native):
     def unavailable(self) -> str | None:
         if self.missing is not None:
             return self.missing
-        # The module asks the driver itself. Where torch was built without CUDA there still are no
-        # tensors to run on.
         reason: str = self.module.device_problem()
         return reason or (None if torch.cuda.is_available() else "this torch has no CUDA")
 

@@ -66,8 +66,8 @@ class NativeEdges:
         # sweeps that gather weight gradients are shared.
         dparams = [new(p, memory_format=ROWS) for p in (call.params if any(needs_dp) else [])]
         w = call.w
-        # The kernels add to dw [E, K], edge by edge, sums over whole states: in float32 they would
-        # lose digits.
+        # The kernels add to dw [E, K], edge by edge. Its sums run over whole states and would lose
+        # digits in float32.
         dw = torch.zeros(w.shape if needs_dw else (0,), dtype=torch.float64, device=w.device)
         if out.numel():
             grads = places(out.device, self.layout, dout=dout, dx=dx)

@@ -59,7 +59,7 @@ OPS: dict[str, OpInfo] = {
         OpInfo(
             "mixed_sum",
             "y = sum_k w_k x_k, skip noise in place; dw and every dx_k in one pass",
-            # kMaxTerms of csrc/params.h: 128 pairs of pointers fit the 4 KiB of a kernel's
+            # This is kMaxTerms of csrc/params.h: 128 pairs of pointers fit the 4 KiB of a kernel's
             # arguments.
             max_terms=128,
         ),
@@ -90,8 +90,8 @@ OPS: dict[str, OpInfo] = {
 KERNELS: dict[tuple[str, str], Kernel[Any]] = {}
 """(op, backend) to what computes it."""
 
-# What a kernel of each kind of op computes in: on a GPU there is no float64, and cells and logits
-# have no float16, whose range the sums of squares in them leave.
+# These are the dtypes of each kind of op: on a GPU there is no float64, and cells and logits have
+# no float16, whose range the sums of squares in them leave.
 TERMS_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
 TERMS = (*TERMS_ON_GPU, torch.float64)
 CELLS_ON_GPU = (torch.float32, torch.bfloat16)

@@ -67,7 +67,7 @@ class SumKernel:
         x, layout = in_common_format(call.x)
         y = torch.empty_like(x[0], memory_format=layout)
         std = _new_deviations(y, call.noise)
-        # Relative noise: count, mean and squares of each block come first.
+        # Relative noise needs count, mean and squares of each block first.
         partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
         own = call._replace(x=x, w=_widened(call.w, y), noise=_readable(call.noise))
         self.fill(own, Place.of(y, layout), y, std, partial)
@@ -84,8 +84,8 @@ class SumKernel:
         w = _widened(call.w, dy)
         dw = w.new_empty(w.numel() if needs_dw else 0)
         dx = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dx]
-        # [blocks, K]: each block stores its sums and adds to nobody else's, so no atomics make the
-        # order of a sum, and so its last bits, a matter of luck.
+        # [blocks, K]: each block stores its own sums. With atomics the order of an addition, and so
+        # its last bits, would be a matter of luck.
         partial = _float64(dy, dw.numel() * self.blocks(dy.numel()))
         own = call._replace(x=x, w=w, noise=_readable(call.noise))
         self.fill_grads(dy, own, Place.of(dy, layout), laid_out(saved[0]), dx, dw, partial)
@@ -168,7 +168,7 @@ class NormSumKernel:
         w = _widened(call.w, dy)
         dw = w.new_empty(w.numel() if needs_dw else 0)
         dz = [torch.empty_like(dy, memory_format=layout) if need else None for need in needs_dz]
-        # A sum for each term, and that of dy itself.
+        # There is a sum for each term, and that of dy itself.
         place = Place.of(dy, layout)
         parts = self.parts(dy.numel(), place) if kept and dy.numel() else 0
         partial = _float64(dy, (w.numel() + 1) * parts * dy.shape[1])
@@ -195,7 +195,7 @@ class PathsKernel:
 
     def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
         alpha = call.alpha
-        # [paths, ..., E], for alpha [..., E, O].
+        # op and weight are [paths, ..., E] for alpha [..., E, O].
         shape = (call.paths, *alpha.shape[:-1])
         op = torch.empty(shape, dtype=torch.int64, device=alpha.device)
         weight = torch.empty(shape, dtype=alpha.dtype, device=alpha.device)

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-# The last two enter their kernels into the op table as they are imported.
+# native_cells and native_sums are imported for the kernels that they enter into the op table.
 from fastnas.backends import eager, native, native_cells, native_sums, triton  # noqa: F401
 from fastnas.backends.op_table import OpInfo, Request
 from fastnas.checks import short
@@ -37,7 +37,8 @@ class Backend(Protocol):
 BACKENDS: MutableMapping[str, Backend] = {
     backend.name: backend for backend in (eager.BACKEND, native.CPU, native.CUDA, triton.BACKEND)
 }
-# What auto tries, by the device of the tensors. Interpreted Triton is only ever an explicit choice.
+# Auto tries these, by the device of the tensors. Interpreted Triton is only ever an explicit
+# choice.
 PREFERENCE = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 AUTO = "auto"
 VARIABLE = "FASTNAS_BACKEND"
@@ -51,8 +52,7 @@ class _Wish:
     thread: int
 
 
-# A list that all threads share, since a ContextVar would not reach the threads on which autograd
-# runs backward.
+# All threads share this list: a ContextVar would not reach those on which autograd runs backward.
 _wishes: list[_Wish] = []
 """Of the blocks that are open, in the order in which they were entered."""
 _chosen: dict[tuple[OpInfo, torch.device, torch.dtype, int, str], str] = {}

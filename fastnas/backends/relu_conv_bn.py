@@ -49,8 +49,8 @@ class MatmulConv:
         # and dW is off by four roundings.
         std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
         norm = NormSumCall([y * std], stats.new_ones(1), [True], call.eps, None, None, NO_NOISE)
-        # As forward of the sum saves them: [deviations of no noise, mean, var]. The mean is 0,
-        # since y std has none.
+        # The sum's forward saves [deviations of no noise, mean, var]. The mean is 0, since y std
+        # has none.
         given = [stats.new_empty(0, dtype=torch.float64), torch.zeros_like(stats[:1]), stats[1:]]
         (dz,) = self.norm_sum.backward(dy, norm, given, [False, True])
         needs_dx, *needs_dp = needs
@@ -97,7 +97,7 @@ def _relu_scatter(du: list[Tensor], x: Tensor, layout: torch.memory_format) -> T
 def _pointwise(W: Tensor, u: Tensor, layout: torch.memory_format) -> Tensor:
     """Returns W [O, I] times u [N, I, H, W], in the layout of u."""
     if layout == torch.channels_last:
-        # Both permutes are views: one matrix product over all pixels, with the channels contiguous.
+        # Both permutes are views, so this is one matrix product over all pixels.
         return F.linear(u.permute(0, 2, 3, 1), W).permute(0, 3, 1, 2)
     return torch.matmul(W, u.flatten(2)).unflatten(2, u.shape[2:])
 

@@ -212,8 +212,8 @@ def _replace(
         settings = Settings(memory, backend, Reading(Reader(way.reader, checked)))
         reason = _refusal(module, way, settings, check)
         if reason is None:
-            # A partial of a function at module level, unlike a closure, can be copied and pickled
-            # with the network.
+            # A partial of a module-level function, unlike a closure, can be copied and pickled with
+            # the network.
             module.forward = functools.partial(way.forward, module, settings)
             zeros = "; by its own forward where a weight is 0" if settings.skips_zeros else ""
             return way.what + zeros, reasons

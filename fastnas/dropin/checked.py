@@ -74,7 +74,7 @@ class Checked:
     """
 
     def __init__(self, parts: Iterable[nn.Module] = ()) -> None:
-        # Of classes of torch and of fastnas the layers tell everything; the user's may hide a scale
+        # The layers tell everything of classes of torch and of fastnas; the user's may hide a scale
         # or a branch in an attribute.
         own = [part for part in parts if behaviour(type(part)) not in KNOWN]
         self.behaviours = {type(part): behaviour(type(part)) for part in own}

@@ -33,7 +33,8 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        # Drawn on the CPU in float64, so that every device and dtype is tried on the same numbers.
+        # Numbers are drawn on the CPU in float64, so every device and dtype is tried on the same
+        # ones.
         drawn = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
         return drawn.to(device_of(module), dtype_of(module))
 
@@ -139,7 +140,7 @@ def _step(
     params: Mapping[str, Tensor],
 ) -> dict[str, Tensor | None]:
     _set_mode(module, True)
-    # Not the leaves themselves, which torch lets no forward overwrite.
+    # The forward is not given the leaves themselves, which torch lets nobody overwrite.
     y = forward(module, *(1 * t for t in inputs))
     if not isinstance(y, Tensor):
         raise TypeError(f"its forward returns a {type(y).__name__}, not a tensor")
@@ -150,7 +151,7 @@ def _step(
     return {
         "output": y.detach(),
         **{f"gradient of {name}": grad for name, grad in zip(leaves, grads)},
-        # A copy, because the next trial moves the buffers on.
+        # Buffers are copied, because the next trial moves them on.
         **{n: b.to(torch.float64, copy=True) for n, b in module.named_buffers()},
     }
 
@@ -170,8 +171,8 @@ def disagreement(
     if like.is_meta or isinstance(like, FakeTensor):
         return "its tensors have no values that could be compared"
     for dtype in (torch.float64, torch.float32, None):
-        # 1.5e-8 in float64, 3.5e-4 in float32: sums in another order differ by less, another
-        # formula by more.
+        # This is 1.5e-8 in float64 and 3.5e-4 in float32: sums in another order differ by less,
+        # another formula by more.
         allowed = torch.finfo(dtype or like.dtype).eps ** 0.5
         try:
             # A forward may keep what it likes in its module: each of the two has one of its own.
@@ -190,7 +191,7 @@ def disagreement(
             continue
         for name, value in expected.items():
             apart = _distance(given[name], value)
-            # So written, NaN counts as a difference.
+            # Written so, NaN counts as a difference.
             if not apart <= allowed:
                 return f"it computes something else: {name} differs by {apart:.1e}"
         return None

@@ -72,7 +72,8 @@ def _as_tensor(w: Any, like: Tensor) -> Tensor:
     if isinstance(w, Tensor):
         return w
     if isinstance(w, list | tuple):
-        # Stacked, so that gradients reach the scalars of which some public code makes its weights.
+        # They are stacked, so that gradients reach the scalars of which some public code makes its
+        # weights.
         return torch.stack([_as_tensor(v, like) for v in w])
     return torch.as_tensor(w, dtype=like.dtype, device=like.device)
 
@@ -110,7 +111,7 @@ def _fusible(
     parts: Parts | str = settings.reading.read(module)
     if isinstance(parts, str):
         return parts
-    # Here the host waits for the device: only of networks that were found to need it.
+    # Here the host waits for the device, but only for networks that were found to need it.
     if settings.skips_zeros and bool((inputs[-1] == 0).any()):
         return "it leaves out candidates of weight 0"
     if isinstance(parts, SumParts):
@@ -150,7 +151,7 @@ def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any
         return _own_forward(module, settings, args, kwargs, found)
     parts, (x, w) = cast(tuple[SumParts, tuple[Tensor, Tensor]], found)
     ops, norms = candidate_modules(module), parts.norms
-    # z_k [N, C, H, W]: up to the norm where the sum does that as well.
+    # z_k [N, C, H, W] stops before the norm, where the sum does that as well.
     z = [run_to_norm(op, x) if k in norms else op(x) for k, op in enumerate(ops)]
     folded = foldable(z, norms, module.training)
     if not folded:

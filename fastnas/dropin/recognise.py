@@ -154,7 +154,8 @@ def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
     rows = operations_of(kind.name)
     sizes = tuple(sorted({op.size for op in rows}))
     _need(size in sizes, f"{kind.name} has kernel {size}; one of {sizes} is needed")
-    # The kernel of that size with its dilation, or, for the reason why not, one of that size.
+    # This is the kernel of that size with its dilation, or else, to say what is wrong, one of that
+    # size.
     op = min(
         (op for op in rows if op.size == size), key=lambda op: op.dilation != convs[0].dilation[0]
     )
@@ -243,7 +244,7 @@ def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
     read = [candidate(op) for op in ops]
     candidates = tuple(None if isinstance(c, str) else c for c in read)
     foreign = {k: c for k, c in enumerate(read) if isinstance(c, str)}
-    # Of foreign candidates the stride is unknown; the trial runs them.
+    # The stride of foreign candidates is unknown; the trial runs them.
     strides = {c.stride for c in candidates if c is not None}
     _need(bool(strides), f"no candidate is of DARTS: {next(iter(foreign.values()), '')}")
     _need(len(strides) <= 1, f"candidates differ in stride: {sorted(strides)}")

@@ -139,7 +139,8 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # A product and no new zeros, as in the public code: NaN stays, and x gets a gradient of 0.
+        # It is a product and no new zeros, as in the public code: NaN stays, and x gets a gradient
+        # of 0.
         return x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
@@ -220,7 +221,7 @@ def _avg_pool(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
 def _conv_7x1_1x7(op: Operation, C: int, stride: int, affine: bool) -> nn.Module:
     return nn.Sequential(
         nn.ReLU(),
-        # Each of the two strides along its own axis, as in the public code.
+        # Each convolution strides along its own axis, as in the public code.
         nn.Conv2d(C, C, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
         nn.Conv2d(C, C, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
         nn.BatchNorm2d(C, affine=affine),
@@ -293,6 +294,6 @@ def drop_path(x: Tensor, p: float) -> Tensor:
         p: probability of dropping a sample, 0 <= p < 1.
     """
     keep = 1.0 - p
-    # [N, 1, 1, 1]: a sample is dropped as a whole.
+    # mask is [N, 1, 1, 1]: a sample is dropped as a whole.
     mask = torch.full((x.shape[0], 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
     return x * (mask / keep)

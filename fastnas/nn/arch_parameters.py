@@ -43,7 +43,7 @@ class ArchParameters(nn.Module):
         """Predecessors of each node."""
         for cell_type in space.cell_types:
             shape = 1 if tied else self.edges, space.num_candidates(cell_type)
-            # Drawn whatever the scale, so that what is drawn next does not depend on it.
+            # It is drawn whatever the scale, so that what is drawn next does not depend on it.
             self.register_parameter(cell_type, nn.Parameter(scale * torch.randn(shape)))
         edges = sum(logits_per_node(self.nodes, topology))
         for cell_type in space.cell_types if edges else ():
@@ -53,7 +53,7 @@ class ArchParameters(nn.Module):
     def alphas(self) -> dict[str, Tensor]:
         """Maps each cell type to its logits of operations, [E, K] where they are tied too."""
         return {
-            # A view, so the gradients of all edges add up in the one row.
+            # This is a view, so the gradients of all edges add up in the one row.
             name: alpha.expand(self.edges, -1) if len(alpha) < self.edges else alpha
             for name, alpha in self.named_parameters()
             if not name.endswith(EDGES)

@@ -256,7 +256,7 @@ def read(module: nn.Module) -> tuple[CellParts | MixedOpParts | str, Facts]:
     its attributes in every call: only that it is there is a fact.
     """
     kinds = {type(part) for part in module.modules()}
-    # Asked once for each class, of which the 600 modules of a cell have 14.
+    # This is asked once for each class, of which the 600 modules of a cell have 14.
     known = {kind for kind in kinds if behaviour(kind) in KNOWN}
     found: CellParts | MixedOpParts | str
     if isinstance(module, reference.Cell):

@@ -133,7 +133,8 @@ class SearchNetwork(reference.SearchNetwork):
         op = next(self.mixed_ops())
         if op.noise is None or not self.training:
             return None
-        # On the host, from torch's CPU generator; `to` moves level and streams in one copy.
+        # Streams are drawn on the host, from torch's CPU generator; `to` moves them and the level
+        # in one copy.
         rng = draw_rng(paths * len(list(self.dags())) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
@@ -154,7 +155,7 @@ class SearchNetwork(reference.SearchNetwork):
             choices = torch.cat([w.choice.reshape(-1, w.choice.shape[-1]) for w in paths])
             # Cells of a type are built of one space and share their table.
             table = parts[0].layers.table
-            # bool [params] over all paths of all passes; it stays on the device.
+            # moved is bool [params], over all paths of all passes, and stays on the device.
             moved = sampled_params(table, choices).any(0).unbind()
             first = 0
             for _, term in table.terms:

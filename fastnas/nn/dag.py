@@ -82,7 +82,8 @@ class Dag(reference.Dag):
         ones may be channels last, in which a candidate draws its noise in another order.
         """
         found, plain = list(states), [state.contiguous() for state in states]
-        # For each state what one edge has made of it and others read: pools and ReLUs, by settings.
+        # Each dict holds what one edge has made of a state and others read: pools and ReLUs, by
+        # settings.
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(found) + self.nodes)]
         for node, layers in enumerate(parts.node_layers):
             own = self.edges_into(node)
@@ -113,7 +114,7 @@ class Dag(reference.Dag):
         shared: list[dict[Any, Tensor]] = [{} for _ in range(len(states) + self.nodes)]
         for node in range(self.nodes):
             own = self.edges_into(node)
-            # -1: the edge is not in the path, and no candidate of it runs.
+            # -1 says that the edge is not in the path: no candidate of it runs.
             only = None if row is None else [[k] if (k := row[e]) >= 0 else [] for e in own]
             y = self._node(node, states, shared, w, draw, only)
             if siblings and row is not None:
@@ -123,7 +124,7 @@ class Dag(reference.Dag):
 
     def _nothing(self, states: Sequence[Tensor]) -> Tensor:
         """Returns zeros for a node without edges."""
-        # The zeros of a node, at the size that its edges would have given it.
+        # The zeros have the size that the node's edges would have given it.
         stride = 2 if self.cell_type == "reduce" else 1
         return torch.zeros_like(states[0][:, :, ::stride, ::stride])
 
@@ -177,13 +178,14 @@ class Dag(reference.Dag):
             if w.dim() == 1:
                 weight_index.append(position)
             else:
-                # The place in `flat`, where weights of the node's edges stand row by row.
+                # The index is the place in `flat`, where the weights of the node's edges stand row
+                # by row.
                 weight_index += [position * w.shape[1] + k for k in terms.weight_index]
             outputs += terms.outputs
         if not outputs:
             return self._nothing(states) if y is None else y
         flat = w[edges.start : edges.stop].reshape(-1)
-        # One stream for the node: its j-th noisy term adds j, as in `mixed_edges`.
+        # The node has one stream, and its j-th noisy term adds j, as in `mixed_edges`.
         own = None if draw is None else NoiseDraw(draw.level, draw.rng[node])
         node_terms = Terms(outputs, weight_index, noisy, norms)
         return cast(MixedOp, self._ops[0]).add(y, node_terms, flat, own)

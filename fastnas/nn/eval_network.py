@@ -88,8 +88,8 @@ class EvalCell(nn.Module):
             h = op(states[source])
             if self.training and drop_prob > 0.0 and not isinstance(op, Identity):
                 h = drop_path(h, drop_prob)
-            # Not in place: h may be the identity's output, which is the very state that others
-            # read.
+            # This must not be in place: h may be the identity's output, which is a state that
+            # others read.
             states[node] = states[node] + h if node in states else h
         return torch.cat([states[node] for node in self._concat], dim=1)
 

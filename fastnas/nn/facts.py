@@ -139,7 +139,8 @@ class Facts:
                 and self.functions.hold()
                 and self._outlines() == self.outlines
             )
-        # A dict is gone, or an attribute is another array, where == has no one answer.
+        # This is where a dict is gone, or an attribute is another array, for which == has no one
+        # answer.
         except (KeyError, RuntimeError, ValueError):
             return False
 

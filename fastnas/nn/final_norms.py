@@ -19,7 +19,7 @@ Norms = Mapping[int, nn.BatchNorm2d]
 
 # A module whose forward is one of these does nothing but run its layers in order.
 _IN_ORDER = {kind.forward for kind in (nn.Sequential, DilConv, ReLUConvBN, SepConv)}
-# Of torch's own, as long as nobody exchanges them.
+# These are torch's own, as long as nobody exchanges them.
 _PASSED_OVER = behaviour(nn.Sequential), behaviour(nn.BatchNorm2d)
 
 

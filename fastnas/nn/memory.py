@@ -92,6 +92,6 @@ def _held(cell: Cell, state: Tensor, out: Tensor, memory: str) -> int:
     trained = any(conv.weight.requires_grad for conv in layers.convs)
     size = (N, C, out.shape[2], out.shape[3])
     held = SavedTensors.empty(state, layers.table, size, form, memory, trained, training=True)
-    # Mean and variance [2, C] of each of the two preprocessings.
+    # This counts mean and variance [2, C] of each of the two preprocessings.
     preprocessing = 2 * 2 * C * held.stats.itemsize
     return sum(map(_bytes, held)) + preprocessing

@@ -239,7 +239,7 @@ def select(w: Tensor, index: list[int]) -> Tensor:
         if k != runs[-1][1]:
             runs.append([k, k])
         runs[-1][1] += 1
-    # All of them in order: w itself, not a copy.
+    # They are all weights in order: this is w itself, not a copy.
     if runs == [[0, w.shape[0]]]:
         return w
     parts = [w[start:stop] for start, stop in runs]

@@ -125,7 +125,7 @@ class MixedOpParts:
     layers: EdgeLayers = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # As a cell of one edge, from one state to one node.
+        # An edge is a cell with one edge, from one state to one node.
         object.__setattr__(self, "layers", EdgeLayers([self], [(0, 0)], inputs=1, nodes=1))
 
     @property

@@ -86,7 +86,7 @@ class _AddZero(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, zero: Tensor) -> Tensor:
         ctx.dtype = zero.dtype
-        # A view, since a node is large and its value stays what it is.
+        # This is a view, since a node is large and its value stays what it is.
         return y.view_as(y)
 
     @staticmethod
@@ -115,7 +115,8 @@ def stem_once(stem: nn.Sequential, x: Tensor, paths: int | None) -> Tensor:
     moves = norm.training and norm.running_mean is not None and momentum is not None
     if moves:
         assert momentum is not None and norm.num_batches_tracked is not None
-        # The same batch `times` times: (1 - m)^times is left of what was, the rest is the batch.
+        # The norm sees one batch `times` times: (1 - m)^times is left of what was, the rest is the
+        # batch.
         norm.momentum = 1 - (1 - momentum) ** times
         norm.num_batches_tracked += times - 1
     try:

@@ -66,7 +66,8 @@ def can_run(
         return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    # Looked up in each call: `functional_call` and `.half()` exchange them behind the parts.
+    # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
+    # parts.
     params = parts.layers.tensors().params
     if params and params[0].dtype != x.dtype:
         return f"x is {x.dtype}, the parameters are not"
@@ -97,7 +98,8 @@ def run_edge(
 ) -> Tensor:
     """y = sum_k w_k o_k(x) over the recognised candidates; w [K], or `Paths` of one edge."""
     if draw is not None:
-        # [2] -> [1, 2], [paths, 2] -> [paths, 1, 2]: the edge is a table of one node.
+        # rng goes from [2] to [1, 2], from [paths, 2] to [paths, 1, 2]: the edge is a table of one
+        # node.
         draw = NoiseDraw(draw.level, draw.rng[..., None, :])
     own = w.as_edge() if isinstance(w, Paths) else w[None]
     return run_layers(parts.layers, [x], own, how, draw)
@@ -200,7 +202,7 @@ def run_layers(
         _count_sampled(layers, w)
     if not w.siblings:
         return y
-    # Of one node: y is [paths N, C, H, W], and each path adds its own siblings.
+    # There is one node here: y is [paths N, C, H, W], and each path adds its own siblings.
     rows = list(zip(*(t.reshape(-1, t.shape[-1]) for t in (w.weight, w.choice))))
     groups = [add_siblings(g, *row) for g, row in zip(y.chunk(len(rows)), rows)]
     return groups[0] if len(groups) == 1 else torch.cat(groups)
@@ -209,7 +211,7 @@ def run_layers(
 def _count_sampled(layers: EdgeLayers, w: Paths) -> None:
     """Counts the batches of those norms that each path runs."""
     if stays_on_device():
-        # int64 [norms]: in how many of the paths a norm ran, known on the device only.
+        # counts int64 [norms] tells in how many paths a norm ran, which the device alone knows.
         counts = sampled_norms(layers.table, w.choice).view(-1, len(layers.norms)).sum(0)
         counters = [norm._buffers["num_batches_tracked"] for norm in layers.norms]
         kept = [(c, n) for c, n in zip(counters, counts.unbind()) if c is not None]
@@ -223,5 +225,5 @@ def _count_sampled(layers: EdgeLayers, w: Paths) -> None:
 def count(counters: list[Tensor], times: int = 1) -> None:
     """Adds so many batches to each `num_batches_tracked`."""
     if counters:
-        # One kernel for all on a GPU, in place of one for each norm.
+        # On a GPU this is one kernel for all norms, in place of one for each.
         torch._foreach_add_(counters, times)

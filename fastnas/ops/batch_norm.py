@@ -33,9 +33,10 @@ def update_running(
     # Buffers are updated beside the graph: recorded, the update would hold every batch before it.
     with torch.no_grad():
         pairs = [pair for pair in running if pair is not None]
-        # Stacked, not indexed by the list: that would be copied to the device, and waited for.
+        # They are stacked, since a list of indices would be copied to the device, and waited for.
         own = stats if len(kept) == len(running) else torch.stack([stats[i] for i in kept])
-        # 2 norms tensors [C], the means first, and `now` [2 norms, C] in the same order.
+        # `have` holds 2 norms tensors [C], the means first, and `now` is [2 norms, C] in that
+        # order.
         have = [*[mean for mean, _ in pairs], *[var for _, var in pairs]]
         means, variances = own.unbind(1)
         # A batch is normalised by its biased variance; what is kept is the unbiased one.

@@ -34,8 +34,8 @@ Call = TypeVar("Call", bound=tuple[Any, ...])
 Needs = list[bool]
 """Of each leaf, whether its gradient is wanted."""
 
-# How a field of a call is written in a schema: for forward, and for backward, which is given None
-# in place of what it does not read.
+# This says how a schema writes a field of a call: for forward, and for backward, which is given
+# None in place of what it does not read.
 _SCHEMA: dict[Any, tuple[str, str]] = {
     # Only leaves in lists can be missing one by one. A leaf that is a Tensor by itself is always
     # saved.

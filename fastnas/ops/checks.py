@@ -46,7 +46,7 @@ def is_plain(t: Any) -> TypeGuard[Tensor]:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# What a tensor is, as functions that `map` calls without entering Python code.
+# These ask what a tensor is, as functions that `map` calls without entering Python code.
 _shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
 _layout, _is_nested = attrgetter("layout"), attrgetter("is_nested")
 _EXACTLY = {Tensor, Parameter}
@@ -88,8 +88,8 @@ def settled(function: F) -> F:
 
 @cache
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
-    # One memory for each function, for as long as the process lives; 256 tables and shapes are more
-    # than any network has, and a bound keeps a loop over shapes from filling the memory.
+    # There is one memory for each function, for as long as the process lives. 256 tables and shapes
+    # are more than any network has, and a bound keeps a loop over shapes from filling the memory.
     return lru_cache(maxsize=256)(function)
 
 

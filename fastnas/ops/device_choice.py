@@ -45,7 +45,7 @@ def sampled_params(table: EdgeTable, choice: Tensor) -> Tensor:
 
 
 def _sampled(table: EdgeTable, what: str, choice: Tensor) -> Tensor:
-    # The edge and the column of each norm, or parameter, in the order of the table.
+    # `edges` and `columns` tell the edge and the column of each norm, or parameter, in order.
     edges, columns = _places(table, what, choice.device)
     return choice[..., edges] == columns
 

@@ -68,7 +68,7 @@ def needs_graph(leaves: Iterable[Tensor | None]) -> bool:
     """
     if not torch.is_grad_enabled():
         return False
-    # Of a list, since a generator is entered anew for each of some 170 leaves.
+    # A list is faster here, since a generator is entered anew for each of some 170 leaves.
     wanted = [t for t in leaves if t is not None and t.requires_grad]
     return bool(wanted) and not is_transformed()
 
@@ -106,7 +106,7 @@ def reference_grads(
     # Grad mode is off in the backward of an ordinary pass, and on under create_graph.
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views, since one tensor may stand in several places and has a gradient for each.
+        # These are views, since one tensor may stand in several places and has a gradient for each.
         own = [_stand_in(grad) if t is None else t.view_as(t) for t in leaves]
         wanted = [t for t, need in zip(own, needs) if need]
         found = iter(
@@ -123,6 +123,6 @@ def reference_grads(
 
 
 def _stand_in(grad: Tensor) -> Tensor:
-    # One number, expanded: nothing of the size of a term is allocated for what is not read.
+    # One number is expanded: nothing of the size of a term is allocated for what is not read.
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
     return zero.expand(grad.shape).requires_grad_()

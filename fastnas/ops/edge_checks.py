@@ -186,7 +186,7 @@ def check_choice(call: EdgesCall, choice: Tensor, running: Sequence[Running] | N
         raise ValueError(f"{OP}: params has {len(params)} tensors; {table.params} are needed")
     check_norm_count(running, table.norms)
     if rng is not None:
-        # Checked before paths take rows of it: a wrong shape could still be cut into right ones.
+        # This comes before paths take rows of it: a wrong shape could still be cut into right ones.
         needed = (*choice.shape[:-1], table.nodes, 2)
         check_noise_tensors(OP, choice.device, None, rng, needed)
 

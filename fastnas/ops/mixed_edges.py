@@ -169,7 +169,7 @@ def _run(call: EdgesCall, setting: Setting) -> Tensor:
     call = call._replace(noise=_drawn(call, setting), running=_given(call, setting))
     out, stats = MIXED_EDGES(call, setting.backend)
     if setting.training and setting.running is not None:
-        # N H W, since out is [N, nodes C, H, W].
+        # This is N H W, since out is [N, nodes C, H, W].
         samples = out.numel() // out.shape[1]
         moved = None if call.choice is None else sampled_norms(call.table, call.choice)
         update_running(setting.running, stats, samples, setting.momentum, moved)

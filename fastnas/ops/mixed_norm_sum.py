@@ -47,7 +47,8 @@ def _reference(call: NormSumCall) -> Tensor:
 
 def _reads(call: NormSumCall, needs: Needs) -> Sequence[bool]:
     needs_dw, *needs_dz = needs
-    # w is read for every dz; of the terms, those alone whose dz or dw depends on their values.
+    # Every dz reads w. Of the terms, backward reads those alone whose dz or dw depends on their
+    # values.
     return [True, *terms_read(call.normed, call.mean is None, needs_dz, needs_dw)]
 
 
@@ -150,7 +151,7 @@ def _given(like: Tensor, running: Sequence[Running | None]) -> tuple[Tensor, Ten
     """Returns the running statistics as [normed terms, C] each."""
     pairs, dtype = [pair for pair in running if pair is not None], accumulation_dtype(like.dtype)
     if not pairs:
-        # Not None: that would tell the kernels that the call is in training.
+        # It must not be None, which would tell the kernels that the call is in training.
         none = like.new_empty((2, 0, like.shape[1]), dtype=dtype)
         return none[0], none[1]
     mean, var = stack_running(pairs, dtype).unbind(1)

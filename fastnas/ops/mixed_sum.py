@@ -58,7 +58,7 @@ def draw_rng(count: int = 1, device: torch.device | None = None) -> Tensor:
     noise that a run on the CPU sees. Draw all edges of a network at once: it is one copy.
     """
     check_int("draw_rng: count", count, 0)
-    # Below 2^62, so that offset + j of any term stays within int64.
+    # Streams are below 2^62, so that offset + j of any term stays within int64.
     return to_device(torch.randint(2**62, (count, 2), dtype=torch.int64, device="cpu"), device)
 
 

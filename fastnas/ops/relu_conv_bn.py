@@ -104,8 +104,8 @@ def relu_conv_bn(
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]
     groups = []
-    # One call a path, in order: each normalises by its own statistics, and the running ones move as
-    # in separate calls.
+    # Each path is a call, in order: it normalises by its own statistics, and the running ones move
+    # as in separate calls.
     for group in x.chunk(paths) if paths > 1 else (x,):
         y, stats = RELU_CONV_BN(ConvCall(group, params, given, eps), backend)
         if training and running is not None:

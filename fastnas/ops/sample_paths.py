@@ -48,7 +48,7 @@ def _fake(call: PathsCall) -> tuple[Tensor, list[Tensor]]:
 
 
 def _reference(call: PathsCall) -> Tensor:
-    # Of a cell without a topology, `reference_grads` has a stand-in for the beta that is not there.
+    # A cell without a topology has no beta, for which `reference_grads` has a stand-in.
     beta = None if call.topology == "none" else call.beta
     return reference.sample_paths(*call._replace(beta=beta))[1]
 

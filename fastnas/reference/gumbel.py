@@ -32,7 +32,7 @@ def portable_log(x: Tensor) -> Tensor:
     m = ((bits & _MANTISSA) + _ROOT_HALF).view(torch.float64)
     s = (m - 1) / (m + 1)
     z = s * s
-    # By Horner from the smallest term: another order would round to other bits.
+    # Horner begins at the smallest term: another order would round to other bits.
     series = torch.full_like(z, 1 / (2 * _ATANH_TERMS + 1))
     for k in reversed(range(_ATANH_TERMS)):
         series = series * z + 1 / (2 * k + 1)

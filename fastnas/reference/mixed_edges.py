@@ -43,7 +43,7 @@ def term_output(
     if term.op == "max_pool":
         z = F.max_pool2d(x, 3, stride, 1)
     elif term.op == "avg_pool":
-        # An average over what lies inside of the image only, as in the public code: 4 values in a
+        # It averages what lies inside of the image only, as the public code does: 4 values in a
         # corner.
         z = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
     elif term.op == "reduce_skip":
@@ -111,7 +111,8 @@ def mixed_edges(
                 eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
                 y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
                 ordinal += 1
-            # w_ek o_k(x_e), in the order of the edges and then of the terms, as eager adds them.
+            # This is w_ek o_k(x_e), in the order of the edges and then of the terms, as eager adds
+            # them.
             outputs.append(w[row.edge, term.weight].to(y.dtype) * y)
         # A node is a state for the nodes after it: x_j = sum_{e into j} sum_k w_ek o_k(x_e).
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))

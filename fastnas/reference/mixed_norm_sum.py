@@ -44,8 +44,7 @@ def batch_norms(
     """
     _check_norms(z, normed, eps, statistics)
     training = statistics is None
-    # [2, normed terms, C] of mean and variance, in float32 at least: so wide are batch norms' own
-    # statistics.
+    # rows is [2, normed terms, C], in float32 at least: so wide are batch norms' own statistics.
     rows = torch.zeros(2, sum(normed), z[0].shape[1], device=z[0].device,
                        dtype=torch.promote_types(z[0].dtype, torch.float32))  # fmt: skip
     found = [(mean.clone(), var.clone()) for mean, var in zip(*(statistics or rows))]
@@ -58,7 +57,7 @@ def batch_norms(
     if statistics is None:
         count = max(z[0].numel() // max(z[0].shape[1], 1), 1)
         mean, var = (torch.stack(part) for part in zip(*found)) if found else rows
-        # Back from the unbiased variance to the one that the batch is normalised by.
+        # The batch is normalised by the biased variance, and momentum 1 has left the unbiased one.
         statistics = mean, var * ((count - 1) / count)
     return v, statistics
 
@@ -134,17 +133,17 @@ def mixed_norm_sum_grads(
     for z_k in z[:1]:
         check_shape("dy", dy, dy.shape if z_k is None else z_k.shape)
     check_flags("needs_dz", needs_dz, len(z))
-    # All axes but the channels: means run over images and pixels.
+    # Means run over images and pixels: all axes but the channels.
     dims = [d for d in range(dy.dim()) if d != 1]
     # A term that is not read does not matter below.
     v, _ = batch_norms([dy if z_k is None else z_k for z_k in z], normed, eps, statistics)
-    # dv_k = w_k dy, w_k d_k dy: through the sum, up to the norms.
+    # dv_k is w_k dy or w_k d_k dy: through the sum, up to the norms.
     dv, dw = mixed_sum_grads(dy, v if needs_dw else [], w, noisy, form, level, rng, std)
     rows = iter(statistics[1])
     dz = []
     for dv_k, v_k, is_normed, needed in zip(dv, v, normed, needs_dz):
         if is_normed:
-            # r_k = (var_k + eps)^-1/2, spread over [1, C, 1, ...].
+            # r_k = (var_k + eps)^-1/2 is spread over [1, C, 1, ...].
             r = (next(rows) + eps).rsqrt().view(1, -1, *[1] * (dy.dim() - 2))
             if training and dy.numel():
                 # dz_k = r (dv - mean dv - v mean(dv v)): the mean and the variance of the batch

@@ -31,7 +31,7 @@ def standard_deviations(x: Sequence[Tensor], noisy: Sequence[int], form: str) ->
         return torch.empty(0, dtype=torch.float64, device=x[0].device)
     if x[0].numel() < 2:  # torch warns of it
         return torch.full((len(noisy),), float("nan"), dtype=torch.float64, device=x[0].device)
-    # Detached: the noise is a constant in backward, though its size follows x.
+    # It is detached: the noise is a constant in backward, though its size follows x.
     return torch.stack([x[k].detach().to(torch.float64).std() for k in noisy])
 
 

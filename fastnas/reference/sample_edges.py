@@ -82,13 +82,14 @@ def _edges_kept(
     for n, row in zip(nodes, logits.split(logits_per_node(nodes, topology))):
         hard, index, soft = gumbel_softmax(row, tau)
         if topology == "pairs":
-            # ROME v1 (eq. 4-6): one pair of predecessors, whose two edges share its weight.
+            # ROME v1 (eq. 4-6) samples one pair of predecessors, whose two edges share its weight.
             pair = int(index.item())
             kept |= dict.fromkeys((first + int(i) for i in node_pairs(n)[:, pair]), hard[pair])
         elif n == 2:
             kept |= dict.fromkeys((first, first + 1))
         else:
-            # ROME v2 (eq. 7-8): the two largest of the relaxed logits, each with its own weight.
+            # ROME v2 (eq. 7-8) takes the two largest of the relaxed logits, each with its own
+            # weight.
             top = soft.topk(2).indices.tolist()
             kept |= {first + i: straight_through(soft[i]) for i in top}
         first += n

@@ -99,8 +99,8 @@ def sample_paths(
     logits = (beta.to(torch.float64) + g).split(logits_per_node(nodes, topology), -1)
     parts = [_edges_kept(row, n, topology, tau) for row, n in zip(logits, nodes)]
     kept, B_st = (torch.cat(part, -1) for part in zip(*parts))
-    # B_st A_st on edges that are kept. Elsewhere a plain 0, so that NaN of an edge that is not in
-    # the path does not enter it.
+    # Edges that are kept have B_st A_st. Others have a plain 0, so that their NaN does not enter
+    # the path.
     weight = torch.where(kept, weight * B_st, 0)
     return torch.where(kept, op, -1), weight.to(alpha.dtype)
 
@@ -116,7 +116,7 @@ def _edges_kept(
         B_st = torch.ones_like(soft) if n == 2 else straight_through(soft)
     else:
         pair = largest(perturbed.detach())
-        # [..., 2]: both edges of the sampled pair.
+        # edges [..., 2] are both of the sampled pair.
         edges = node_pairs(n, perturbed.device).t()[pair.squeeze(-1)]
         B_st = straight_through(soft.gather(-1, pair)).expand(*soft.shape[:-1], n)
     kept = torch.zeros(*soft.shape[:-1], n, dtype=torch.bool, device=soft.device)

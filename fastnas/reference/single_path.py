@@ -46,7 +46,7 @@ def rome_sample(
     gates: list[Tensor] = []
     for row, n in zip(beta.split(logits_per_node(nodes, topology)), nodes):
         probs = gumbel_softmax(row, tau)[2]
-        # 1 in value, the relaxed probabilities in gradient.
+        # straight is 1 in value, and has the gradient of the relaxed probabilities.
         straight = 1 + (probs - probs.detach())
         if topology == "pairs":
             pair = int(probs.argmax())
@@ -78,8 +78,8 @@ class SinglePathDag(Dag):
         for node in range(self.nodes):
             clist = []
             for e, x in zip(self.edges_into(node), states):
-                # One sync with the device for every edge of every cell: what the fused paths do
-                # without.
+                # The host waits for the device at every edge of every cell, which the fused paths
+                # do not.
                 k = int(choice[e].item())
                 if k < 0:
                     continue

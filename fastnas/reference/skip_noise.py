@@ -139,7 +139,7 @@ def philox_words(
         h0, l0 = high_low(0xD2511F53, c0)
         h1, l1 = high_low(0xCD9E8D57, c2)
         c0, c1, c2, c3 = h1 ^ c1 ^ k0, l1, h0 ^ c3 ^ k1, l0
-        # The Weyl steps of the key, after each of the ten rounds.
+        # The key takes its Weyl steps after each of the ten rounds.
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
     return torch.stack([c0, c1, c2, c3], dim=1)
 
@@ -155,7 +155,7 @@ def philox_draw(form: str, rng: Tensor, ordinal: int, x: Tensor) -> Tensor:
     u = ((words >> 9).double() + 0.5) * 2.0**-23
     if form.startswith("gaussian"):
         radius = torch.sqrt(-2 * torch.log(u[:, 0::2]))
-        # Box-Muller on the pairs of words (0, 1) and (2, 3): [quads, 2] radii and angles.
+        # Box-Muller turns the pairs of words (0, 1) and (2, 3) into [quads, 2] radii and angles.
         angle = 2 * math.pi * u[:, 1::2]
         eps = torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=2)
     else:

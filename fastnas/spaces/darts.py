@@ -76,7 +76,7 @@ class DartsSlots:
                 sources = list(combinations(range(node + 2), self._slots_of(node)))[way]
                 cell.append(tuple(zip(own, sources)))
             cells[cell_type] = tuple(cell)
-        # All intermediate nodes, as in every published cell.
+        # The output concatenates all intermediate nodes, as in every published cell.
         concat = tuple(range(2, self.nodes + 2))
         return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
@@ -110,7 +110,7 @@ class DartsLayout(Layout[Genotype]):
     """Section 3.2."""
 
     def nodes_of(self, edges: int, where: str) -> int:
-        # The positive root of n (n + 3) / 2 = E, in whole numbers; 14 edges make n = 4.
+        # This is the positive root of n (n + 3) / 2 = E, in whole numbers; 14 edges make n = 4.
         nodes = (isqrt(9 + 8 * edges) - 3) // 2
         if nodes < 1 or nodes * (nodes + 3) // 2 != edges:
             raise ValueError(

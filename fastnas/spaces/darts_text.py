@@ -58,7 +58,8 @@ def _parsed_call(text: str) -> ast.Call:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash or `1is`, on lines of their own
-            # Parsed into a tree and not evaluated: text from a log or the net may hold any call.
+            # It is parsed into a tree and not evaluated: text from a log or the net may hold any
+            # call.
             tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not a genotype, and not even an expression: {error}") from error
@@ -193,5 +194,5 @@ def _named_tuple(genotype: Genotype, normal: Sequence[object], reduce: Sequence[
 
 def _concat(nodes: tuple[int, ...]) -> str:
     run = range(nodes[0], nodes[-1] + 1)
-    # `range(2, 6)` where it is one, as the public code writes it.
+    # The public code writes `range(2, 6)` where the nodes are a range.
     return repr(run if nodes == tuple(run) else list(nodes))

@@ -44,7 +44,7 @@ def slots_of(space: Space, length: int | None = None) -> SlotLayout:
     check_type("space", space, Space)
     if length is not None:
         LENGTH.check("length", length)
-    # Candidates of each edge, as tuples: one distribution needs the same on all of them.
+    # Each element is the candidates of an edge: one distribution needs the same on all of them.
     offered = set(space.normal + space.reduce)
     if len(offered) > 1:
         raise ValueError(
@@ -225,13 +225,13 @@ def snap(p: Sequence[float], length: int) -> Counts:
     if min(p) < 0 or not max(p):
         raise ValueError(f"p is {short(p)}; shares >= 0 are needed, one of them above 0")
     shares = np.asarray(p, float)
-    # N p, real numbers; their floors and then the largest remainders make whole ones.
+    # N p are real numbers, of which floors and the largest remainders make whole ones.
     slots = length * shares / shares.sum()
     # N p may come out as 2.9999999 where 3 slots are meant, whose floor would lose one.
     counts = np.floor(slots + ROUNDING).astype(int)
     left = length - int(counts.sum())
-    # Rounded, so that remainders which are equal but for rounding count as equal; the stable sort
-    # then takes the first operations.
+    # Remainders are rounded, so that those which should be equal are; the stable sort then takes
+    # the first operations.
     first = np.argsort(-np.round(slots - counts, 9), kind="stable")[:left]
     counts[first] += 1
     return tuple(map(int, counts))

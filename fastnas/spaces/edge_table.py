@@ -169,7 +169,7 @@ class EdgeTable:
         missing = set(range(self.nodes)) - {edge.target for edge in self.edges}
         if missing or not self.edges:
             raise ValueError(f"no edge enters node {min(missing, default=0)}")
-        # Not cached properties: their lock is a graph break in Python 3.11.
+        # These are no cached properties, whose lock is a graph break in Python 3.11.
         self._set(terms=tuple((edge, term) for edge in self.edges for term in edge.terms))
         self._set(code=tuple(self._encode()))
         # A table is the key of caches that are asked in each call; hashing 98 terms there would
@@ -204,7 +204,7 @@ class EdgeTable:
                         skip=place("skips", kind.noisy),
                     )
                 )  # fmt: skip
-                # Parameter by parameter, in the order in which `mixed_edges` takes them.
+                # Kernels are listed in the order in which `mixed_edges` takes parameters.
                 kernels += term.param_kernels
         return {**totals, "rows": tuple(rows), "_kernels": tuple(kernels)}
 
@@ -280,7 +280,7 @@ def _decoded(code: tuple[int, ...]) -> EdgeTable:
     inputs, nodes, candidates, *rest = code
     edges = []
     while rest:
-        # As `_encode` writes it: four numbers an edge, then four for each of its terms.
+        # `_encode` writes four numbers for an edge, then four for each of its terms.
         source, target, stride, count, *rest = rest
         terms = []
         for _ in range(count):

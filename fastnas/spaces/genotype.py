@@ -208,14 +208,14 @@ def _checked_nodes(value: object, concat: tuple[int, ...], cell: str) -> tuple[N
                 f"got {len(items)} pairs"
             )
         count = len(items) // 2
-        # Flat pairs: two for each node, from node 2.
+        # Flat pairs are two for each node, from node 2.
         placed = [(2 + k // 2, item, f"{cell}[{k}]") for k, item in enumerate(items)]
     elif shapes[0] == "triple":
         placed = [
             (_checked_index(node, f"{cell}[{k}]", 2), (op, source), f"{cell}[{k}]")
             for k, (op, node, source) in enumerate(items)
         ]
-        # Nodes 2 to the last that is named anywhere, those without a triple included.
+        # There are the nodes 2 to the last that is named anywhere, those without a triple included.
         count = max(*concat, *(node for node, _, _ in placed)) - 1
     else:
         count = len(items)

@@ -74,7 +74,7 @@ def from_json(text: str) -> AnyGenotype:
     if not isinstance(value, dict):
         raise ValueError(f"not a genotype: expected a JSON object, got {quoted(text)}")
     read = (layout.from_value(value) for layout in READING_ORDER)
-    # Likewise: DARTS refuses other keys by name, in place of returning None.
+    # DARTS is last here too, and refuses other keys by name in place of returning None.
     genotype: AnyGenotype = next(genotype for genotype in read if genotype is not None)
     return genotype
 

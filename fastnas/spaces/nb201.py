@@ -105,8 +105,8 @@ def from_nb201(text: str) -> NB201Genotype:
             raise ValueError(f"node {number}: expected |op~0|...|, got {quoted(group)}")
         edges = []
         for entry in group[1:-1].split("|"):
-            # At most three digits: no node has a longer number, and of one with thousands Python's
-            # `int` would raise an error of its own.
+            # Three digits are enough for any node, and of a number with thousands Python's `int`
+            # would raise an error of its own.
             parts = re.fullmatch(r"(\w+)~([0-9]{1,3})", entry)
             if not parts:
                 raise ValueError(f"node {number}: expected op~predecessor, got {quoted(entry)}")

@@ -211,7 +211,7 @@ def _robust_darts_s1() -> Space:
     skip_dil3 = ("skip_connect", "dil_conv_3x3")
     skip_dil5 = ("skip_connect", "dil_conv_5x5")
     dil3_dil5 = ("dil_conv_3x3", "dil_conv_5x5")
-    # One line per intermediate node.
+    # Each line is an intermediate node.
     return Space(
         "S1",
         normal=(
