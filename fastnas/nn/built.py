@@ -65,16 +65,21 @@ def _new_preprocessing(C_in: int, C: int, halved: bool) -> nn.Module:
 def _settings(module: nn.Module, like: nn.Module) -> dict[str, Any]:
     """Returns those settings that a module like it has, or that stand in place of its class's.
 
-    Other private ones are marks that torch and other libraries leave.
+    No forward of a known class reads any other, such as the marks that libraries leave.
     """
     kind, known = type(like), vars(like)
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN
-        and name not in _FREE
-        and (name in known or not name.startswith("_") or hasattr(kind, name))
+        if name not in _OWN and name not in _FREE and (name in known or hasattr(kind, name))
     }
+
+
+def _differs(a: object, b: object) -> bool:
+    try:
+        return bool(a != b)
+    except (RuntimeError, TypeError, ValueError):  # arrays have no one answer
+        return True
 
 
 def _is_there(tensors: dict[str, Any]) -> dict[str, bool]:
@@ -101,8 +106,8 @@ def _why_not_as_new(module: nn.Module, new: nn.Module, known: Kinds) -> str | No
         if has_own_forward(part):
             return f"{who} has a forward of its own instance"
         own, settings = _settings(part, like), _settings(like, like)
-        # `_OWN` stands for a setting that is not there: none equals it.
-        changed = [n for n in {**settings, **own} if own.get(n, _OWN) != settings.get(n, _OWN)]
+        names = {**settings, **own}
+        changed = [n for n in names if _differs(own.get(n, _OWN), settings.get(n, _OWN))]
         if changed:
             return f"{who} has another {', '.join(sorted(changed))} than it was built with"
         for tensors in ("_parameters", "_buffers"):
