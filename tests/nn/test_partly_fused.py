@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastnas import nn as own
 from fastnas import reference
+from fastnas.nn import built
 from fastnas.spaces import get_space
 
 
@@ -131,3 +132,22 @@ def test_s4_runs_nothing_but_its_noise_by_modules():
     network = own.SearchNetwork(get_space("S4"), 4, 10, 3)
     weights = {kind: torch.full((14, 2), 0.5) for kind in ("normal", "reduce")}
     assert called(network, (torch.randn(2, 3, 8, 8), weights)) == {"stem.0.weight"}
+
+
+def test_marks_that_no_forward_reads_make_nothing_foreign():
+    _, ours = cells()
+    inputs = cell_inputs()
+    part = ours.get_submodule(SEP)
+    part.label, part.op[3].mask = "third", torch.ones(3)
+    assert not called(ours, inputs)
+
+
+def test_reading_a_cell_draws_nothing():
+    """What it is compared with is built anew, and must not move a seeded search."""
+    _, ours = cells()
+    torch.manual_seed(8)
+    expected = torch.rand(3)
+    torch.manual_seed(8)
+    built._new_candidate.cache_clear()
+    ours.parts()
+    assert torch.equal(torch.rand(3), expected)
