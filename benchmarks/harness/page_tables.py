@@ -57,6 +57,7 @@ def path_figures(rows: Sequence[Row]) -> str:
             (row.median_ms, 1, gdas.median_ms),
             (row.saved_bytes, 2**20, gdas.saved_bytes),
         ):
+            # A graph saves nothing that can be seen from outside, so its cells stay empty.
             known = value is not None and whole
             cells.append(f"{value / unit:,.0f}" if known else "")  # type: ignore[operator]
             cells.append(f"{value / whole:.2f}" if known else "")  # type: ignore[operator]

@@ -165,6 +165,7 @@ def _row(
     try:
         timing, verified = _run(probe, device)
     except Exception as error:
+        # A probe that fails is a row that says so, not the end of the run.
         verified = not_run(error)
     return new_row(
         conditions,

@@ -328,9 +328,11 @@ def _time(
             # This is also where torch.compile compiles a pass, before any clock that counts.
             seconds += perf_counter() - start
         except Exception as error:
+            # A provider that cannot run one pass loses that row alone.
             status[name] = not_run(error)
         else:
             calls[name] = call
+    # Slow calls get fewer repeats: a part of `make gpu` has to end within 9 minutes.
     if seconds:
         repeats = min(repeats, max(QUICK_REPEATS, int(SECONDS / seconds)))
     return measure(calls, repeats=repeats, warmup=WARMUP, device=device), status

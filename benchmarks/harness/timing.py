@@ -118,6 +118,7 @@ def _cuda_clock(drain: bool) -> Callable[[Call], Callable[[], float]]:
 def _no_garbage_collection() -> Iterator[None]:
     # A collection in the middle of a call would count as its time.
     was_on = gc.isenabled()
+    # What is garbage by now is collected before the first call, not in the middle of one.
     gc.collect()
     gc.disable()
     try:

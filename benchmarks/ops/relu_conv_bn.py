@@ -79,6 +79,7 @@ class ReluConvBnCase:
 def _fused(module: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
     """Calls the op on the parameters and running statistics of a module."""
     modules = list(module.modules())
+    # A factorized reduction has two convolutions, and one batch norm after both.
     (norm,) = (m for m in modules if isinstance(m, nn.BatchNorm2d))
     return partial(
         relu_conv_bn,

@@ -58,6 +58,7 @@ def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
         # Proposals of one fit are evaluated before the next, as by workers side by side.
         for one in box.propose(domain, past, rng, min(count, BUDGETS[-1] - len(past))):
             cell = unseen_cell(domain, one.point, rng, cells)
+            # A table has one accuracy of a cell, so a second look at it would tell nothing.
             cells.add(cell)
             entry = table[to_nb201(cell)]  # type: ignore[arg-type]
             past.append(Observation(one.point, entry[seen], one.origin))

@@ -102,6 +102,8 @@ def memory_rows(
         say(f"forward {size.name}: memory of {name}")
         verified, saved = _verdict(name, size, device), None
         if verified == YES:
+            # A mixture always runs everything, so one pass tells; what single paths save depends on
+            # the sample.
             samples = 1 if sampler is mixture else QUICK_SAMPLES if quick else SAMPLES
             saved = round(mean(_saved(name, size, device, samples)))
         yield new_row(

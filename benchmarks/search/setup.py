@@ -51,6 +51,7 @@ class Setup:
 
     def capture(self) -> None:
         """Makes the step the replay of a CUDA graph; the search is where it was before."""
+        # The warm-up makes real steps, which move all of these.
         before = [t.detach().clone() for t in self._searched()]
         self.step, self.graph_peak_bytes = captured(self.step)
         with torch.no_grad():

@@ -199,6 +199,8 @@ def verdict(provider: Provider, size: Size, device: str) -> str:
     try:
         if provider.graph:
             return _verdict_of_graph(provider, size, device)
+        # The exact results are those of eager single paths in fp64, on the samples of this
+        # provider.
         wide = _results(replace(provider, eager=True), size, device, wide=True)
         exact = _within_rounding(wide)
         eager = _results(replace(provider, eager=True), size, device)
@@ -275,6 +277,7 @@ def _results(provider: Provider, size: Size, device: str, wide: bool = False) ->
         logits = network(images, paths)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.repeat(strategy.samples))
     params = list(network.parameters())
+    # A candidate that no sample runs has no gradient, and is left out on both sides.
     found = torch.autograd.grad(loss, [*arch.parameters(), *params], allow_unused=True)
     count = len(found) - len(params)
 

@@ -88,6 +88,7 @@ class Steps:
                 continue
             got = setup.gradients()
             if name == EAGER:
+                # From here on eager's own error is the yardstick of all others.
                 eager = errors(got, exact)
                 reason = disagreement(got, wide, dict.fromkeys(exact, 0.0))
             else:
@@ -112,6 +113,8 @@ class Steps:
         except torch.OutOfMemoryError as error:
             return not_run(error)
         except Exception as error:
+            # A compilation or a capture may fail for reasons of its own; what runs as it is written
+            # may not.
             may_fail = provider.compiled or provider.graph
             return not_run(error) if may_fail else f"no: {first_line(error)}"
 

@@ -29,6 +29,7 @@ KEPT = ("epoch", "skips_normal", "skips_reduce", "train_loss", "train_accuracy",
 def command(given: argparse.Namespace, run: Path, options: Sequence[str]) -> list[str]:
     """Returns the command of the search alone: no training of what it finds, no comparison."""
     flags = ["--method", given.method, "--data", given.data, "--epochs", str(given.epochs)]
+    # With --resume one command both begins a search and goes on with it.
     flags += ["--device", given.device, "--out", str(run), "--resume", "--no-tensorboard"]
     flags += ["--train-epochs", "0", "--compare-steps", "0", *options]
     if given.device == "cuda":
