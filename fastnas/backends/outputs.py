@@ -1,8 +1,8 @@
 """Lays inputs out and allocates outputs, for every backend whose kernels fill what they are given.
 
 A class here is an op's kernel but for the last step: a subclass fills what it is given (`fill`,
-`fill_grads`), by C++ in native.py and by Triton in triton.py. So both run on the same layouts, and
-what is contiguous, widened to the accumulation dtype or empty is decided in one place.
+`fill_grads`), by C++ in native_sums.py and by Triton in triton.py. So both run on the same layouts,
+and what is contiguous, widened to the accumulation dtype or empty is decided in one place.
 """
 
 from __future__ import annotations

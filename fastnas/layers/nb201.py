@@ -56,6 +56,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv_a = ReLUConvBN(C_in, C_out, 3, 2, 1)
         self.conv_b = ReLUConvBN(C_out, C_out, 3, 1, 1)
+        # `ceil_mode` keeps the last row of an odd size, as the 3x3 convolution at stride 2 does.
         self.downsample = nn.Sequential(
             nn.AvgPool2d(2, stride=2, ceil_mode=True), nn.Conv2d(C_in, C_out, 1, bias=False)
         )
@@ -69,6 +70,7 @@ def nb201_stages(
 ) -> Iterator[tuple[nn.Module, int]]:
     """Yields each cell or residual block with its channels: `layers` cells of C, 2 C and 4 C."""
     for stage in range(STAGES):
+        # A residual block stands before every stage but the first, with the doubled channels.
         if stage:
             yield ResidualBlock(C, 2 * C), 2 * C
             C *= 2

@@ -54,6 +54,8 @@ def _depthwise_separable(
     dilation: int,
     affine: bool,
 ) -> tuple[nn.Module, ...]:
+    # u [N, C_in, H', W'] of the depthwise convolution is what `mixed_edges` folds batch norm
+    # through.
     depthwise = nn.Conv2d(
         C_in, C_in, kernel_size, stride, padding, dilation, groups=C_in, bias=False
     )
@@ -159,6 +161,8 @@ class Noise(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        # The draw does not go through Philox: the noise of S4 is a candidate, not what a skip
+        # carries.
         return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
 
 
@@ -196,6 +200,8 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         odd_h, odd_w = x.shape[2] % 2, x.shape[3] % 2
+        # [:, :, 1:, 1:] of an odd size is one row and column short, and the halves of y would
+        # differ.
         padded = F.pad(x, (0, odd_w, 0, odd_h)) if odd_h or odd_w else x
         return self.bn(torch.cat([self.conv_1(x), self.conv_2(padded[:, :, 1:, 1:])], dim=1))
 
@@ -262,6 +268,7 @@ def primitive(name: str, C: int, stride: int, affine: bool) -> nn.Module:
     if stride not in (1, 2):
         raise ValueError(f"{name}: stride must be 1 or 2, got {stride}")
     op = OPERATIONS[name]
+    # A kind is the same in both strides, but for a skip: the identity at 1, two convolutions at 2.
     return _BUILDERS[op.kind(stride) or name](op, C, stride, affine)
 
 
@@ -281,6 +288,7 @@ def search_candidate(name: str, C: int, stride: int) -> nn.Module:
     Args and errors as in :func:`primitive`. Source: quark0/darts ``cnn/model_search.py``.
     """
     op = primitive(name, C, stride, affine=False)
+    # Pools get the norm that all other candidates but the identity end in.
     if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
         return nn.Sequential(op, nn.BatchNorm2d(C, affine=False))
     return op

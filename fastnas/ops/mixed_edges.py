@@ -1,8 +1,8 @@
 """Holds mixed_edges: its description and its public function; edge_checks.py checks. Kernels:
 
-backends/native.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
-                      csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
-backends/eager.py  -> reference/mixed_edges.py
+backends/native_cells.py -> csrc/cpu/mixed_edges.cpp (csrc/cpu/{depthwise,product,pool}.h)
+                            csrc/cuda/mixed_edges.cu (its plan and tiles beside it)
+backends/eager.py        -> reference/mixed_edges.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Holds mixed_norm_sum: its description, its checks and its public function. Its kernels:
 
-backends/native.py -> csrc/cpu/mixed_norm_sum.cpp, csrc/cuda/mixed_norm_sum.cu (csrc/formulas/*.h)
-backends/triton.py -> kernels/mixed_norm_sum.py
-backends/eager.py  -> reference/mixed_norm_sum.py
+backends/native_sums.py -> csrc/cpu/mixed_norm_sum.cpp, csrc/cuda/mixed_norm_sum.cu
+                           (csrc/formulas/*.h)
+backends/triton.py      -> kernels/mixed_norm_sum.py
+backends/eager.py       -> reference/mixed_norm_sum.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Holds mixed_sum: its description, its checks and its public function. Its kernels:
 
-backends/native.py -> csrc/cpu/mixed_sum.cpp, csrc/cuda/mixed_sum.cu (csrc/formulas/*.h)
-backends/triton.py -> kernels/mixed_sum.py
-backends/eager.py  -> reference/mixed_sum.py
+backends/native_sums.py -> csrc/cpu/mixed_sum.cpp, csrc/cuda/mixed_sum.cu (csrc/formulas/*.h)
+backends/triton.py      -> kernels/mixed_sum.py
+backends/eager.py       -> reference/mixed_sum.py
 """
 
 from __future__ import annotations

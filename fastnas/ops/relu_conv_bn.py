@@ -1,6 +1,6 @@
 """Holds relu_conv_bn: its description, its checks and its public function. Its kernels:
 
-backends/native.py       -> csrc/cpu/relu_conv_bn.cpp
+backends/native_cells.py -> csrc/cpu/relu_conv_bn.cpp
 backends/relu_conv_bn.py -> torch's matmul and the kernels of mixed_norm_sum: cuda, triton
 backends/eager.py        -> reference/relu_conv_bn.py
 """

@@ -1,8 +1,8 @@
 """Holds sample_paths: its description, its checks and its public function. Its kernels:
 
-backends/native.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
-backends/triton.py -> kernels/sample_paths.py
-backends/eager.py  -> reference/sample_paths.py
+backends/native_sums.py -> csrc/cpu/sample_paths.cpp, csrc/cuda/sample_paths.cu (csrc/formulas/*.h)
+backends/triton.py      -> kernels/sample_paths.py
+backends/eager.py       -> reference/sample_paths.py
 """
 
 from __future__ import annotations
