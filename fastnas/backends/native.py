@@ -9,7 +9,6 @@ functions of native_sums.py and native_cells.py keep them in variables of their 
 from __future__ import annotations
 
 import importlib
-from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -60,10 +59,6 @@ class Native:
         # depends on it, since sizes alone decide how sums are cut.
         return {"threads": torch.get_num_threads()}
 
-    def on(self, like: Tensor) -> AbstractContextManager[Any]:
-        """Returns the context that kernels on the device of `like` are to be launched in."""
-        return nullcontext()
-
     def params(self, struct: str, **fields: Any) -> Any:
         return getattr(self.module, struct)(**fields)
 
@@ -72,8 +67,7 @@ class Native:
         # that only the addresses in `params` still refer to. On a GPU the call returns before the
         # kernel has ended; there torch's allocator keeps freed memory to the stream, and gives it
         # to later kernels of the same stream only.
-        with self.on(like):
-            getattr(self.module, kernel)(params)
+        getattr(self.module, kernel)(params)
 
     def blocks(self, n: int) -> int:
         """Returns for how many partial sums n elements need room: CPU kernels bring their own."""
@@ -97,9 +91,10 @@ class NativeCuda(Native):
         # graph.
         return {"stream": torch.cuda.current_stream(like.device).cuda_stream}
 
-    def on(self, like: Tensor) -> AbstractContextManager[Any]:
+    def run(self, kernel: str, params: Any, like: Tensor) -> None:
         # The stream is one of that device, which need not be the current one.
-        return torch.cuda.device(like.device)
+        with torch.cuda.device(like.device):
+            super().run(kernel, params, like)
 
     def unavailable(self) -> str | None:
         if self.missing is not None:

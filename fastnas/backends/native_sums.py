@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastnas.backends.address import address, addresses, places
@@ -42,9 +43,9 @@ class NativeSum(SumKernel):
         return self.native.blocks(n)
 
     def fill(self, call: SumCall, place: Place, y: Tensor, std: Tensor, partial: Tensor) -> None:
-        rows = places(y.device, std=std, partial=partial)
-        out = places(y.device, place.layout, y=y)
-        params = _sum_params(self.native, call, place, y, **rows, **out)
+        rows = _filled(y.device, std=std, partial=partial)
+        at = address(y, y.device, place.layout)
+        params = _sum_params(self.native, call, place, y, y=at, **rows)
         self.native.run("mixed_sum_fwd", params, y)
 
     def fill_grads(
@@ -57,10 +58,15 @@ class NativeSum(SumKernel):
         dw: Tensor,
         partial: Tensor,
     ) -> None:
-        rows = places(dy.device, std=std, dw=dw, partial=partial)
+        rows = _filled(dy.device, std=std, dw=dw, partial=partial)
         grads = places(dy.device, place.layout, dy=dy, dx=dx)
         params = _sum_params(self.native, call, place, dy, **rows, **grads)
         self.native.run("mixed_sum_bwd", params, dy)
+
+
+def _filled(on: torch.device, **tensors: Tensor) -> dict[str, Any]:
+    """Gives the addresses of those that have room: the others' fields are null as they are."""
+    return places(on, **{name: t for name, t in tensors.items() if t.numel()})
 
 
 class NativeNormSum(NormSumKernel):

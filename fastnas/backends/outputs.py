@@ -70,7 +70,7 @@ class SumKernel:
         # Relative noise needs count, mean and squares of each block first.
         partial = _float64(y, 3 * self.blocks(y.numel()) * std.numel())
         own = call._replace(x=x, w=_widened(call.w, y), noise=_readable(call.noise))
-        self.fill(own, Place.of(y, layout), y, std, partial)
+        self.fill(own, _place(y, layout), y, std, partial)
         return y, [std]
 
     def backward(
@@ -88,8 +88,16 @@ class SumKernel:
         # its last bits, would be a matter of luck.
         partial = _float64(dy, dw.numel() * self.blocks(dy.numel()))
         own = call._replace(x=x, w=w, noise=_readable(call.noise))
-        self.fill_grads(dy, own, Place.of(dy, layout), laid_out(saved[0]), dx, dw, partial)
+        self.fill_grads(dy, own, _place(dy, layout), laid_out(saved[0]), dx, dw, partial)
         return [*([dw.to(call.w.dtype)] if needs_dw else []), *(d for d in dx if d is not None)]
+
+
+_IN_ORDER = Place(torch.contiguous_format, False, 0, 0)
+
+
+def _place(like: Tensor, layout: torch.memory_format) -> Place:
+    """Returns the place of terms without statistics, for which channels last alone has channels."""
+    return _IN_ORDER if layout is torch.contiguous_format else Place.of(like, layout)
 
 
 class NormSumKernel:
@@ -221,7 +229,8 @@ def _readable(call: Tuple) -> Tuple:
 
 def _widened(w: Tensor, like: Tensor) -> Tensor:
     """Returns mixing weights in the dtype that sums are accumulated in."""
-    return laid_out(w.to(accumulation_dtype(like.dtype)))
+    wide = accumulation_dtype(like.dtype)
+    return laid_out(w if w.dtype is wide else w.to(wide))
 
 
 def _statistics(call: NormSumCall, y: Tensor) -> tuple[Tensor, Tensor]:

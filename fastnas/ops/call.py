@@ -234,11 +234,14 @@ class Op(Generic[Call]):
             BackendError: an explicit choice of backend cannot run it.
         """
         # dynamo cannot follow the choice, which reads caches, threads and the environment.
-        if not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
             backend = self.choose(call, backend)
         rest, tensors = self.split(call)
         if needs_graph(tensors[: self.count_leaves(tensors)]):
-            outputs: tuple[Tensor, ...] = _Apply.apply(self, backend, rest, *tensors)
+            # The whole call spares putting it together again; dynamo sees no tensors inside of it.
+            whole = None if compiling else call
+            outputs: tuple[Tensor, ...] = _Apply.apply(self, backend, rest, whole, *tensors)
             return outputs
         out, saved = self.forward(call, backend)
         return out, *saved[slice(*self.shows)]
@@ -280,16 +283,25 @@ class Op(Generic[Call]):
         return found
 
 
+_BEFORE = 4
+"""Inputs of `_Apply` that stand before the tensors."""
+
+
 class _Apply(torch.autograd.Function):
     """Shows every op to autograd. Saves what backward reads, and what the kernels want saved."""
 
     @staticmethod
     def forward(
-        ctx: Any, op: Op[Any], backend: str | None, rest: list[Any], *tensors: Tensor | None
+        ctx: Any,
+        op: Op[Any],
+        backend: str | None,
+        rest: list[Any],
+        whole: Any,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        call, leaves = op.join(rest, tensors), op.count_leaves(tensors)
-        # The first three inputs are op, backend and rest; the leaves come first among the tensors.
-        needs = list(ctx.needs_input_grad[3 : 3 + leaves])
+        call, leaves = whole or op.join(rest, tensors), op.count_leaves(tensors)
+        # The first inputs are op, backend, rest and whole; the leaves come first of the tensors.
+        needs = list(ctx.needs_input_grad[_BEFORE : _BEFORE + leaves])
         out, saved = op.forward(op.prepare(call, needs), backend)
         reads = op.reads(call, needs)
         kept = list(tensors)
@@ -309,10 +321,10 @@ class _Apply(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * (3 + ctx.count)
+            return (None,) * (_BEFORE + ctx.count)
         op, leaves, saved = ctx.op, ctx.leaves, list(ctx.saved_tensors)
         tensors, saved = saved[: ctx.count], saved[ctx.count :]
-        needs = list(ctx.needs_input_grad[3 : 3 + leaves])
+        needs = list(ctx.needs_input_grad[_BEFORE : _BEFORE + leaves])
         found: list[Tensor | None]
         if wants_graph_of_backward(grad):
             # The leaves alone are differentiated. tau, the level and the stream of the noise are
@@ -328,4 +340,4 @@ class _Apply(torch.autograd.Function):
             call = op.join(ctx.rest, tensors)
             grads = iter(op.backward(grad, call, saved, needs, ctx.backend))
             found = [next(grads) if need else None for need in needs]
-        return None, None, None, *found, *[None] * (ctx.count - leaves)
+        return *[None] * _BEFORE, *found, *[None] * (ctx.count - leaves)
