@@ -328,8 +328,7 @@ class _Launch:
         # Where there is none to read, any pointer will do.
         self.mean, self.var = (call.mean, call.var) if any(call.normed) else (w, w)
         self.noise, self.terms = noise_arguments(len(call.normed), call.noise, std, w)
-        # Statistics are stored for normed terms only: ROWS[k] is the row of term k, -1: it has
-        # none.
+        # Only normed terms have statistics: ROWS[k] is the row of term k, -1: it has none.
         rows = iter(range(sum(call.normed)))
         self.terms["ROWS"] = tuple(next(rows) if normed else -1 for normed in call.normed)
         self.terms["QUADS"] = place.pixels % 4 == 0
@@ -375,10 +374,8 @@ def backward(dy, call, training, place, std, dz, dw, partial):
     launch = _Launch(call, place, dy, std)
     w, eps = call.w, call.eps
     terms, needs_dw = w.numel(), dw.numel() > 0
-    # A pointer that no branch reads has to be one of the right dtype: dy stands in for it.
     z_or_dy = tuple(dy if z_k is None else z_k for z_k in call.z)
     needs_dz = tuple(d is not None for d in dz)
-    # dz of a normed term in training reads mean(dy (z - mu)); dw of any term is such a sum itself.
     needs_sums = [training and n and d for n, d in zip(call.normed, needs_dz)]
     summed = [k for k in range(terms) if needs_dw or needs_sums[k]]
     if any(needs_sums):
