@@ -45,9 +45,13 @@ class Target:
         return max(self.dtypes(op), key=lambda dtype: torch.finfo(dtype).bits)
 
     def some_dtypes(self, op: str, turn: int) -> tuple[torch.dtype, ...]:
-        """All dtypes, or where a kernel is interpreted, which is slow, the next one in turn."""
+        """Returns all dtypes, or where a kernel is interpreted, which is slow, one in turn."""
+        return (self.in_turn(op, turn),) if self.id == "triton-interpreter" else self.dtypes(op)
+
+    def in_turn(self, op: str, turn: int) -> torch.dtype:
+        """Returns the dtype whose turn it is, for cases that multiply: together they have all."""
         every = self.dtypes(op)
-        return (every[turn % len(every)],) if self.id == "triton-interpreter" else every
+        return every[turn % len(every)]
 
 
 TARGETS = (

@@ -166,7 +166,7 @@ def test_gradcheck(backend: Target, form: str | None, stride: int) -> None:
 )
 def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) -> None:
     noise = None if form is None else noise_of(form)
-    inputs = make(cell(2, 2, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise, target=backend)
+    inputs = make(cell(2, 1, NAMES), (4, 5), C=2, dtype=torch.float32, noise=noise, target=backend)
     params = [laid_out(p, layout) for p in inputs.params]
     x, w = [laid_out(t, layout) for t in inputs.x], laid_out(inputs.w, layout)
     drawn = Noise([], form or "none", inputs.level, inputs.rng)

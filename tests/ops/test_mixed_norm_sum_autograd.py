@@ -149,6 +149,7 @@ def step(training: bool, backend: str) -> Callable[..., torch.Tensor]:
     return f
 
 
+@pytest.mark.backends("cpu", "cuda")  # tracing is the same for every backend, and slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_compiles_to_a_full_graph(backend: Target, layout: str, training: bool) -> None:

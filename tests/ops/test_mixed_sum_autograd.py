@@ -144,6 +144,7 @@ def gradients(
     return [y.detach(), *torch.autograd.grad(y, leaves, inputs.dy)]
 
 
+@pytest.mark.backends("cpu", "cuda")  # tracing is the same for every backend, and slow
 @pytest.mark.parametrize(("form", "layout"), [(None, "contiguous"),
                                               ("gaussian_additive", "channels_last")])  # fmt: skip
 def test_compiles_to_a_full_graph(backend: Target, form: str | None, layout: str) -> None:

@@ -27,6 +27,8 @@ pytestmark = ROUGH  # the Triton interpreter warns where NaN or wrapping integer
 
 @EVERY_TOPOLOGY
 def test_a_darts_cell(backend: Target, dtype: torch.dtype, topology: str) -> None:
+    if backend.id == "triton-interpreter" and (dtype == torch.float32) != (topology == "top2"):
+        return  # 1.5 s each; both dtypes have a topology
     got = check_paths(make_paths(topology, paths=1, dtype=dtype), backend.name)
     kept = got["op"] >= 0
     assert set(got["weight"].unique().tolist()) <= {0.0, 1.0}
