@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from fastnas.kernels.mixed_sum import centred_squares, noise_arguments, standard_deviations
-from fastnas.kernels.tile import WARPS, tile_constants, tile_draw, tile_of_program
+from fastnas.kernels.tile import WARPS, channel_mean, tile_constants, tile_draw, tile_of_program
 
 
 @triton.jit
@@ -245,6 +245,12 @@ def mixed_norm_sum_totals_kernel(
 
 
 @triton.jit
+def _slope(totals_ptr, row, shape, c, w, r):
+    """Returns w r^3 mean(dy (z - mu)), [BLOCK_C]; w - w is NaN where w is inf, as eager's dz is."""
+    return w * r * (r * r * channel_mean(totals_ptr, row, shape, c)) + (w - w)
+
+
+@triton.jit
 def mixed_norm_sum_dz_kernel(
     dy_ptr,
     z_ptrs,
@@ -277,23 +283,17 @@ def mixed_norm_sum_dz_kernel(
     w r (dy - mean(dy)) - slope (z - mu), slope = w r^3 mean(dy (z - mu)). Through given statistics,
     or without a norm, it is w r dy or w dy.
     """
-    channels, _, values = shape
     _, c, first, o, m = tile_of_program(shape, CHANNELS_LAST, INDEX, BLOCK_C, BLOCK_V)
-    mc = c < channels
     b_dy = tl.load(dy_ptr + o, mask=m, other=0.0).to(tl.float32)
     if SUMS[TERMS] >= 0:
-        p_dy = totals_ptr + SUMS[TERMS] * channels + c
-        mean_dy = (tl.load(p_dy, mask=mc, other=0.0) / values).to(tl.float32)
+        mean_dy = channel_mean(totals_ptr, SUMS[TERMS], shape, c)
     for k in tl.static_range(TERMS):
         if NEEDS_DZ[k]:
             w = tl.load(w_ptr + k)
             if ROWS[k] >= 0:
-                mean, r = _norm(mean_ptr, var_ptr, ROWS[k], channels, c, eps)
+                mean, r = _norm(mean_ptr, var_ptr, ROWS[k], shape[0], c, eps)
                 if TRAINING:
-                    product = tl.load(totals_ptr + SUMS[k] * channels + c, mask=mc, other=0.0)
-                    mean_product = (product / values).to(tl.float32)
-                    # w - w: eager takes means of w dy, which are NaN where w is inf.
-                    slope = w * r * (r * r * mean_product) + (w - w)
+                    slope = _slope(totals_ptr, SUMS[k], shape, c, w, r)
                     b_z = tl.load(z_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
                     b_dz = (w * r)[:, None] * (b_dy - mean_dy[:, None])
                     b_dz -= slope[:, None] * (b_z - mean[:, None])

@@ -150,18 +150,9 @@ def mixed_sum_fwd_kernel(
         b_v = tl.load(x_ptrs[k] + o, mask=m, other=0.0).to(tl.float32)
         if ORDINALS[k] >= 0:
             b_d = _draw(
-                level_ptr,
-                rng_ptr,
-                std_ptr,
-                ORDINALS[k],
-                i_block,
-                channels,
-                pixels,
-                GAUSSIAN,
-                RELATIVE,
-                CHANNELS_LAST,
-                BLOCK,
-            )
+                level_ptr, rng_ptr, std_ptr, ORDINALS[k], i_block, channels, pixels,
+                GAUSSIAN, RELATIVE, CHANNELS_LAST, BLOCK,
+            )  # fmt: skip
             if MULTIPLICATIVE:
                 b_v = b_v * b_d
             else:
@@ -205,18 +196,9 @@ def mixed_sum_bwd_kernel(
         b_scaled = b_dy
         if ORDINALS[k] >= 0:
             b_d = _draw(
-                level_ptr,
-                rng_ptr,
-                std_ptr,
-                ORDINALS[k],
-                i_block,
-                channels,
-                pixels,
-                GAUSSIAN,
-                RELATIVE,
-                CHANNELS_LAST,
-                BLOCK,
-            )
+                level_ptr, rng_ptr, std_ptr, ORDINALS[k], i_block, channels, pixels,
+                GAUSSIAN, RELATIVE, CHANNELS_LAST, BLOCK,
+            )  # fmt: skip
             if MULTIPLICATIVE:
                 b_scaled = b_dy * b_d
         if NEEDS_DX[k]:

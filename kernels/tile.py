@@ -92,3 +92,11 @@ def tile_constants(place, values):
         "BLOCK_C": block_c,
         "BLOCK_V": block_v,
     }
+
+
+@triton.jit
+def channel_mean(totals_ptr, row, shape, c):
+    """Returns a total of each channel, [BLOCK_C], over the channel's values."""
+    channels, _, values = shape
+    total = tl.load(totals_ptr + row * channels + c, mask=c < channels, other=0.0)
+    return (total / values).to(tl.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -129,27 +129,37 @@ def run_suite(
             say("copy bandwidth, multiply-adds")
             roof = measure_roof(device, quick)
             rows: list[Row] = []
-
-            def keep(more: Iterable[Row]) -> None:
-                """Writes rows as they come: a run that is killed leaves what it measured."""
-                for row in more:
-                    rows.append(row)
-                    write_csv(rows, path, overwrite=True)
-
-            if suite in ("roofline", "all"):
-                keep(roofline_rows(conditions, device, quick, say))
-            if suite in ("ops", "all"):
-                for case in op_cases(device, op, quick, full):
-                    keep(op_rows(case, conditions, device, quick, full, roof, say, skip))
-            if suite in ("search", "all"):
-                keep(search_rows(conditions, device, settings, say))
-            if suite in ("paths", "all"):
-                keep(single_path_rows(conditions, device, quick, say))
-            if suite in ("memory", "all"):
-                keep(memory_rows(conditions, device, quick, say))
+            for row in _rows(suite, op, settings, conditions, device, roof, say):
+                rows.append(row)
+                # Written as they come: a run that is killed leaves what it measured.
+                write_csv(rows, path, overwrite=True)
     print_rows(rows, roof, console)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return rows
+
+
+def _rows(
+    suite: str,
+    op: str | None,
+    settings: StepSettings,
+    conditions: Conditions,
+    device: str,
+    roof: Roof | None,
+    say: Say,
+) -> Iterator[Row]:
+    """Yields the rows of the suites that are asked for, each as soon as it is measured."""
+    quick, full, skip = settings.quick, settings.full, settings.skip
+    if suite in ("roofline", "all"):
+        yield from roofline_rows(conditions, device, quick, say)
+    if suite in ("ops", "all"):
+        for case in op_cases(device, op, quick, full):
+            yield from op_rows(case, conditions, device, quick, full, roof, say, skip)
+    if suite in ("search", "all"):
+        yield from search_rows(conditions, device, settings, say)
+    if suite in ("paths", "all"):
+        yield from single_path_rows(conditions, device, quick, say)
+    if suite in ("memory", "all"):
+        yield from memory_rows(conditions, device, quick, say)
 
 
 def result_path(conditions: Conditions, out: Path | None, suite: str, quick: bool) -> Path:
@@ -271,11 +281,7 @@ def op_rows(
         problem = replace(problem, forwards=forwards)
         say(f"{label}: verifying")
         verdicts = verify(problem)
-        weights = {
-            name: _weights(problem, name, device)
-            for name, verdict in verdicts.items()
-            if verdict == YES
-        }
+        weights = {name: _weights(problem, name, device) for name in _right(verdicts)}
         results = {}
         for pass_ in OP_PASSES:
             say(f"{label}: {pass_}")
@@ -306,6 +312,11 @@ def op_rows(
     return rows
 
 
+def _right(verdicts: Mapping[str, str]) -> list[str]:
+    """Lists the providers that were verified, the only ones to be weighed and timed."""
+    return [name for name, verdict in verdicts.items() if verdict == YES]
+
+
 def _weights(problem: Problem, provider: str, device: str) -> dict[str, int | None]:
     def forward_and_backward() -> None:
         problem.gradients(provider, problem.forwards[provider]())
@@ -320,7 +331,7 @@ def _time(
 ) -> tuple[dict[str, Timing], dict[str, str]]:
     """Times one pass, and returns the verdicts with what a first call adds to them."""
     status, calls, seconds = dict(verdicts), {}, 0.0
-    for name in (name for name, verdict in verdicts.items() if verdict == YES):
+    for name in _right(verdicts):
         try:
             call = pass_call(problem, name, pass_)
             start = perf_counter()

@@ -44,6 +44,22 @@ def twin(module: M) -> M:
     return sharing(copy.deepcopy(module), module)
 
 
+def _baselines(
+    eager: nn.Module, dtype: torch.dtype, full: bool
+) -> dict[str, Callable[..., Tensor]]:
+    """Maps the providers of plain torch to what they call."""
+    calls: dict[str, Callable[..., Tensor]] = {EAGER: eager}
+    # This is the wrong gradient of torch 2.13 that the module's docstring tells of.
+    if dtype != torch.bfloat16:
+        calls[CHANNELS_LAST] = twin(eager)
+    calls["compile"] = torch.compile(twin(eager), fullgraph=True, dynamic=False)
+    if full:
+        calls["compile-max"] = torch.compile(
+            twin(eager), fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
+        )
+    return calls
+
+
 def module_problem(
     eager: nn.Module,
     fused: Mapping[str, Callable[..., Tensor]],
@@ -83,16 +99,7 @@ def module_problem(
 
     nchw, nhwc = inputs(torch.contiguous_format), inputs(torch.channels_last)
     taken = len(states) + len(mixing)
-    calls: dict[str, Callable[..., Tensor]] = {EAGER: eager}
-    # This is the wrong gradient of torch 2.13 that the module's docstring tells of.
-    if dtype != torch.bfloat16:
-        calls[CHANNELS_LAST] = twin(eager)
-    calls["compile"] = torch.compile(twin(eager), fullgraph=True, dynamic=False)
-    if full:
-        calls["compile-max"] = torch.compile(
-            twin(eager), fullgraph=True, dynamic=False, mode="max-autotune-no-cudagraphs"
-        )
-    calls |= fused
+    calls = _baselines(eager, dtype, full) | dict(fused)
     # The others get what the operation before would hand over; eager alone is the public code.
     in_nchw = set(calls) - set(fused) if dtype == torch.bfloat16 else {EAGER}
     given = {name: nchw if name in in_nchw else nhwc for name in calls}

@@ -74,26 +74,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         ]
     for cell, choices in report["undecided"].items():
         lines += [f"**Undecided**: {choices} of the {cell} cell are within the initial noise.", ""]
-    # A report is written before the comparison as well, when these figures are not there yet.
-    if report["step_speedup_vs_eager"] is not None:
-        lines += [
-            "## Beside eager",
-            "",
-            "One first-order search step, measured in this run, eager as the public code writes"
-            " it:",
-            "",
-            "| | eager | fastnas | eager / fastnas |",
-            "|---|---|---|---|",
-            f"| step | {1e3 * report['eager_step_seconds']:.0f} ms"
-            f" | {1e3 * report['step_seconds']:.0f} ms"
-            f" | {report['step_speedup_vs_eager']:.2f} |",
-            f"| saved for backward | {report['eager_saved_bytes'] / 2**20:.1f} MiB"
-            f" | {report['saved_bytes'] / 2**20:.1f} MiB"
-            f" | {report['saved_bytes_ratio_vs_eager']:.2f} |",
-            "",
-        ]
-    if report["not_compared"] is not None:
-        lines += ["## Beside eager", "", f"Not compared: {report['not_compared']}.", ""]
+    lines += _comparison_lines(report)
     lines += ["## The cell", "", "![cell](cell.png)", "", *cell_table(genotype), ""]
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:
@@ -107,6 +88,30 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
+    """Writes the step beside eager's, or why it was not compared."""
+    if report["not_compared"] is not None:
+        return ["## Beside eager", "", f"Not compared: {report['not_compared']}.", ""]
+    # A report is written before the comparison as well, when these figures are not there yet.
+    if report["step_speedup_vs_eager"] is None:
+        return []
+    return [
+        "## Beside eager",
+        "",
+        "One first-order search step, measured in this run, eager as the public code writes it:",
+        "",
+        "| | eager | fastnas | eager / fastnas |",
+        "|---|---|---|---|",
+        f"| step | {1e3 * report['eager_step_seconds']:.0f} ms"
+        f" | {1e3 * report['step_seconds']:.0f} ms"
+        f" | {report['step_speedup_vs_eager']:.2f} |",
+        f"| saved for backward | {report['eager_saved_bytes'] / 2**20:.1f} MiB"
+        f" | {report['saved_bytes'] / 2**20:.1f} MiB"
+        f" | {report['saved_bytes_ratio_vs_eager']:.2f} |",
+        "",
+    ]
 
 
 def table_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -46,14 +46,53 @@ def test_kernels_compile(architecture: int, kept_folder: Callable[[str], Path]) 
             assert "fma.rn.f64" not in launch["arithmetic"], "other paths than on other backends"
 
 
+def launch_sums() -> None:
+    """Launches both sums, forward and backward, in three of their forms."""
+    from fastnas.backends.calls import Noise, NormSumCall, SumCall
+    from fastnas.backends.triton import TritonNormSum, TritonSum
+
+    for dtype, form, layout, training, needs_dw in (
+        (torch.float32, "none", torch.contiguous_format, True, False),
+        (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
+        (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
+    ):
+        x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
+        level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+        noise = Noise([] if form == "none" else [1], form, level, rng)
+        call = SumCall(x, torch.zeros(3), noise)
+        y, saved = TritonSum().forward(call)
+        TritonSum().backward(y, call, saved, [True, True, False, True])
+        normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
+        y, saved = TritonNormSum().forward(normed)
+        if not training:
+            normed, saved = normed._replace(mean=saved[1], var=saved[2]), saved[:1]
+        TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
+
+
+def launch_paths() -> None:
+    """Launches the sampling of paths, forward and backward, in each topology."""
+    from fastnas.backends.calls import PathsCall
+    from fastnas.backends.triton import TritonPaths
+
+    tau, rng = torch.ones((), dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    for dtype, topology, logits in (
+        (torch.float32, "none", 0),
+        (torch.float32, "top2", 14),
+        (torch.float64, "pairs", 20),
+    ):
+        beta = torch.zeros(2, logits, dtype=dtype) if logits else None
+        alpha = torch.zeros(2, 14, 7, dtype=dtype)
+        paths = PathsCall(alpha, beta, [2, 3, 4, 5], topology, tau, rng, 7)
+        weight, saved = TritonPaths().forward(paths)
+        TritonPaths().backward(weight, paths, saved, [True, beta is not None])
+
+
 def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any]]]:
     """The kernels that there are, and what was compiled for which launch."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from fastnas.backends.calls import Noise, NormSumCall, PathsCall, SumCall
-    from fastnas.backends.triton import TritonNormSum, TritonPaths, TritonSum
     from fastnas.kernels import mixed_norm_sum, mixed_sum, sample_paths
 
     driver.set_active(
@@ -81,33 +120,8 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         return compiled
 
     JITFunction.run = compile_only
-    for dtype, form, layout, training, needs_dw in (
-        (torch.float32, "none", torch.contiguous_format, True, False),
-        (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
-        (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
-    ):
-        x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
-        level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-        noise = Noise([] if form == "none" else [1], form, level, rng)
-        call = SumCall(x, torch.zeros(3), noise)
-        y, saved = TritonSum().forward(call)
-        TritonSum().backward(y, call, saved, [True, True, False, True])
-        normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
-        y, saved = TritonNormSum().forward(normed)
-        if not training:
-            normed, saved = normed._replace(mean=saved[1], var=saved[2]), saved[:1]
-        TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
-    tau, rng = torch.ones((), dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-    for dtype, topology, logits in (
-        (torch.float32, "none", 0),
-        (torch.float32, "top2", 14),
-        (torch.float64, "pairs", 20),
-    ):
-        beta = torch.zeros(2, logits, dtype=dtype) if logits else None
-        alpha = torch.zeros(2, 14, 7, dtype=dtype)
-        paths = PathsCall(alpha, beta, [2, 3, 4, 5], topology, tau, rng, 7)
-        weight, saved = TritonPaths().forward(paths)
-        TritonPaths().backward(weight, paths, saved, [True, beta is not None])
+    launch_sums()
+    launch_paths()
     names = {*vars(mixed_sum), *vars(mixed_norm_sum), *vars(sample_paths)}
     return [name for name in names if name.endswith("_kernel")], launches
 
