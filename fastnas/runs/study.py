@@ -43,8 +43,8 @@ def run_study(
         What report.json holds.
 
     Raises:
-        BackendError, CheckpointError, ConfigError, DataError, EvaluationError, RunFolderError,
-            StudyError: what was evaluated stays.
+        ConfigError, DataError, StudyError: a setting, the data or the study cannot be used.
+        BackendError, EvaluationError, RunFolderError, CheckpointError: what was evaluated stays.
     """
     # Optuna belongs to an extra, so only a study asks for it.
     require("optuna")
