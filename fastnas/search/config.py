@@ -226,8 +226,8 @@ class TrainConfig(RunConfig):
         for name in layout.absent_in_training:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; the network of a cell of layout"
-                    f" {layout.name} has no {', '.join(layout.absent_in_training)}"
+                    f"{name} is {getattr(self, name)}; the network of a {layout.title} cell has"
+                    f" no {', '.join(layout.absent_in_training)}"
                 )
         published = layout.training_defaults
         # 0 and False are settings that a user has given; only None is left open.

@@ -93,6 +93,7 @@ class DartsLayout(Layout[Genotype]):
     """Describes the cells of DARTS and of the spaces of RobustDARTS."""
 
     name = "darts"
+    title = "DARTS"
     cell_types = CELL_TYPES
     inputs = 2
     operations = OPS

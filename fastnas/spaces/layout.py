@@ -48,6 +48,8 @@ class Layout(ABC, Generic[G]):
     """Describes how the cells of a space are made, derived, written and drawn."""
 
     name: ClassVar[str]
+    title: ClassVar[str]
+    """What its authors call it."""
     cell_types: ClassVar[tuple[CellType, ...]]
     inputs: ClassVar[int]
     """The number of input nodes of a cell."""

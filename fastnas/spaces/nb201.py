@@ -163,6 +163,7 @@ class NB201Layout(Layout[NB201Genotype]):
     """Describes the cells of NAS-Bench-201."""
 
     name = "nb201"
+    title = "NAS-Bench-201"
     cell_types = ("normal",)
     inputs = 1
     operations = NB201_OPS

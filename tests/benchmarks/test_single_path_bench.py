@@ -74,7 +74,7 @@ def test_the_ablation_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     assert "old" not in page.read_text() and page.read_text().endswith("\nrest\n")
     assert len(searched) == 8
     assert len({config.out for config in searched}) == 8
-    assert {(c.method, c.samples, c.epochs) for c in searched} == {
+    assert {(c.method, c.options["samples"], c.epochs) for c in searched} == {
         ("rome", 7, 2), ("rome", 1, 14), ("single-path-darts", 7, 2), ("single-path-darts", 1, 14),
     }  # fmt: skip
     rows = ablation.read(tmp_path / "a.csv")

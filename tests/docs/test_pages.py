@@ -143,7 +143,9 @@ def test_tables_name_every_op_and_method() -> None:
 def test_ops_are_said_to_have_the_backends_that_they_have() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*\| ([^|]+) \|$", prose(DOCS / "ops.md"), re.MULTILINE)
     for stem, backends in rows:
-        assert {name.lower() for name in backends.split(", ")} == set(OPS[stem].dtypes), stem
+        # Other tests enter the CUDA sources as compiled for the host, which is no user's backend.
+        there = set(OPS[stem].dtypes) - {"cuda-host"}
+        assert {name.lower() for name in backends.split(", ")} == there, stem
 
 
 def test_the_api_page_shows_every_public_name() -> None:

@@ -89,7 +89,7 @@ def test_accelerate_and_the_ops_need_torch_and_numpy_only():
     blocked = blocked_but("torch", "numpy")
     assert {"typer", "rich", "yaml", "matplotlib", "sklearn", "tensorboard"} <= blocked
     assert not {"torch", "numpy"} & blocked
-    environment = {"PYTHONPATH": str(ROOT / "tests" / "nn")}
+    environment = {"PYTHONPATH": str(ROOT / "tests" / "dropin")}
     done = run_without(blocked, ACCELERATE, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[3.0, 3.0, 3.0]"
