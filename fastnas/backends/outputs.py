@@ -7,6 +7,7 @@ and what is contiguous, widened to the accumulation dtype or empty is decided in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -39,17 +40,18 @@ class Place(NamedTuple):
         return Place(layout, layout != torch.contiguous_format, channels, pixels)
 
 
-class SumKernel:
+class SumKernel(ABC):
     """Allocates for mixed_sum: y, shaped like the terms, and a deviation for each noisy one."""
 
+    @abstractmethod
     def blocks(self, n: int) -> int:
         """Returns how many partial sums n elements need room for; 0 where kernels bring theirs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, call: SumCall, place: Place, y: Tensor, std: Tensor, partial: Tensor) -> None:
         """Fills y, and std where it has room."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill_grads(
         self,
         dy: Tensor,
@@ -61,7 +63,6 @@ class SumKernel:
         partial: Tensor,
     ) -> None:
         """Fills each dx that is not None, and dw unless it is empty (then call.x is, too)."""
-        raise NotImplementedError
 
     def forward(self, call: SumCall) -> tuple[Tensor, list[Tensor]]:
         x, layout = in_common_format(call.x)
@@ -100,21 +101,22 @@ def _place(like: Tensor, layout: torch.memory_format) -> Place:
     return _IN_ORDER if layout is torch.contiguous_format else Place.of(like, layout)
 
 
-class NormSumKernel:
+class NormSumKernel(ABC):
     """Allocates for mixed_norm_sum: as for mixed_sum, and mean and variance of each normed term.
 
     In the calls that `fill` and `fill_grads` are given, mean and var are always there: in training
     forward fills them.
     """
 
+    @abstractmethod
     def blocks(self, n: int) -> int:
         """Returns what `SumKernel.blocks` does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, n: int, place: Place) -> int:
         """Returns how many partial sums a channel needs room for, of n elements in all."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(
         self,
         call: NormSumCall,
@@ -126,8 +128,8 @@ class NormSumKernel:
         partial: Tensor,
     ) -> None:
         """Fills y, in training call.mean and call.var, and std where it has room."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill_grads(
         self,
         dy: Tensor,
@@ -141,7 +143,6 @@ class NormSumKernel:
     ) -> None:
         """Fills each dz that is not None, and dw unless it is empty. What it does not read of
         call.z is None."""
-        raise NotImplementedError
 
     def forward(self, call: NormSumCall) -> tuple[Tensor, list[Tensor]]:
         z, layout = in_common_format(call.z)
@@ -188,18 +189,18 @@ class NormSumKernel:
         return [*([dw.to(call.w.dtype)] if needs_dw else []), *(d for d in dz if d is not None)]
 
 
-class PathsKernel:
+class PathsKernel(ABC):
     """Allocates for sample_paths: what is sampled, and its weights."""
 
+    @abstractmethod
     def fill(self, call: PathsCall, op: Tensor, weight: Tensor) -> None:
         """Fills op and weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill_grads(
         self, dweight: Tensor, call: PathsCall, op: Tensor, dalpha: Tensor, dbeta: Tensor
     ) -> None:
         """Fills dalpha, and dbeta where there is a beta."""
-        raise NotImplementedError
 
     def forward(self, call: PathsCall) -> tuple[Tensor, list[Tensor]]:
         alpha = call.alpha
