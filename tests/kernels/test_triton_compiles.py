@@ -21,11 +21,18 @@ from typing import Any
 import pytest
 import torch
 
-ARCHITECTURES = [80, 90, 100]
+FORMS = {
+    80: (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
+    90: (torch.float32, "none", torch.contiguous_format, True, False),
+    100: (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
+}
+"""The form in which the sums are launched for an architecture: dtype, noise, layout, whether in
+training, and whether the weights need a gradient. What Triton makes of a form differs little between
+architectures, so each is compiled for one of them."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FORMS)
 def test_kernels_compile(architecture: int, kept_folder: Callable[[str], Path]) -> None:
     pytest.importorskip("triton")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -46,27 +53,25 @@ def test_kernels_compile(architecture: int, kept_folder: Callable[[str], Path]) 
             assert "fma.rn.f64" not in launch["arithmetic"], "other paths than on other backends"
 
 
-def launch_sums() -> None:
-    """Launches both sums, forward and backward, in three of their forms."""
+def launch_sums(architecture: int) -> None:
+    """Launches both sums, forward and backward, in the form of this architecture."""
     from fastnas.backends.calls import Noise, NormSumCall, SumCall
     from fastnas.backends.triton import TritonNormSum, TritonSum
 
-    for dtype, form, layout, training, needs_dw in (
-        (torch.float32, "none", torch.contiguous_format, True, False),
-        (torch.bfloat16, "gaussian_additive", torch.channels_last, True, True),
-        (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
-    ):
-        x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
-        level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
-        noise = Noise([] if form == "none" else [1], form, level, rng)
-        call = SumCall(x, torch.zeros(3), noise)
-        y, saved = TritonSum().forward(call)
-        TritonSum().backward(y, call, saved, [True, True, False, True])
-        normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
-        y, saved = TritonNormSum().forward(normed)
-        if not training:
-            normed, saved = normed._replace(mean=saved[1], var=saved[2]), saved[:1]
-        TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
+    dtype, form, layout, training, needs_dw = FORMS[architecture]
+    x = [torch.zeros(2, 3, 30, 30, dtype=dtype).to(memory_format=layout) for _ in range(3)]
+    level, rng = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    noise = Noise([] if form == "none" else [1], form, level, rng)
+    call = SumCall(x, torch.zeros(3), noise)
+    y, saved = TritonSum().forward(call)
+    TritonSum().backward(y, call, saved, [True, True, False, True])
+    additive = Noise([1], "gaussian_additive", level, rng)  # the one with standard deviations
+    TritonSum().forward(call._replace(noise=additive))
+    normed = NormSumCall(x, call.w, [True, False, True], 1e-5, None, None, noise)
+    y, saved = TritonNormSum().forward(normed)
+    if not training:
+        normed, saved = normed._replace(mean=saved[1], var=saved[2]), saved[:1]
+    TritonNormSum().backward(y, normed, saved, [needs_dw, True, True, True])
 
 
 def launch_paths() -> None:
@@ -120,7 +125,7 @@ def compile_everything(architecture: int) -> tuple[list[str], list[dict[str, Any
         return compiled
 
     JITFunction.run = compile_only
-    launch_sums()
+    launch_sums(architecture)
     launch_paths()
     names = {*vars(mixed_sum), *vars(mixed_norm_sum), *vars(sample_paths)}
     return [name for name in names if name.endswith("_kernel")], launches
