@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tiny_runs import command, difference, finish, left_behind, main, one_line, results
+from tiny_runs import command, difference, finish, left_behind, main, one_line, results, resume_here
 
 NAMESPACE = "FASTNAS_STRESS_DISK"
 SIZE = 16 << 20
@@ -34,8 +34,7 @@ def check(count: int, seed: int) -> list[str]:
     draw, faults = random.Random(seed), []
     disk = Path(os.environ[NAMESPACE])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", disk], check=True)
-    whole = finish(command(disk / "whole"))
-    assert whole.returncode == 0, whole.stderr
+    assert resume_here(disk / "whole") is None
     expected = results(disk / "whole")
     needed = sum(path.stat().st_size for path in (disk / "whole").rglob("*"))
     shutil.rmtree(disk / "whole")
@@ -52,12 +51,11 @@ def check(count: int, seed: int) -> list[str]:
             wrong = f"it does not say why: {full.stderr}"
         wrong = wrong or one_line(full.stderr) or left_behind(out)
         filler.unlink()
-        again = finish(command(out, "--resume"))
-        if again.returncode != 0:
-            wrong = wrong or f"not resumed: {again.stderr}"
-        else:
+        again = resume_here(out)
+        if again is None:
             where = difference(results(out), expected)
-            wrong = wrong or (where and f"differs at {where}")
+            again = where and f"differs at {where}"
+        wrong = wrong or again
         if wrong:
             faults.append(f"{free} of {needed} bytes free: {wrong}")
         shutil.rmtree(out)

@@ -11,12 +11,22 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from tiny_runs import answer_signals, command, difference, finish, left_behind, main, results
+from tiny_runs import (
+    answer_signals,
+    command,
+    difference,
+    finish,
+    left_behind,
+    main,
+    results,
+    resume_here,
+)
 
 STARTED = 0.3
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-METHODS = ((), ("--method=rome", "--samples=2"))
+METHODS: tuple[dict[str, Any], ...] = ({}, {"method": "rome", "samples": 2})
 
 
 def interrupted(arguments: list[str], after: float, by: signal.Signals) -> str | None:
@@ -46,25 +56,23 @@ def check(count: int, seed: int) -> list[str]:
     """The faults of so many interruptions."""
     draw, faults = random.Random(seed), []
     with tempfile.TemporaryDirectory() as folder:
-        expected, seconds = {}, {}
-        for flags in METHODS[: max(1, count // 2)]:
-            started = time.perf_counter()
-            whole = finish(command(Path(folder) / "whole", *flags))
-            seconds[flags] = time.perf_counter() - started
-            assert whole.returncode == 0, whole.stderr
-            expected[flags] = results(Path(folder) / "whole")
-            (Path(folder) / "whole").rename(Path(folder) / f"whole{len(expected)}")
+        whole = []
+        for j, settings in enumerate(METHODS[: max(1, count // 2)]):
+            started, out = time.perf_counter(), Path(folder) / f"whole{j}"
+            done = finish(command(out, **settings))
+            seconds = time.perf_counter() - started
+            assert done.returncode == 0, done.stderr
+            whole.append((settings, seconds, results(out)))
         for i in range(count):
-            flags, out = draw.choice(list(expected)), Path(folder) / f"run{i}"
-            by, after = list(CODES)[i % 3], draw.uniform(STARTED, seconds[flags])
-            label = f"{by.name} after {after:.2f} s {' '.join(flags)}"
-            wrong = interrupted(command(out, "--resume", *flags), after, by)
-            again = finish(command(out, "--resume", *flags))
-            if again.returncode != 0:
-                wrong = wrong or f"not resumed: {again.stderr}"
-            else:
-                where = difference(results(out), expected[flags])
-                wrong = wrong or (where and f"differs at {where}") or left_behind(out)
+            (settings, seconds, expected), out = draw.choice(whole), Path(folder) / f"run{i}"
+            by, after = list(CODES)[i % 3], draw.uniform(STARTED, seconds)
+            label = f"{by.name} after {after:.2f} s {settings}"
+            wrong = interrupted([*command(out, **settings), "--resume"], after, by)
+            again = resume_here(out, **settings)
+            if again is None:
+                where = difference(results(out), expected)
+                again = (where and f"differs at {where}") or left_behind(out)
+            wrong = wrong or again
             if wrong:
                 faults.append(f"{label}: {wrong}")
     return faults

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
+from fastnas.runs.search import run_search
 from fastnas.search.checkpoint import load_checkpoint
+from fastnas.search.config import SearchConfig, make_config
 
 SETTINGS: dict[str, Any] = {
     "space": "S2",
@@ -31,15 +34,26 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def command(out: Path, *flags: str) -> list[str]:
+def command(out: Path, **settings: Any) -> list[str]:
     """A search, the training of what it derives, its report."""
-    text = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    return [sys.executable, "-m", "fastnas", "search", *text, f"--out={out}", *flags]
+    given = {**SETTINGS, **settings, "out": out}
+    text = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    return [sys.executable, "-m", "fastnas", "search", *text]
 
 
 def finish(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     """The run to its end."""
     return subprocess.run(arguments, check=False, capture_output=True, text=True)
+
+
+def resume_here(out: Path, **settings: Any) -> str | None:
+    """Resumes a run in this process, which need not import torch anew; returns what failed."""
+    config = make_config(SearchConfig, {**SETTINGS, **settings, "out": str(out)})
+    try:
+        run_search(config, resume=True, console=Console(quiet=True))
+    except Exception as error:  # what the scripts look for
+        return f"not resumed: {error!r}"
+    return None
 
 
 def answer_signals() -> None:
