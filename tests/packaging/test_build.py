@@ -62,9 +62,22 @@ def assert_it_runs_from(site, tmp_path):
     assert result == "[3.0, 3.0, 3.0]"
 
 
+def assert_threads_change_no_bit(tests, site):
+    """Another OpenMP runtime than torch's: what a thread takes for its number must be its own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-k", "cpu and threads_do_not"]
+    files = sorted(
+        f for f in (tests / "ops").glob("test_*.py") if "threads_do_not" in f.read_text()
+    )
+    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "2"}
+    done = run([*command, *files], cwd=tests, env=environment)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_the_source_distribution_makes_a_wheel_with_the_cpu_module(sdist, tmp_path):
-    done, path = wheel(tmp_path, shutil.copytree(sdist, tmp_path / "source"), "cpu")
+    """By clang where it is installed: the modules that are in use come from the other compiler."""
+    source, clang = shutil.copytree(sdist, tmp_path / "source"), shutil.which("clang++")
+    done, path = wheel(tmp_path, source, "cpu", "-v", **({"CXX": clang} if clang else {}))
     assert path is not None, done.stderr
     names = zipfile.ZipFile(path).namelist()
     assert any(n.startswith("fastnas/_C.") for n in names)
@@ -74,6 +87,11 @@ def test_the_source_distribution_makes_a_wheel_with_the_cpu_module(sdist, tmp_pa
     site = tmp_path / "site"
     zipfile.ZipFile(path).extractall(site)
     assert_it_runs_from(site, tmp_path)
+    if clang:
+        said = done.stdout + done.stderr
+        assert "CXX compiler identification is Clang" in said
+        assert "[-W" not in said  # as in "warning: ... [-Wunused]"
+        assert_threads_change_no_bit(source / "tests", site)
 
 
 def test_wheel_without_native_modules(tmp_path):
@@ -116,40 +134,6 @@ def test_the_source_distribution_has_every_file_of_the_repository(sdist):
     missing = [name for name in listed.stdout.splitlines() if not (sdist / name).exists()]
     assert not missing
     assert not list(sdist.rglob("*.so"))
-
-
-def install(source, site, **environment):
-    """pip's whole output; nothing is fetched: this environment has what a build takes."""
-    command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", site, source]
-    wish = {"FASTNAS_BUILD": "cpu", "CMAKE_BUILD_TYPE": "None"}
-    done = run(command, env=os.environ | wish | environment)
-    assert done.returncode == 0, done.stderr
-    assert len(list((site / "fastnas").glob("_C.*.so"))) == 1
-    return done.stdout + done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("clang++"), reason="clang++ is not installed")
-def test_clang_builds_it_without_a_warning_and_threads_change_no_bit(tmp_path):
-    """Its OpenMP runtime is not torch's: what a thread takes for its number must be its own."""
-    source, site = checkout(tmp_path), tmp_path / "site"
-    assert "[-W" not in install(source, site, CXX="clang++")  # as in "warning: ... [-Wunused]"
-    assert_it_runs_from(site, tmp_path)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-k",
-        "cpu and threads_do_not",
-        "ops",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "2"}
-    done = run(command, cwd=source / "tests", env=environment)
-    assert done.returncode == 0, done.stdout
 
 
 def test_tools_beside_the_interpreter_come_before_those_on_the_path(tmp_path, monkeypatch):
