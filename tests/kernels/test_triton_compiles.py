@@ -27,8 +27,8 @@ FORMS = {
     100: (torch.float16, "uniform_multiplicative", torch.contiguous_format, False, True),
 }
 """The form in which the sums are launched for an architecture: dtype, noise, layout, whether in
-training, and whether the weights need a gradient. What Triton makes of a form differs little between
-architectures, so each is compiled for one of them."""
+training, and whether the weights need a gradient. What Triton makes of a form differs little
+between architectures, so each is compiled for one of them."""
 
 
 @pytest.mark.slow
