@@ -19,6 +19,7 @@ namespace {
 // Columns before and after each row of a patch. No convolution reaches farther (7x7: 3; 5x5 at dilation 2: 4), and
 // quads of floats are aligned on either side of it.
 constexpr int kMargin = 4;
+constexpr int kMostRows = 24;  // of patches with a way of their own: of a tile of 16, a 5x5 at dilation 2
 
 FASTNAS_HD int rounded_up(int n, int to) { return (n + to - 1) & -to; }  // to a power of two
 // Finds the bits of the smallest power of two that is at least n, so that lanes are cut by shifts.
@@ -37,7 +38,6 @@ __device__ int fresh(int n) {
 #endif
   return n;
 }
-
 // Says what a job reads around a strip. A pool is {3, 1, stride}. `transposed`: the patch is of a gradient, in the
 // grid of the output, and strips are of the input's grid.
 struct Reach {
@@ -77,15 +77,20 @@ struct Strip {
 // always the same banks, so they are counted last; strips of one row are 8 floats apart, and channels 4 more than a
 // multiple of 32 (patch_of): four strips of two channels take the groups {0 2 4 6} and {1 3 5 7}, one strip of eight
 // channels {0 .. 7}. Two strips of four channels in a row would meet in {0 2}, {1 3}, {2 4}, {3 5}, hence there bits 1
-// and 2 of the channel change places: channels 0 1 4 5 take {0 2}, {1 3}, {4 6}, {5 7}.
+// and 2 of the channel change places: channels 0 1 4 5 take {0 2}, {1 3}, {4 6}, {5 7}. (Strips of du at stride 2, 4
+// floats apart, would rather have channels in order; but a lane keeps its channel whatever the stride.)
 __device__ Strip strip_of_lane(const Lanes& lanes, Grid tile, int strip) {
-  const int lane = fresh(int(threadIdx.x) % 32), rest = lane >> lanes.across_bits;
+  const int lane = fresh(int(threadIdx.x % 32)), rest = lane >> lanes.across_bits;
   int channel = rest & (lanes.channels - 1);
   if (lanes.across() == 2 && lanes.channels >= 8)
     channel = (channel & ~6) | (channel & 2) << 1 | (channel & 4) >> 1;
   const int row = lane >> (5 - lanes.down_bits), col = lane & (lanes.across() - 1);
   return {channel, row * strip, col * strip, row * strip < tile.rows && col * strip < tile.cols};
 }
+
+// Says how a patch is staged, where its plane is aligned: whole planes of the three stages of a network, rows of 32
+// columns, or anything else.
+enum class Way { planes8, planes16, planes32, rows32, any };
 
 // A patch is a part of some channels in shared memory, for whole strips, with zeros for what lies outside of the
 // plane. Where a tile has all rows, the rows above and below do not exist, and strips skip them (Edges); otherwise they
@@ -97,6 +102,7 @@ struct Patch {
   int pitch, plane;             // floats from a row, and from a channel, to the next
   Grid from;                    // the whole plane
   bool all_rows, all_cols;
+  Way way;
 
   // Finds a pixel of the plane.
   __device__ float* at(int channel, int from_row, int from_col) const {
@@ -109,13 +115,19 @@ struct Patch {
 FASTNAS_HD Patch patch_of(const Reach& reach, const Tiling& t, Grid from, float* data) {
   const int rows = reach.below(rounded_up(t.tile.rows, reach.strip()));
   const int cols = reach.below(rounded_up(t.tile.cols, reach.strip()));
-  Patch p{data, 0, 0, rows, cols, cols + kMargin, 0, from, t.down == 1, t.across == 1};
+  Patch p{data, 0, 0, rows, cols, cols + kMargin, 0, from, t.down == 1, t.across == 1, Way::any};
   if (!p.all_rows) p.row = -reach.halo(), p.rows += 2 * reach.halo();
   if (!p.all_cols) p.pitch += kMargin;
   // For the banks (strip_of_lane): strips 8 floats apart want channels 4 floats apart, strips 4 floats apart want
   // them as many as the strips of a row take.
   const int across = lanes_of(t.tile, reach.strip()).across(), shift = reach.footprint() == 8 ? 4 : 4 * across % 32;
   p.plane = rounded_up(p.rows * p.pitch + kMargin - shift, 32) + shift;
+  if (p.all_cols && from.cols == 32 && p.rows <= kMostRows) p.way = Way::rows32;
+  if (p.all_rows && p.all_cols && from.rows == from.cols) {
+    if (from.rows == 8) p.way = Way::planes8;
+    if (from.rows == 16) p.way = Way::planes16;
+    if (from.rows == 32) p.way = Way::planes32;
+  }
   return p;
 }
 
@@ -150,7 +162,7 @@ __device__ void put_zeros(float* to) { put_quad(to, make_float4(0, 0, 0, 0)); }
 // Sets the patches of a warp to zero, once a kernel: margins, and rows and columns up to whole strips, stay so.
 __device__ void clear(const Patch& patch, int channels) {
 #pragma unroll 1
-  for (int i = int(threadIdx.x) % 32 * 4; i < channels * patch.plane; i += 32 * 4) put_zeros(patch.data + i);
+  for (int i = int(threadIdx.x % 32) * 4; i < channels * patch.plane; i += 32 * 4) put_zeros(patch.data + i);
   __syncwarp();
 }
 
@@ -230,23 +242,22 @@ template <int N> __device__ void zero(float* to, int to_step, int left, int a_st
 // Stages at most kMostRows rows of W quads, all columns of the plane, so that the rows of a channel follow each other
 // in memory. A warp takes 32 quads at a time, by one instruction, as all distances are known; they are counted from
 // the middle, because the instruction holds no more than 2 KB either way.
-constexpr int kMostRows = 24;  // of a tile of 16, and the halo of a 5x5 at dilation 2
 template <int W, class T>
-__device__ void stage_rows(const T* x, int pixels, int channels, const Patch& patch, int lane, int first, int rows) {
+__device__ void stage_rows(const T* x, int pixels, int channels, const Patch& patch, unsigned lane) {
   constexpr int kRows = 32 / W, kPitch = 4 * W + kMargin, kMiddle = kMostRows / 2 * 4 * W;
-  const int left = rows - lane / W;
+  const int first = max(patch.row, 0), left = min(patch.row + patch.rows, patch.from.rows) - first - int(lane / W);
   const T* from = x + first * 4 * W + 4 * lane + kMiddle;
-  float* to = patch.data + kMargin + (first - patch.row + lane / W) * kPitch + lane % W * 4;
+  float* to = patch.data + kMargin + (first - patch.row + int(lane / W)) * kPitch + lane % W * 4;
 #pragma unroll 1
   for (int c = 0; c < channels; ++c, from += pixels, to += patch.plane)
     copy<4, kMostRows / kRows>(to, kRows * kPitch, from - kMiddle, 128, left, kRows);
 }
 
 // Stages whole planes of H rows of W quads, which follow each other in memory.
-template <int W, int H, class T> __device__ void stage_planes(const T* x, int channels, const Patch& patch, int lane) {
+template <int W, int H, class T> __device__ void stage_planes(const T* x, int channels, const Patch& patch, unsigned lane) {
   constexpr int kQuads = W * H, kSteps = kQuads > 32 ? kQuads / 32 : 1, kAtOnce = kQuads < 32 ? 32 / kQuads : 1;
   constexpr int kPitch = 4 * W + kMargin;
-  const int own = lane / kQuads;
+  const int own = int(lane / kQuads);
   const T* from = x + 4 * lane;
   float* to = patch.data + kMargin + own * patch.plane + lane % kQuads / W * kPitch + lane % W * 4;
 #pragma unroll kSteps > 2 ? 1 : 4
@@ -257,17 +268,17 @@ template <int W, int H, class T> __device__ void stage_planes(const T* x, int ch
 // Stages any rows and columns, N values at a time: 4 where the plane is aligned, else 1. What lies outside of the plane
 // becomes 0: a tile may have left other pixels there.
 template <int N, class T>
-__device__ void stage_any(const T* x, int pixels, int channels, const Patch& patch, int lane) {
+__device__ void stage_any(const T* x, int pixels, int channels, const Patch& patch, unsigned lane) {
   const Grid from = patch.from;
   const int left = patch.all_cols ? 0 : patch.col - kMargin, first = max(patch.row, 0);
   const int cols = patch.all_cols ? from.cols : patch.cols + 2 * kMargin;
   const int last = min(patch.row + patch.rows, from.rows), units = (cols + N - 1) / N;
   const int bits = min(bits_for(units), 5), at_once = 32 >> bits;
   for (int c = 0; c < channels; ++c)
-    for (int u = lane & ((1 << bits) - 1); u < units; u += 1 << bits) {
+    for (int u = int(lane) & ((1 << bits) - 1); u < units; u += 1 << bits) {
       const int col = left + u * N;
       const bool inside = col >= 0 && col < from.cols;
-      for (int row = first + (lane >> bits); row < last; row += 4 * at_once) {
+      for (int row = first + int(lane >> bits); row < last; row += 4 * at_once) {
         float* const to = patch.at(c, row, col);
         const T* const at = x + int64_t(c) * pixels + row * from.cols + col;
         if (inside) copy<N, 4>(to, at_once * patch.pitch, at, at_once * from.cols, last - row, at_once);
@@ -278,12 +289,12 @@ __device__ void stage_any(const T* x, int pixels, int channels, const Patch& pat
 
 // Clears the rows between the end of the plane and the end of the strip that it cuts: in a tile before, other pixels
 // lay there. Where a tile has all rows nothing else is ever written to them.
-__device__ void clear_below(const Patch& patch, int channels, int lane) {
+__device__ void clear_below(const Patch& patch, int channels, unsigned lane) {
   const int end = min(patch.row + patch.rows, rounded_up(patch.from.rows, 8)), first = max(patch.from.rows, patch.row);
 #pragma unroll 1
   for (int c = 0; c < channels; ++c)
 #pragma unroll 1
-    for (int i = patch.pitch * (first - patch.row) + lane * 4; i < patch.pitch * (end - patch.row);
+    for (int i = patch.pitch * (first - patch.row) + int(lane) * 4; i < patch.pitch * (end - patch.row);
          i += 32 * 4)
       put_zeros(patch.data + c * patch.plane + i);
 }
@@ -292,33 +303,32 @@ __device__ void clear_below(const Patch& patch, int channels, int lane) {
 // lies there, and returns before the copies have landed: wait_staged().
 template <class Planes> __device__ void stage(const Planes& from, int64_t image, int first, int channels, Patch patch) {
   __syncwarp();
-  const int lane = fresh(int(threadIdx.x) % 32);
+  const unsigned lane = unsigned(fresh(int(threadIdx.x % 32)));
   patch.pitch = fresh(patch.pitch), patch.plane = fresh(patch.plane);
-  const Grid grid{fresh(patch.from.rows), fresh(patch.from.cols)};
-  patch.from = grid;
-  const int pixels = grid.pixels();
-  const int top = max(patch.row, 0), rows = min(patch.row + patch.rows, grid.rows) - top;
+  patch.from = {fresh(patch.from.rows), fresh(patch.from.cols)};
+  const int pixels = patch.from.pixels();
   with_type(from.type, [&](auto zero) {
     using T = decltype(zero);
     const T* x = in_global(static_cast<const T*>(from.data)) + image * from.image + int64_t(first) * pixels;
-    const bool whole = patch.all_rows && patch.all_cols;
     if (!from.aligned) return stage_any<1>(x, pixels, channels, patch, lane);
-    if (whole && grid.cols == 8 && grid.rows == 8) return stage_planes<2, 8>(x, channels, patch, lane);
-    if (whole && grid.cols == 32 && grid.rows == 32) return stage_planes<8, 32>(x, channels, patch, lane);
-    if (whole && grid.cols == 16 && grid.rows == 16) return stage_planes<4, 16>(x, channels, patch, lane);
-    if (patch.all_cols && grid.cols == 32 && rows <= kMostRows)
-      return stage_rows<8>(x, pixels, channels, patch, lane, top, rows);
-    stage_any<4>(x, pixels, channels, patch, lane);
+    switch (patch.way) {
+      case Way::planes8: return stage_planes<2, 8>(x, channels, patch, lane);
+      case Way::planes16: return stage_planes<4, 16>(x, channels, patch, lane);
+      case Way::planes32: return stage_planes<8, 32>(x, channels, patch, lane);
+      case Way::rows32: return stage_rows<8>(x, pixels, channels, patch, lane);
+      case Way::any: return stage_any<4>(x, pixels, channels, patch, lane);
+    }
   });
-  if (!patch.all_rows && grid.rows % 8 != 0) clear_below(patch, channels, lane);
+  if (!patch.all_rows && patch.from.rows % 8 != 0) clear_below(patch, channels, lane);
 }
 
 // Stages taps of some channels, as floats: to[channel][tap_pitch(size)]. They lie in shared memory because a lane needs
 // all of its channel's, up to 49: here the warp loads and converts each value once. tap_pitch() is 3 more than the taps
-// of every size, and the channel of the i-th of them i / 9, / 25 or / 49, by a multiplication that is exact up to 2048.
+// of every size, so the i-th value goes 3 floats farther for every channel before it: i / 9, / 25 or / 49 of them, by a
+// multiplication, as count is no constant.
 __device__ void stage_taps(const void* taps, DType type, int size, int first, int channels, float* to) {
-  const int count = size * size, lane = fresh(int(threadIdx.x) % 32);
-  const unsigned by_count = size == 3 ? 65536 / 9 + 1 : size == 5 ? 65536 / 25 + 1 : 65536 / 49 + 1;
+  const int count = size * size, lane = fresh(int(threadIdx.x % 32));
+  const unsigned by_count = size == 3 ? ~0u / 9 + 1 : size == 5 ? ~0u / 25 + 1 : ~0u / 49 + 1;
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const T* const from = in_global(static_cast<const T*>(taps)) + int64_t(first) * count;
@@ -330,7 +340,7 @@ __device__ void stage_taps(const void* taps, DType type, int size, int first, in
         if (i + 32 * k < channels * count) carried[k].take(from + i + 32 * k);
 #pragma unroll
       for (int k = 0; k < 4; ++k)
-        if (i + 32 * k < channels * count) carried[k].put(to + i + 32 * k + ((i + 32 * k) * by_count >> 16) * 3);
+        if (i + 32 * k < channels * count) carried[k].put(to + i + 32 * k + 3 * __umulhi(i + 32 * k, by_count));
     }
   });
 }

@@ -178,6 +178,17 @@ __global__ void __launch_bounds__(kThreads, 4) pool_back_kernel(Job job) {
   job.stride == 1 ? pool_back<1>(job) : pool_back<2>(job);
 }
 
+// to[lane]: where a lane's strip begins in the warp's patches, -1 if it has none.
+__global__ void __launch_bounds__(32) places_kernel(Job job, int* to) {
+  DYNAMIC_SHARED(float, shared);
+  const Reach reach{job.size, job.dilation, job.stride, job.transposed != 0};
+  const Tiling& t = job.tiling;
+  const Patch patch = patch_of(reach, t, job.from.grid, shared);
+  const Strip strip = strip_of_lane(lanes_of(t.tile, reach.strip()), t.tile, reach.strip());
+  const float* const from = patch.at(strip.channel, reach.below(strip.row), reach.below(strip.col));
+  to[threadIdx.x] = strip.inside ? int(from - shared) : -1;
+}
+
 size_t bytes_of(const Job& job) {
   const Reach reach{job.size, job.dilation, job.stride, job.transposed != 0};
   const size_t tiles = size_t(lanes_of(job.tiling.tile, reach.strip()).channels) * (job.tiling.tile.pixels() + 4);
@@ -198,6 +209,7 @@ int run_correlate(const Job* job, int images) {
 int run_pool(const Job* job, int images, int averages) {
   return launch(pool_kernel, images, kThreads, bytes_of(*job), nullptr, *job, averages);
 }
+int run_places(const Job* job, int* to) { return launch(places_kernel, 1, 32, bytes_of(*job), nullptr, *job, to); }
 int run_pool_back(const Job* job, int images) {
   return launch(pool_back_kernel, images, kThreads, bytes_of(*job), nullptr, *job);
 }

@@ -39,9 +39,8 @@ class Tiling(ctypes.Structure):
 class Job(ctypes.Structure):
     _fields_ = [("from_", Staged), ("beside", Staged), ("taps", ctypes.c_void_p)]
     _fields_ += [("tap_type", ctypes.c_int32), ("to", ctypes.c_void_p), ("other", ctypes.c_void_p)]
-    _fields_ += [
-        (name, ctypes.c_int) for name in "channels size dilation stride transposed".split()
-    ]
+    _fields_ += [("channels", ctypes.c_int), ("size", ctypes.c_int), ("dilation", ctypes.c_int)]
+    _fields_ += [("stride", ctypes.c_int), ("transposed", ctypes.c_int)]
     _fields_ += [("tiling", Tiling)]
 
 
@@ -231,3 +230,27 @@ def test_nan_and_inf_stay(lib: ctypes.CDLL) -> None:
     assert lib.run_pool(ctypes.byref(job), IMAGES, 1) == 0
     want = F.avg_pool2d(x.double(), 3, 1, 1, count_include_pad=False)
     torch.testing.assert_close(z.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_quads_of_eight_lanes_lie_in_different_banks(
+    lib: ctypes.CDLL, side: int, size: int, transposed: bool, stride: int
+) -> None:
+    """Shared memory gives eight lanes 16 bytes at once if these lie in eight groups of banks."""
+    rows = side if transposed else side * stride
+    plane = Plane(64, rows, rows, min(side, 16))
+    grid = torch.zeros(1, 64, *(plane.out(stride) if transposed else (rows, rows)))
+    job = made_job(plane, (size, 1, stride), grid, True, None, transposed=transposed)
+    places = torch.empty(32, dtype=torch.int32)
+    assert lib.run_places(ctypes.byref(job), ctypes.c_void_p(places.data_ptr())) == 0
+    assert places.unique().numel() == 32
+    banks = (places % 32 // 4).reshape(4, 8)
+    at_once = torch.tensor([row.unique().numel() for row in banks])
+    assert (places % 4 == 0).all()
+    # Two cases share banks. 32 columns of output at stride 2 lie over 64 of input, twice around the
+    # banks; and du of 8 columns under 16 would want channels in order, as du at stride 1 does not.
+    shared = stride == 2 and side == (16 if transposed else 32)
+    assert (at_once == (4 if shared else 8)).all(), banks
