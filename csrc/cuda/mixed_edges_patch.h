@@ -254,7 +254,8 @@ __device__ void stage_rows(const T* x, int pixels, int channels, const Patch& pa
 }
 
 // Stages whole planes of H rows of W quads, which follow each other in memory.
-template <int W, int H, class T> __device__ void stage_planes(const T* x, int channels, const Patch& patch, unsigned lane) {
+template <int W, int H, class T>
+__device__ void stage_planes(const T* x, int channels, const Patch& patch, unsigned lane) {
   constexpr int kQuads = W * H, kSteps = kQuads > 32 ? kQuads / 32 : 1, kAtOnce = kQuads < 32 ? 32 / kQuads : 1;
   constexpr int kPitch = 4 * W + kMargin;
   const int own = int(lane / kQuads);
@@ -325,8 +326,9 @@ template <class Planes> __device__ void stage(const Planes& from, int64_t image,
 // Stages taps of some channels, as floats: to[channel][tap_pitch(size)]. They lie in shared memory because a lane needs
 // all of its channel's, up to 49: here the warp loads and converts each value once. tap_pitch() is 3 more than the taps
 // of every size, so the i-th value goes 3 floats farther for every channel before it: i / 9, / 25 or / 49 of them, by a
-// multiplication, as count is no constant.
+// multiplication, as count is no constant. Like stage() it begins when all lanes are done with what lies there.
 __device__ void stage_taps(const void* taps, DType type, int size, int first, int channels, float* to) {
+  __syncwarp();
   const int count = size * size, lane = fresh(int(threadIdx.x % 32));
   const unsigned by_count = size == 3 ? ~0u / 9 + 1 : size == 5 ? ~0u / 25 + 1 : ~0u / 49 + 1;
   with_type(type, [&](auto zero) {

@@ -86,24 +86,23 @@ template <int N> __device__ __forceinline__ void load_taps(const float* from, fl
 // the strip's first pixel on; cols is a multiple of 4.
 template <int N>
 __device__ __forceinline__ void put_strip(const float (&from)[N][N], float* to, int pitch, int rows, int cols) {
-  pitch = fresh(pitch);
 #pragma unroll
-  for (int r = 0; r < N; ++r)
+  for (int r = 0; r < N; ++r, to += pitch) {
+    if (r >= rows) return;
 #pragma unroll
     for (int q = 0; q < N; q += 4)
-      if (r < rows && q < cols)
-        *reinterpret_cast<float4*>(to + r * pitch + q) =
-            make_float4(from[r][q], from[r][q + 1], from[r][q + 2], from[r][q + 3]);
+      if (q < cols)
+        *reinterpret_cast<float4*>(to + q) = make_float4(from[r][q], from[r][q + 1], from[r][q + 2], from[r][q + 3]);
+  }
 }
-// Loads rows alike, 0 for what is not left of the tile.
-template <int M, int N>
-__device__ __forceinline__ void get_strip(float (&to)[M][N], const float* from, int pitch, int rows, int cols) {
+// Loads rows of a strip from a patch, which holds whole strips: what is not of the plane is 0 there.
+template <int M, int N> __device__ __forceinline__ void get_strip(float (&to)[M][N], const float* from, int pitch) {
+  pitch = fresh(pitch);
 #pragma unroll
   for (int r = 0; r < M; ++r)
 #pragma unroll
     for (int q = 0; q < N; q += 4) {
-      float4 v = make_float4(0, 0, 0, 0);
-      if (r < rows && q < cols) v = *reinterpret_cast<const float4*>(from + r * pitch + q);
+      const float4 v = *reinterpret_cast<const float4*>(from + r * pitch + q);
       to[r][q] = v.x, to[r][q + 1] = v.y, to[r][q + 2] = v.z, to[r][q + 3] = v.w;
     }
 }

@@ -111,13 +111,12 @@ struct Transpose {
 struct Correlate {
   const Here& here;
   float* to;
-  int rows, cols;
   template <int K, int D, int S> __device__ void run() const {
     float dtap[K * K] = {};
     const int pitch = here.beside_pitch;
     correlate<K, D, S>(
         here.patch, here.pitch, here.edges,
-        [&](int row, auto& g) { get_strip(g, here.beside + row * pitch, pitch, rows - row, cols); }, dtap);
+        [&](int row, auto& g) { get_strip(g, here.beside + row * pitch, pitch); }, dtap);
     for (int k = 0; k < K * K; ++k) to[k * 32] += dtap[k];
   }
 };
@@ -165,10 +164,10 @@ __global__ void __launch_bounds__(kThreads, 4) transpose_kernel(Job job) {
 __global__ void __launch_bounds__(kThreads, 4) correlate_kernel(Job job) {
   Job own = job;
   own.to = nullptr;  // no tile
-  each_strip(own, [&](const Here& here, int rows, int cols) {
+  each_strip(own, [&](const Here& here, int, int) {
     const int64_t plane = int64_t(here.image) * job.channels + here.channel;
     float* const to = job.other + plane * job.size * job.size * 32 + threadIdx.x % 32;
-    with_kernel(job.size, job.dilation, job.stride, Correlate{here, to, rows, cols});
+    with_kernel(job.size, job.dilation, job.stride, Correlate{here, to});
   });
 }
 __global__ void __launch_bounds__(kThreads, 4) pool_kernel(Job job, int averages) {
