@@ -38,8 +38,9 @@ __device__ int fresh(int n) {
 #endif
   return n;
 }
-// Says what a job reads around a strip. A pool is {3, 1, stride}. `transposed`: the patch is of a gradient, in the
-// grid of the output, and strips are of the input's grid.
+
+// Says what a job reads around a strip. A pool is {3, 1, stride}; pixels alone are {1, 1, 1}. `transposed`: the patch is
+// of a gradient, in the grid of the output, and strips are of the input's grid.
 struct Reach {
   int size, dilation, stride;
   bool transposed;
@@ -110,8 +111,8 @@ struct Patch {
   }
 };
 
-// Shapes the patch of tiles of a grid; `from` is the grid of what is staged. The channels of the first tile's patch
-// lie at `data`, see place().
+// Shapes the patch for tiles of a grid; `from` is the grid of what is staged. It lies at the first tile until place()
+// moves it.
 FASTNAS_HD Patch patch_of(const Reach& reach, const Tiling& t, Grid from, float* data) {
   const int rows = reach.below(rounded_up(t.tile.rows, reach.strip()));
   const int cols = reach.below(rounded_up(t.tile.cols, reach.strip()));
@@ -131,7 +132,7 @@ FASTNAS_HD Patch patch_of(const Reach& reach, const Tiling& t, Grid from, float*
   return p;
 }
 
-// Counts the floats of shared memory for a warp's pass: patches, and taps beside them.
+// Count the floats of shared memory that the patches of a warp's pass take, and the taps beside them.
 FASTNAS_HD int patch_floats(const Reach& reach, const Tiling& t) {
   return lanes_of(t.tile, reach.strip()).channels * patch_of(reach, t, t.grid, nullptr).plane;
 }
@@ -210,9 +211,10 @@ template <class T> struct Carried<T, 4> {
   }
 };
 
-// Copies N values each in up to M places, `step` elements apart: while i * a_step < left. Floats go by asynchronous
-// copies, without passing through registers; 16-bit types have all loads in flight before the first is used. (Set to
-// 0 first: a register that only some lanes load would be kept for the others all around the caller's loop.)
+// Copies N values at each of up to M places, `step` elements apart: the i-th while i * a_step < left. Floats go by
+// asynchronous copies, without passing through registers; 16-bit types have all loads in flight before the first is
+// used. (`carried` begins as 0: a register that only some lanes load is kept for the others all around the caller's
+// loop over tiles, and there are dozens of them.)
 template <int N, int M>
 __device__ void copy(float* to, int to_step, const float* from, int step, int left, int a_step) {
 #pragma unroll
@@ -233,6 +235,7 @@ __device__ void copy(float* to, int to_step, const T* from, int step, int left, 
     if (i * a_step < left) carried[i].put(to + i * to_step);
 }
 
+// Writes zeros to four such places.
 template <int N> __device__ void zero(float* to, int to_step, int left, int a_step) {
   for (int i = 0; i < 4 && i * a_step < left; ++i)
     if constexpr (N == 4) put_zeros(to + i * to_step);
