@@ -77,7 +77,6 @@ T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32, HOST_SIMT_SI
   const bool inside = (lane ^ flip) <= (lane | (width - 1));
   return host_simt::shuffle(mask, value, inside ? lane ^ flip : lane, file, line);
 }
-#undef HOST_SIMT_SITE
 
 inline void __threadfence() {}
 inline void __threadfence_block() {}

@@ -92,10 +92,20 @@ struct Operation {
   int source;      // lane to shuffle from
 };
 
+// An asynchronous copy that has not landed: 16 bytes or 4 to shared memory, zeros where there is no source. `group`
+// counts the groups that the thread had committed before it.
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, group;
+};
+
 struct Thread {
   Context context;
   uint3 index;
   Operation op;
+  std::vector<Copy> copies;
+  unsigned groups;  // committed
 };
 
 struct SharedArray {
@@ -165,10 +175,12 @@ inline void print_thread(const Thread& t) {
   if (t.op.line) fprintf(stderr, " at %s:%d", t.op.file, t.op.line);
 }
 
-// Ends the launch as a device would, with an error that sticks, and says on stderr which threads cannot meet.
-inline void fail(const char* what, const Thread& a, const Thread& b) {
+constexpr int kLaunchFailure = 719, kMisalignedAddress = 716;  // as CUDA numbers them
+
+// Ends the launch as a device would, with an error that sticks, and says on stderr which threads are at fault.
+inline void fail(const char* what, const Thread& a, const Thread& b, int error = kLaunchFailure) {
   if (machine.error) return;
-  machine.error = 719;  // cudaErrorLaunchFailure
+  machine.error = error;
   fprintf(stderr, "host_simt: %s: block (%u,%u,%u)", what, blockIdx.x, blockIdx.y, blockIdx.z);
   print_thread(a);
   if (&a != &b) print_thread(b);
@@ -253,6 +265,8 @@ inline void run_block() {
   const unsigned count = unsigned(machine.threads.size());
   for (unsigned i = 0; i < count; ++i) {
     machine.threads[i].op = {Wait::nothing, "", 0, 0, 0, 0};
+    machine.threads[i].copies.clear();
+    machine.threads[i].groups = 0;
     char* const stack = machine.stacks + i * kStackBytes + kGuardBytes;
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(stack, kStackBytes - kGuardBytes);  // frames that never returned
@@ -279,6 +293,38 @@ inline unsigned char* shared_array(const void* declaration, size_t bytes) {
     if (array.declaration == declaration) return array.bytes.data();
   machine.shared.push_back({declaration, std::vector<unsigned char>(bytes, 0xFF)});
   return machine.shared.back().bytes.data();
+}
+
+inline bool is_shared(const void* address) {
+  const auto* const byte = static_cast<const unsigned char*>(address);
+  for (const SharedArray& array : machine.shared)
+    if (byte >= array.bytes.data() && byte < array.bytes.data() + array.bytes.size()) return true;
+  return false;
+}
+
+// Notes down a copy of the running thread; it lands in land_copies(), the latest moment that the hardware may choose.
+inline void copy_async(void* to, const void* from, unsigned bytes, const char* file, int line) {
+  Thread& self = *machine.current;
+  self.op.file = file;
+  self.op.line = line;
+  if (!is_shared(to)) fail("asynchronous copy to what is not shared memory", self, self);
+  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
+    fail("misaligned asynchronous copy", self, self, kMisalignedAddress);
+  if (!machine.error) self.copies.push_back({to, from, bytes, self.groups});
+}
+
+inline void commit_copies() { ++machine.current->groups; }
+
+// Lands the running thread's copies, but for those of the last groups and those that belong to none yet.
+inline void land_copies(unsigned pending) {
+  Thread& self = *machine.current;
+  size_t landed = 0;
+  for (; landed < self.copies.size() && self.copies[landed].group + pending < self.groups; ++landed) {
+    const Copy& copy = self.copies[landed];
+    if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
+    else memset(copy.to, 0, copy.bytes);
+  }
+  self.copies.erase(self.copies.begin(), self.copies.begin() + ptrdiff_t(landed));
 }
 
 // Reserves address space only, until a fiber touches its part. Kept for the life of the process. The lowest pages

@@ -10,7 +10,7 @@
 // all strips of a channel.
 #pragma once
 
-#include "mixed_edges_copies.h"
+#include "async_copy.h"
 #include "mixed_edges_plan.h"
 
 namespace fastnas::cuda::strips {

@@ -1,7 +1,9 @@
 // Kernels that show what the host shim guarantees; driven by test_simt_shim.py through ctypes.
 #include <cstdint>
 
-#include "launch.h"
+#include "async_copy.h"
+
+using namespace fastnas::cuda;
 
 constexpr int kThreads = 256;
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
@@ -148,6 +150,52 @@ __global__ void last_arriver_sum(const float* x, float* partial, unsigned* arriv
   }
 }
 
+// Rows of 128 floats through two buffers: one is copied to while the other is added up. `kept` groups of copies may
+// still be on their way when a row is read; 1 is right.
+template <int kept> __global__ void sum_rows(const float* x, int rows, float* sums) {
+  SHARED(float4, buffer, 2 * 32);
+  const unsigned t = threadIdx.x;
+  copy_async16(&buffer[t], x + 4 * t);
+  commit();
+  float sum = 0;
+  for (int row = 0; row < rows; ++row) {
+    const bool more = row + 1 < rows;
+    copy_async16_or_zero(&buffer[(row + 1) % 2 * 32 + t], x + 128 * (row + 1) + 4 * t, more);
+    commit();
+    wait<kept>();
+    __syncwarp();
+    const float4 other = buffer[row % 2 * 32 + (t + 1) % 32];
+    sum += other.x + other.y + other.z + other.w;
+    __syncwarp();
+  }
+  wait<0>();
+  const float4 past = buffer[rows % 2 * 32 + t];
+  sums[t] = sum + past.x + past.y + past.z + past.w;
+}
+
+__global__ void copy_wrongly(int way, const float* x, float* to) {
+  SHARED(float4, values, 2);
+  float* const floats = &values[0].x;
+  if (way == 0) copy_async16(floats, x + 1);
+  else if (way == 1) copy_async16(floats + 1, x);
+  else if (way == 2) copy_async4(to, x);
+  else copy_async4(floats + 1, x + 1);
+  commit();
+  wait<0>();
+  *to = floats[1];
+}
+
+__global__ void rectify(float* x) { x[threadIdx.x] = relu_nan(x[threadIdx.x]); }
+
+// Vectors by one load each, and a counter that wraps.
+__global__ void read_vectors(const float4* __restrict__ x, const uint2* __restrict__ bits, unsigned* counter,
+                             float4* to) {
+  const float4 v = __ldg(&x[threadIdx.x]);
+  const uint2 two = __ldg(&bits[threadIdx.x]);
+  to[threadIdx.x] = make_float4(v.w, v.x + float(two.x), v.y + float(two.y), v.z);
+  atomicInc(counter, 9);
+}
+
 struct Table {
   const float* x[250];
   float* y;
@@ -211,6 +259,16 @@ int run_every_warp_operation(int* out) {
 int run_misused(int way, int* out) { return launch(misused, 2, 64, 0, nullptr, way, out); }
 int run_last_arriver_sum(int blocks, const float* x, float* partial, unsigned* arrived, float* sum) {
   return launch(last_arriver_sum, blocks, kThreads, 0, nullptr, x, partial, arrived, sum);
+}
+int run_sum_rows(int kept, const float* x, int rows, float* sums) {
+  return launch(kept == 0 ? sum_rows<0> : kept == 1 ? sum_rows<1> : sum_rows<2>, 1, 32, 0, nullptr, x, rows, sums);
+}
+int run_copy_wrongly(int way, const float* x, float* to) {
+  return launch(copy_wrongly, 1, 1, 0, nullptr, way, x, to);
+}
+int run_rectify(int threads, float* x) { return launch(rectify, 1, threads, 0, nullptr, x); }
+int run_read_vectors(const float4* x, const uint2* bits, unsigned* counter, float4* to) {
+  return launch(read_vectors, 1, 32, 0, nullptr, x, bits, counter, to);
 }
 int run_sum_table(const float* x, float* y, int64_t n) {
   Table table = {};

@@ -20,6 +20,7 @@ GXX = shutil.which("g++")
 NVCC = shutil.which("nvcc")
 SEEDS = range(8)
 LAUNCH_FAILED = 719
+MISALIGNED = 716
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason="no g++")
 
@@ -192,6 +193,58 @@ def test_last_arriver(lib: ctypes.CDLL) -> None:
         assert lib.run_last_arriver_sum(blocks, *arguments) == 0
         assert total[0] == x.sum()
         assert arrived[0] == 0
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_asynchronous_copies_land_when_they_are_waited_for(lib: ctypes.CDLL, kept: int) -> None:
+    rows = 5
+    x = np.random.default_rng(6).integers(-50, 50, (rows, 32, 4)).astype(np.float32)
+    sums = np.zeros(32, np.float32)
+    assert lib.run_sum_rows(kept, pointer(x), rows, pointer(sums)) == 0
+    if kept == 2:  # one group too many is on its way
+        assert np.isnan(sums).all()
+    else:
+        np.testing.assert_array_equal(sums, np.roll(x.sum((0, 2)), -1))
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "message"),
+    [
+        (0, MISALIGNED, "misaligned asynchronous copy"),
+        (1, MISALIGNED, "misaligned asynchronous copy"),
+        (2, LAUNCH_FAILED, "not shared memory"),
+        (3, 0, ""),
+    ],
+)
+def test_asynchronous_copies_that_a_gpu_refuses(
+    lib: ctypes.CDLL, way: int, code: int, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x, to = np.arange(64, dtype=np.float32), np.zeros(1, np.float32)
+    first = -x.ctypes.data % 16 // 4
+    assert lib.run_copy_wrongly(way, pointer(x[first:]), pointer(to)) == code
+    error = capfd.readouterr().err
+    assert message in error
+    assert ("selftest.cu:" in error) == bool(message)
+    assert code or to[0] == first + 1
+
+
+def test_rectifier_keeps_nan(lib: ctypes.CDLL) -> None:
+    x = np.array([-np.inf, -1, -0.0, 0, 2, np.inf, np.nan], np.float32)
+    assert lib.run_rectify(len(x), pointer(x)) == 0
+    np.testing.assert_array_equal(x, np.array([0, 0, 0, 0, 2, np.inf, np.nan], np.float32))
+    assert not np.signbit(x[:3]).any()
+
+
+def test_vectors_and_a_counter_that_wraps(lib: ctypes.CDLL) -> None:
+    whole = np.arange(32 * 4 + 4, dtype=np.float32)
+    first = -whole.ctypes.data % 16 // 4
+    x, to = whole[first:][: 32 * 4].reshape(32, 4), np.zeros(32 * 4 + 4, np.float32)
+    bits, counter = np.arange(64, dtype=np.uint32).reshape(32, 2), np.zeros(1, np.uint32)
+    to = to[-to.ctypes.data % 16 // 4 :][: 32 * 4].reshape(32, 4)
+    assert lib.run_read_vectors(pointer(x), pointer(bits), pointer(counter), pointer(to)) == 0
+    added = np.pad(bits, ((0, 0), (1, 1))).astype(np.float32)
+    np.testing.assert_array_equal(to, np.roll(x, 1, 1) + added)
+    assert counter[0] == 32 % 10
 
 
 def test_large_parameters_by_value_and_more_than_one_dimension(lib: ctypes.CDLL) -> None:
