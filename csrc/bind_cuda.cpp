@@ -12,7 +12,9 @@ namespace fastnas {
 namespace {
 
 void check(const char* op, int error) {
-  if (error) throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cuda::error_text(error));
+  if (!error) return;
+  throw std::runtime_error(std::string(op) + ": CUDA launch failed: " + cuda::error_text(error) + ", in " +
+                           cuda::failed_kernel_name());
 }
 
 }  // namespace

@@ -4,6 +4,8 @@
 
 namespace fastnas::cuda {
 
+std::string failed_kernel_name() { return failed_kernel; }
+
 #if defined(__CUDACC__)
 
 namespace {

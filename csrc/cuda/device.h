@@ -9,4 +9,8 @@ namespace fastnas::cuda {
 std::string device_problem();
 std::string error_text(int code);
 
+// Names the kernel whose launch last failed on the calling thread. With FASTNAS_CUDA_SYNC=1 also where it failed
+// after its launch, on the device.
+std::string failed_kernel_name();
+
 }  // namespace fastnas::cuda

@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the host, so that CI without a GPU executes the text of the .cu files:
 //   g++ -std=c++17 -O2 -x c++ -DFASTNAS_HOST_SIMT -Wno-unknown-pragmas -shared -fPIC foo.cu
-// Included by launch.h only. Kernels take host pointers; launch() returns when they are done.
+// Included by launch.h only. Kernels take host pointers; start() returns when they are done.
 //
 // The threads of a block are fibers of the calling OS thread; blocks run one after the other, in
 // shuffled order. Between two block barriers the threads are resumed in shuffled order, either
@@ -23,6 +23,7 @@
 #pragma once
 
 #include "host_simt_machine.h"
+#include "host_simt_names.h"
 
 #define __global__
 #define __device__
@@ -109,14 +110,16 @@ template <class T> T max(T a, T b) { return a < b ? b : a; }
 #define DYNAMIC_SHARED(type, name) \
   type* const name = reinterpret_cast<type*>(host_simt::shared_array(&host_simt::machine, 0))
 
-template <class... P, class... A>
-int launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void*, A... args) {
-  static_assert(kernel_parameters_fit<P...>());
+template <class... P>
+int start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void*, P... arguments) {
   return host_simt::run_grid(grid, block, shared_bytes,
-                             [kernel, parameters = std::tuple<P...>(args...)] {
+                             [kernel, parameters = std::tuple<P...>(arguments...)] {
                                std::apply(kernel, parameters);
                              });
 }
+// A launch is over when start() returns, with its errors.
+inline int finish(void*) { return 0; }
+inline std::string kernel_name(const void* kernel) { return host_simt::name_of_code(kernel).function; }
 
 #pragma GCC visibility pop
 

@@ -16,14 +16,15 @@ namespace {
 // Rounds to nearest, ties away from zero. A NaN whose payload lies in the low 13 bits alone may come out as inf.
 __device__ unsigned tf32_bits(float v) {
   unsigned bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
+  asm volatile("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
   return bits;
 }
 
 // Adds A B to sum, 16 x 8 times 8 x 8. Lane 4 r + k holds A[r + 8 (i % 2)][k + 4 (i / 2)] in a[i], B[k + 4 i][r] in
-// b[i] and the sums [r + 8 (i / 2)][2 k + i % 2]. The whole warp must come here together.
+// b[i] and the sums [r + 8 (i / 2)][2 k + i % 2]. The whole warp must come here together: volatile, or the compiler
+// may move the instruction into a branch that only some lanes take.
 __device__ void add_tf32_product(const float (&a)[4], const float (&b)[2], float (&sum)[4]) {
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(tf32_bits(a[0])), "r"(tf32_bits(a[1])), "r"(tf32_bits(a[2])), "r"(tf32_bits(a[3])),
         "r"(tf32_bits(b[0])), "r"(tf32_bits(b[1])));

@@ -44,6 +44,7 @@ def lib(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     library = ctypes.CDLL(str(build(path, *flags)))
     library.host_simt_seed.argtypes = [ctypes.c_uint64]
     library.host_simt_seed.restype = None
+    library.failed_kernel_name.restype = ctypes.c_char_p
     library.host_simt_seed(0)
     return library
 
@@ -178,6 +179,7 @@ def test_threads_that_can_not_meet_are_reported(
         error = capfd.readouterr().err
         assert message in error
         assert "selftest.cu:" in error
+        assert b"misused" in lib.failed_kernel_name()
     lib.host_simt_seed(0)
     test_threads_that_exited_count_as_arrived(lib)
 
