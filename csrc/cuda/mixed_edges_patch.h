@@ -39,8 +39,8 @@ __device__ int fresh(int n) {
   return n;
 }
 
-// Says what a job reads around a strip. A pool is {3, 1, stride}; pixels alone are {1, 1, 1}. `transposed`: the patch is
-// of a gradient, in the grid of the output, and strips are of the input's grid.
+// Says what a job reads around a strip. A pool is {3, 1, stride}; pixels alone are {1, 1, 1}. `transposed`: the patch
+// is of a gradient, in the grid of the output, and strips are of the input's grid.
 struct Reach {
   int size, dilation, stride;
   bool transposed;

@@ -4,8 +4,9 @@
 // What the instructions are: a 3x3 strip at stride 1 takes 576 FFMA, and beside them 40 loads of the window's 10 rows,
 // 100 maxima for the relu, 3 loads of taps and 16 stores. Each row of the window is read once, as quads, and meets
 // every tap of every output row that it belongs to. Registers at stride 1: 64 sums, 9 to 25 taps, 10 to 16 values of
-// the row: about 110 of the 128 that leave room for four blocks on a multiprocessor. A 7x7 would not fit so; what it
-// does instead is told where it is done.
+// the row, about 110. With what a kernel keeps besides, 168 registers hold it without a spill: three blocks of four
+// warps on a multiprocessor, as many as patches and tiles leave room for. A 7x7 would not fit so; what it does instead
+// is told where it is done.
 #pragma once
 
 #include "mixed_edges_patch.h"
@@ -82,8 +83,8 @@ template <int N> __device__ __forceinline__ void load_taps(const float* from, fl
   }
 }
 
-// Stores a strip to rows `pitch` floats apart, 16 bytes at a time. `rows` and `cols` are what is left of the tile from
-// the strip's first pixel on; cols is a multiple of 4.
+// Stores a strip to a tile in shared memory, rows `pitch` floats apart, 16 bytes at a time. `rows` and `cols` are what
+// is left of the tile from the strip's first pixel on; cols is a multiple of 4.
 template <int N>
 __device__ __forceinline__ void put_strip(const float (&from)[N][N], float* to, int pitch, int rows, int cols) {
 #pragma unroll
@@ -91,8 +92,7 @@ __device__ __forceinline__ void put_strip(const float (&from)[N][N], float* to, 
     if (r >= rows) return;
 #pragma unroll
     for (int q = 0; q < N; q += 4)
-      if (q < cols)
-        *reinterpret_cast<float4*>(to + q) = make_float4(from[r][q], from[r][q + 1], from[r][q + 2], from[r][q + 3]);
+      if (q < cols) put_quad(to + q, make_float4(from[r][q], from[r][q + 1], from[r][q + 2], from[r][q + 3]));
   }
 }
 // Loads rows of a strip from a patch, which holds whole strips: what is not of the plane is 0 there.
