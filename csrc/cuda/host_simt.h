@@ -32,6 +32,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
+#define __noinline__ __attribute__((noinline))
 #define __forceinline__ __inline__ __attribute__((always_inline))
 
 #pragma GCC visibility push(hidden)
@@ -91,6 +92,7 @@ inline unsigned atomicInc(unsigned* address, unsigned last) {
 }
 
 template <class T> T __ldg(const T* address) { return *address; }
+template <class T> T __ldcg(const T* address) { return *address; }
 template <class T> T __ldcs(const T* address) { return *address; }
 template <class T> void __stcs(T* address, std::common_type_t<T> value) { *address = value; }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(uint64_t(a) * b >> 32); }

@@ -1,10 +1,11 @@
-// Runs mixed_edges forward on CUDA: a few launches for each level of the DAG, all edges of it at once.
+// Runs mixed_edges forward on CUDA: four launches for each level of the DAG, all edges of it at once.
 //
-// A level takes 13: pools, moments and folds of what is no convolution; then for the first halves and for the
-// second u, the partial Gram matrices of u, two folds; v between them; and one kernel that adds the level's edges
-// to every node they enter. Statistics come from Gram matrices of u, so z is never formed before its batch norm is
-// known. Launches follow each other on one stream, which is the only barrier between blocks: no kernel waits for
-// another block, and there are no atomics, so the bits depend on the inputs alone.
+// (1) u of the first halves with its Gram matrices, pools and strided skips with their moments, and from these the
+// batch statistics; (2) v between the two halves of a sep_conv; (3) u of the second halves, alike; (4) one kernel that
+// adds the level's edges to every node they enter. Statistics come from Gram matrices of u, so z is never formed
+// before its batch norm is known. Launches follow each other on one stream, which is the only barrier between blocks:
+// no kernel waits for another block. The last block of a job to end folds its sums, in an order that does not depend
+// on which block that is, so the bits depend on the inputs alone.
 #include "mixed_edges.h"
 
 #include <stdexcept>
@@ -15,162 +16,136 @@
 namespace fastnas::cuda {
 namespace {
 
-// grid (groups, halves): gathers a partial Gram matrix of u + shift, the sum of u + shift, and the shift, which is
-// minus the mean of the group's first tile, so that no digits cancel.
-//
-// A block walks all tiles of a group of images with the matrix in its registers, [C][C] split over its threads. The
-// shift is found from the first tile, which is then loaded again, shifted. It lies in global memory, where the fold
-// will read it too; the barriers order its writes before its reads. 32 groups fix the order of the sums, and give a
-// level of one edge (4 first halves) 128 blocks, about one for each of the 132 multiprocessors of an H100.
+// Loads a tile of u, centred in training.
+__device__ void load_u(const Plan& plan, const Tiling& t, const Half& h, const Tile& tile, float* to) {
+  const Planes u = u_of(plan, h);
+  const float* const shift = plan.training ? h.shift : nullptr;
+  load_tile(t, tile, plan.C, u, tile.image * u.image, to, [&](int c) { return shift ? shift[c] : 0.0f; });
+}
+
+// grid (tiles of all images, halves): computes v = relu(BN(W u)) of the first halves of sep_convs, written as the
+// stored dtype. In training u is centred while it is loaded, outside of it the constant is `bias`.
 template <class Units, int M>
-__global__ void __launch_bounds__(kThreads) gather_kernel(Plan plan, int first, Which which) {
+__global__ void __launch_bounds__(kThreads) second_input_kernel(const __grid_constant__ Plan plan, int first) {
   const Half* const job = plan.halves.at(first + blockIdx.y);
-  if (!is_wanted(job, which)) return;
+  if (!job || job->final || !job->output) return;
   const Half& h = *job;
   DYNAMIC_SHARED(float, u);
-  const Tiling& t = plan.tiling;
-  const int C = plan.C, group = int(blockIdx.x);
-  float* const gram = plan.partial + (int64_t(blockIdx.y) * plan.groups + group) * plan.partial_size();
-  float *const deviations = gram + int64_t(C) * C, *const shift = deviations + C;
-  for (int c = int(threadIdx.x); c < C; c += kThreads) deviations[c] = shift[c] = 0;
-  clear_tails(t, C, u);
-  const auto load = [&](const Tile& tile, bool opens) {
-    load_u(plan, h, tile, shift, u);
-    if (!opens) return;
-    __syncthreads();
-    for (int c = warp_index(); c < C; c += kWarps) {
-      float sum = 0;
-      for (int i = lane_index(); i < t.tile.pixels(); i += 32) sum += u[c * t.pitch + i];
-      sum = warp_total(sum);
-      if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
+  const Tiling& t = plan.product;
+  const Tile tile = tile_of_block(t);
+  clear_tails(t, plan.C, u);
+  load_u(plan, t, h, tile, u);
+  __syncthreads();
+  Product<Units, M> sum;
+  sum.add(plan, t, h.fold, u, plan.C);
+  const Planes v = plan.own(h.output);
+  sum.each_quad(plan, t, tile, u, [&](const Place& p, Quad quad) {
+    const float bias = h.bias ? h.bias[p.channel] : 0.0f;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) quad.v[k] = relu(quad.v[k] + bias);
+    put_quad(v, tile.image * v.image + p.channel * plan.plane() + p.offset, p.count, quad);
+  });
+}
+
+// Brings a term that is no convolution into a tile, batch normalised or not, times its weight, without noise.
+__device__ void bring_plain(const Plan& plan, const Tiling& t, const Plain& n, const Tile& tile, float* to) {
+  const float w = plan.w[n.weight];
+  load_plainly(plan, t, n.z, tile, to);
+  __syncthreads();
+  for (QuadWalk walk(t); walk.channel < plan.C; walk.go_on()) {
+    const float mean = n.normed ? n.stats[walk.channel] : 0.0f, rstd = n.normed ? n.rstd[walk.channel] : 1.0f;
+    float* const at = to + walk.channel * t.pitch + 4 * walk.quad;
+    Quad quad = quad_at(at);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) quad.v[k] = w * ((quad.v[k] - mean) * rstd);
+    store_quad(at, quad);
+  }
+}
+
+// Brings a noisy term into a tile. Values are drawn one by one, in a loop that is not unrolled: a draw for each of a
+// thread's 64 sums would be 64 copies of Philox.
+__device__ void bring_noisy(const Plan& plan, const Tiling& t, const Plain& n, const Tile& tile, float* to) {
+  const bool multiplicative = is_multiplicative(plan.form);
+  const Draw<float> draw = draw_of(plan, n);
+  for (int i = int(threadIdx.x); i < plan.C * t.tile.pixels(); i += kThreads) {
+    const int c = i / t.tile.pixels(), pixel = i % t.tile.pixels(), k = pixel % 4;
+    const Place p = place_of_quad(t, tile, c, pixel / 4);
+    float v = 0;
+    if (k < p.count) {
+      const int64_t at = p.channel * plan.plane() + p.offset + k;
+      v = get(n.z, tile.image * n.z.image + at);
+      if (n.normed) v = (v - n.stats[c]) * n.rstd[c];
+      v = plan.w[n.weight] * mixed_value(multiplicative, v, draw.element(uint64_t(tile.image * plan.image() + at)));
     }
-    __syncthreads();
-    load_u(plan, h, tile, shift, u);
-  };
-  cross_group<Units, M>(plan, group, u, u, gram, load, [&] { add_channel_sums(plan, u, deviations); });
+    to[c * t.pitch + pixel] = v;
+  }
 }
 
-// grid (halves, C C / kThreads): makes mean(u) and cov(u) from the groups' partial sums, a thread per entry.
-//
-// With d the mean of a group minus the whole mean, e the mean left after the group's shift and n its pixels,
-//  n cov(group, about the whole mean) = gram + n (d_i d_j - e_i e_j).
-// fp64 throughout, groups in their order. Each thread sums the means of its row and column itself, which saves a
-// launch. cov stays fp64 for the fold; backward gets its fp32 copy.
-__global__ void __launch_bounds__(kThreads) fold_gram_kernel(Plan plan, int first, Which which) {
-  const Half* const job = plan.halves.at(first + blockIdx.x);
-  if (!is_wanted(job, which)) return;
-  const Half& h = *job;
-  const int C = plan.C, entry = int(blockIdx.y * kThreads + threadIdx.x);
-  if (entry >= C * C) return;
-  const int i = entry / C, j = entry % C;
-  const float* partial = plan.partial + int64_t(blockIdx.x) * plan.groups * plan.partial_size();
-  const double total = double(plan.samples());
-  double mean_i = 0, mean_j = 0, cov = 0;
-  for (int g = 0; g < plan.groups; ++g) {
-    const float *deviations = partial + g * plan.partial_size() + int64_t(C) * C, *shift = deviations + C;
-    const double n = plan.group_samples(g);
-    mean_i += n / total * (double(deviations[i]) / n - double(shift[i]));
-    mean_j += n / total * (double(deviations[j]) / n - double(shift[j]));
-  }
-  for (int g = 0; g < plan.groups; ++g) {
-    const float *gram = partial + g * plan.partial_size(), *deviations = gram + int64_t(C) * C, *shift = deviations + C;
-    const double n = plan.group_samples(g), a = double(deviations[i]) / n, b = double(deviations[j]) / n;
-    const double off = (a - double(shift[i]) - mean_i) * (b - double(shift[j]) - mean_j);
-    cov += (double(gram[entry]) + n * (off - a * b)) / total;
-  }
-  h.cov[entry] = cov;
-  if (h.gram) h.gram[entry] = float(cov);
-  if (j == 0) h.mean[i] = mean_i, h.shift[i] = float(-mean_i);
-}
-
-// grid (groups, gathered): gathers mean and centred squares of a channel, a warp each.
-//
-// One pass over global memory: deviations from a pivot, the group's first value, are summed with their squares, and
-// the correction takes the pivot's distance from the mean off again. Where the fp32 squares vanish or overflow the
-// warp goes over the group again in fp64.
-__global__ void __launch_bounds__(kThreads) moments_kernel(Plan plan, int first) {
-  const Gathered* const job = plan.gathered.at(first + blockIdx.y);
-  if (!job) return;
-  const Gathered& from = *job;
-  const int group = int(blockIdx.x);
-  const int64_t begin = plan.first_image(group), pixels = from.z.grid.pixels();
-  for (int c = warp_index(); c < plan.C; c += kWarps) {
-    const float pivot = get(from.z, begin * from.z.image + c * pixels);
-    const double n = double((plan.first_image(group + 1) - begin) * pixels);
-    // Sums are of the type of `zero`.
-    const auto gathered = [&](auto zero) {
-      auto sum = zero, squares = zero;
-      for (int64_t image = begin; image < plan.first_image(group + 1); ++image)
-        for (int64_t i = lane_index(); i < pixels; i += 32) {
-          const auto d = decltype(zero)(get(from.z, image * from.z.image + c * pixels + i)) - pivot;
-          sum += d, squares += d * d;
-        }
-      return moments_of_sums(n, double(pivot), warp_total(double(squares)), warp_total(double(sum)));
-    };
-    Moments m = gathered(0.0f);
-    if (!squares_fit_fp32(m)) m = gathered(0.0);  // all lanes or none
-    double* parts = from.parts + (int64_t(group) * plan.C + c) * 2;
-    if (lane_index() == 0) parts[0] = m.mean, parts[1] = m.squares;
-  }
+// Adds w BN(W u) of a final half to the sums, and keeps u where backward will read it ("fast"). Readers of the tile
+// before leave it at the first barrier.
+template <class Units, int M>
+__device__ void add_half(const Plan& plan, const Tiling& t, const Half& h, const Tile& tile, float* u,
+                         Product<Units, M>& sum) {
+  __syncthreads();
+  load_u(plan, t, h, tile, u);
+  __syncthreads();
+  sum.add(plan, t, h.fold, u, plan.C);
+  const Planes kept = plan.own(h.kept);
+  if (h.kept) store_tile(t, tile, plan.C, u, kept, tile.image * kept.image);
 }
 
 // grid (tiles of all images, sums): adds what the edges of a level give a node.
 //
 // Reads u of every final half and z of every other term, keeps the sum of a tile in registers, 64 floats a thread
 // at most, through all terms and writes it once. Each term's tile passes through the same shared memory, hence the
-// two barriers: one before it is overwritten, one before it is read. Terms are added in the table's order. Levels
-// before added to the same node in earlier launches; a block reads and writes only its own tile of that sum.
+// two barriers: one before it is overwritten, one before it is read. Terms are added in the table's order; biases,
+// which there are outside of training only, at the end. Levels before added to the same node in earlier launches; a
+// block reads and writes only its own tile of that sum.
 template <class Units, int M>
-__global__ void __launch_bounds__(kThreads) sum_kernel(Plan plan, int first) {
+__global__ void __launch_bounds__(kThreads) sum_kernel(const __grid_constant__ Plan plan, int first) {
   const Sum& s = plan.sums[first + blockIdx.y];
   DYNAMIC_SHARED(float, u);
-  const Tile tile = tile_of_block(plan.tiling);
-  const int C = plan.C;
-  const int64_t plane = plan.out.pixels();
-  clear_tails(plan.tiling, C, u);
+  const Tiling& t = plan.product;
+  const Tile tile = tile_of_block(t);
+  clear_tails(t, plan.C, u);
   Product<Units, M> sum;
   for (int i = s.first; i < s.last; ++i) {
     const Term term = plan.terms[i];
     if (term.half >= 0) {
-      const Half& h = plan.halves.all[term.half];
+      add_half(plan, t, plan.halves.all[term.half], tile, u, sum);
+    } else if (term.plain >= 0) {
+      const Plain& n = plan.plains.all[term.plain];
       __syncthreads();
-      load_u(plan, h, tile, plan.training ? h.shift : nullptr, u);
+      if (n.noisy) bring_noisy(plan, t, n, tile, u);
+      else bring_plain(plan, t, n, tile, u);
       __syncthreads();
-      sum.add(plan, h.fold, u, C);
-      if (h.bias) sum.each_inside(plan, tile, [&](float& value, int c, int) { value += h.bias[c]; });
-      if (!h.kept) continue;
-      for (int k = int(threadIdx.x); k < C * plan.tiling.tile.pixels(); k += kThreads) {
-        const int c = k / plan.tiling.tile.pixels(), pixel = k % plan.tiling.tile.pixels();
-        const int at = pixel_offset(plan.tiling, tile, pixel);
-        if (at >= 0) put(h.kept, plan.wide, (tile.image * C + c) * plane + at, u[c * plan.tiling.pitch + pixel]);
-      }
-      continue;
+      sum.add_tile(plan, t, u);
     }
-    if (term.plain < 0) continue;
-    // Values pass through shared memory: a draw for each of a thread's 64 sums would be 64 copies of Philox.
-    const Plain& n = plan.plains.all[term.plain];
-    const bool multiplicative = is_multiplicative(plan.form);
-    const Draw<float> draw = n.noisy ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
-    __syncthreads();
-    fill_tile(plan.tiling, tile, C, u, [&](int c, int at) {
-      float v = get(n.z, tile.image * n.z.image + c * plane + at);
-      if (n.normed) v = (v - n.mean[c]) * n.rstd[c];
-      if (n.noisy) v = mixed_value(multiplicative, v, draw.element(uint64_t((tile.image * C + c) * plane + at)));
-      return plan.w[n.weight] * v;
-    });
-    __syncthreads();
-    sum.add_tile(plan, u);
   }
-  const int64_t out = (tile.image * plan.nodes + s.node) * C * plane;
-  sum.each_inside(plan, tile, [&](float value, int c, int at) {
-    float* total = s.sum + tile.image * s.sum_image + c * plane + at;
-    if (!s.opens) value += *total;
-    if (s.closes) put(plan.output, plan.wide, out + c * plane + at, value);
-    else *total = value;
+  const Planes output{plan.output, plan.nodes * plan.image(), plan.out, plan.type, plan.output_aligned};
+  const Planes total{s.sum, s.sum_image, plan.out, DType::f32, plan.output_aligned};
+  sum.each_quad(plan, t, tile, u, [&](const Place& p, Quad quad) {
+    const int64_t at = p.channel * plan.plane() + p.offset;
+    for (int i = s.first; i < s.last && !plan.training; ++i)
+      if (const int half = plan.terms[i].half; half >= 0)
+        for (int k = 0; k < 4; ++k) quad.v[k] += plan.halves.all[half].bias[p.channel];
+    if (!s.opens) {
+      const Quad before = get_quad(total, tile.image * s.sum_image + at, p.count);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) quad.v[k] += before.v[k];
+    }
+    if (s.closes) put_quad(output, (tile.image * plan.nodes + s.node) * plan.image() + at, p.count, quad);
+    else put_quad(total, tile.image * s.sum_image + at, p.count, quad);
   });
 }
 
 }  // namespace
+
+void launch_second_inputs(Launcher& run, Range states) {
+  const Range halves = run.planner.halves_of(states);
+  run(FASTNAS_VARIANT(run, product_pieces, second_input_kernel), dim3(run.tiles(), halves.count()),
+      run.shared(run.plan().product, 1), halves.first);
+}
 
 // Beyond kMostChannels a tile of four pixels would not fit 8192 floats.
 size_t mixed_edges_workspace(const MixedEdgesParams& p) {
@@ -185,25 +160,14 @@ size_t mixed_edges_workspace(const MixedEdgesParams& p) {
 int mixed_edges_fwd(const MixedEdgesParams& p) {
   const Planner planner(p, false);
   Launcher run{planner, p.stream, planner.upload(p.stream)};
-  const int gram_blocks = (run.plan().C * run.plan().C + kThreads - 1) / kThreads;
+  const Sums gram = p.training ? Sums::gram : Sums::none;
   for (int level = 0; level < p.nodes; ++level) {
-    const Range states = planner.level_states(level);
-    const Range halves = planner.halves_of(states), gathered = planner.gathered_of(states);
-    const Range sums = planner.level_sums[level];
-    launch_pools_and_reduces(run, states);
-    run(moments_kernel, dim3(run.plan().groups, gathered.count()), 0, gathered.first);
-    launch_fold_plains(run, states);
-    for (Which which : {Which::first, Which::second}) {
-      launch_depthwise(run, states, which);
-      if (p.training) {
-        run(FASTNAS_VARIANT(run, cross_pieces, gather_kernel), dim3(run.plan().groups, halves.count()),
-            run.shared(1), halves.first, which);
-        run(fold_gram_kernel, dim3(halves.count(), gram_blocks), 0, halves.first, which);
-      }
-      launch_fold_rows(run, states, which, p.training);
-      if (which == Which::first) launch_second_inputs(run, states);
-    }
-    run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()), run.shared(1), sums.first);
+    const Range states = planner.level_states(level), sums = planner.level_sums[level];
+    launch_gather(run, states, Which::first, gram, true);
+    launch_second_inputs(run, states);
+    launch_gather(run, states, Which::second, gram, false);
+    run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()), run.shared(run.plan().product, 1),
+        sums.first);
   }
   return run.error;
 }

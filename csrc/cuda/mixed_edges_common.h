@@ -1,5 +1,5 @@
-// Declares what forward and backward of mixed_edges share: launches, and the steps that are
-// computed again on the way back.
+// Declares what forward and backward of mixed_edges share: launches, and the steps that are computed again on the way
+// back.
 #pragma once
 
 #include "mixed_edges_products.h"
@@ -8,7 +8,21 @@ namespace fastnas::cuda {
 
 // Names the halves that a launch is about: its grid has a block row for every half of a level, and those of the
 // other kind return at once. `inner` are first halves of sep_convs; a half of a dil_conv is both first and final.
-enum class Which { first, second, final, inner };  // of the halves; inner: first halves of sep_convs
+enum class Which { first, second, final, inner };
+
+// Names what the blocks of a gather sum over the pixels: nothing, u u^T or dy u^T.
+enum class Sums { none, gram, cross };
+
+// Says what a launch of gather_kernel is about. `strided`: of the values it is the weights of strided skips that are
+// wanted. `wide`: u and z are computed, nothing is summed. `centres`: u is stored centred. The floats are of shared memory: of a tile, of the sums of a
+// block's pieces, of a warp's patches and taps.
+struct Gather {
+  int first_half, halves, first_value, values;
+  Which which;
+  Sums sums;
+  bool strided, wide, centres, two_tiles;
+  int tile_floats, sum_floats, warp_floats;
+};
 
 namespace {
 
@@ -25,27 +39,44 @@ __device__ bool is_wanted(const Half* h, Which which) {
 
 // Loads relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part),
 // zeros beyond the image.
-__device__ void load_strided(const Plan& plan, const Reduce& r, const Tile& tile, int part, float* to) {
-  const Grid from = r.x.grid;
-  fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) {
-    const int row = at / plan.out.cols * 2 + part, col = at % plan.out.cols * 2 + part;
-    const bool inside = row < from.rows && col < from.cols;
-    return inside ? relu(get(r.x, tile.image * r.x.image + int64_t(c) * from.pixels() + row * from.cols + col)) : 0.0f;
-  });
+__device__ void load_strided(const Plan& plan, const Tiling& t, const Value& value, const Tile& tile, int part,
+                             float* to) {
+  const Planes& x = value.x;
+  for (int i = int(threadIdx.x); i < plan.C * t.quads(); i += kThreads) {
+    const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
+    const int row = p.offset / t.grid.cols * 2 + part, col = p.offset % t.grid.cols * 2 + part;
+    const int64_t at = tile.image * x.image + p.channel * int64_t(x.grid.pixels()) + int64_t(row) * x.grid.cols + col;
+    Quad quad{};
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (k < p.count && row < x.grid.rows && col + 2 * k < x.grid.cols) quad.v[k] = relu(get(x, at + 2 * k));
+    store_quad(to + p.channel * t.pitch + p.pixel, quad);
+  }
 }
 
-// Loads a tile of a gradient: floats, all channels.
-__device__ void load_gradient(const Plan& plan, const Planes& dy, const Tile& tile, float* to) {
-  const float* from = static_cast<const float*>(dy.data) + tile.image * dy.image;
-  fill_tile(plan.tiling, tile, plan.C, to, [&](int c, int at) { return from[c * int64_t(dy.grid.pixels()) + at]; });
+// Loads a tile of a gradient or of centred u, all channels.
+__device__ void load_plainly(const Plan& plan, const Tiling& t, const Planes& from, const Tile& tile, float* to) {
+  load_tile(t, tile, plan.C, from, tile.image * from.image, to, [](int) { return 0.0f; });
 }
 
-// Makes the noise of a term: the stream of its node and ordinal, and the spread, which
-// fold_plain_kernel has left in plan.std.
+// Says where the u of a half lies that products read: where forward kept it, it is centred and of the call's dtype.
+__device__ Planes u_of(const Plan& plan, const Half& h) {
+  return h.u ? plan.own(h.u, DType::f32) : plan.own(h.kept);
+}
+
+// Makes the noise of a term: the stream of its node and ordinal, and the spread, which fold_plain has left in plan.std.
 __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
   const double spread = plan.level[1] * (is_relative(plan.form) ? plan.std[n.skip] : 1.0);
   return Draw<float>(plan.form, uint64_t(plan.rng[2 * n.target]),
                      uint64_t(plan.rng[2 * n.target + 1]) + uint64_t(n.ordinal), plan.level[0], spread);
+}
+
+// Computes dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with
+// the noise's d drawn again where it multiplies dy.
+__device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
+  float dy = static_cast<const float*>(n.dy.data)[at];
+  if (n.noisy && is_multiplicative(plan.form)) dy *= draw_of(plan, n).element(uint64_t(at));
+  return norm_gradient(plan.w[n.weight] * n.rstd[c], dy, n.dy_mean[c], z - n.stats[c], n.rstd_q[c]);
 }
 
 }  // namespace
@@ -60,34 +91,19 @@ struct Launcher {
   int error = 0;
 
   const Plan& plan() const { return planner.plan; }
-  int tiles() const { return int(plan().images) * plan().tiling.count(); }
-  int row_blocks() const { return (plan().C + kWarps - 1) / kWarps; }
-  int elementwise_blocks() const {
-    return int(std::min<int64_t>(1024, (plan().images * plan().C * plan().out.pixels() + kThreads - 1) / kThreads));
-  }
-  size_t shared(int tiles_held) const { return sizeof(float) * size_t(tiles_held) * tile_floats(plan()); }
-  // Channels that a block convolves at once: their outputs are at most 2048, 16 a thread or two
-  // strips, and their patches fit.
-  int channels_at_once(const Tiling& t, const Grid& patch) const {
-    return std::max(1, std::min({plan().C, 2048 / t.tile.pixels(), plan().patch_floats / patch.pixels()}));
-  }
-  unsigned slabs(const Tiling& t, int at_once) const {
-    return unsigned(plan().images * t.count() * ((plan().C + at_once - 1) / at_once));
-  }
+  int tiles() const { return int(plan().images) * plan().product.count(); }
+  size_t shared(const Tiling& t, int tiles_held) const { return sizeof(float) * size_t(tiles_held) * tile_floats(plan(), t); }
   template <class... P, class... A> void operator()(void (*kernel)(P...), dim3 grid, size_t bytes, A... arguments) {
     if (!error && grid.x && grid.y) error = launch(kernel, grid, kThreads, bytes, stream, plan(), arguments...);
   }
-  // Pieces of a tile's product, or of a cross, that a worker has.
-  int product_pieces() const { return a_worker(&CudaCores::product_pieces, &TensorCores::product_pieces); }
-  int cross_pieces() const { return a_worker(&CudaCores::cross_pieces, &TensorCores::cross_pieces); }
+  // Pieces of a tile's product that a worker has.
+  int product_pieces() const {
+    return plan().tensor ? a_worker<TensorCores>(TensorCores::product_pieces(plan(), plan().product))
+                         : a_worker<CudaCores>(CudaCores::product_pieces(plan(), plan().product));
+  }
 
  private:
-  using Pieces = int(const Plan&);
-  int a_worker(Pieces* cuda, Pieces* tensor) const {
-    const int pieces = plan().tensor ? tensor(plan()) : cuda(plan());
-    const int workers = plan().tensor ? kWorkers<TensorCores> : kWorkers<CudaCores>;
-    return (pieces + workers - 1) / workers;
-  }
+  template <class Units> static int a_worker(int pieces) { return (pieces + kWorkers<Units> - 1) / kWorkers<Units>; }
 };
 
 // Picks the kernel for these units and that many pieces of a worker. Tilings are made so that four
@@ -103,14 +119,10 @@ template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<K
       {{kernel<CudaCores, 1>, kernel<CudaCores, 2>, kernel<CudaCores, 4>},                        \
        {kernel<TensorCores, 1>, kernel<TensorCores, 2>, kernel<TensorCores, 4>}})
 
-// The steps of what leaves some states, of halves those that are `which`. Each is one to three kernels.
-void launch_depthwise(Launcher& run, Range states, Which which);                 // u
-void launch_fold_rows(Launcher& run, Range states, Which which, bool gathered);  // A
-void launch_second_inputs(Launcher& run, Range states);                          // v
-void launch_pools_and_reduces(Launcher& run, Range states);                      // z
-void launch_fold_plains(Launcher& run, Range states);                            // mean, rstd
-void launch_dots(Launcher& run, Range states);                                   // dL/dw, q: needs dL/dy and z
-void launch_plain_gradients(Launcher& run, Range states, bool wants_dx);
-void launch_taps(Launcher& run, Range states);                                   // dL/dD: needs du
+// The steps of what leaves some states. Each is one launch, but gather of wide cells two.
+void launch_gather(Launcher& run, Range states, Which which, Sums sums, bool values);
+void launch_second_inputs(Launcher& run, Range states);                 // v
+void launch_dv(Launcher& run, Range states);                            // dL/dv of second halves: needs du
+void launch_state_gradients(Launcher& run, int state);                  // dL/dx and dL/dD: need du
 
 }  // namespace fastnas::cuda

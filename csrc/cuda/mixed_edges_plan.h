@@ -1,10 +1,11 @@
 // Describes one call of mixed_edges as the kernels see it: jobs in device memory, in the order in which they are
 // launched. Tensors are contiguous [N, C, rows, cols].
 //
-// A launch runs all jobs of one kind of a level of the DAG (or, on the way back, of one state): blockIdx.y picks
-// the job. So the launches grow with the depth of the DAG, not with its edges: about 1,500 a pass of the default
-// network, where eager takes 17,154. The tables of jobs are built on the host and copied by a kernel whose argument
-// they are: a copy from host memory would be read again, and stale, when a CUDA graph is replayed.
+// A launch runs all jobs of a level of the DAG (or, on the way back, of one state): blockIdx.y picks the job. So the
+// launches grow with the depth of the DAG, not with its edges: 4 a level forward and 6 a state backward, about 340 a
+// pass of the default network, where eager takes 17,154. The tables of jobs are built on the host and copied by a
+// kernel whose argument they are: a copy from host memory would be read again, and stale, when a CUDA graph is
+// replayed.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +20,13 @@ namespace fastnas::cuda {
 
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kMostTilePixels = 512;  // 16 rows of 32 columns, which are 8 strips of a warp's 32
 constexpr int kMostTensorChannels = 256;  // of which 32 pixels are a tile
+constexpr int kMostFusedChannels = kTileElements / 64;  // of which a tile holds a whole strip, 8 x 8
 constexpr int kMostChannels = kTileElements / 4;
-constexpr int kPatchFloats = 4096;    // of staged input: a few channels of a tile with its halo; more if one needs more
+constexpr int kMostSourcePixels = 1024;  // of a tile of x's gradient: 16 strips of a warp's 32
+constexpr int kCountersOfTerm = 4;    // of blocks that have ended: its halves, their taps, or a value with two parts
+constexpr int64_t kMostPartialBytes = int64_t(512) << 20;  // of partial sums; groups get fewer beyond it
 
 struct Grid {
   int rows, cols;
@@ -33,22 +38,28 @@ struct Range {
   int count() const { return last - first; }
 };
 
-// Planes are those of a tensor, or of a slice of its channels. `wide`: of floats, else of bfloat16.
+// Planes are those of a tensor, or of a slice of its channels, of values of `type`. `aligned`: each row begins at a
+// multiple of four values, so that a quad of them is one access of 16 bytes (8 of a 16-bit type).
 struct Planes {
   const void* data;
   int64_t image;  // elements from one image to the next
   Grid grid;
-  bool wide;
+  DType type;
+  bool aligned;
 };
 
-// Says how a grid is cut into tiles. `pitch` is the floats from one channel of a tile to the next in shared memory:
-// 4 more than its pixels (a multiple of 4), so that the quads of pixels which neighbouring threads read of
-// neighbouring channels lie in different banks. With tiles of 32, 64 or 256 pixels and no padding all channels
-// would begin in bank 0, and a warp that reads eight of them at once would wait eight times.
+// Says how a grid is cut into tiles. A tile has a multiple of four columns, so that its quads of pixels are parts of
+// one row; what it has beyond the plane is 0. `pitch` is the floats from one channel of a tile to the next in shared
+// memory: 4 more than its pixels, so that the quads which neighbouring threads read of neighbouring channels lie in
+// different banks. With tiles of 32, 64 or 256 pixels and no padding all channels would begin in bank 0, and a warp
+// that reads eight of them at once would wait eight times.
 struct Tiling {
   Grid grid, tile;
   int down, across, pitch;
   FASTNAS_HD int count() const { return down * across; }
+  FASTNAS_HD int quads() const { return tile.pixels() / 4; }
+  // The tile's rows are those of the plane, so that a channel of a tile is one run of memory.
+  FASTNAS_HD bool whole_rows() const { return tile.cols == grid.cols; }
 };
 
 // A half is depthwise -> pointwise -> batch norm. A sep_conv is two of them, which stand one after the
@@ -62,54 +73,54 @@ struct Half {
   int weight, target;       // index in w; node
   float *stats, *shift;     // [2, C]; minus mean(u)
   float* gram;              // cov(u) for dL/dW, or null
-  double *mean, *cov;       // of u
-  float *fold, *bias;       // [C][width] of A transposed; -A mean(u), only outside of training
-  float* u;  // [N, C, rows, cols], written for one level and read by all its products; null where it was kept
+  double *mean, *square;    // mean(u) [C]; [C][C]: cov(u), on the way back P
+  float *fold, *bias;       // A as a Matrix; -A mean(u), only outside of training
+  float* u;      // [N, C, rows, cols], for one level; null where forward kept it
   void *kept, *output;      // u, centred, and, of a first half of a sep_conv, v; null: not stored
+  float* partial;           // [groups][partial_size]
+  unsigned* done;           // blocks of the job that have ended
   // backward
   Planes dy;
-  float *from_dy, *from_u, *du_bias, *du;  // dL/du = from_dy dy + from_u u + du_bias
+  float *from_dy, *from_u, *du_bias;       // dL/du = from_dy dy + from_u u + du_bias: two of Matrix, [C]
+  void* du;                                // [N, C, rows, cols] of the call's dtype
   double *coefficient, *dy_mean, *q;       // [C]
-  float *dv, *dtaps;                       // of a sep_conv's first half: dL/dv; [groups][C][taps]
+  void* dv;                                // of a sep_conv's first half: dL/dv, like du
+  float* dtaps;                            // [groups][C][taps]
+  unsigned* taps_done;
   void *dD, *dW;
   FASTNAS_HD int taps_count() const { return size * size; }
   FASTNAS_HD int pad() const { return dilation * (size / 2); }
 };
 
-// Names a tensor whose channels' mean and spread are wanted: a pool of a state, a strided skip, a state that noise
-// is relative to. `parts` [groups][C][2] are means and centred squares.
-struct Gathered {
-  Planes z;
-  double* parts;
-};
+// Tells what a value is made from: the windows of a pool, relu(x) at every second pixel, or the state x itself.
+enum class Made { average, maximum, strided, state };
 
-// Describes a pool of a state, for all edges that leave it with this stride: z is computed once for all of them,
-// and on the way back their dL/dz are added before they go through the window together.
-struct Pool {
-  Planes x;
-  bool average;
-  int stride, first_plain, last_plain;  // the terms that read it, in `pool_plains`
-  float *z, *dz;                        // [N, C, rows, cols]; sum of the terms' gradients
-  uint8_t* winner;                      // of a max-pool's windows
-};
-
-// Describes a strided skip: z = concat(W1 r, W2 r one pixel further), r = relu(x) at every second pixel.
-struct Reduce {
-  Planes x;
+// Describes a value that is no convolution, for all the terms that read it: a pool of a state, computed once for all
+// edges that leave it with this stride; a strided skip, z = concat(W1 r, W2 r one pixel further), r = relu(x) at
+// every second pixel; or the state itself, which skips read. On the way back dL/dz of the terms that read a pool are
+// added before they go through its windows together.
+struct Value {
+  Planes x, z;
+  Made made;
+  int stride, first_plain, last_plain;  // the terms that read it, in `readers`
+  double* parts;                        // [groups][3][C]: pivot, sums of deviations from it and of their squares; or null
+  float *winner, *dz;                   // of a maximum: which pixel of the window it is, 0 to 8; sum of dL/dz
+  unsigned* done;
+  // a strided skip
   const void* params[2];
   void* dparams[2];
-  int plain;
-  float *z, *matrix, *back;  // [C][width]: W transposed, and W
-  float* dx;                 // [2][N, C, rows, cols]
+  float *matrix, *back, *partial;       // W and its transpose as Matrix; [2][groups][partial_size]
+  float* dx;                            // [2][N, C, rows, cols]
+  unsigned* reduce_done;                // [2]
 };
 
 // Describes a term that is no convolution: z, batch normalised or not, noisy or not.
 struct Plain {
   Planes z;
-  int gathered, pool;       // of its statistics; that it is; -1: none
+  int value;                // that it reads; -1: x, of which nothing is gathered
   bool normed, noisy, strided;
   int weight, skip, target, ordinal;
-  float *stats, *mean, *rstd;  // [C]
+  float *stats, *rstd;      // [2, C]; [C]
   // backward
   Planes dy;
   double* dots;             // [groups][3][C]: <dy, z - mean>, sum dy, <dy, z with noise> or <dy, noise>
@@ -119,7 +130,7 @@ struct Plain {
 struct Term { int half, plain; };  // one of them -1; both: its edge is not in the path
 
 // Lists what a candidate of an edge needs, -1 where it needs none: indices of jobs.
-struct Candidate { int first_half = -1, last_half = -1, plain = -1, gathered = -1, pool = -1, reduce = -1; };
+struct Candidate { int first_half = -1, last_half = -1, plain = -1, value = -1; };
 
 // A slot is an edge of a sampled path. It has one place in the launches for a job of each kind, two for halves, so
 // that a launch is of the same size whichever candidate the path takes, and one CUDA graph serves all paths.
@@ -142,7 +153,7 @@ struct Picks {
   const Slot* slots;            // [edges], by the state that they leave
   const Candidate* candidates;  // [edges][count]
   int edges, count;
-  int *halves, *gathered, *pools, *reduces, *plains;
+  int *halves, *values, *plains;
 };
 
 // Says what the edges of one level add to a node. The sum of a node is complete after the level of its last edge:
@@ -159,7 +170,7 @@ struct Sum {
 struct Source {
   Planes x;
   Tiling tiling;
-  Range halves, pools, reduces, plains;
+  Range halves, values, plains;
   Planes dout;      // of a node; null data: the state is an input
   void* dx;         // float for a node
   bool wanted;
@@ -170,20 +181,20 @@ struct Source {
 struct Plan {
   int64_t images;
   int C, width, groups, nodes;  // width: C up to a multiple of 4
-  bool wide, tensor;            // the call is of floats, not of bfloat16; products on tensor cores
-  int patch_floats;
+  DType type;                   // of tensors, du and dv; u, node sums and their gradients are floats
+  bool tensor;                  // products on tensor cores
+  // `fused`: a tile of `tiling` holds whole strips, so that the kernel which convolves also sums over pixels. Beyond
+  // kMostFusedChannels u and z are computed first, by a launch of their own in tiles of `strips`.
+  bool fused;
   Grid out;
-  Tiling tiling, strip_tiling;  // for products of all channels; for convolutions of a few
+  Tiling tiling, product, strips;  // of sums over pixels; of products; of convolutions alone
   Jobs<Half> halves;
-  Jobs<Gathered> gathered;
-  Jobs<Pool> pools;
-  Jobs<Reduce> reduces;
+  Jobs<Value> values;
   Jobs<Plain> plains;
-  const int* pool_plains;
+  const int* readers;
   Term* terms;
   const Sum* sums;
   const Source* sources;
-  float* partial;               // [jobs][groups][C C + 2 C]
   const float* w;
   void* output;
   double *dw, *std;
@@ -191,14 +202,24 @@ struct Plan {
   NoiseForm form;
   const double* level;
   const int64_t* rng;
-  bool training, wants_params;
+  bool training, backward, wants_params;
+  bool output_aligned;  // of output, and of the node sums that may lie in it
 
-  FASTNAS_HD int64_t samples() const { return images * out.pixels(); }
-  FASTNAS_HD int64_t partial_size() const { return int64_t(C) * C + 2 * C; }
+  FASTNAS_HD int64_t plane() const { return out.pixels(); }
+  FASTNAS_HD int64_t image() const { return C * plane(); }
+  FASTNAS_HD int64_t samples() const { return images * plane(); }
+  // A partial sum is a [C][width] matrix and, twice, a row of it.
+  FASTNAS_HD int64_t partial_size() const { return int64_t(C + 2) * width; }
+  FASTNAS_HD int64_t matrix_size() const { return int64_t(C) * width; }
   FASTNAS_HD int64_t first_image(int group) const { return images * group / groups; }
   FASTNAS_HD double group_samples(int group) const {
-    return double((first_image(group + 1) - first_image(group)) * out.pixels());
+    return double((first_image(group + 1) - first_image(group)) * plane());
   }
+  // A Matrix is read by products four outputs at a time, for one input after the other: [out / 4][in][4].
+  FASTNAS_HD int64_t at(int in, int out) const { return (int64_t(out / 4) * C + in) * 4 + out % 4; }
+  // A tensor [N, C, rows, cols] of the workspace, or of its size.
+  FASTNAS_HD Planes own(const void* data, DType of) const { return {data, image(), out, of, out.cols % 4 == 0}; }
+  FASTNAS_HD Planes own(const void* data) const { return own(data, type); }
 };
 
 // Hands out device addresses in one piece of memory; from a null base it only measures. Pieces are 256-aligned, as
@@ -213,26 +234,30 @@ struct DeviceArena {
   }
 };
 
-// Takes at most 32 columns, so that a warp reads whole rows, and as many rows as `most_pixels` and shared memory
-// allow. The pixels of a tile are rounded up to whole quads.
-inline Tiling tiling_of(Grid grid, int channels, int most_pixels) {
-  const int most = std::max(4, std::min(most_pixels, kTileElements / channels / 4 * 4));
-  const int cols = std::min({grid.cols, 32, most});
-  const int rows = std::max(1, std::min(grid.rows, most / cols));
-  const int pixels = (rows * cols + 3) / 4 * 4;
-  return {grid, {rows, cols}, (grid.rows + rows - 1) / rows, (grid.cols + cols - 1) / cols, pixels + 4};
+FASTNAS_HD constexpr int rounded_up(int value, int step) { return (value + step - 1) / step * step; }
+
+inline Tiling tiling_of(Grid grid, Grid tile) {
+  return {grid, tile, (grid.rows + tile.rows - 1) / tile.rows, (grid.cols + tile.cols - 1) / tile.cols,
+          tile.pixels() + 4};
 }
 
-// Says how many rows of output a thread computes in one column, so that a loaded input serves several taps: for a
-// 3x3 at stride 1, 10 rows of input give 8 of output, 30 loads for 72 FMA.
-FASTNAS_HD constexpr int strip_rows(int stride) { return stride == 1 ? 8 : 4; }
+// Tiles for products take at most 32 columns, so that a warp reads whole rows, and as many rows as `most_pixels`
+// and shared memory allow.
+inline Tiling product_tiling(Grid grid, int channels, int most_pixels) {
+  const int most = std::max(4, std::min(most_pixels, kTileElements / channels / 4 * 4));
+  const int cols = std::min({rounded_up(grid.cols, 4), 32, most});
+  return tiling_of(grid, {std::max(1, std::min(grid.rows, most / cols)), cols});
+}
 
-// Sizes the input that a tile of a half's output needs, for whole strips: the halo is part of the
-// patch, each block loads it.
-FASTNAS_HD Grid patch_size(const Half& h, const Tiling& t) {
-  const int strip = strip_rows(h.stride), rows = (t.tile.rows + strip - 1) / strip * strip;
-  const int reach = (h.size - 1) * h.dilation + 1;
-  return {(rows - 1) * h.stride + reach, (t.tile.cols - 1) * h.stride + reach};
+// Tiles for convolutions hold whole strips, 8 x 8, but where they end with the plane; a warp has 32 strips of `strip`
+// rows and columns. `most_pixels` is at least 64.
+inline Tiling strip_tiling(Grid grid, int most_pixels, int strip) {
+  const int all = rounded_up(grid.cols, 4), few = std::min(8, grid.rows);
+  const int cols = all <= 32 && all * few <= most_pixels ? all : std::max(8, std::min(32, most_pixels / few / 8 * 8));
+  int across = 1;
+  while (across * strip < cols) across *= 2;  // as lanes are: a power of two
+  const int most = std::min(most_pixels / cols, 32 / across * strip);
+  return tiling_of(grid, {grid.rows <= most ? grid.rows : most / 8 * 8, cols});
 }
 
 // Builds the tables of a call and where they lie on the device. It reads shapes and addresses only, never the
@@ -243,17 +268,15 @@ class Planner {
   const size_t element;
   Plan plan{};
   std::vector<Half> halves;
-  std::vector<Gathered> gathered;
-  std::vector<Pool> pools;
-  std::vector<Reduce> reduces;
+  std::vector<Value> values;
   std::vector<Plain> plains;
-  std::vector<int> pool_plains;
+  std::vector<int> readers;
   std::vector<Term> terms;
   std::vector<Sum> sums;
   std::vector<Source> sources;
   std::vector<Slot> slots;
   std::vector<Candidate> candidates;
-  std::vector<int> half_begin, gathered_begin, pool_begin, reduce_begin, plain_begin;  // by state, and one past
+  std::vector<int> half_begin, value_begin, plain_begin;  // by state, and one past
   std::vector<int> slot_begin;
   std::vector<Range> level_sums;
   DeviceArena arena;
@@ -272,14 +295,14 @@ class Planner {
   }
   // These are the jobs of some states, as launches count them.
   Range halves_of(Range states) const { return jobs_of(half_begin, states, 2); }
-  Range gathered_of(Range states) const { return jobs_of(gathered_begin, states); }
-  Range pools_of(Range states) const { return jobs_of(pool_begin, states); }
-  Range reduces_of(Range states) const { return jobs_of(reduce_begin, states); }
-  Range plains_of(Range states) const { return jobs_of(plain_begin, states); }
+  Range values_of(Range states) const { return jobs_of(value_begin, states); }
 
   // Copies the halves of all candidates, on the host, where a launch is sized by the largest of them.
   std::vector<Half> all_halves(Range states) const {
     return {halves.begin() + half_begin[states.first], halves.begin() + half_begin[states.last]};
+  }
+  std::vector<Value> all_values(Range states) const {
+    return {values.begin() + value_begin[states.first], values.begin() + value_begin[states.last]};
   }
 
   // Copies the tables to the device, as kernel arguments, and has the jobs of a sampled path picked there.
@@ -287,6 +310,9 @@ class Planner {
 
  private:
   char* tables = nullptr;
+  unsigned* counters = nullptr;  // zeros when the call begins
+  int counted = 0;
+  float* matrices = nullptr;     // of the strided skips that are still to come
   Picks picks{};
   std::vector<char> image;  // of all tables
 
@@ -306,21 +332,25 @@ class Planner {
     return static_cast<const char*>(base) + size_t(node) * p.channels * plan.out.pixels() * element;
   }
   int64_t out_image() const { return int64_t(p.nodes) * p.channels * plan.out.pixels(); }
+  Planes user_planes(const void* data, int64_t image, Grid grid) const {
+    const bool aligned = grid.cols % 4 == 0 && reinterpret_cast<size_t>(data) % (4 * element) == 0;
+    return {data, image, grid, plan.type, aligned};
+  }
   Planes state_planes(int state) const {
-    if (state < p.inputs) return {p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state), plan.wide};
-    return {slice(p.out, state - p.inputs), out_image(), plan.out, plan.wide};
+    if (state < p.inputs) return user_planes(p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state));
+    return user_planes(slice(p.out, state - p.inputs), out_image(), plan.out);
   }
-  Planes own_planes(const void* data, bool wide) const {
-    return {data, int64_t(p.channels) * plan.out.pixels(), plan.out, wide};
-  }
+  unsigned* counter() { return counters + counted++; }
 
   void lay_out();
+  void lay_out_tiles();
+  int count_groups() const;
   void add_state(int state, std::vector<std::vector<Term>>& by_edge);
   void begin_state();
   Candidate add_convolution(const EdgeTerm& t, const Edge& e);
   Candidate add_plain(int i, const EdgeTerm& t, const Edge& e, int state);
-  void add_reduce(const EdgeTerm& t, const Edge& e);
-  int pool_of(int state, const EdgeTerm& t, int stride);
+  int value_of(int state, Made made, int stride);
+  void add_matrices(Value& value, const EdgeTerm& t);
   void add_sums(const std::vector<std::vector<Term>>& by_edge);
   void pack_tables();
   template <class T> T* pack(const std::vector<T>& table);

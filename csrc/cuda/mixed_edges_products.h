@@ -4,7 +4,9 @@
 //
 // Each product reads its tile from shared memory and keeps its sums in registers, 16 M a thread. M is a template
 // argument (1, 2 or 4): with a variable count the sums would be an indexed array, which lies in local memory. The
-// matrices A, A^T and B are read from global memory, where all blocks of a launch share them in L2 and L1.
+// matrices A, A^T and B are read from global memory, where all blocks of a launch share them in L2 and L1, and lie
+// there as Plan::at says: a thread's four outputs of one input after the other, so that the addresses of an unrolled
+// loop are one register and constants.
 #pragma once
 
 #include "mixed_edges_tile.h"
@@ -18,36 +20,34 @@ struct Element { int channel, pixel; };
 // Names an entry of a [C][C] matrix, likewise.
 struct Entry { int row, col; };
 
-__device__ float4 quad_at(const float* p) { return *reinterpret_cast<const float4*>(p); }
-
 // Multiplies in fp32. A piece is 4 channels by 4 pixels of a tile, or of a matrix 4 rows by 4 columns, G = width /
 // 4 apart, so that neighbouring threads read neighbouring rows.
 struct CudaCores {
   static constexpr int kTeam = 1;
   using Sums = float[4][4];
 
-  static __device__ __host__ int quads(const Plan& plan) { return (plan.tiling.pitch - 4) / 4; }
-  static __device__ __host__ int product_pieces(const Plan& plan) { return plan.width / 4 * quads(plan); }
+  static __device__ __host__ int product_pieces(const Plan& plan, const Tiling& t) {
+    return plan.width / 4 * t.quads();
+  }
   static __device__ __host__ int cross_pieces(const Plan& plan) { return plan.width / 4 * (plan.width / 4); }
 
-  static __device__ Element element(const Plan& plan, int piece, int i, int j) {
-    return {piece / quads(plan) * 4 + i, piece % quads(plan) * 4 + j};
+  static __device__ Element element(const Tiling& t, int piece, int i, int j) {
+    return {piece / t.quads() * 4 + i, piece % t.quads() * 4 + j};
   }
 
   // Each channel takes two loads of 16 bytes for 16 FMA: four entries of the matrix, which neighbouring threads
   // share, and four pixels of the tile, where neighbours read neighbouring quads and meet no bank conflict.
-  static __device__ void add_product(const Plan& plan, int piece, const float* matrix, const float* tile, int channels,
-                                     Sums& sum) {
-    const Element first = element(plan, piece, 0, 0);
-    const float *f = matrix + first.channel, *v = tile + first.pixel;
-#pragma unroll 4
-    for (int c = 0; c < channels; ++c) {
-      const float4 a = quad_at(f + c * plan.width), b = quad_at(v + c * plan.tiling.pitch);
-      const float x[4] = {a.x, a.y, a.z, a.w}, y[4] = {b.x, b.y, b.z, b.w};
+  static __device__ void add_product(const Plan& plan, const Tiling& t, int piece, const float* matrix,
+                                     const float* tile, int channels, Sums& sum) {
+    const Element first = element(t, piece, 0, 0);
+    const float *f = matrix + int64_t(first.channel) * plan.C, *v = tile + first.pixel;
+#pragma unroll 8
+    for (int c = 0; c < channels; ++c, v += t.pitch) {
+      const Quad x = quad_at(f + 4 * c), y = quad_at(v);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] += x[i] * y[j];
+        for (int j = 0; j < 4; ++j) sum[i][j] += x.v[i] * y.v[j];
     }
   }
 
@@ -56,25 +56,26 @@ struct CudaCores {
     return {piece / G + i * G, piece % G + j * G};
   }
 
-  // Four pixels at a time take 8 loads of 16 bytes for 64 multiply-adds. Neighbouring threads read
-  // columns one channel apart, whose quads lie pitch = 4 (mod 32) banks apart for tiles of whole 32s:
-  // eight of them fill the 32 banks once.
-  static __device__ void add_cross(const Plan& plan, int piece, const float* a, const float* b, int split, int splits,
-                                   Sums& sum) {
-    const int pitch = plan.tiling.pitch, G = plan.width / 4;
-    const float *rows = a + piece / G * pitch, *cols = b + piece % G * pitch;
-    for (int pixel = 4 * split; pixel < pitch - 4; pixel += 4 * splits) {
-      float4 x[4], y[4];
+  // Four pixels at a time take 8 loads of 16 bytes for 64 FMA. Neighbouring threads read columns one channel apart,
+  // whose quads lie pitch = 4 (mod 32) banks apart for tiles of whole 32s: eight of them fill the 32 banks once. A
+  // split has pixels that follow each other, so that the unrolled loads differ by constants.
+  static __device__ void add_cross(const Plan& plan, const Tiling& t, int piece, const float* a, const float* b,
+                                   int split, int splits, Sums& sum) {
+    const int G = plan.width / 4, apart = G * t.pitch;
+    const int begin = t.quads() * split / splits, count = t.quads() * (split + 1) / splits - begin;
+    const float* rows = a + piece / G * t.pitch + 4 * begin;
+    const float* cols = b + piece % G * t.pitch + 4 * begin;
+#pragma unroll 2
+    for (int k = 0; k < count; ++k, rows += 4, cols += 4) {
+      Quad x[4], y[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        x[i] = quad_at(rows + i * G * pitch + pixel);
-        y[i] = quad_at(cols + i * G * pitch + pixel);
-      }
+      for (int i = 0; i < 4; ++i) x[i] = quad_at(rows + i * apart), y[i] = quad_at(cols + i * apart);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int pixel = 0; pixel < 4; ++pixel)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          sum[i][j] += x[i].x * y[j].x + x[i].y * y[j].y + x[i].z * y[j].z + x[i].w * y[j].w;
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int j = 0; j < 4; ++j) sum[i][j] += x[i].v[pixel] * y[j].v[pixel];
     }
   }
 };
@@ -92,8 +93,10 @@ struct TensorCores {
 
   static __device__ __host__ int wide_parts(int size) { return (size + 31) / 32; }
   static __device__ __host__ int narrow_parts(const Plan& plan) { return (plan.width + 15) / 16; }
-  static __device__ __host__ int pixel_parts(const Plan& plan) { return wide_parts(plan.tiling.pitch - 4); }
-  static __device__ __host__ int product_pieces(const Plan& plan) { return pixel_parts(plan) * narrow_parts(plan); }
+  static __device__ __host__ int pixel_parts(const Tiling& t) { return wide_parts(t.tile.pixels()); }
+  static __device__ __host__ int product_pieces(const Plan& plan, const Tiling& t) {
+    return pixel_parts(t) * narrow_parts(plan);
+  }
   static __device__ __host__ int cross_pieces(const Plan& plan) { return wide_parts(plan.width) * narrow_parts(plan); }
 
   // These are row and column of a sum in a piece's 32 x 16.
@@ -119,19 +122,19 @@ struct TensorCores {
   }
 
   // Rows of a piece are pixels here, columns channels: the tile is the 16 x 8 operand, the matrix the 8 x 8 one.
-  static __device__ Element element(const Plan& plan, int piece, int i, int j) {
-    return {piece / pixel_parts(plan) * 16 + col_of(i, j), piece % pixel_parts(plan) * 32 + row_of(i, j)};
+  static __device__ Element element(const Tiling& t, int piece, int i, int j) {
+    return {piece / pixel_parts(t) * 16 + col_of(i, j), piece % pixel_parts(t) * 32 + row_of(i, j)};
   }
 
-  static __device__ void add_product(const Plan& plan, int piece, const float* matrix, const float* tile, int channels,
-                                     Sums& sum) {
-    const int channel = piece / pixel_parts(plan) * 16, pixel = piece % pixel_parts(plan) * 32;
-    const int width = plan.width, pitch = plan.tiling.pitch;
+  static __device__ void add_product(const Plan& plan, const Tiling& t, int piece, const float* matrix,
+                                     const float* tile, int channels, Sums& sum) {
+    const int channel = piece / pixel_parts(t) * 16, pixel = piece % pixel_parts(t) * 32;
+    const int width = plan.width, pitch = t.pitch;
     add(
         0, channels, 8,
         [&](int row, int c) { return c < channels && pixel + row < pitch ? tile[c * pitch + pixel + row] : 0.0f; },
         [&](int col, int c) {
-          return c < channels && channel + col < width ? matrix[c * width + channel + col] : 0.0f;
+          return c < channels && channel + col < width ? matrix[plan.at(c, channel + col)] : 0.0f;
         },
         sum);
   }
@@ -141,134 +144,196 @@ struct TensorCores {
   }
 
   // Eight pixels are read at a time: the four past the tile's last are zeros.
-  static __device__ void add_cross(const Plan& plan, int piece, const float* a, const float* b, int split, int splits,
-                                   Sums& sum) {
+  static __device__ void add_cross(const Plan& plan, const Tiling& t, int piece, const float* a, const float* b,
+                                   int split, int splits, Sums& sum) {
     const int first_row = piece / narrow_parts(plan) * 32, first_col = piece % narrow_parts(plan) * 16;
-    const int pitch = plan.tiling.pitch, width = plan.width;
+    const int pitch = t.pitch, width = plan.width;
     const auto from = [=](const float* tile, int first) {
       return [=](int i, int pixel) { return first + i < width ? tile[(first + i) * pitch + pixel] : 0.0f; };
     };
-    add(8 * split, pitch - 4, 8 * splits, from(a, first_row), from(b, first_col), sum);
+    add(8 * split, t.tile.pixels(), 8 * splits, from(a, first_row), from(b, first_col), sum);
   }
 };
 
 // A worker is a thread on CUDA cores (128 of them) and a warp on tensor cores (4).
 template <class Units> __device__ int worker_index() { return int(threadIdx.x) / Units::kTeam; }
 template <class Units> constexpr int kWorkers = kThreads / Units::kTeam;
+constexpr int kMostHeld = 4;  // pieces of a matrix that a worker holds at once
 
-// Computes matrix^T tile, matrix [channels][width]: the sums of a block over all channels and pixels of one tile.
-// Products add up, so all terms of a node go into the same registers and are stored once.
+// Computes matrix^T tile: the sums of a block over all channels and pixels of one tile. Products add up, so all terms
+// of a node go into the same registers and are stored once.
 template <class Units, int M> struct Product {
   float sum[M][4][4] = {};
 
   // Calls f(piece, its sums) for the pieces that there are.
-  template <class F> __device__ void each_piece(const Plan& plan, F f) {
+  template <class F> __device__ void each_piece(const Plan& plan, const Tiling& t, F f) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
       const int piece = worker_index<Units>() + m * kWorkers<Units>;
-      if (piece < Units::product_pieces(plan)) f(piece, sum[m]);
+      if (piece < Units::product_pieces(plan, t)) f(piece, sum[m]);
     }
   }
 
-  __device__ void add(const Plan& plan, const float* matrix, const float* tile, int channels) {
-    each_piece(plan, [&](int piece, float(&own)[4][4]) {
-      Units::add_product(plan, piece, matrix, tile, channels, own);
+  __device__ void add(const Plan& plan, const Tiling& t, const float* matrix, const float* tile, int channels) {
+    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
+      Units::add_product(plan, t, piece, matrix, tile, channels, own);
     });
   }
 
-  // Calls f(sum, channel, pixel) over the elements of a tile.
-  template <class F> __device__ void each_element(const Plan& plan, F f) {
-    each_piece(plan, [&](int piece, float(&own)[4][4]) {
+  // Writes the sums over a tile in shared memory, which its readers leave before and enter after a barrier each.
+  __device__ void write_tile(const Plan& plan, const Tiling& t, float* tile) {
+    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
 #pragma unroll
-      for (int j = 0; j < 4; ++j)
+      for (int i = 0; i < 4; ++i)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Element at = Units::element(plan, piece, i, j);
-          if (at.channel < plan.C && at.pixel < plan.tiling.tile.pixels()) f(own[i][j], at.channel, at.pixel);
+        for (int j = 0; j < 4; ++j) {
+          const Element at = Units::element(t, piece, i, j);
+          if (at.channel < plan.C && at.pixel < t.tile.pixels()) tile[at.channel * t.pitch + at.pixel] = own[i][j];
         }
     });
   }
 
-  __device__ void add_tile(const Plan& plan, const float* tile) {
-    each_element(plan, [&](float& sum, int c, int pixel) { sum += tile[c * plan.tiling.pitch + pixel]; });
+  // Adds a tile in shared memory to the sums.
+  __device__ void add_tile(const Plan& plan, const Tiling& t, const float* tile) {
+    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const Element at = Units::element(t, piece, i, j);
+          if (at.channel < plan.C && at.pixel < t.tile.pixels()) own[i][j] += tile[at.channel * t.pitch + at.pixel];
+        }
+    });
   }
 
-  // Calls f(sum, channel, offset in a plane) over the elements inside of the image.
-  template <class F> __device__ void each_inside(const Plan& plan, const Tile& tile, F f) {
-    each_element(plan, [&](float& sum, int c, int pixel) {
-      const int at = pixel_offset(plan.tiling, tile, pixel);
-      if (at >= 0) f(sum, c, at);
-    });
+  // Calls f(place, quad of sums) over what the tile has of the image. A thread has quads of pixels on CUDA cores; on
+  // tensor cores its sums are scattered, so they go through `space`, a tile in shared memory that nobody else reads
+  // any more once all threads of the block have come here.
+  template <class F> __device__ void each_quad(const Plan& plan, const Tiling& t, const Tile& tile, float* space, F f) {
+    if constexpr (Units::kTeam == 1) {
+      each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
+        const int first = piece / t.quads() * 4;
+        Place place = place_of_quad(t, tile, first, piece % t.quads());
+#pragma unroll
+        for (int i = 0; i < 4; ++i, ++place.channel)
+          if (place.channel < plan.C && place.count > 0) f(place, Quad{{own[i][0], own[i][1], own[i][2], own[i][3]}});
+      });
+    } else {
+      __syncthreads();
+      write_tile(plan, t, space);
+      __syncthreads();
+      for (int i = int(threadIdx.x); i < plan.C * t.quads(); i += kThreads) {
+        const Place place = place_of_quad(t, tile, i / t.quads(), i % t.quads());
+        if (place.count > 0) f(place, quad_at(space + place.channel * t.pitch + place.pixel));
+      }
+    }
   }
 };
 
-// Sums a b^T over the pixels of many tiles, [C][C]: the pieces from `base` on, of matrices of more pieces than the
-// block has workers; small matrices are split over pixels too, or at C = 16 112 of the 128 threads would have none.
-template <class Units, int M> struct Cross {
-  float sum[M][4][4] = {};
-  int base, splits = 1;
+// Writes matrix^T tile, of `channels` channels of the tile, over channels first .. last - 1 of another tile. A thread has
+// one piece at a time, so it needs no variants. A barrier before it and after it is the caller's.
+template <class Units>
+__device__ void product_into_tile(const Plan& plan, const Tiling& t, const float* matrix, const float* tile,
+                                  int channels, float* to, int first, int last) {
+  for (int piece = worker_index<Units>(); piece < Units::product_pieces(plan, t); piece += kWorkers<Units>) {
+    float sum[4][4] = {};
+    Units::add_product(plan, t, piece, matrix, tile, channels, sum);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const Element at = Units::element(t, piece, i, j);
+        if (at.channel >= first && at.channel < last && at.pixel < t.tile.pixels())
+          to[at.channel * t.pitch + at.pixel] = sum[i][j];
+      }
+  }
+}
 
-  __device__ Cross(const Plan& plan, int base) : base(base) {
+// Counts how many pieces of a [C][C] matrix a worker holds at once.
+template <class Units> FASTNAS_HD int pieces_held(const Plan& plan) {
+  const int pieces = (Units::cross_pieces(plan) + kWorkers<Units> - 1) / kWorkers<Units>;
+  return pieces < kMostHeld ? pieces : kMostHeld;
+}
+FASTNAS_HD int pieces_held(const Plan& plan) {
+  return plan.tensor ? pieces_held<TensorCores>(plan) : pieces_held<CudaCores>(plan);
+}
+FASTNAS_HD int cross_pieces(const Plan& plan) {
+  return plan.tensor ? TensorCores::cross_pieces(plan) : CudaCores::cross_pieces(plan);
+}
+FASTNAS_HD int pieces_of_a_pass(const Plan& plan) {
+  return pieces_held(plan) * (plan.tensor ? kWorkers<TensorCores> : kWorkers<CudaCores>);
+}
+
+// Sums a b^T over the pixels of many tiles, [C][C]: the pieces from `base` on, of matrices of more pieces than the
+// block holds; small matrices are split over pixels too, or at C = 16 112 of the 128 threads would have none.
+//
+// Between tiles the sums rest in shared memory, 16 a piece and thread, as quads that neighbouring threads have side by
+// side. In registers they would be there while the block convolves its next tile, which wants 128 registers for
+// itself; fetching them back costs 8 instructions for the thousand FMA of a tile.
+template <class Units> struct Cross {
+  float* sums;  // [held][4][kThreads] quads
+  int base, held, splits;
+
+  __device__ Cross(const Plan& plan, float* sums, int base)
+      : sums(sums), base(base), held(pieces_held<Units>(plan)), splits(1) {
     while (Units::cross_pieces(plan) * splits * 2 <= kWorkers<Units>) splits *= 2;
   }
   __device__ int per_split() const { return kWorkers<Units> / splits; }
   __device__ int split() const { return worker_index<Units>() / per_split(); }
   __device__ int piece(int m) const { return base + worker_index<Units>() % per_split() + m * per_split(); }
+  __device__ float* quad(int m, int i, int thread) const { return sums + ((m * 4 + i) * kThreads + thread) * 4; }
 
-  __device__ void add(const Plan& plan, const float* a, const float* b) {
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-      if (piece(m) < Units::cross_pieces(plan)) Units::add_cross(plan, piece(m), a, b, split(), splits, sum[m]);
+  __device__ void clear() {
+    for (int k = 0; k < 4 * held; ++k) store_quad(quad(0, k, int(threadIdx.x)), Quad{});
   }
 
-  // Writes the pieces to [C][C]. The splits of a piece are added in their order, one entry at a time by way of
-  // `space`, which holds kThreads floats: a barrier before it is overwritten, one before it is read.
-  __device__ void store(const Plan& plan, float* space, float* to) {
-    const int stride = per_split() * Units::kTeam;
+  __device__ void add(const Plan& plan, const Tiling& t, const float* a, const float* b) {
+    for (int m = 0; m < held; ++m) {
+      if (piece(m) >= Units::cross_pieces(plan)) continue;
+      float sum[4][4];
 #pragma unroll
-    for (int m = 0; m < M; ++m)
+      for (int i = 0; i < 4; ++i) {
+        const Quad q = quad_at(quad(m, i, int(threadIdx.x)));
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[i][j] = q.v[j];
+      }
+      Units::add_cross(plan, t, piece(m), a, b, split(), splits, sum);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
+        store_quad(quad(m, i, int(threadIdx.x)), Quad{{sum[i][0], sum[i][1], sum[i][2], sum[i][3]}});
+    }
+  }
+
+  // Writes the pieces to [C][width], the splits of a piece added in their order. All threads call it; a barrier before
+  // the sums are overwritten is the caller's.
+  __device__ void store(const Plan& plan, float* to) {
+    __syncthreads();
+    if (split() != 0) return;
+    const int stride = per_split() * Units::kTeam;
+    for (int m = 0; m < held; ++m) {
+      if (piece(m) >= Units::cross_pieces(plan)) continue;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        Quad total{};
+        for (int s = 0; s < splits; ++s) {
+          const Quad part = quad_at(quad(m, i, int(threadIdx.x) + s * stride));
+#pragma unroll
+          for (int j = 0; j < 4; ++j) total.v[j] += part.v[j];
+        }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          float total = sum[m][i][j];
-          if (splits > 1) {
-            __syncthreads();
-            space[threadIdx.x] = total;
-            __syncthreads();
-            total = 0;
-            for (int s = 0; s < splits; ++s) total += space[s * stride + int(threadIdx.x) % stride];
-          }
           const Entry at = Units::entry(plan, piece(m), i, j);
-          if (split() == 0 && piece(m) < Units::cross_pieces(plan) && at.row < plan.C && at.col < plan.C)
-            to[at.row * plan.C + at.col] = total;
+          if (at.row < plan.C && at.col < plan.C) to[int64_t(at.row) * plan.width + at.col] = total.v[j];
         }
+      }
+    }
   }
 };
 
-// Writes to [C][C] = a b^T over all tiles of a group of images: load(tile, whether it is the first) fills a and b,
-// which may be one; each() sees every tile once. All threads of the block call it, as it has barriers: one before a
-// tile is loaded, when other warps may still read the last one, one before it is read. A matrix of more pieces than
-// M workers hold is made in several passes over the images.
-template <class Units, int M, class Load, class Each>
-__device__ void cross_group(const Plan& plan, int group, const float* a, const float* b, float* to, Load load,
-                            Each each) {
-  SHARED(float, space, kThreads);
-  for (int base = 0; base < Units::cross_pieces(plan); base += M * kWorkers<Units>) {
-    Cross<Units, M> cross(plan, base);
-    bool opens = base == 0;
-    for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-      for (int index = 0; index < plan.tiling.count(); ++index) {
-        __syncthreads();
-        load(tile_at(plan.tiling, image, index), opens);
-        opens = false;
-        __syncthreads();
-        cross.add(plan, a, b);
-        if (base == 0) each();
-      }
-    __syncthreads();
-    cross.store(plan, space, to);
-  }
+// Calls f(Cross) for the units that the call uses; all blocks of a launch use the same.
+template <class F> __device__ void with_cross(const Plan& plan, float* sums, int base, F f) {
+  if (plan.tensor) f(Cross<TensorCores>(plan, sums, base));
+  else f(Cross<CudaCores>(plan, sums, base));
 }
 
 }  // namespace

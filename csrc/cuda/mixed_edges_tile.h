@@ -1,5 +1,6 @@
-// Loads tiles of an image into shared memory, and computes depthwise convolutions of them. Products:
-// mixed_edges_products.h. A tile is [C][pitch] floats, pixels row by row; its pixels outside of the image are 0.
+// Moves tiles between global and shared memory, and says which thread of a block has what. A tile is [C][pitch]
+// floats, pixels row by row; its pixels outside of the image are 0. Convolutions: mixed_edges_strips.h. Products:
+// mixed_edges_products.h.
 #pragma once
 
 #include "mixed_edges_plan.h"
@@ -26,16 +27,69 @@ template <class A> __device__ A warp_total(A v) {
 __device__ float relu(float v) { return v < 0 ? 0.0f : v; }
 __device__ bool relu_passes(float v) { return !(v <= 0); }
 
-// The dtype is data, so that a kernel is compiled once: floats where `wide`, else bfloat16. The flag is the same
-// for the whole grid, so the branch never diverges.
-__device__ float get(const void* from, bool wide, int64_t at) {
-  return wide ? static_cast<const float*>(from)[at] : load(static_cast<const bf16_t*>(from)[at]);
+// --- values of a dtype that is data ------------------------------------------------------------------------
+
+// The dtype is data, so that a kernel is compiled once; it is the same for the whole grid, so a branch on it never
+// diverges. Loops over many values ask once, outside of the loop (with_type), single values each time (get, put).
+template <class F> __device__ void with_type(DType type, F f) {
+  if (type == DType::f32) f(float{});
+  else if (type == DType::bf16) f(bf16_t{});
+  else f(f16_t{});
 }
-__device__ void put(void* to, bool wide, int64_t at, float v) {
-  if (wide) static_cast<float*>(to)[at] = v;
-  else static_cast<bf16_t*>(to)[at] = store<bf16_t>(v);
+__device__ float get(const void* from, DType type, int64_t at) {
+  if (type == DType::f32) return static_cast<const float*>(from)[at];
+  if (type == DType::bf16) return load(static_cast<const bf16_t*>(from)[at]);
+  return load(static_cast<const f16_t*>(from)[at]);
 }
-__device__ float get(const Planes& z, int64_t at) { return get(z.data, z.wide, at); }
+__device__ void put(void* to, DType type, int64_t at, float v) {
+  if (type == DType::f32) static_cast<float*>(to)[at] = v;
+  else if (type == DType::bf16) static_cast<bf16_t*>(to)[at] = store<bf16_t>(v);
+  else static_cast<f16_t*>(to)[at] = store<f16_t>(v);
+}
+__device__ float get(const Planes& z, int64_t at) { return get(z.data, z.type, at); }
+
+// Four neighbouring values of a row, as the arithmetic has them.
+struct Quad { float v[4]; };
+template <class T> struct alignas(4 * sizeof(T)) PackedQuad { T v[4]; };
+
+// Reads or writes a quad by one access of 16 bytes, or 8 of a 16-bit type, at an address that allows it.
+template <class T> __device__ Quad load_quad(const T* from) {
+  const PackedQuad<T> packed = *reinterpret_cast<const PackedQuad<T>*>(from);
+  return {{load(packed.v[0]), load(packed.v[1]), load(packed.v[2]), load(packed.v[3])}};
+}
+template <class T> __device__ void store_quad(T* to, const Quad& quad) {
+  PackedQuad<T> packed;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) packed.v[i] = store<T>(quad.v[i]);
+  *reinterpret_cast<PackedQuad<T>*>(to) = packed;
+}
+__device__ Quad quad_at(const float* shared) { return load_quad(shared); }
+
+// Reads `count` values of a quad, the others are 0; writes `count` of them. Planes that are not aligned, and quads
+// that end outside of the image, go value by value.
+__device__ Quad get_quad(const Planes& from, int64_t at, int count) {
+  Quad quad{};
+  if (from.aligned && count == 4) {
+    with_type(from.type, [&](auto zero) { quad = load_quad(static_cast<const decltype(zero)*>(from.data) + at); });
+    return quad;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) quad.v[i] = get(from, at + i);
+  return quad;
+}
+__device__ void put_quad(const Planes& to, int64_t at, int count, const Quad& quad) {
+  void* const data = const_cast<void*>(to.data);
+  if (to.aligned && count == 4) {
+    with_type(to.type, [&](auto zero) { store_quad(static_cast<decltype(zero)*>(data) + at, quad); });
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) put(data, to.type, at + i, quad.v[i]);
+}
+
+// --- tiles -------------------------------------------------------------------------------------------------
 
 // Says where a tile lies: `rows` and `cols` lie inside of the image.
 struct Tile {
@@ -51,176 +105,143 @@ __device__ Tile tile_of_block(const Tiling& t) {
   return tile_at(t, blockIdx.x / t.count(), int(blockIdx.x % t.count()));
 }
 
-// Finds the offset of a tile's pixel in a plane, -1 outside of the image.
-__device__ int pixel_offset(const Tiling& t, const Tile& tile, int pixel) {
-  const int row = pixel / t.tile.cols, col = pixel % t.tile.cols;
-  return row < tile.rows && col < tile.cols ? (tile.row + row) * t.grid.cols + tile.col + col : -1;
+// Names four pixels of a channel of a tile: their place in the tile, in the plane, and how many lie inside of the image.
+struct Place {
+  int channel, pixel;
+  int offset, count;
+};
+__device__ Place place_of_quad(const Tiling& t, const Tile& tile, int channel, int quad) {
+  const int across = t.tile.cols / 4, row = quad / across, col = quad % across * 4;
+  const int count = row < tile.rows ? min(4, max(0, tile.cols - col)) : 0;
+  return {channel, 4 * quad, (tile.row + row) * t.grid.cols + tile.col + col, count};
 }
 
-// The pixels past the tile's last are read four (or on tensor cores eight) at a time and never written
-// by fill_tile: they are set to 0 once a kernel, because shared memory is not cleared and a NaN there
-// would spread through the products.
-__device__ void clear_tails(const Tiling& t, int channels, float* tile) {
-  const int pixels = t.tile.pixels();
-  for (int c = int(threadIdx.x); c < channels; c += kThreads)
-    for (int i = pixels; i < t.pitch; ++i) tile[c * t.pitch + i] = 0;
+// Finds the place of a quad without a division where rows are whole.
+__device__ Place place_at(const Tiling& t, const Tile& tile, int channel, int quad) {
+  if (!t.whole_rows()) return place_of_quad(t, tile, channel, quad);
+  return {channel, 4 * quad, tile.row * t.grid.cols + 4 * quad, 4 * quad < tile.rows * t.tile.cols ? 4 : 0};
 }
 
-// Writes to[c][pixel] = f(c, offset in the plane), 0 outside of the image. Neighbouring threads take neighbouring
-// pixels of a channel, in global memory and in shared. It does not wait: a barrier is the caller's.
-template <class F> __device__ void fill_tile(const Tiling& t, const Tile& tile, int C, float* to, F f) {
-  const int pixels = t.tile.pixels();
-  for (int i = int(threadIdx.x); i < C * pixels; i += kThreads) {
-    const int c = i / pixels, pixel = i % pixels, at = pixel_offset(t, tile, pixel);
-    to[c * t.pitch + pixel] = at < 0 ? 0.0f : f(c, at);
+// Walks over the quads of a tile, all channels, a block's width at a time. Where rows are whole a channel's quads
+// follow each other in the plane, so the walk only adds: a division an element would cost more than the load.
+struct QuadWalk {
+  int quads, channel, quad, channels_on, quads_on;
+  __device__ explicit QuadWalk(const Tiling& t)
+      : quads(t.quads()), channel(int(threadIdx.x) / quads), quad(int(threadIdx.x) % quads),
+        channels_on(kThreads / quads), quads_on(kThreads % quads) {}
+  __device__ void go_on() {
+    quad += quads_on, channel += channels_on;
+    if (quad >= quads) quad -= quads, ++channel;
+  }
+};
+
+// Calls put(place, load(place)) for all quads of a tile of whole rows, with four loads in flight: what put does with
+// the first comes after the fourth has been asked for.
+template <class Load, class Put>
+__device__ void move_whole_rows(const Tiling& t, const Tile& tile, int channels, Load load, Put put) {
+  QuadWalk walk(t);
+  const int inside = tile.rows * tile.cols, first = tile.row * t.grid.cols;
+  while (walk.channel < channels) {
+    Place place[4];
+    Quad quad[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int count = walk.channel >= channels ? -1 : 4 * walk.quad < inside ? 4 : 0;
+      place[k] = {walk.channel, 4 * walk.quad, first + 4 * walk.quad, count};
+      quad[k] = {};
+      if (count > 0) quad[k] = load(place[k]);
+      walk.go_on();
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (place[k].count >= 0) put(place[k], quad[k]);
   }
 }
 
-// --- depthwise convolution ---------------------------------------------------------------------------------
-
-// A patch is part of some channels in shared memory, rows from `row` and columns from `col` of the plane, zeros
-// beyond it. It holds the halo of a tile, so the convolution tests no border.
-struct Patch {
-  float* data;
-  int row, col, rows, cols;
-};
-
-// Loads a patch, a warp per row, rectified where the convolution reads relu(x). Barriers are the caller's.
-__device__ void stage(const Planes& from, int64_t image, int first, int channels, bool rectify, const Patch& patch) {
+// Loads a tile of `channels` channels from planes that begin at `at`: to[c][pixel] = f(c, value), 0 outside of the
+// image. Neighbouring threads take neighbouring quads, in global memory and in shared. It does not wait: a barrier
+// is the caller's.
+template <class F>
+__device__ void load_tile(const Tiling& t, const Tile& tile, int channels, const Planes& from, int64_t at, float* to,
+                          F f) {
   const int64_t plane = from.grid.pixels();
-  for (int line = warp_index(); line < channels * patch.rows; line += kWarps) {
-    const int c = line / patch.rows, row = patch.row + line % patch.rows;
-    const int64_t at = image * from.image + (first + c) * plane + int64_t(row) * from.grid.cols;
-    for (int i = lane_index(); i < patch.cols; i += 32) {
-      const int col = patch.col + i;
-      const bool inside = row >= 0 && row < from.grid.rows && col >= 0 && col < from.grid.cols;
-      const float v = inside ? get(from, at + col) : 0.0f;
-      patch.data[line * patch.cols + i] = rectify ? relu(v) : v;
-    }
+  if (t.whole_rows() && from.aligned) {
+    with_type(from.type, [&](auto zero) {
+      const auto* const data = static_cast<const decltype(zero)*>(from.data) + at;
+      move_whole_rows(
+          t, tile, channels, [&](const Place& p) { return load_quad(data + p.channel * plane + p.offset); },
+          [&](const Place& p, Quad quad) {
+            const float shift = p.count > 0 ? f(p.channel) : 0.0f;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) quad.v[i] += shift;
+            store_quad(to + p.channel * t.pitch + p.pixel, quad);
+          });
+    });
+    return;
+  }
+  for (int i = int(threadIdx.x); i < channels * t.quads(); i += kThreads) {
+    const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
+    Quad quad = get_quad(from, at + p.channel * plane + p.offset, p.count);
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      if (k < p.count) quad.v[k] += f(p.channel);
+    store_quad(to + p.channel * t.pitch + p.pixel, quad);
   }
 }
 
-// Says what depthwise_strips computes: some channels of one tile, from a patch.
-struct Strips {
-  Patch patch;
-  int channels, tile_rows, tile_cols;
-  Tile tile;
-  float* to;  // of the first channel and the tile's first pixel
-  int64_t to_plane;   // floats from a channel to the next
-  int to_row;
-  bool add;           // to what is there
-};
-
-// Taps are the depthwise kernels of some channels: [channels][K K] from `first` on; turned by 180
-// degrees where `flip`.
-struct Taps {
-  const void* data;
-  bool wide, flip;
-  int64_t first;
-};
-
-// A thread computes a strip, R rows of one column. All K K taps are in registers; going down the patch, each value
-// is loaded once per column of taps and serves every output row it belongs to. Neighbouring threads take
-// neighbouring columns, so a warp reads 32 words in a row: no bank conflicts at stride 1, two-way ones at stride 2.
-// The patch holds whole strips: the last one of a tile reads rows for outputs that it does not write.
-template <int K, int D, int S> __device__ void depthwise_strips(const Strips& s, const Taps& taps) {
-  constexpr int R = strip_rows(S), kReach = (R - 1) * S + (K - 1) * D + 1;
-  const int per_channel = (s.tile_rows + R - 1) / R * s.tile_cols;
-  for (int item = int(threadIdx.x); item < s.channels * per_channel; item += kThreads) {
-    const int c = item / per_channel, first = item % per_channel / s.tile_cols * R, col = item % s.tile_cols;
-    float tap[K * K], sum[R] = {};
-#pragma unroll
-    for (int k = 0; k < K * K; ++k)
-      tap[k] = get(taps.data, taps.wide, taps.first + c * K * K + (taps.flip ? K * K - 1 - k : k));
-    const float* from = s.patch.data + (c * s.patch.rows + first * S) * s.patch.cols + col * S;
-#pragma unroll
-    for (int y = 0; y < kReach; ++y) {
-#pragma unroll
-      for (int kx = 0; kx < K; ++kx) {
-        const float v = from[y * s.patch.cols + kx * D];
-#pragma unroll
-        for (int ky = 0; ky < K; ++ky) {
-          const int r = y - ky * D;
-          if (r >= 0 && r % S == 0 && r / S < R) sum[r / S] += tap[ky * K + kx] * v;
-        }
-      }
-    }
-    float* to = s.to + c * s.to_plane + int64_t(first) * s.to_row + col;
-    if (col >= s.tile.cols) continue;
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (first + r >= s.tile.rows) break;
-      to[r * s.to_row] = s.add ? to[r * s.to_row] + sum[r] : sum[r];
-    }
+// Stores a tile of `channels` channels to planes that begin at `at`.
+__device__ void store_tile(const Tiling& t, const Tile& tile, int channels, const float* from, const Planes& to,
+                           int64_t at) {
+  const int64_t plane = to.grid.pixels();
+  if (t.whole_rows() && to.aligned) {
+    with_type(to.type, [&](auto zero) {
+      auto* const data = static_cast<decltype(zero)*>(const_cast<void*>(to.data)) + at;
+      move_whole_rows(
+          t, tile, channels, [&](const Place& p) { return quad_at(from + p.channel * t.pitch + p.pixel); },
+          [&](const Place& p, const Quad& quad) {
+            if (p.count > 0) store_quad(data + p.channel * plane + p.offset, quad);
+          });
+    });
+    return;
+  }
+  for (int i = int(threadIdx.x); i < channels * t.quads(); i += kThreads) {
+    const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
+    put_quad(to, at + p.channel * plane + p.offset, p.count, quad_at(from + p.channel * t.pitch + p.pixel));
   }
 }
 
-// Calls f.run<K, D, S>() for the kernel of a half. A block has one half, so all its threads take the same case.
-template <class F> __device__ void with_kernel(int size, int dilation, int stride, F f) {
-  switch (size * 100 + dilation * 10 + stride) {
-    case 311: return f.template run<3, 1, 1>();
-    case 312: return f.template run<3, 1, 2>();
-    case 321: return f.template run<3, 2, 1>();
-    case 322: return f.template run<3, 2, 2>();
-    case 511: return f.template run<5, 1, 1>();
-    case 512: return f.template run<5, 1, 2>();
-    case 521: return f.template run<5, 2, 1>();
-    case 522: return f.template run<5, 2, 2>();
-    case 711: return f.template run<7, 1, 1>();
-    case 712: return f.template run<7, 1, 2>();
+// The pixels past the tile's last are read four (or on tensor cores eight) at a time and never written: they are set
+// to 0 once a kernel, because shared memory is not cleared and a NaN there would spread through the products.
+__device__ void clear_tails(const Tiling& t, int channels, float* tile) {
+  for (int i = int(threadIdx.x); i < 4 * channels; i += kThreads) tile[i / 4 * t.pitch + t.tile.pixels() + i % 4] = 0;
+}
+
+// Sums the pixels of a tile's channel, by a warp.
+__device__ float channel_sum(const Tiling& t, const float* channel) {
+  float sum = 0;
+  for (int i = 4 * lane_index(); i < t.tile.pixels(); i += 128) {
+    const Quad q = quad_at(channel + i);
+    sum += (q.v[0] + q.v[1]) + (q.v[2] + q.v[3]);
   }
-}
-// Of these the one that reaches farthest: (size - 1) dilation + 1 pixels, 9 of them; a 7x7 reaches 7.
-constexpr int kFarthestSize = 5, kFarthestDilation = 2;
-
-struct RunStrips {
-  const Strips& strips;
-  const Taps& taps;
-  template <int K, int D, int S> __device__ void run() const { depthwise_strips<K, D, S>(strips, taps); }
-};
-
-__device__ Patch patch_of(const Half& h, const Tiling& t, const Tile& tile, float* data) {
-  const Grid size = patch_size(h, t);
-  return {data, tile.row * h.stride - h.pad(), tile.col * h.stride - h.pad(), size.rows, size.cols};
-}
-
-// A slab is the channels of which a block convolves one tile: as many as their patches fit in shared memory.
-struct Slab {
-  Tile tile;
-  int first, channels;
-};
-__device__ Slab slab_of_block(const Plan& plan, const Tiling& t, int at_once) {
-  const int chunks = (plan.C + at_once - 1) / at_once, first = int(blockIdx.x % chunks) * at_once;
-  const int index = int(blockIdx.x / chunks);
-  return {tile_at(t, index / t.count(), index % t.count()), first, min(at_once, plan.C - first)};
-}
-
-// Loads a tile of u + shift, all channels. Where forward kept u ("fast") it was stored centred, and the shift is in
-// it already; gather_kernel, which asks for other shifts, runs in forward only, where `u` is there.
-__device__ void load_u(const Plan& plan, const Half& h, const Tile& tile, const float* shift, float* to) {
-  const int64_t plane = plan.out.pixels(), image = tile.image * plan.C * plane;
-  if (h.kept && !h.u)
-    fill_tile(plan.tiling, tile, plan.C, to,
-              [&](int c, int at) { return get(h.kept, plan.wide, image + c * plane + at); });
-  else
-    fill_tile(plan.tiling, tile, plan.C, to,
-              [&](int c, int at) { return h.u[image + c * plane + at] + (shift ? shift[c] : 0.0f); });
-}
-
-// Adds to sums[c] the sum of a tile's channel, a warp per channel. sums are global memory that this block alone
-// writes, always by the same warp, so no barrier is needed between tiles.
-__device__ void add_channel_sums(const Plan& plan, const float* tile, float* sums) {
-  for (int c = warp_index(); c < plan.C; c += kWarps) {
-    float sum = 0;
-    for (int i = lane_index(); i < plan.tiling.tile.pixels(); i += 32) sum += tile[c * plan.tiling.pitch + i];
-    sum = warp_total(sum);
-    if (lane_index() == 0) sums[c] += sum;
-  }
+  return warp_total(sum);
 }
 
 // Counts the floats of shared memory that a tile of all channels takes. Rows C to width are never written; what is
 // read of them reaches sums that are not stored.
-__device__ __host__ inline int tile_floats(const Plan& plan) { return plan.width * plan.tiling.pitch; }
+__device__ __host__ inline int tile_floats(const Plan& plan, const Tiling& t) { return plan.width * t.pitch; }
+
+// Says, to all threads of the block, whether it is the last of `blocks` to come here, by a counter that began at 0.
+// What each of them wrote before is visible to the last one: its reads must go past L1 (__ldcg), which may hold a
+// line from before. No block waits for another.
+__device__ bool is_last_block(unsigned* counter, unsigned blocks) {
+  SHARED(int, last, 1);
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last[0] = atomicAdd(counter, 1u) == blocks - 1;
+  __syncthreads();
+  __threadfence();
+  return last[0];
+}
 
 }  // namespace
 }  // namespace fastnas::cuda

@@ -1,0 +1,254 @@
+// Computes what leaves some states and sums it over all images: u of halves and their Gram or cross matrices, values
+// that are no convolutions and their moments or dots. The last block of a job folds the sums.
+//
+// u is made where it is summed: a warp stages the patches of a few channels, its lanes convolve a strip each into the
+// block's tile, and when all channels are there the block adds u u^T (or dy u^T) to the matrix in its registers. So
+// u is written to memory once, for the products that follow, and never read for its statistics. Before, a kernel wrote
+// it and another read it, 4 bytes an element and 75 instructions for each.
+#include "mixed_edges_values.h"
+
+namespace fastnas::cuda {
+namespace {
+
+// --- convolution into a tile -------------------------------------------------------------------------------
+
+// Sets to 0 what a strip has beyond the image, where the tile's readers expect zeros.
+template <int N> __device__ void keep_inside(float (&acc)[N][N], int rows, int cols) {
+  if (rows >= N && cols >= N) return;
+#pragma unroll
+  for (int r = 0; r < N; ++r)
+#pragma unroll
+    for (int q = 0; q < N; ++q)
+      if (r >= rows || q >= cols) acc[r][q] = 0;
+}
+
+// Convolves the strip of one lane, D * relu(in), into a tile. `first` is the channel of the warp's pass.
+struct ConvolvedStrip {
+  const Stand& stand;
+  float* to;
+  int first;
+  __device__ strips::Strip own() const {
+    return strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
+  }
+  template <int K, int D, int S> __device__ void run() const {
+    constexpr int N = strips::kSide<S>;
+    float acc[N][N] = {};
+    {
+      const strips::Strip strip = own();
+      const strips::Patch patch = own_patch(stand);
+      const int row = stand.reach.below(stand.tile.row + strip.row), col = stand.reach.below(stand.tile.col + strip.col);
+      const float* taps = stand.taps + warp_index() * stand.warp_floats + strip.channel * strips::tap_pitch(K);
+      strips::convolve<K, D, S>(patch.at(strip.channel, row, col), patch.pitch, edges_of(stand.reach, patch, row), taps,
+                                acc);
+    }
+    fence_registers();
+    const strips::Strip strip = own();
+    const Tiling& t = stand.tiling;
+    keep_inside(acc, stand.tile.rows - strip.row, stand.tile.cols - strip.col);
+    strips::put_strip(acc, to + (first + strip.channel) * t.pitch + strip.row * t.tile.cols + strip.col, t.tile.cols,
+                      t.tile.rows - strip.row, t.tile.cols - strip.col);
+  }
+};
+
+// Computes u of the stand's half over its tile: to[c][pixel] = D * relu(in). A warp takes the channels of a
+// pass, as many as its 32 lanes have strips for, in patches of its own, so only the caller needs a barrier. Its ten
+// unrolled convolutions are 9,000 instructions, so one kernel alone calls it, in one place.
+__device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* to) {
+  for (int c = warp_index() * stand.lanes.channels; c < stand.channels; c += kWarps * stand.lanes.channels) {
+    const Half& h = stand.half;
+    const int count = min(stand.lanes.channels, stand.channels - c);
+    strips::stage(h.in, stand.tile.image, stand.first_channel + c, count, own_patch(stand));
+    strips::stage_taps(h.taps, type, h.size, stand.first_channel + c, count, stand.taps + warp_index() * stand.warp_floats);
+    strips::wait_staged();
+    const ConvolvedStrip convolved{stand, to, c};
+    const strips::Strip strip = convolved.own();
+    if (strip.inside && strip.channel < count) strips::with_kernel(h.size, h.dilation, h.stride, convolved);
+  }
+}
+
+// --- halves ------------------------------------------------------------------------------------------------
+
+// Adds to sums[c] the sum of a tile's channel, a warp per channel. sums are global memory that this block alone
+// writes, always by the same warp, so no barrier is needed between tiles.
+__device__ void add_channel_sums(const Tiling& t, int C, const float* tile, float* sums) {
+  for (int c = warp_index(); c < C; c += kWarps) {
+    const float sum = channel_sum(t, tile + c * t.pitch);
+    if (lane_index() == 0) sums[c] += sum;
+  }
+}
+
+// Notes minus the mean of a group's first tile in `shift`, so that no digits of the Gram matrix cancel.
+__device__ void note_shift(const Tiling& t, const Tile& tile, int C, const float* u, float* shift) {
+  for (int c = warp_index(); c < C; c += kWarps) {
+    const float sum = channel_sum(t, u + c * t.pitch);
+    if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
+  }
+}
+
+// Adds shift[c] to what a tile has of the image and stores the tile, before it or, where `centred`, after. Both in one
+// pass over shared memory; a null shift stores only.
+__device__ void shift_and_store(const Tiling& t, const Tile& tile, int channels, float* u, const float* shift,
+                                bool centred, const Planes& to, int64_t at) {
+  const int64_t plane = to.grid.pixels();
+  with_type(to.type, [&](auto zero) {
+    using T = decltype(zero);
+    const auto put = [&](const Place& p, const Quad& raw, auto store_it) {
+      const float by = shift && p.count > 0 ? shift[p.channel] : 0.0f;
+      Quad shifted{};
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        if (k < p.count) shifted.v[k] = raw.v[k] + by;
+      }
+      if (shift) store_quad(u + p.channel * t.pitch + p.pixel, shifted);
+      if (p.count > 0) store_it(at + p.channel * plane + p.offset, centred ? shifted : raw);
+    };
+    if (t.whole_rows() && to.aligned) {
+      T* const data = static_cast<T*>(const_cast<void*>(to.data));
+      return move_whole_rows(
+          t, tile, channels, [&](const Place& p) { return quad_at(u + p.channel * t.pitch + p.pixel); },
+          [&](const Place& p, const Quad& raw) {
+            put(p, raw, [&](int64_t place, const Quad& quad) { store_quad(data + place, quad); });
+          });
+    }
+    for (int i = int(threadIdx.x); i < channels * t.quads(); i += kThreads) {
+      const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
+      put(p, quad_at(u + p.channel * t.pitch + p.pixel),
+          [&](int64_t place, const Quad& quad) { put_quad(to, place, p.count, quad); });
+    }
+  });
+}
+
+// Brings u of the stand's tile into shared memory, computed here or, by a launch before or in a pass before, in memory;
+// and where it is computed stores it for the products. The Gram matrix is of u' = u + `shift`, which the group's first
+// tile sets, and u is stored; a cross matrix is of u centred by the exact mean, and that is stored: summing dy u^T and
+// taking the means off afterwards would cancel. Forward's readers centre u by the same addition, so both have the same
+// bits.
+__device__ __forceinline__ void bring_u(const Plan& plan, const Gather& call, const Stand& stand, float* shift, float* u) {
+  const Half& h = stand.half;
+  const bool computes = (plan.fused || call.wide) && h.u && stand.base == 0, gram = call.sums == Sums::gram;
+  const bool sets_shift = gram && stand.opens && stand.base == 0;
+  const Planes planes = u_of(plan, h);
+  if (computes) convolve_tile(plan.type, stand, u);
+  else
+    load_tile(stand.tiling, stand.tile, plan.C, planes, stand.tile.image * planes.image, u,
+              [&](int c) { return gram && !sets_shift ? shift[c] : 0.0f; });
+  __syncthreads();
+  if (sets_shift) {
+    note_shift(stand.tiling, stand.tile, plan.C, u, shift);
+    __syncthreads();
+  }
+  if (!computes && !sets_shift) return;
+  const float* const by = call.centres ? h.shift + stand.first_channel : gram ? shift : nullptr;
+  shift_and_store(stand.tiling, stand.tile, stand.channels, u, by, call.centres, planes,
+                  stand.tile.image * planes.image + stand.first_channel * plan.plane());
+  __syncthreads();
+}
+
+// Gathers the sums of one group of images: of u' u'^T and u', or of dy (u - mean u)^T and dy. A matrix of more pieces
+// than the block holds is made in several passes over the images; the first computes u, the others read it.
+__device__ __forceinline__ void gather_half(const Plan& plan, const Gather& call, const Space& space, Stand& stand) {
+  const bool sums_up = call.sums != Sums::none, cross = call.sums == Sums::cross;
+  const auto row = [&](int k) {  // of the group's partial sums, behind the matrix
+    return stand.half.partial + blockIdx.x * plan.partial_size() + plan.matrix_size() + k * plan.width;
+  };
+  for (int c = int(threadIdx.x); sums_up && c < plan.C; c += kThreads) row(0)[c] = row(1)[c] = 0;
+  for (int base = 0; base < (sums_up ? cross_pieces(plan) : 1); base += pieces_of_a_pass(plan)) {
+    if (sums_up) with_cross(plan, space.sums, base, [](auto product) { product.clear(); });
+    for (begin_pass(stand, base); !stand.ends; go_on(stand)) {
+      if (cross) load_plainly(plan, stand.tiling, stand.half.dy, stand.tile, space.other);
+      bring_u(plan, call, stand, sums_up ? row(1) : nullptr, space.tile);
+      if (!sums_up) continue;
+      const float* const left = cross ? space.other : space.tile;
+      with_cross(plan, space.sums, stand.base, [&](auto product) { product.add(plan, stand.tiling, left, space.tile); });
+      if (stand.base == 0) add_channel_sums(stand.tiling, plan.C, left, row(0));
+    }
+    if (sums_up) with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, row(0) - plan.matrix_size()); });
+  }
+}
+
+// Folds what the blocks of a half gathered. Without sums the statistics are there already, and the first block does it.
+__device__ void fold_half(const Plan& plan, const Half& h, const Gather& call) {
+  if (call.sums == Sums::none) {
+    if (blockIdx.x == 0 && !call.wide) fold_rows(plan, h, false);
+    return;
+  }
+  if (!is_last_block(h.done, gridDim.x)) return;
+  if (call.sums == Sums::cross) return fold_cross(plan, h);
+  fold_gram(plan, h);
+  fold_rows(plan, h, true);
+}
+
+// grid (groups, halves + values): a block walks all tiles of a group of images. 32 groups fix the order of the sums,
+// and give a level of one edge (4 first halves) 128 blocks, about one for each of the 132 multiprocessors of an H100.
+//
+// `wide`: grid (images, halves + values, channels) computes u and z alone, of cells whose tiles have no room for whole
+// strips of all channels; a block takes kMostFusedChannels of them.
+__global__ void __launch_bounds__(kThreads, 3) gather_kernel(const __grid_constant__ Plan plan, Gather call) {
+  DYNAMIC_SHARED(float, shared);
+  SHARED(Stand, stands, 1);
+  Stand& stand = stands[0];
+  const Space space(call, shared);
+  const int job = int(blockIdx.y), index = job - call.halves;
+  if (index < 0) {
+    const Half* const h = plan.halves.at(call.first_half + job);
+    if (!is_wanted(h, call.which) || (call.wide && !h->u)) return;
+    if (threadIdx.x == 0) stand.half = *h;
+    stand_at(plan, call, space, stand, true, {h->size, h->dilation, h->stride, false}, h->in.grid);
+    gather_half(plan, call, space, stand);
+    return fold_half(plan, stand.half, call);
+  }
+  const Value* const value = plan.values.at(call.first_value + (call.strided ? index / 2 : index));
+  if (!value || (call.wide && !is_pool(*value)) || (call.strided && value->made != Made::strided)) return;
+  if (threadIdx.x == 0) stand.value = *value;
+  stand_at(plan, call, space, stand, is_pool(*value), reach_of(*value), value->x.grid);
+  if (call.strided) gather_strided(plan, index % 2, space, stand);
+  else gather_value(plan, call, space, stand);
+}
+
+// Counts the floats that a warp needs for the largest patches and taps of a launch; of a sampled path the host does
+// not know which candidates run, so it is for all of them.
+int warp_floats(const Launcher& run, Range states, bool values) {
+  const Tiling& t = run.plan().strips;
+  int most = 0;
+  for (const Half& h : run.planner.all_halves(states)) {
+    const strips::Reach reach{h.size, h.dilation, h.stride, false};
+    most = std::max(most, strips::patch_floats(reach, t) + strips::tap_floats(reach, t));
+  }
+  for (const Value& value : run.planner.all_values(states))
+    if (values && is_pool(value))
+      most = std::max(most, strips::patch_floats(reach_of(value), t));
+  return most;
+}
+
+// Launches u and z alone, of a wide cell, before the sums.
+void launch_wide(Launcher& run, Gather call) {
+  const Plan& plan = run.plan();
+  call.wide = true, call.sums = Sums::none, call.two_tiles = false;
+  call.tile_floats = kMostFusedChannels * plan.strips.pitch, call.sum_floats = 0;
+  if (call.strided) call.strided = false, call.values = 0;
+  const unsigned chunks = unsigned((plan.C + kMostFusedChannels - 1) / kMostFusedChannels);
+  run(gather_kernel, dim3(unsigned(plan.images), unsigned(call.halves + call.values), chunks),
+      sizeof(float) * size_t(call.tile_floats + kWarps * call.warp_floats), call);
+}
+
+}  // namespace
+
+void launch_gather(Launcher& run, Range states, Which which, Sums sums, bool values) {
+  const Plan& plan = run.plan();
+  const Range halves = run.planner.halves_of(states), own = run.planner.values_of(states);
+  Gather call{};
+  call.first_half = halves.first, call.halves = halves.count();
+  call.first_value = own.first, call.values = values ? own.count() : 0;
+  call.which = which, call.sums = sums;
+  call.strided = which == Which::inner, call.centres = sums == Sums::cross;
+  call.warp_floats = warp_floats(run, states, values);
+  if (!plan.fused) launch_wide(run, call), call.warp_floats = 0;
+  call.tile_floats = tile_floats(plan, plan.tiling);
+  call.two_tiles = values || sums == Sums::cross;
+  call.sum_floats = 16 * kThreads * pieces_held(plan);
+  const int jobs = call.strided ? 2 * call.values : call.values;
+  const int floats = call.tile_floats * (call.two_tiles ? 2 : 1) + call.sum_floats + kWarps * call.warp_floats;
+  run(gather_kernel, dim3(unsigned(plan.groups), unsigned(call.halves + jobs)), sizeof(float) * size_t(floats), call);
+}
+
+}  // namespace fastnas::cuda

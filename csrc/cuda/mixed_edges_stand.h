@@ -1,0 +1,95 @@
+// Says what a block of gather_kernel works on, how far it is, and where the parts of its shared memory lie.
+#pragma once
+
+#include "mixed_edges_common.h"
+#include "mixed_edges_patch.h"
+
+namespace fastnas::cuda {
+namespace {
+
+// Holds, in shared memory, what a block works on and how far it is. A strip's sums, taps and window take 105 of the
+// 168 registers that leave room for three blocks on a multiprocessor, as many as shared memory does: what outlives a
+// strip is better not in registers, or ptxas spills it around every one of them. Thread 0 writes it, between two
+// barriers.
+struct Stand {
+  Half half;  // or a value
+  Value value;
+  // Patches of the job; their `data` is of the first warp.
+  strips::Reach reach;
+  strips::Lanes lanes;
+  strips::Patch patch;
+  float* taps;
+  int warp_floats;
+  // The tiles of a group of images (or, `wide`, of one image), in the passes of a matrix; a few channels of them.
+  Tiling tiling;
+  Tile tile;
+  int64_t first_image, last_image, image;
+  int index, base, first_channel, channels;
+  bool opens, ends;  // a pass: its first tile, and none is left
+};
+
+// Keeps the compiler from fetching what follows before the strip's registers are free.
+__device__ void fence_registers() { asm volatile("" ::: "memory"); }
+
+// Begins a pass over the tiles, or goes on to the next; by all threads, with a barrier before and after.
+__device__ void begin_pass(Stand& stand, int base) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    stand.image = stand.first_image, stand.index = 0, stand.base = base, stand.opens = true;
+    stand.ends = stand.image >= stand.last_image;
+    stand.tile = tile_at(stand.tiling, stand.image, 0);
+  }
+  __syncthreads();
+}
+__device__ void go_on(Stand& stand) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (++stand.index == stand.tiling.count()) stand.index = 0, ++stand.image;
+    stand.opens = false, stand.ends = stand.image >= stand.last_image;
+    stand.tile = tile_at(stand.tiling, stand.image, stand.index);
+    strips::place(stand.patch, stand.reach, stand.tile.row, stand.tile.col);
+  }
+  __syncthreads();
+}
+
+// Finds this warp's patches.
+__device__ strips::Patch own_patch(const Stand& stand) {
+  strips::Patch patch = stand.patch;
+  patch.data += warp_index() * stand.warp_floats;
+  return patch;
+}
+
+// Says where the parts of a block's dynamic shared memory lie: two tiles (of values and cross sums), sums of pieces,
+// and for each warp its patches and taps.
+struct Space {
+  float *tile, *other, *sums, *patches;
+  __device__ Space(const Gather& call, float* shared)
+      : tile(shared), other(tile + call.tile_floats), sums(other + (call.two_tiles ? call.tile_floats : 0)),
+        patches(sums + call.sum_floats) {}
+};
+
+// Sets a block to a job: the tiles it walks, and the patches if it convolves or pools (`reach`, of planes `from`).
+__device__ void stand_at(const Plan& plan, const Gather& call, const Space& space, Stand& stand, bool patches,
+                         const strips::Reach& reach, Grid from) {
+  if (threadIdx.x == 0) {
+    stand.tiling = call.wide ? plan.strips : plan.tiling;
+    stand.first_image = call.wide ? blockIdx.x : plan.first_image(int(blockIdx.x));
+    stand.last_image = call.wide ? blockIdx.x + 1 : plan.first_image(int(blockIdx.x) + 1);
+    stand.first_channel = int(blockIdx.z) * kMostFusedChannels;
+    stand.channels = call.wide ? min(kMostFusedChannels, plan.C - stand.first_channel) : plan.C;
+    stand.reach = reach, stand.warp_floats = call.warp_floats;
+    stand.lanes = strips::lanes_of(stand.tiling.tile, reach.strip());
+    stand.patch = strips::patch_of(reach, stand.tiling, from, space.patches);
+    stand.taps = space.patches + strips::patch_floats(reach, stand.tiling);
+  }
+  __syncthreads();
+  if (patches && (plan.fused || call.wide)) strips::clear(own_patch(stand), stand.lanes.channels);
+  clear_tails(stand.tiling, stand.channels, space.tile);
+  if (call.two_tiles) clear_tails(stand.tiling, stand.channels, space.other);
+}
+
+FASTNAS_HD bool is_pool(const Value& value) { return value.made == Made::average || value.made == Made::maximum; }
+FASTNAS_HD strips::Reach reach_of(const Value& pool) { return {3, 1, pool.stride, false}; }
+
+}  // namespace
+}  // namespace fastnas::cuda

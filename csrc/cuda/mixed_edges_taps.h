@@ -1,0 +1,118 @@
+// Computes dL/dD of mixed_edges, the gradients of the depthwise kernels: sums over images and pixels of du times the
+// input shifted by the tap. A warp has a few channels of a group of images, and all their taps in registers until the
+// last image, so it reads input and du once.
+#pragma once
+
+#include "mixed_edges_parts.h"
+
+namespace fastnas::cuda {
+namespace {
+
+constexpr int kMostTaps = 49;  // 7x7
+
+// Adds du times the shifted input of one strip to the taps.
+struct CorrelatedStrip {
+  const float *in, *du;
+  int pitch, du_pitch;
+  strips::Edges edges;
+  float (&dtap)[kMostTaps];
+  template <int K, int D, int S> __device__ __forceinline__ void run() const {
+    float own[K * K];
+#pragma unroll
+    for (int k = 0; k < K * K; ++k) own[k] = dtap[k];
+    const auto load = [&](int row, auto& g) { strips::get_strip(g, du + row * du_pitch, du_pitch); };
+    strips::correlate<K, D, S>(in, pitch, edges, load, own);
+#pragma unroll
+    for (int k = 0; k < K * K; ++k) dtap[k] = own[k];
+  }
+};
+
+// Says where a warp has du: beside the patch of the input, and without a halo.
+__device__ strips::Patch du_patch(const Plan& plan, const strips::Reach& reach, const Tiling& t, float* space) {
+  return strips::patch_of(pixels_alone(), t, plan.out, space + strips::patch_floats(reach, t));
+}
+
+// Sums the taps of a warp's channels over one tile.
+__device__ __forceinline__ void add_taps(const Plan& plan, const Half& h, const Tiling& tiling, const Part& part,
+                                         float* space, float (&dtap)[kMostTaps]) {
+  const Tiling t = fresh(tiling);
+  const strips::Reach reach{h.size, h.dilation, h.stride, false};
+  strips::Patch in = strips::patch_of(reach, t, h.in.grid, space);
+  strips::Patch du = du_patch(plan, reach, t, space);
+  strips::place(in, reach, part.tile.row, part.tile.col);
+  strips::place(du, pixels_alone(), part.tile.row, part.tile.col);
+#pragma unroll 1
+  for (int k = 0; k < 2; ++k)  // one copy of the code that stages
+    strips::stage(k ? plan.own(h.du) : h.in, part.tile.image, part.first, part.channels, k ? du : in);
+  strips::wait_staged();
+  if (!part.has_strip) return;
+  const strips::Strip& strip = part.strip;
+  const int row = reach.below(part.row()), col = reach.below(part.col());
+  const CorrelatedStrip correlated{in.at(strip.channel, row, col),
+                                   du.at(strip.channel, part.row(), part.col()),
+                                   in.pitch,
+                                   du.pitch,
+                                   strips::edges_of(reach, in, row),
+                                   dtap};
+  strips::with_kernel(h.size, h.dilation, h.stride, correlated);
+}
+
+// Sums the taps of some channels over a group of images, and over the lanes of each channel, by a butterfly whose
+// order is fixed; writes [group][C][taps].
+__device__ __forceinline__ void sum_taps(const Plan& plan, const Half& h, const Tiling& t, int group, int channels_at,
+                                         float* space) {
+  const strips::Reach reach{h.size, h.dilation, h.stride, false};
+  const strips::Lanes lanes = strips::lanes_of(t.tile, reach.strip());
+  strips::clear(strips::patch_of(reach, t, h.in.grid, space), lanes.channels);
+  strips::clear(du_patch(plan, reach, t, space), lanes.channels);
+  float dtap[kMostTaps] = {};
+  for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+    for (int index = 0; index < t.count(); ++index) {
+      const Part part = part_of(plan, t, reach.strip(), tile_at(t, image, index), channels_at);
+      add_taps(plan, h, t, part, space, dtap);
+    }
+  const strips::Strip strip = strips::strip_of_lane(lanes, t.tile, reach.strip());
+  const int taps = h.taps_count(), channel = channels_at * lanes.channels + strip.channel;
+  const bool writes = channel < plan.C && strip.row == 0 && strip.col == 0;
+  float* const to = h.dtaps + (int64_t(group) * plan.C + channel) * taps;
+#pragma unroll
+  for (int k = 0; k < kMostTaps; ++k) {
+    if (k >= taps) break;
+    for (int step = 16; step > 0; step /= 2)
+      if (step < lanes.across() || step >= 32 >> lanes.down_bits)  // from a lane to another of its channel
+        dtap[k] += __shfl_xor_sync(0xffffffffu, dtap[k], step);
+    if (writes) to[k] = dtap[k];
+  }
+}
+
+// Says whether a tap meets any row of the input, and not only the padding of a plane lower than the kernel reaches.
+__device__ bool meets_input(const Plan& plan, const Half& h, int tap) {
+  const int from = tap / h.size * h.dilation - h.pad();  // the row that it meets for the first row of the output
+  const int first = from < 0 ? (h.stride - 1 - from) / h.stride : 0;
+  return first < plan.out.rows && first * h.stride + from < h.in.grid.rows;
+}
+
+// Adds the groups in their order, in fp64, and rounds to the stored dtype. Rows of padding were skipped, but eager
+// multiplies du by their zeros: a tap that meets no others is NaN where du is not finite, as the tap in the centre
+// tells, which meets all of du.
+__device__ void fold_taps(const Plan& plan, const Half& h) {
+  const int taps = h.taps_count(), count = plan.C * taps;
+  const auto sum_of = [&](int i) {
+    double sum = 0;
+#pragma unroll 8
+    for (int g = 0; g < plan.groups; ++g) sum += double(__ldcg(h.dtaps + int64_t(g) * count + i));
+    return sum;
+  };
+  for (int i = int(threadIdx.x); i < count; i += kThreads) {
+    const int tap = i % taps;
+    put(h.dD, plan.type, i, float(meets_input(plan, h, tap) ? sum_of(i) : 0 * sum_of(i - tap + taps / 2)));
+  }
+}
+
+// Counts the blocks of a half's taps: its warps count groups of channels first, then groups of images.
+FASTNAS_HD int blocks_of_taps(const Plan& plan, const Tiling& t, int stride) {
+  return (plan.groups * channel_groups(plan.C, t, stride == 1 ? 8 : 4) + kWarps - 1) / kWarps;
+}
+
+}  // namespace
+}  // namespace fastnas::cuda
