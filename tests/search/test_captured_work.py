@@ -62,7 +62,8 @@ UNFUSED = "as on a device without fused cells"
 def test_a_captured_step_leaves_the_host_alone(monkeypatch, method, space, fused):
     monkeypatch.setattr(cell, "can_run", lambda *_: fused)
     bilevel, inputs = on_meta(space, method)
-    bilevel.move_alphas(inputs, inputs)  # as the steps before a capture do: cells are read once
+    with Watch():
+        bilevel.move_alphas(inputs, inputs)  # as the steps before a capture do: cells are read once
     with NoValues(), Watch():
         loss = bilevel.move_alphas(inputs, inputs)
         results = bilevel.move_params(inputs)
