@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 NATIVE := $(shell find csrc kernels -type f -not -name '*.pyc') CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
-.PHONY: install search test fuzz sanitize stress bench gpu lint docs clean
+.PHONY: install search test fuzz sanitize simt stress bench gpu lint docs clean
 
 install: $(STAMP)
 
@@ -45,6 +45,13 @@ sanitize: $(STAMP)
 	$(BIN)/cmake --build build/sanitize
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 		ASAN_OPTIONS=detect_leaks=0 $(FUZZ) --module build/sanitize/_C*.so
+
+# The CUDA kernels on the host shim with checks of what a GPU would ask: aligned and defined accesses, then
+# races within and between blocks. -s: a misaligned access ends its worker, after a line on stderr.
+SIMT ?= tests/ops -k "cuda-host or any_order"
+simt: $(STAMP)
+	for checks in alignment races; do \
+		FASTNAS_HOST_CHECKS=$$checks $(BIN)/python -m pytest -s -n logical --dist worksteal $(SIMT) || exit 1; done
 
 # Damages, interrupts and starts twice what a user runs; fills the disk under it. About 40 minutes.
 stress: $(STAMP)

@@ -81,8 +81,9 @@ def kept_folder(
 
 @pytest.fixture(scope="session")
 def cuda_host(kept_folder: Callable[[str], Path]) -> Iterator[HostCudaBackend]:
-    """The CUDA kernels on the host, as backend "cuda-host"."""
-    backend = load_host_cuda(kept_folder("fastnas_host_simt"))
+    """The CUDA kernels on the host, as backend "cuda-host"; `make simt` sets checks."""
+    checks = os.environ.get("FASTNAS_HOST_CHECKS", "")
+    backend = load_host_cuda(kept_folder("fastnas_host_simt"), checks)
     if isinstance(backend, str):
         pytest.skip(backend)
     with registered(backend, backend.kernels, table="cuda"):

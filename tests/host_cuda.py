@@ -27,6 +27,13 @@ CSRC = Path(__file__).parents[1] / "csrc"
 MODULE = "fastnas_host_simt"
 FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
 FLAGS += ["-DFASTNAS_HOST_SIMT", f"-DFASTNAS_MODULE={MODULE}"]
+# What a build looks for while kernels run: the flags of the .cu files. A misaligned access ends the
+# process with a line on stderr, a race fails its launch (csrc/cuda/host_simt_races.cpp).
+CHECKS = {
+    "": [],
+    "alignment": ["-O1", "-g1", "-fsanitize=undefined", "-fno-sanitize-recover=all"],
+    "races": ["-O1", "-g1", "-fsanitize=thread", "-DHOST_SIMT_RACES"],
+}
 
 
 class HostCudaBackend(Native):
@@ -61,7 +68,7 @@ class HostCudaBackend(Native):
         self._library.host_simt_seed(seed)
 
 
-def load_host_cuda(cache: Path) -> HostCudaBackend | str:
+def load_host_cuda(cache: Path, checks: str = "") -> HostCudaBackend | str:
     """The backend, built into `cache` where that does not hold it yet, or why there is none."""
     gxx = shutil.which("g++")
     if gxx is None:
@@ -70,11 +77,11 @@ def load_host_cuda(cache: Path) -> HostCudaBackend | str:
         import pybind11
     except ImportError:
         return "pybind11 is not installed"
-    flags = [*FLAGS, f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
+    flags = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
     sources = [CSRC / "bind_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
-    read = [*sources, *sorted(CSRC.rglob("*.h"))]
+    read = [*sources, *sorted(CSRC.rglob("*.h")), *beside(checks)]
     version = subprocess.run([gxx, "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256("\n".join([version, *flags]).encode())
+    key = hashlib.sha256("\n".join([version, *FLAGS, *flags, *CHECKS[checks]]).encode())
     for path in read:
         key.update(path.name.encode() + path.read_bytes())
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
@@ -82,27 +89,36 @@ def load_host_cuda(cache: Path) -> HostCudaBackend | str:
     built.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{built}.lock"):  # of the workers that need it, one builds
         if not built.exists():
-            _build([gxx, *flags], sources, built)
+            build_host(sources, built, *flags, checks=checks)
     return HostCudaBackend(_import(built))
 
 
-def _build(command: list[str], sources: list[Path], target: Path) -> None:
+def beside(checks: str) -> list[Path]:
+    """The sources that a build with these checks has beside its own."""
+    return [CSRC / "cuda" / "host_simt_races.cpp"] if checks == "races" else []
+
+
+def build_host(sources: list[Path], target: Path, *flags: str, checks: str = "") -> None:
+    """Compiles .cu files, and the .cpp files that call them, into a shared library."""
+    command = [str(shutil.which("g++")), *FLAGS, *flags]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        objects = [f"{folder}/{source.name}.o" for source in sources]
-        running = [
-            subprocess.Popen(
-                [*command, "-x", "c++", "-c", str(source), "-o", compiled],
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for source, compiled in zip(sources, objects)
-        ]
+        objects, running = [], []
+        for source in [*sources, *beside(checks)]:
+            objects.append(f"{folder}/{source.name}.o")
+            own = CHECKS[checks] if source.suffix == ".cu" else _definitions(checks)
+            compiling = [*command, *own, "-x", "c++", "-c", str(source), "-o", objects[-1]]
+            running.append(subprocess.Popen(compiling, stderr=subprocess.PIPE, text=True))
         messages = [process.communicate()[1] for process in running]
         if any(process.returncode for process in running):
-            raise RuntimeError("the host build of csrc/cuda failed:\n" + "".join(messages))
+            raise RuntimeError("the host build of CUDA sources failed:\n" + "".join(messages))
         linked = f"{folder}/{target.name}"
-        subprocess.run([*command, "-shared", *objects, "-o", linked], check=True)
+        runtime = CHECKS[checks] if checks == "alignment" else []  # races: never libtsan
+        subprocess.run([*command, *runtime, "-shared", *objects, "-o", linked], check=True)
         os.replace(linked, target)  # whole or not at all, should the session be killed
+
+
+def _definitions(checks: str) -> list[str]:
+    return [flag for flag in CHECKS[checks] if flag.startswith("-D")]
 
 
 def _import(path: Path) -> ModuleType:

@@ -1,5 +1,5 @@
 // Defines the machine on which the host runs CUDA kernels: fibers, barriers, blocks and grids. What it promises,
-// and what it does not model, is told in host_simt.h, the only file that includes this one.
+// and what it does not model, is told in host_simt.h, which includes this file.
 #pragma once
 
 #include <math.h>
@@ -16,6 +16,8 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#include "host_simt_watch.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -52,7 +54,7 @@ using Context = void*;
 
 // swapcontext() without its system call: ten times faster. noipa, because the compiler must not
 // conclude from this body that registers and memory survive the call.
-__attribute__((naked, noinline, noipa)) inline void switch_context(Context*, Context*) {
+__attribute__((naked, noinline, noipa, no_sanitize("thread"))) inline void switch_context(Context*, Context*) {
   asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n\t"
       "movq %rsp, (%rdi); movq (%rsi), %rsp\n\t"
       "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
@@ -153,6 +155,7 @@ template <class T> void shuffled_range(std::vector<T>& out, T first, T count) {
 
 // In a fiber: hands over to the scheduler until the operation is done, returns what it yields.
 inline uint64_t wait_for(const Operation& op) {
+  const watch::Watch shim(false);
   Thread& self = *machine.current;
   self.op = op;
   switch_context(&self.context, &machine.scheduler);
@@ -207,6 +210,7 @@ inline bool finish_warp_operation(Thread* warp, unsigned lanes, const Thread& se
     ballot |= unsigned(t.op.value != 0) << lane;
   }
   if (machine.error) return false;
+  if (op.kind == Wait::warp_barrier) watch::warp_barrier_opens(unsigned(warp - machine.threads.data()), members);
   for (unsigned lane = 0; lane < lanes; ++lane) {
     if (!(members >> lane & 1)) continue;
     Operation& got = warp[lane].op;
@@ -230,6 +234,7 @@ inline void run_threads(unsigned first, unsigned count) {
       if (t.op.kind != Wait::nothing) continue;
       machine.current = &t;
       threadIdx = t.index;
+      const watch::Watch kernel(true);
       switch_context(&machine.scheduler, &t.context);
     }
     for (unsigned id = first; id < first + count; ++id) {
@@ -257,6 +262,7 @@ inline bool open_block_barrier() {
   if (first->op.kind != Wait::block_barrier) fail("warp operation never joined", *first, *first);
   for (Thread& t : machine.threads)
     if (t.op.kind == Wait::block_barrier) t.op.kind = Wait::nothing;
+  watch::block_barrier_opens();
   return !machine.error;
 }
 
@@ -275,6 +281,7 @@ inline void run_block() {
   }
   for (SharedArray& array : machine.shared)
     std::fill(array.bytes.begin(), array.bytes.end(), static_cast<unsigned char>(0xFF));
+  watch::block_begins();
   std::vector<unsigned> warps;
   do {
     if (random_bits() & 1) {
@@ -289,6 +296,7 @@ inline void run_block() {
 // Finds the block's shared array of this declaration (the address of a static stands for it), made
 // when it is first reached.
 inline unsigned char* shared_array(const void* declaration, size_t bytes) {
+  const watch::Watch shim(false);
   for (SharedArray& array : machine.shared)
     if (array.declaration == declaration) return array.bytes.data();
   machine.shared.push_back({declaration, std::vector<unsigned char>(bytes, 0xFF)});
@@ -300,31 +308,6 @@ inline bool is_shared(const void* address) {
   for (const SharedArray& array : machine.shared)
     if (byte >= array.bytes.data() && byte < array.bytes.data() + array.bytes.size()) return true;
   return false;
-}
-
-// Notes down a copy of the running thread; it lands in land_copies(), the latest moment that the hardware may choose.
-inline void copy_async(void* to, const void* from, unsigned bytes, const char* file, int line) {
-  Thread& self = *machine.current;
-  self.op.file = file;
-  self.op.line = line;
-  if (!is_shared(to)) fail("asynchronous copy to what is not shared memory", self, self);
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes)
-    fail("misaligned asynchronous copy", self, self, kMisalignedAddress);
-  if (!machine.error) self.copies.push_back({to, from, bytes, self.groups});
-}
-
-inline void commit_copies() { ++machine.current->groups; }
-
-// Lands the running thread's copies, but for those of the last groups and those that belong to none yet.
-inline void land_copies(unsigned pending) {
-  Thread& self = *machine.current;
-  size_t landed = 0;
-  for (; landed < self.copies.size() && self.copies[landed].group + pending < self.groups; ++landed) {
-    const Copy& copy = self.copies[landed];
-    if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
-    else memset(copy.to, 0, copy.bytes);
-  }
-  self.copies.erase(self.copies.begin(), self.copies.begin() + ptrdiff_t(landed));
 }
 
 // Reserves address space only, until a fiber touches its part. Kept for the life of the process. The lowest pages
@@ -342,7 +325,7 @@ inline bool allocate_stacks() {
 
 // Checks the launch as CUDA would, then runs the blocks one after the other in random
 // order. An error code of CUDA, or 0.
-inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<void()> kernel) {
+inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const void* entry, std::function<void()> kernel) {
   constexpr size_t kDefaultShared = 48 * 1024, kLargestShared = 227 * 1024;
   const uint64_t threads = uint64_t(block.x) * block.y * block.z;
   const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
@@ -362,6 +345,7 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, std::function<v
     machine.threads[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
   blockDim = block;
   gridDim = grid;
+  watch::launch_begins(entry);
   std::vector<uint64_t> order;
   shuffled_range(order, uint64_t(0), blocks);
   for (const uint64_t b : order) {

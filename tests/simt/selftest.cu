@@ -143,6 +143,7 @@ __global__ void last_arriver_sum(const float* x, float* partial, unsigned* arriv
   }
   __syncthreads();
   if (is_last[0] && t == 0) {
+    __threadfence();
     float total = 0;
     for (unsigned b = 0; b < gridDim.x; ++b) total += partial[b];
     *sum = total;

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from host_cuda import CSRC, FLAGS
+from host_cuda import CSRC, build_host
 from torch import Tensor
 
 SOURCE = Path(__file__).parent / "strips.cu"
@@ -67,12 +66,13 @@ PLANES += [Plane(3, 10, 68, 8), Plane(1, 41, 66, 8), Plane(9, 24, 16, 24), Plane
 def lib(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     if GXX is None:
         pytest.skip("no g++")
-    built = tmp_path_factory.mktemp("strips") / "strips.so"
-    command = [GXX, *FLAGS, "-Wall", "-Wextra", "-Werror", "-fvisibility=default", "-x", "c++"]
-    command += [f"-I{CSRC / 'cuda'}", "-shared", str(SOURCE), "-o", str(built)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return ctypes.CDLL(str(built))
+    return built_strips(tmp_path_factory.mktemp("strips") / "strips.so")
+
+
+def built_strips(target: Path, checks: str = "") -> ctypes.CDLL:
+    flags = ["-Wall", "-Wextra", "-Werror", "-fvisibility=default", f"-I{CSRC / 'cuda'}"]
+    build_host([SOURCE], target, *flags, checks=checks)
+    return ctypes.CDLL(str(target))
 
 
 def in_slice(values: Tensor) -> Tensor:
