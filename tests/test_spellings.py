@@ -12,6 +12,7 @@ argument. Device functions and their launches are kernels, in Triton as in C++.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import typing
 from collections.abc import Iterator
@@ -40,6 +41,7 @@ STRUCTS = {
 MOST_IN_PYTHON, MOST_IN_CPP = 4, 2
 
 
+@functools.cache
 def fields(op: str) -> tuple[str, ...]:
     names: list[str] = []
     for name, kind in typing.get_type_hints(CALLS[op]).items():
@@ -124,12 +126,17 @@ def is_asked(path: Path, op: str) -> bool:
     return path.stem == op or (path.stem not in CALLS and path.parent.name != "reference")
 
 
-def python_places(op: str, text: str) -> list[str]:
+@functools.cache
+def spelled_in(text: str) -> list[tuple[str, set[str | None]]]:
+    """The places of a file, and the ops that are spelled in each."""
     return [
-        getattr(place, "name", "a statement")
+        (getattr(place, "name", "a statement"), {spelled(names) for names in lists_in(place)})
         for place in places_of(ast.parse(text))
-        if any(spelled(names) == op for names in lists_in(place))
     ]
+
+
+def python_places(op: str, text: str) -> list[str]:
+    return [place for place, ops in spelled_in(text) if op in ops]
 
 
 @pytest.mark.parametrize("op", CALLS)

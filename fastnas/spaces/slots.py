@@ -52,11 +52,13 @@ def check_slots(layout: SlotLayout, slots: Mapping[str, Sequence[str]]) -> None:
     check_type("slots", slots, Mapping)
     for cell_type in layout.cell_types:
         given = slots.get(cell_type)
-        where = f"slots of the {cell_type} cell are {short(given)}"
         if not isinstance(given, list | tuple) or len(given) != layout.length:
-            raise ValueError(f"{where}; a list of {layout.length} operations is needed")
-        if any(op not in layout.ops for op in given):
-            raise ValueError(f"{where}; the operations are {', '.join(layout.ops)}")
+            needed = f"a list of {layout.length} operations is needed"
+        elif any(op not in layout.ops for op in given):
+            needed = f"the operations are {', '.join(layout.ops)}"
+        else:
+            continue
+        raise ValueError(f"slots of the {cell_type} cell are {short(given)}; {needed}")
 
 
 def check_wiring(layout: SlotLayout, wiring: Mapping[str, Sequence[int]]) -> None:

@@ -41,29 +41,32 @@ def assert_clean(numbers: range, cases: wrong_calls.Cases) -> None:
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize(
-    ("function", "kind"),
-    [
-        ("lambda size: None", "accepted"),
-        ("lambda size: size.nothing", "AttributeError"),
-        ("lambda size: int(None)", "TypeError without a name"),
-        ("lambda size: check_int('size', size, 1)", "clean"),
-        ("lambda size: os.abort()", "signal 6"),
-        ("lambda size: time.sleep(60)", "hang"),
-    ],
-)
-def test_every_verdict_can_be_given(function: str, kind: str, monkeypatch, tmp_path) -> None:
-    """A table with one call, which a child makes."""
+VERDICTS = {
+    "lambda size: None": "accepted",
+    "lambda size: size.nothing": "AttributeError",
+    "lambda size: int(None)": "TypeError without a name",
+    "lambda size: check_int('size', size, 1)": "clean",
+    "lambda size: os.abort()": "signal 6",
+    "lambda size: time.sleep(60)": "hang",
+}
+
+
+def test_every_verdict_can_be_given(monkeypatch, tmp_path) -> None:
+    """Of a table with these calls, which a child makes, and the next one after it has died."""
+    calls = [f"Call({f!r}, {f}, {{'size': integer(3, 1, 5)}})" for f in VERDICTS]
     (tmp_path / "own_tables.py").write_text(
         "import os, time\n"
         "from fastnas.checks import check_int\n"
         "from wrong_values import Call, integer\n"
-        f"TABLES = {{'own': [Call('f', {function}, {{'size': integer(3, 1, 5)}}, 'f')]}}\n"
+        f"TABLES = {{'own': [{', '.join(calls)}]}}\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(wrong_calls, "HANG", 1.0)
-    found = list(wrong_calls.verdicts(range(2), wrong_calls.Cases(tables="own_tables")))
-    assert [verdict.kind.startswith(kind) for verdict in found] == [True, True], found
+    found = list(wrong_calls.verdicts(range(7), wrong_calls.Cases(tables="own_tables")))
+    assert [verdict.case for verdict in found] == list(range(7))
+    assert {verdict.call for verdict in found} == set(VERDICTS)
+    for verdict in found:
+        assert verdict.kind.startswith(VERDICTS[verdict.call]), verdict
 
 
 UNCHECKED = {

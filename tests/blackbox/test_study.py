@@ -46,7 +46,7 @@ def opened(folder, evaluator, name="anasod-local", seed=0, **options):
 
 def test_a_table_is_looked_up(table):
     found = read_table(table, SEEN, REPORTED)
-    row = next(iter(rows()))
+    row = rows()[0]
     assert len(found) == 15625
     assert found[row["arch_str"]][REPORTED] == pytest.approx(float(row[REPORTED]) / 100)
     (evaluation,) = TableEvaluator(table, SEEN).evaluate([from_nb201(row["arch_str"])], [0])
@@ -64,7 +64,7 @@ def test_what_the_distribution_explains():
 
 
 def broken(change):
-    lines = [dict(row) for row in rows()]
+    lines = rows()
     change(lines)
     return lines
 
@@ -94,7 +94,7 @@ def test_what_is_no_table_is_refused(table, tmp_path):
 
 def test_natss_own_files(tmp_path, monkeypatch):
     """By nats_bench's interface as its documentation has it; its files are gigabytes."""
-    lines = list(rows())
+    lines = rows()
     names = {"cifar10-valid": ("valid-accuracy", SEEN), "cifar10": ("test-accuracy", REPORTED)}
 
     class Api:
@@ -220,6 +220,12 @@ def test_from_config_to_report(name, table, tmp_path):
         assert report["distribution"]["normal"] == pytest.approx(found)
     else:
         assert report["distribution"] is None
+
+
+def test_a_folder_is_not_overwritten_and_a_study_goes_on(table, tmp_path):
+    settings = {"method": "random", "evaluator": f"table:{table}", "budget": 6}
+    settings["out"] = str(tmp_path / "a")
+    run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
     with pytest.raises(RunFolderError, match="holds a run"):
         run_study(make_config(StudyConfig, settings), console=Console(quiet=True))
     again = {**settings, "out": str(tmp_path / "b"), "study": f"sqlite:///{tmp_path}/a/study.db"}

@@ -22,7 +22,7 @@ from fastnas.backends import KERNELS
 from fastnas.ops import OPS as TABLE
 
 SCRIPT = Path(__file__).with_name("ops.py")
-CALLS = 600  # on each instruction set: 20 s of a core
+CALLS = 400  # on each instruction set: 10 s of a core
 
 
 def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,5 +1,6 @@
 """fastnas needs torch and numpy; everything else is an extra, and named where it is absent."""
 
+import json
 import os
 import subprocess
 import sys
@@ -95,39 +96,65 @@ def test_accelerate_and_the_ops_need_torch_and_numpy_only():
     assert done.stdout.strip() == "[3.0, 3.0, 3.0]"
 
 
-COMMAND = "import runpy; sys.argv[0] = 'fastnas'; runpy.run_module('fastnas', run_name='__main__')"
+# A fork of one process for each command line: it imports torch once, and nothing of an extra.
+COMMANDS = """
+import json, os, pathlib, runpy
+import torch
+
+def run(module, arguments, folder):
+    os.chdir(folder)
+    os.dup2(os.open("error.txt", os.O_WRONLY | os.O_CREAT), 2)
+    BLOCKED.append(module)
+    sys.argv = ["fastnas", *arguments]
+    runpy.run_module("fastnas", run_name="__main__")
+
+for module, arguments, folder in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        run(module, arguments, folder)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([code, pathlib.Path(folder, "error.txt").read_text()]))
+"""
 GENOTYPE = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
     " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
 )
 
 
-@pytest.mark.parametrize(
-    ("module", "package", "extra", "arguments"),
-    [
-        ("typer", "typer", "search", ["info"]),
-        ("rich", "rich", "search", ["--help"]),
-        ("yaml", "pyyaml", "search", ["search"]),
-        ("matplotlib", "matplotlib", "search", ["draw", GENOTYPE, "cell.png"]),
-        ("networkx", "networkx", "search", ["draw", GENOTYPE, "cell.png"]),
-        ("matplotlib", "matplotlib", "search", ["search", "--out", "run"]),
-        ("sklearn", "scikit-learn", "search", ["search", "--out", "run"]),
-        ("tensorboard", "tensorboard", "search", ["search", "--out", "run"]),
-        ("torchvision", "torchvision", "vision", ["search", "--data", "cifar10"]),
-        ("optuna", "optuna", "blackbox",
-         ["search", "--method", "random", "--evaluator", "train:short.yaml", "--budget", "2"]),
-        ("botorch", "botorch", "blackbox",
-         ["search", "--method", "bo", "--evaluator", "train:short.yaml", "--budget", "2"]),
-    ],
-)  # fmt: skip
-def test_the_command_line_names_what_is_missing(module, package, extra, arguments, tmp_path):
+MISSING = [
+    ("typer", "typer", "search", ["info"]),
+    ("rich", "rich", "search", ["--help"]),
+    ("yaml", "pyyaml", "search", ["search"]),
+    ("matplotlib", "matplotlib", "search", ["draw", GENOTYPE, "cell.png"]),
+    ("networkx", "networkx", "search", ["draw", GENOTYPE, "cell.png"]),
+    ("matplotlib", "matplotlib", "search", ["search", "--out", "run"]),
+    ("sklearn", "scikit-learn", "search", ["search", "--out", "run"]),
+    ("tensorboard", "tensorboard", "search", ["search", "--out", "run"]),
+    ("torchvision", "torchvision", "vision", ["search", "--data", "cifar10"]),
+    ("optuna", "optuna", "blackbox",
+     ["search", "--method", "random", "--evaluator", "train:short.yaml", "--budget", "2"]),
+    ("botorch", "botorch", "blackbox",
+     ["search", "--method", "bo", "--evaluator", "train:short.yaml", "--budget", "2"]),
+]  # fmt: skip
+"""A module that is missing, its package and extra, and a command line that needs it."""
+
+
+def test_the_command_line_names_what_is_missing(tmp_path):
     """One line with the package and what installs it, exit code 2, and no run left behind."""
-    done = run_without({module}, COMMAND, *arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith(f"fastnas: error: {package} cannot be imported ("), done.stderr
-    assert line.endswith(f"install it with: pip install 'fastnas[{extra}]'")
-    assert "Traceback" not in done.stderr
+    folders = [tmp_path / str(i) for i in range(len(MISSING))]
+    for folder in folders:
+        folder.mkdir()
+    given = [(row[0], row[3], str(folder)) for row, folder in zip(MISSING, folders)]
+    done = run_without([], COMMANDS, json.dumps(given))
+    ends = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(ends) == len(MISSING), done.stderr
+    for (module, package, extra, arguments), (code, error) in zip(MISSING, ends):
+        what = f"{arguments} without {module}: {error}"
+        assert code == 2, what
+        line = error.strip().splitlines()[-1]
+        assert line.startswith(f"fastnas: error: {package} cannot be imported ("), what
+        assert line.endswith(f"install it with: pip install 'fastnas[{extra}]'"), what
+        assert "Traceback" not in error, what
     assert not list(tmp_path.rglob("report*")) and not list(tmp_path.rglob("*.pt"))
 
 

@@ -51,8 +51,8 @@ def test_no_sampled_path_holds_more_than_the_estimate(method):
     run = searcher(method=method, space="S0")
     estimate = eager_saved_bytes(run)
     with run.on_backend():
-        measured = [compare_with_eager(run, 1)["eager_saved_bytes"] for _ in range(3)]
-    assert max(measured) <= estimate < 4 * min(measured)
+        measured = compare_with_eager(run, 1)["eager_saved_bytes"]
+    assert measured <= estimate < 4 * measured
 
 
 def test_the_estimate_draws_nothing_and_allocates_nothing():

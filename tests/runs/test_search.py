@@ -54,21 +54,27 @@ def search(out, **settings):
 @pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize("method", ["darts", "noisy-darts", "fair-darts"])
 def test_every_method_and_order(tmp_path, method, order):
-    report = search(tmp_path / "run", method=method, order=order, epochs=1, images=64)
+    """What is derived is trained once: that does not depend on the order."""
+    settings = {"method": method, "order": order, "epochs": 1, "images": 64}
+    report = search(tmp_path / "run", **settings, train_epochs=2 - order)
     assert set(report) >= KEYS
     assert json.loads((tmp_path / "run/report.json").read_text()) == report
     assert str(parse(report["genotype"])) == str(
         parse((tmp_path / "run/genotype.json").read_text())
     )
-    assert 0 <= report["test_accuracy"] <= 1 and report["step_speedup_vs_eager"] > 0
+    assert order == 2 or 0 <= report["test_accuracy"] <= 1
+    assert report["step_speedup_vs_eager"] > 0
 
 
 @pytest.mark.parametrize("method", ["rome", "rome-v1", "gdas", "single-path-darts"])
 def test_every_single_path_method(tmp_path, method):
+    """Compared is the one that `test_compare.py` does not compare."""
     options = {"samples": 2} if method == "rome" else {}
-    report = search(tmp_path / "run", method=method, epochs=1, images=64, train_epochs=0, **options)
+    settings = {"epochs": 1, "images": 64, "train_epochs": 0, **options}
+    compared = method == "single-path-darts"
+    report = search(tmp_path / "run", method=method, compare_steps=int(compared), **settings)
     assert len(parse(report["genotype"]).normal) == 4
-    assert report["step_speedup_vs_eager"] > 0
+    assert not compared or report["step_speedup_vs_eager"] > 0
 
 
 def test_what_a_run_leaves(tmp_path):

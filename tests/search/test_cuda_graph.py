@@ -39,10 +39,10 @@ def test_replayed_steps_are_the_eager_steps(method, space):
 def test_a_graph_serves_every_sample(method, options, cuda_host):
     """The kernels read the paths; a host that did would stop the recording (`HostReadError`)."""
     with fastnas.use_backend(cuda_host.name):
-        expected = search(3, build(method, "S2", **options))
+        expected = search(2, build(method, "S2", **options))
         recorder = HostRecorder()
         graphed = GraphedBilevel(build(method, "S2", **options), recorder)
-        found = search(3, graphed)
+        found = search(2, graphed)  # the second replays what the first has recorded
     assert graphed.failure is None
     assert recorder.warm_ups == len(recorder.tapes) == 2
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-5)

@@ -60,7 +60,7 @@ def digit_batches(epochs, seed):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "steps"), [(DARTS(), 200), (NoisyDARTS(), 20)], ids=["darts", "noisy-darts"]
+    ("strategy", "steps"), [(DARTS(), 80), (NoisyDARTS(), 20)], ids=["darts", "noisy-darts"]
 )
 def test_fp64_follows_the_eager_logits(strategy, steps):
     fused, _ = searched(strategy, random_batches(steps), True)
@@ -87,7 +87,7 @@ def test_two_fp32_epochs_stay_as_near_to_eager_as_eager_to_itself(seed, tmp_path
     for own in ({"backend": "eager"}, {"backend": "eager", "channels_last": True}, {}):
         settings = {
             "method": "darts", "data": "digits", "channels": 4, "layers": 3, "epochs": 2,
-            "seed": seed, "validate_every": 0, "tensorboard": False, **own,
+            "seed": seed, "images": 384, "validate_every": 0, "tensorboard": False, **own,
         }  # fmt: skip
         searcher = Searcher(make_config(SearchConfig, settings))
         searcher.search(tmp_path / str(len(alphas)), Console(quiet=True))
