@@ -166,8 +166,8 @@ int mixed_edges_fwd(const MixedEdgesParams& p) {
     launch_gather(run, states, Which::first, gram, true);
     launch_second_inputs(run, states);
     launch_gather(run, states, Which::second, gram, false);
-    run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()), run.shared(run.plan().product, 1),
-        sums.first);
+    run(FASTNAS_VARIANT(run, product_pieces, sum_kernel), dim3(run.tiles(), sums.count()),
+        run.shared(run.plan().product, 1), sums.first);
   }
   return run.error;
 }

@@ -54,9 +54,9 @@ __device__ Quad value_gradient(const Plan& plan, const Value& value, const Place
   return dz;
 }
 
-// Writes dL/dz of a pool over a tile, or takes dL/dz of a strided skip back through its matrices: W^T dz of a part, from
-// the part's own channels of dz, as those of the other part have zeros in W, and 0 times their inf would be NaN. The
-// parts reach different pixels of x, so each has a plane.
+// Writes dL/dz of a pool over a tile, or takes dL/dz of a strided skip back through its matrices: W^T dz of a part,
+// from the part's own channels of dz, as those of the other part have zeros in W, and 0 times their inf would be NaN.
+// The parts reach different pixels of x, so each has a plane.
 template <class Units, int M> __device__ void gradient_of_value(const Plan& plan, const Value& value, float* dz) {
   const Tiling& t = plan.product;
   const Tile tile = tile_of_block(t);

@@ -14,8 +14,8 @@ enum class Which { first, second, final, inner };
 enum class Sums { none, gram, cross };
 
 // Says what a launch of gather_kernel is about. `strided`: of the values it is the weights of strided skips that are
-// wanted. `wide`: u and z are computed, nothing is summed. `centres`: u is stored centred. The floats are of shared memory: of a tile, of the sums of a
-// block's pieces, of a warp's patches and taps.
+// wanted. `wide`: u and z are computed, nothing is summed. `centres`: u is stored centred. The floats are of shared
+// memory: of a tile, of the sums of a block's pieces, of a warp's patches and taps.
 struct Gather {
   int first_half, halves, first_value, values;
   Which which;
@@ -92,7 +92,9 @@ struct Launcher {
 
   const Plan& plan() const { return planner.plan; }
   int tiles() const { return int(plan().images) * plan().product.count(); }
-  size_t shared(const Tiling& t, int tiles_held) const { return sizeof(float) * size_t(tiles_held) * tile_floats(plan(), t); }
+  size_t shared(const Tiling& t, int tiles_held) const {
+    return sizeof(float) * size_t(tiles_held) * tile_floats(plan(), t);
+  }
   template <class... P, class... A> void operator()(void (*kernel)(P...), dim3 grid, size_t bytes, A... arguments) {
     if (!error && grid.x && grid.y) error = launch(kernel, grid, kThreads, bytes, stream, plan(), arguments...);
   }

@@ -132,8 +132,8 @@ __device__ void fold_cross_sums(const Plan& plan, const Half& h) {
 }
 
 // Makes dL/dW = w M r (P - q r W S) for four rows of W, S = cov(u).
-__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, int first, const double (&scale_rstd)[2][kRowsAtOnce],
-                                        const double (&q)[kRowsAtOnce]) {
+__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, int first,
+                                        const double (&scale_rstd)[2][kRowsAtOnce], const double (&q)[kRowsAtOnce]) {
   const int C = plan.C;
   for (int ci = lane_index(); ci < C; ci += 32) {
     double ws[kRowsAtOnce] = {};
@@ -162,7 +162,8 @@ __device__ void fold_cross_rows(const Plan& plan, const Half& h) {
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
       const int co = min(first + r, C - 1);
-      const double scale = h.final ? double(plan.w[h.weight]) : 1.0, rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
+      const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+      const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
       double sum = 0;
       for (int ci = lane; ci < C; ci += 32) {
         const double w = pointwise_of(plan, h, co, ci);
@@ -271,11 +272,11 @@ __device__ void fold_plain(const Plan& plan, const Value& value, const Plain& n)
     whole = merge(whole, m);
   }
   if (!n.noisy || !is_relative(plan.form) || !value.parts) return;
-  const PlainMoments total = block_total(PlainMoments{whole.count, whole.mean, whole.squares},
-                                         [](const PlainMoments& a, const PlainMoments& b) {
-                                           const Moments m = merge({a.count, a.mean, a.squares}, {b.count, b.mean, b.squares});
-                                           return PlainMoments{m.count, m.mean, m.squares};
-                                         });
+  const auto merged = [](const PlainMoments& a, const PlainMoments& b) {
+    const Moments m = merge({a.count, a.mean, a.squares}, {b.count, b.mean, b.squares});
+    return PlainMoments{m.count, m.mean, m.squares};
+  };
+  const PlainMoments total = block_total(PlainMoments{whole.count, whole.mean, whole.squares}, merged);
   if (threadIdx.x == 0) plan.std[n.skip] = unbiased_std({total.count, total.mean, total.squares});
 }
 

@@ -25,7 +25,7 @@ template <int N> __device__ void keep_inside(float (&acc)[N][N], int rows, int c
 // Convolves the strip of one lane, D * relu(in), into a tile. `first` is the channel of the warp's pass.
 struct ConvolvedStrip {
   const Stand& stand;
-  float* to;
+  float *to, *patches;
   int first;
   __device__ strips::Strip own() const {
     return strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
@@ -35,9 +35,10 @@ struct ConvolvedStrip {
     float acc[N][N] = {};
     {
       const strips::Strip strip = own();
-      const strips::Patch patch = own_patch(stand);
-      const int row = stand.reach.below(stand.tile.row + strip.row), col = stand.reach.below(stand.tile.col + strip.col);
-      const float* taps = stand.taps + warp_index() * stand.warp_floats + strip.channel * strips::tap_pitch(K);
+      const strips::Patch patch = own_patch(stand, patches);
+      const int row = stand.reach.below(stand.tile.row + strip.row);
+      const int col = stand.reach.below(stand.tile.col + strip.col);
+      const float* taps = own_taps(stand, patches) + strip.channel * strips::tap_pitch(K);
       strips::convolve<K, D, S>(patch.at(strip.channel, row, col), patch.pitch, edges_of(stand.reach, patch, row), taps,
                                 acc);
     }
@@ -53,14 +54,14 @@ struct ConvolvedStrip {
 // Computes u of the stand's half over its tile: to[c][pixel] = D * relu(in). A warp takes the channels of a
 // pass, as many as its 32 lanes have strips for, in patches of its own, so only the caller needs a barrier. Its ten
 // unrolled convolutions are 9,000 instructions, so one kernel alone calls it, in one place.
-__device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* to) {
+__device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* to, float* patches) {
   for (int c = warp_index() * stand.lanes.channels; c < stand.channels; c += kWarps * stand.lanes.channels) {
     const Half& h = stand.half;
     const int count = min(stand.lanes.channels, stand.channels - c);
-    strips::stage(h.in, stand.tile.image, stand.first_channel + c, count, own_patch(stand));
-    strips::stage_taps(h.taps, type, h.size, stand.first_channel + c, count, stand.taps + warp_index() * stand.warp_floats);
+    strips::stage(h.in, stand.tile.image, stand.first_channel + c, count, own_patch(stand, patches));
+    strips::stage_taps(h.taps, type, h.size, stand.first_channel + c, count, own_taps(stand, patches));
     strips::wait_staged();
-    const ConvolvedStrip convolved{stand, to, c};
+    const ConvolvedStrip convolved{stand, to, patches, c};
     const strips::Strip strip = convolved.own();
     if (strip.inside && strip.channel < count) strips::with_kernel(h.size, h.dilation, h.stride, convolved);
   }
@@ -123,12 +124,14 @@ __device__ void shift_and_store(const Tiling& t, const Tile& tile, int channels,
 // tile sets, and u is stored; a cross matrix is of u centred by the exact mean, and that is stored: summing dy u^T and
 // taking the means off afterwards would cancel. Forward's readers centre u by the same addition, so both have the same
 // bits.
-__device__ __forceinline__ void bring_u(const Plan& plan, const Gather& call, const Stand& stand, float* shift, float* u) {
+__device__ __forceinline__ void bring_u(const Plan& plan, const Gather& call, const Stand& stand, float* shift,
+                                        const Space& space) {
   const Half& h = stand.half;
+  float* const u = space.tile;
   const bool computes = (plan.fused || call.wide) && h.u && stand.base == 0, gram = call.sums == Sums::gram;
   const bool sets_shift = gram && stand.opens && stand.base == 0;
   const Planes planes = u_of(plan, h);
-  if (computes) convolve_tile(plan.type, stand, u);
+  if (computes) convolve_tile(plan.type, stand, u, space.patches);
   else
     load_tile(stand.tiling, stand.tile, plan.C, planes, stand.tile.image * planes.image, u,
               [&](int c) { return gram && !sets_shift ? shift[c] : 0.0f; });
@@ -156,13 +159,15 @@ __device__ __forceinline__ void gather_half(const Plan& plan, const Gather& call
     if (sums_up) with_cross(plan, space.sums, base, [](auto product) { product.clear(); });
     for (begin_pass(stand, base); !stand.ends; go_on(stand)) {
       if (cross) load_plainly(plan, stand.tiling, stand.half.dy, stand.tile, space.other);
-      bring_u(plan, call, stand, sums_up ? row(1) : nullptr, space.tile);
+      bring_u(plan, call, stand, sums_up ? row(1) : nullptr, space);
       if (!sums_up) continue;
       const float* const left = cross ? space.other : space.tile;
-      with_cross(plan, space.sums, stand.base, [&](auto product) { product.add(plan, stand.tiling, left, space.tile); });
+      with_cross(plan, space.sums, stand.base,
+                 [&](auto product) { product.add(plan, stand.tiling, left, space.tile); });
       if (stand.base == 0) add_channel_sums(stand.tiling, plan.C, left, row(0));
     }
-    if (sums_up) with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, row(0) - plan.matrix_size()); });
+    float* const matrix = sums_up ? row(0) - plan.matrix_size() : nullptr;
+    if (sums_up) with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, matrix); });
   }
 }
 

@@ -103,7 +103,7 @@ struct Value {
   Planes x, z;
   Made made;
   int stride, first_plain, last_plain;  // the terms that read it, in `readers`
-  double* parts;                        // [groups][3][C]: pivot, sums of deviations from it and of their squares; or null
+  double* parts;                        // [groups][3][C]: pivot, sums of deviations from it, of squares; or null
   float *winner, *dz;                   // of a maximum: which pixel of the window it is, 0 to 8; sum of dL/dz
   unsigned* done;
   // a strided skip

@@ -230,8 +230,8 @@ template <class Units, int M> struct Product {
   }
 };
 
-// Writes matrix^T tile, of `channels` channels of the tile, over channels first .. last - 1 of another tile. A thread has
-// one piece at a time, so it needs no variants. A barrier before it and after it is the caller's.
+// Writes matrix^T tile, of `channels` channels of the tile, over channels first .. last - 1 of another tile. A thread
+// has one piece at a time, so it needs no variants. A barrier before it and after it is the caller's.
 template <class Units>
 __device__ void product_into_tile(const Plan& plan, const Tiling& t, const float* matrix, const float* tile,
                                   int channels, float* to, int first, int last) {

@@ -14,12 +14,12 @@ namespace {
 struct Stand {
   Half half;  // or a value
   Value value;
-  // Patches of the job; their `data` is of the first warp.
+  // Patches of the job, without their address: one that is read from memory would make every load of a strip a generic
+  // one, as nvcc could not tell that it is shared memory.
   strips::Reach reach;
   strips::Lanes lanes;
   strips::Patch patch;
-  float* taps;
-  int warp_floats;
+  int warp_floats, taps_at;  // of a warp's patches and taps; where the taps begin among them
   // The tiles of a group of images (or, `wide`, of one image), in the passes of a matrix; a few channels of them.
   Tiling tiling;
   Tile tile;
@@ -52,11 +52,14 @@ __device__ void go_on(Stand& stand) {
   __syncthreads();
 }
 
-// Finds this warp's patches.
-__device__ strips::Patch own_patch(const Stand& stand) {
+// Finds this warp's patches and taps; `patches` are those of the first warp.
+__device__ strips::Patch own_patch(const Stand& stand, float* patches) {
   strips::Patch patch = stand.patch;
-  patch.data += warp_index() * stand.warp_floats;
+  patch.data = patches + warp_index() * stand.warp_floats;
   return patch;
+}
+__device__ float* own_taps(const Stand& stand, float* patches) {
+  return patches + warp_index() * stand.warp_floats + stand.taps_at;
 }
 
 // Says where the parts of a block's dynamic shared memory lie: two tiles (of values and cross sums), sums of pieces,
@@ -79,11 +82,11 @@ __device__ void stand_at(const Plan& plan, const Gather& call, const Space& spac
     stand.channels = call.wide ? min(kMostFusedChannels, plan.C - stand.first_channel) : plan.C;
     stand.reach = reach, stand.warp_floats = call.warp_floats;
     stand.lanes = strips::lanes_of(stand.tiling.tile, reach.strip());
-    stand.patch = strips::patch_of(reach, stand.tiling, from, space.patches);
-    stand.taps = space.patches + strips::patch_floats(reach, stand.tiling);
+    stand.patch = strips::patch_of(reach, stand.tiling, from, nullptr);
+    stand.taps_at = strips::patch_floats(reach, stand.tiling);
   }
   __syncthreads();
-  if (patches && (plan.fused || call.wide)) strips::clear(own_patch(stand), stand.lanes.channels);
+  if (patches && (plan.fused || call.wide)) strips::clear(own_patch(stand, space.patches), stand.lanes.channels);
   clear_tails(stand.tiling, stand.channels, space.tile);
   if (call.two_tiles) clear_tails(stand.tiling, stand.channels, space.other);
 }

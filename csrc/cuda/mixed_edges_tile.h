@@ -105,7 +105,8 @@ __device__ Tile tile_of_block(const Tiling& t) {
   return tile_at(t, blockIdx.x / t.count(), int(blockIdx.x % t.count()));
 }
 
-// Names four pixels of a channel of a tile: their place in the tile, in the plane, and how many lie inside of the image.
+// Names four pixels of a channel of a tile: their place in the tile, in the plane, and how many lie inside of the
+// image.
 struct Place {
   int channel, pixel;
   int offset, count;

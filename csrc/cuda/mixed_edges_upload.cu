@@ -75,8 +75,8 @@ int Planner::upload(void* stream) const {
     if (int error = launch(upload_kernel, (quads + 127) / 128, 128, 0, stream, chunk, to, quads, counters, zeros))
       return error;
   }
-  const bool strides = std::any_of(values.begin(), values.end(), [](const Value& v) { return v.made == Made::strided; });
-  if (strides)
+  const auto is_strided = [](const Value& value) { return value.made == Made::strided; };
+  if (std::any_of(values.begin(), values.end(), is_strided))
     if (int error = launch(matrices_kernel, dim3(8, unsigned(values.size())), 128, 0, stream, plan, 0)) return error;
   return sampled() ? launch(pick_kernel, (picks.edges + 127) / 128, 128, 0, stream, plan, picks) : 0;
 }

@@ -22,13 +22,16 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
     if (strip.row + r >= shape.rows) return;
 #pragma unroll
     for (int q = 0; q < strips::kSide<S>; ++q)
-      if (strip.col + q < shape.cols) to[(strip.row + r) * shape.cols + strip.col + q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
+      if (strip.col + q < shape.cols)
+        to[(strip.row + r) * shape.cols + strip.col + q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
   };
   if (value.made == Made::average) return strips::average<S>(from, patch.pitch, at, put_row);
-  strips::maximum<S>(from, patch.pitch, at, [&](int r, float (&z)[strips::kSide<S>], float (&winner)[strips::kSide<S>]) {
+  using Row = float[strips::kSide<S>];
+  strips::maximum<S>(from, patch.pitch, at, [&](int r, Row& z, Row& winner) {
     put_row(r, z);
     if (!value.winner || strip.row + r >= tile.rows) return;
-    float* const won = value.winner + plane + int64_t(tile.row + strip.row + r) * value.z.grid.cols + tile.col + strip.col;
+    const int row = tile.row + strip.row + r, col = tile.col + strip.col;
+    float* const won = value.winner + plane + int64_t(row) * value.z.grid.cols + col;
 #pragma unroll
     for (int q = 0; q < strips::kSide<S>; ++q)
       if (q < cols) won[q] = winner[q];
@@ -36,11 +39,11 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
 }
 
 // Computes a pool of the stand's channels over its tile, warp by warp like convolve_tile.
-__device__ __forceinline__ void pool_tile(int C, const Stand& stand, float* to) {
+__device__ __forceinline__ void pool_tile(int C, const Stand& stand, float* to, float* patches) {
   const Value& value = stand.value;
   const Tiling& t = stand.tiling;
   const strips::Strip strip = strips::strip_of_lane(stand.lanes, t.tile, stand.reach.strip());
-  const strips::Patch patch = own_patch(stand);
+  const strips::Patch patch = own_patch(stand, patches);
   for (int c = warp_index() * stand.lanes.channels; c < stand.channels; c += kWarps * stand.lanes.channels) {
     const int count = min(stand.lanes.channels, stand.channels - c), own = c + strip.channel;
     strips::stage(value.x, stand.tile.image, stand.first_channel + c, count, patch);
@@ -56,7 +59,8 @@ __device__ __forceinline__ void pool_tile(int C, const Stand& stand, float* to) 
 
 // Brings a value's tile into shared memory: z of a pool or a strided skip, or the state. For wide cells the pools lie
 // in memory already.
-__device__ __forceinline__ void bring_value(const Plan& plan, const Gather& call, const Stand& stand, const Space& space) {
+__device__ __forceinline__ void bring_value(const Plan& plan, const Gather& call, const Stand& stand,
+                                            const Space& space) {
   const Value& value = stand.value;
   const Tiling& t = stand.tiling;
   float* const z = space.tile;
@@ -71,7 +75,7 @@ __device__ __forceinline__ void bring_value(const Plan& plan, const Gather& call
       __syncthreads();
     }
   } else if (is_pool(value) && (plan.fused || call.wide)) {
-    pool_tile(plan.C, stand, z);
+    pool_tile(plan.C, stand, z, space.patches);
     __syncthreads();
   } else {
     load_plainly(plan, t, value.z, stand.tile, z);
