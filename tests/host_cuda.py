@@ -100,13 +100,14 @@ def beside(checks: str) -> list[Path]:
 
 def build_host(sources: list[Path], target: Path, *flags: str, checks: str = "") -> None:
     """Compiles .cu files, and the .cpp files that call them, into a shared library."""
-    command = [str(shutil.which("g++")), *FLAGS, *flags]
+    command = [str(shutil.which("g++")), *FLAGS]
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         objects, running = [], []
         for source in [*sources, *beside(checks)]:
             objects.append(f"{folder}/{source.name}.o")
             own = CHECKS[checks] if source.suffix == ".cu" else _definitions(checks)
-            compiling = [*command, *own, "-x", "c++", "-c", str(source), "-o", objects[-1]]
+            compiling = [*command, *own, *flags, "-x", "c++", "-c", str(source)]
+            compiling += ["-o", objects[-1]]
             running.append(subprocess.Popen(compiling, stderr=subprocess.PIPE, text=True))
         messages = [process.communicate()[1] for process in running]
         if any(process.returncode for process in running):

@@ -69,8 +69,8 @@ def lib(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     return built_strips(tmp_path_factory.mktemp("strips") / "strips.so")
 
 
-def built_strips(target: Path, checks: str = "") -> ctypes.CDLL:
-    flags = ["-Wall", "-Wextra", "-Werror", "-fvisibility=default", f"-I{CSRC / 'cuda'}"]
+def built_strips(target: Path, *more: str, checks: str = "") -> ctypes.CDLL:
+    flags = ["-Wall", "-Wextra", "-Werror", "-fvisibility=default", f"-I{CSRC / 'cuda'}", *more]
     build_host([SOURCE], target, *flags, checks=checks)
     return ctypes.CDLL(str(target))
 
