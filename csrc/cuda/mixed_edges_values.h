@@ -26,8 +26,8 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
         to[(strip.row + r) * shape.cols + strip.col + q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
   };
   if (value.made == Made::average) return strips::average<S>(from, patch.pitch, at, put_row);
-  using Row = float[strips::kSide<S>];
-  strips::maximum<S>(from, patch.pitch, at, [&](int r, Row& z, Row& winner) {
+  constexpr int N = strips::kSide<S>;
+  strips::maximum<S>(from, patch.pitch, at, [&](int r, float (&z)[N], float (&winner)[N]) {
     put_row(r, z);
     if (!value.winner || strip.row + r >= tile.rows) return;
     const int row = tile.row + strip.row + r, col = tile.col + strip.col;
