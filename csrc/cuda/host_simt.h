@@ -88,12 +88,12 @@ inline void __threadfence() { host_simt::watch::fence(); }
 inline void __threadfence_block() {}
 
 // Fibers hand over at barriers only, so a plain read and write is atomic here.
-template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
+template <class T> __forceinline__ T atomicAdd(T* address, std::common_type_t<T> value) {
   host_simt::watch::atomic(address);
   const host_simt::watch::Watch shim(false);
   return std::exchange(*address, *address + value);
 }
-inline unsigned atomicInc(unsigned* address, unsigned last) {
+__forceinline__ unsigned atomicInc(unsigned* address, unsigned last) {
   host_simt::watch::atomic(address);
   const host_simt::watch::Watch shim(false);
   return std::exchange(*address, *address >= last ? 0 : *address + 1);
