@@ -9,7 +9,8 @@
 namespace host_simt {
 
 // Notes down a copy of the running thread; it lands in land_copies(), the latest moment that the hardware may choose.
-__attribute__((always_inline)) inline void copy_async(void* to, const void* from, unsigned bytes, const char* file, int line) {
+__attribute__((always_inline)) inline void copy_async(void* to, const void* from, unsigned bytes, const char* file,
+                                                      int line) {
   watch::access(to, bytes, watch::Kind::copy);
   if (from) watch::access(from, bytes, watch::Kind::read);
   const watch::Watch shim(false);

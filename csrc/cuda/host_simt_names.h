@@ -20,6 +20,10 @@ struct CodeName {
   std::string function, line;  // of a build with -g: file:line
 };
 
+inline bool is_of_shim(const std::string& place) {
+  return place.find("host_simt") != std::string::npos || place.find("async_copy.h") != std::string::npos;
+}
+
 // Asks addr2line, which comes with g++: two lines for each function that was inlined there, from the innermost on. The
 // place that is of use lies in none of the shim's own functions.
 inline CodeName ask_addr2line(const char* file, size_t offset) {
@@ -29,8 +33,7 @@ inline CodeName ask_addr2line(const char* file, size_t offset) {
   std::string found;
   if (FILE* const answer = popen(command.c_str(), "r")) {
     while (fgets(function, sizeof function, answer) && fgets(line, sizeof line, answer))
-      if (found.empty() || found.find("host_simt") != std::string::npos || found.find("async_copy.h") != std::string::npos)
-        found.assign(line, strcspn(line, "\n"));
+      if (found.empty() || is_of_shim(found)) found.assign(line, strcspn(line, "\n"));
     pclose(answer);
     found.erase(std::min(found.size(), found.find(" (discriminator")));  // of basic blocks of one line
   }

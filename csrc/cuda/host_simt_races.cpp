@@ -1,4 +1,4 @@
-// Finds races of CUDA kernels on the host shim. The .cu files are compiled with -fsanitize=thread and -DHOST_SIMT_RACES,
+// Finds races of CUDA kernels on the host shim. The .cu files are compiled with -fsanitize=thread -DHOST_SIMT_RACES,
 // this file without the former: the calls that g++ puts in front of every load and store come here, not to libtsan.
 //
 // Of every 4-byte word the latest accesses are kept, with the thread that made them and when: how many block barriers
@@ -94,7 +94,8 @@ Word& word_at(uintptr_t number) {
 bool released_by(const Counter& counter, size_t count, const Access& a, const Counter* own) {
   for (size_t i = 0; i < count; ++i) {
     const Release& r = counter.releases[i];
-    if (r.block == a.block && (&counter == own || a.barriers < r.barriers || a.fences < r.fences[a.thread])) return true;
+    const bool by_fence = r.block == a.block && (a.barriers < r.barriers || a.fences < r.fences[a.thread]);
+    if (by_fence || (r.block == a.block && &counter == own)) return true;
     for (const auto& [other, first] : r.passed_on)
       if (released_by(*other, first, a, own)) return true;
   }
@@ -118,7 +119,8 @@ bool ordered(const Access& a, unsigned me, const void* address) {
 }
 
 void print_access(const Access& a) {
-  static const char* const kinds[] = {"reads it", "writes it", "updates it atomically", "copies to it", "awaits a copy to it"};
+  static const char* const kinds[] = {"reads it", "writes it", "updates it atomically", "copies to it",
+                                      "awaits a copy to it"};
   const unsigned b = a.block - 1, t = a.thread;
   const CodeName code = name_of_code(static_cast<const char*>(a.code) - 1);
   fprintf(stderr, "; block (%u,%u,%u) thread (%u,%u,%u) %s at %s", b % gridDim.x, b / gridDim.x % gridDim.y,
@@ -288,7 +290,9 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 
 // Guards of static variables: of the shim, not of kernels.
-unsigned char __tsan_atomic8_load(const volatile unsigned char* at, int) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+unsigned char __tsan_atomic8_load(const volatile unsigned char* at, int) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
 }
 
 #pragma GCC visibility pop

@@ -86,8 +86,8 @@ template <bool before, bool behind> __global__ void counter_without_a_fence(floa
   if (t == 0) *counter = 0;
 }
 
-// The last block of each pair adds up the pair, and the last of those reads all that there is: what a block of the other
-// pair left comes to it by way of that pair's last block.
+// The last block of each pair adds up the pair, and the last of those reads all that there is: what a block of the
+// other pair left comes to it by way of that pair's last block.
 template <bool right> __global__ void counters_in_two_steps(float* sums, float* pairs, unsigned* counters) {
   SHARED(int, last, 1);
   const int t = int(threadIdx.x), pair = int(blockIdx.x) / 2;
