@@ -113,7 +113,8 @@ for module, arguments, folder in json.loads(sys.argv[1]):
     if child == 0:
         run(module, arguments, folder)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    print(json.dumps([code, pathlib.Path(folder, "error.txt").read_text()]))
+    # Flushed, or the next fork prints once more what waits to be printed.
+    print(json.dumps([code, pathlib.Path(folder, "error.txt").read_text()]), flush=True)
 """
 GENOTYPE = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('skip_connect', 1)], normal_concat=[2],"
