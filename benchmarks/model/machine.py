@@ -42,6 +42,10 @@ class Counters(ctypes.Structure):
     ]
 
 
+TALLY_NAMES = ("issued", "lanes", "cycles", "in_flight")
+TALLY = np.dtype([(name, np.uint64) for name in TALLY_NAMES])
+
+
 class Shape(NamedTuple):
     """Holds a launch as CUDA gets it; `parameters` are the bytes of the kernel's arguments."""
 
@@ -79,7 +83,7 @@ def load_machine(cache: Path) -> ctypes.CDLL:
         *(ctypes.c_char_p, ctypes.c_size_t),
     ]
     library.machine_block.argtypes = [
-        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64),
+        *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int),
         *(ctypes.c_void_p, ctypes.c_void_p),
     ]
     return library
@@ -104,12 +108,14 @@ class Run:
     """Runs blocks of one launch; they see each other's writes, the process does not.
 
     Attributes:
-        executed: how often each instruction was issued, by all warps that ran.
+        tally: of each instruction, by all warps that ran: how often it was issued, for how many
+            lanes, the cycles that warps spent on it, and how many loads of global memory a warp
+            had under way behind it at most.
     """
 
     def __init__(self, program: Program, shape: Shape) -> None:
         self.program, self.shape = program, shape
-        self.executed = np.zeros(len(program.kernel.instructions), np.uint64)
+        self.tally = np.zeros(len(program.kernel.instructions), TALLY)
         sizes = (ctypes.c_uint32 * 6)(*shape.grid, *shape.block)
         self.handle = program.machine.machine_open(
             sizes,
@@ -120,15 +126,15 @@ class Run:
             len(program.tables),
         )
 
-    def block(self, index: Sequence[int], arrivals: int = 0) -> Counters:
-        """Runs a block. Of blocks that count themselves it is the last of `arrivals`."""
+    def block(self, index: Sequence[int], last: bool = False) -> Counters:
+        """Runs a block; with `last`, of those that count themselves it is the last one."""
         counters = Counters()
         failed = self.program.machine.machine_block(
             self.handle,
             self.program.handle,
             (ctypes.c_uint32 * 3)(*index),
-            arrivals,
-            self.executed.ctypes.data,
+            int(last),
+            self.tally.ctypes.data,
             ctypes.byref(counters),
         )
         if failed:
@@ -161,7 +167,7 @@ def _line(kernel: Kernel, instruction: Instruction) -> str:
     """Writes an instruction as program.h reads it."""
     target = kernel.target(instruction)
     operands = re.sub(r"\(\*.*\*\)", "", instruction.operands).strip()
-    if instruction.name == "BRX":
+    if instruction.name.startswith("BRX"):
         operands = re.sub(r"\s+(-?0x)", r", \1", operands)
     if instruction.name == "RET":
         operands = operands.split()[0]

@@ -26,54 +26,71 @@ PREPARES = ("upload_kernel", "pick_kernel")
 """Kernels that write the tables which the others read: they run, and are counted as well."""
 
 
-class CallCounter:
-    """Counts the launches of each call of an op once, and how often a call like it is made.
+class HostModel:
+    """Counts the launches of what runs on the host build of the CUDA backend.
 
     Attributes:
-        calls: how often, by what a call is given.
-        launches: of such a call.
+        backend: that build, chosen by its name.
+        kernels: the machine code that nvcc made of the same sources, by name.
     """
 
     def __init__(
         self, backend: Native, machine: ctypes.CDLL, kernels: Mapping[str, Kernel]
     ) -> None:
         self.backend, self.machine, self.kernels = backend, machine, kernels
-        self.calls: Counter[Hashable] = Counter()
-        self.launches: defaultdict[Hashable, list[LaunchCount]] = defaultdict(list)
         self._programs: dict[str, Program] = {}
-        self._given: Hashable = None
 
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Lets ops run on the backend without their blocks; what they return is arbitrary."""
-        make, run = self.backend.params, self.backend.run
+    def count(self, work: Callable[[], object]) -> list[tuple[LaunchCount, int]]:
+        """Counts the launches of `work`, and how often each is made.
 
-        def see_params(struct: str, **fields: Any) -> Any:
-            self._given = struct, _shape_of(fields)
-            return make(struct, **fields)
+        Blocks are not run, but for the few that are counted, so what ops return is arbitrary. Calls
+        of an op that differ in addresses alone are counted once.
+        """
+        calls: Counter[Hashable] = Counter()
+        launches: defaultdict[Hashable, list[LaunchCount]] = defaultdict(list)
+        call: Hashable = None
 
-        def see_run(kernel: str, params: Any, like: torch.Tensor) -> None:
-            self._given = kernel, self._given
-            self.calls[self._given] += 1
-            run(kernel, params, like)
+        def begins(kernel: str, fields: Hashable) -> None:
+            nonlocal call
+            call = kernel, fields
+            calls[call] += 1
 
-        self.backend.params, self.backend.run = see_params, see_run  # type: ignore[method-assign]
-        try:
-            library = Path(str(self.backend.module.__file__))
-            with plausible_memory(), observed(library, self._see), use_backend(self.backend.name):
-                yield
-        finally:
-            del self.backend.params, self.backend.run
+        def see(launch: Launch) -> bool:
+            if calls[call] == 1:
+                launches[call].append(self._counted(launch))
+            return not launch.kernel.startswith(PREPARES)
 
-    def _see(self, launch: Launch) -> bool:
-        if self.calls[self._given] == 1:
-            self.launches[self._given].append(self._counted(launch))
-        return not launch.kernel.startswith(PREPARES)
+        library = Path(str(self.backend.module.__file__))
+        telling, chosen = self._telling(begins), use_backend(self.backend.name)
+        with plausible_memory(), observed(library, see), telling, chosen:
+            work()
+        return [(launch, calls[key]) for key, found in launches.items() for launch in found]
 
     def _counted(self, launch: Launch) -> LaunchCount:
         if launch.kernel not in self._programs:
             self._programs[launch.kernel] = Program(self.machine, self.kernels[launch.kernel])
         return count_launch(self._programs[launch.kernel], launch.shape)
+
+    @contextmanager
+    def _telling(self, begins: Callable[[str, Hashable], None]) -> Iterator[None]:
+        """Calls `begins` before each call of an op, with what it is given."""
+        make, run = self.backend.params, self.backend.run
+        given: Hashable = None
+
+        def see_params(struct: str, **fields: Any) -> Any:
+            nonlocal given
+            given = _shape_of(fields)
+            return make(struct, **fields)
+
+        def see_run(kernel: str, params: Any, like: torch.Tensor) -> None:
+            begins(kernel, given)
+            run(kernel, params, like)
+
+        self.backend.params, self.backend.run = see_params, see_run  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.backend.params, self.backend.run
 
 
 def _shape_of(value: Any) -> Hashable:
@@ -127,20 +144,21 @@ def _fill(tensor: torch.Tensor, numbers: torch.Tensor) -> None:
     flat[whole:].copy_(source[: flat.numel() - whole])
 
 
-def count_step(counter: CallCounter, batch: int, dtype: torch.dtype) -> None:
-    """Counts a step of the default network: a half step for the logits, one for the weights."""
-    setup = build("fastnas", replace(SIZES["default"], batch=batch), "cpu", dtype)
-    with counter.counting():
-        setup.step()
+def search_step(batch: int, dtype: torch.dtype) -> Callable[[], object]:
+    """Builds a step of the default network: half for the logits, half for the weights."""
+    return build("fastnas", replace(SIZES["default"], batch=batch), "cpu", dtype).step
 
 
-def count_mixed_op(counter: CallCounter, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Counts one mixed op forward and backward, with all gradients."""
+def mixed_op(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """Builds one mixed op's forward and backward, with all gradients."""
     torch.manual_seed(0)
     space = get_space("S0")
     op = nn.MixedOp(space.normal[0], shape[1], 1).to(dtype)
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     w = torch.full((len(space.normal[0]),), 1 / 8, requires_grad=True)
-    with counter.counting():
+
+    def run() -> None:
         y = op(x, w)
         torch.autograd.grad(y, [x, w, *op.parameters()], torch.ones_like(y))
+
+    return run

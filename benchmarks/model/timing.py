@@ -69,7 +69,7 @@ class Time:
 def occupancy(count: LaunchCount, gpu: Gpu = H100) -> int:
     """Returns how many blocks of a launch fit on a multiprocessor."""
     # Registers are given out by eight for each thread, by whole warps.
-    registers = -(-count.registers // 8) * 8 * -(-count.threads // 32) * 32
+    registers = -(-count.kernel.registers // 8) * 8 * -(-count.threads // 32) * 32
     shared = -(-max(count.shared, 1) // 1024) * 1024
     fits = (gpu.registers // registers, gpu.shared // shared, gpu.most_threads // count.threads)
     return max(1, min(*fits, gpu.most_blocks))

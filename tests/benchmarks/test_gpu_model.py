@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastnas.benchmarks.model.counting import BlockCount, LaunchCount
+from fastnas.benchmarks.model.counting import BlockCount, LaunchCount, Work
 from fastnas.benchmarks.model.functions import functions_of
-from fastnas.benchmarks.model.sass import Instruction, read_listing
+from fastnas.benchmarks.model.sass import Instruction, Kernel, read_listing
 from fastnas.benchmarks.model.timing import H100, occupancy, time_of, total
 
 SOURCE = """\
@@ -73,10 +73,11 @@ def launch(
     registers: int = 64,
     shared: int = 1024,
 ) -> LaunchCount:
+    kernel = Kernel("symbol", "kernel", registers, 0, shared, 0, Path())
     return LaunchCount(
-        kernel="kernel", grid=(int(blocks), 1, 1), threads=128, registers=registers,
+        Work(kernel, np.zeros((3, 1)), np.zeros(1)), grid=(int(blocks), 1, 1), threads=128,
         shared=shared, blocks=(BlockCount(blocks, (cycles, 2 * cycles), issue, issue / 2),),
-        fold_cycles=(0.0, 0.0), read=read, written=0.0, moved=0.0, executed=np.zeros(1),
+        fold_cycles=(0.0, 0.0), read=read, written=0.0, moved=0.0,
     )  # fmt: skip
 
 

@@ -117,6 +117,11 @@ inline bool run_membar(Warp& w, const Instruction&, uint32_t) {
   for (auto& clock : w.clock) clock += w.block.launch.latencies.l2;
   return false;
 }
+// Forgets what is in L1.
+inline bool run_cctl(Warp& w, const Instruction& in, uint32_t) {
+  if (in.suffixes.at(0) == "IVALL") w.block.number = ++w.block.launch.numbers;
+  return false;
+}
 inline bool run_unsupported(Warp&, const Instruction& in, uint32_t) { throw Error("instruction that is not modelled: " + in.opcode); }
 
 // --- lanes and special registers -----------------------------------------------------------------------------

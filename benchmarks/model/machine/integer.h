@@ -200,6 +200,8 @@ inline bool run_isetp(Warp& w, const Instruction& in, uint32_t lanes) {
   fetch(w, in.at(2), a);
   fetch(w, in.at(3), b);
   const Compare by = in.compare;
+  const auto counts = [&](const Operand& of) { return of.kind == Kind::reg && of.index == w.counted; };
+  if (w.counted >= 0 && (counts(in.at(2)) || counts(in.at(3)))) a = b, w.counted = -1;
   // Of 64-bit numbers this compares the upper halves: where they are equal the lower ones have decided.
   const uint32_t lower = in.has(kEx) ? predicate(w, in.at(5)) : 0;
   uint32_t holds = 0;

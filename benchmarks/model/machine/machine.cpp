@@ -4,6 +4,8 @@
 //
 // What a launch writes goes to copies (memory.h), so blocks may be picked from a grid of thousands. Python loads
 // programs and picks blocks (machine.py); the functions at the end are all that it sees.
+#include <numeric>
+
 #include "control.h"
 
 namespace machine {
@@ -30,12 +32,12 @@ const std::map<std::string, Run>& runs() {
       {"ATOM", run_atomic}, {"ATOMG", run_atomic}, {"ATOMS", run_atomic}, {"RED", run_atomic}, {"REDG", run_atomic},
       {"SHFL", run_shfl}, {"VOTE", run_vote}, {"VOTEU", run_vote}, {"REDUX", run_redux}, {"S2R", run_s2r},
       {"S2UR", run_s2r}, {"CS2R", run_s2r}, {"BSSY", run_bssy}, {"BMOV", run_bmov}, {"NOP", run_nothing},
-      {"YIELD", run_nothing}, {"CCTL", run_nothing}, {"ERRBAR", run_nothing}, {"MEMBAR", run_membar}};
+      {"YIELD", run_nothing}, {"CCTL", run_cctl}, {"ERRBAR", run_nothing}, {"CGAERRBAR", run_nothing}, {"MEMBAR", run_membar}};
   return table;
 }
 const std::map<std::string, Run>& jumps() {
   static const std::map<std::string, Run> table{
-      {"BRA", run_bra}, {"BRX", run_brx}, {"CALL", run_call}, {"RET", run_ret}, {"BSYNC", run_bsync},
+      {"BRA", run_bra}, {"BRX", run_brx}, {"BRXU", run_brx}, {"CALL", run_call}, {"RET", run_ret}, {"BSYNC", run_bsync},
       {"BREAK", run_break}, {"WARPSYNC", run_warpsync}, {"EXIT", run_exit}, {"BAR", run_bar}};
   return table;
 }
@@ -56,12 +58,14 @@ void issue(Warp& w, const Instruction& in) {
   for (uint32_t left = in.waits; left; left &= left - 1) {
     const auto board = size_t(__builtin_ctz(left));
     for (size_t k = 0; k < kClocks; ++k) w.clock[k] = std::max(w.clock[k], w.ready[board][k]);
+    w.loading[board] = 0;
   }
   ++w.block.counters.issued;
   result_in(w, in.tensor ? w.block.launch.latencies.tensor : w.block.launch.latencies.other);
 }
-void retire(Warp& w, const Instruction& in) {
+void retire(Warp& w, const Instruction& in, Tally& tally) {
   if (in.write_scoreboard < 6) {
+    if (in.loads) ++w.loading[size_t(in.write_scoreboard)];
     auto& board = w.ready[size_t(in.write_scoreboard)];
     for (size_t k = 0; k < kClocks; ++k) board[k] = std::max(board[k], w.result_at[k]);
   }
@@ -70,17 +74,22 @@ void retire(Warp& w, const Instruction& in) {
     for (size_t k = 0; k < kClocks; ++k) board[k] = std::max(board[k], w.clock[k] + w.block.launch.latencies.other);
   }
   for (auto& clock : w.clock) clock += in.stall;
+  tally.cycles += uint64_t(w.clock[0]);
+  tally.in_flight = std::max(tally.in_flight, std::accumulate(w.loading.begin(), w.loading.end(), w.copying));
 }
 
 // Runs lanes that are at one place until they branch.
-void run_group(Warp& w, const Program& program, uint32_t place, uint32_t lanes, uint64_t* executed) {
+void run_group(Warp& w, const Program& program, uint32_t place, uint32_t lanes, Tally* tallies) {
   for (;; ++place) {
     const Instruction& in = program.instructions.at(place);
     const uint32_t guarded = lanes & predicate(w, in.guard);
+    Tally& tally = tallies[place];
+    tally.cycles -= uint64_t(w.clock[0]);
     issue(w, in);
-    ++executed[place];
+    ++tally.issued;
+    tally.lanes += uint64_t(__builtin_popcount(guarded));
     if (!guarded) {
-      retire(w, in);
+      retire(w, in, tally);
       continue;
     }
     if (in.jumps) each(lanes, [&](int lane) { w.pc[size_t(lane)] = place + 1; });
@@ -92,14 +101,14 @@ void run_group(Warp& w, const Program& program, uint32_t place, uint32_t lanes, 
       text << error.what() << " (at 0x" << std::hex << in.address << ")";
       throw Error(text.str());
     }
-    retire(w, in);
+    retire(w, in, tally);
     if (jumped) return;
   }
 }
 
 // Runs a warp until its lanes have ended or wait at the block's barrier. Of lanes at several places those run that
 // are farthest behind.
-void run_warp(Warp& w, const Program& program, uint64_t* executed) {
+void run_warp(Warp& w, const Program& program, Tally* tallies) {
   while (const uint32_t runnable = w.alive & ~w.waiting & ~w.at_barrier) {
     uint32_t place = ~0u, lanes = 0;
     each(runnable, [&](int lane) {
@@ -107,12 +116,12 @@ void run_warp(Warp& w, const Program& program, uint64_t* executed) {
       if (own < place) place = own, lanes = 0;
       lanes |= uint32_t(own == place) << lane;
     });
-    run_group(w, program, place, lanes, executed);
+    run_group(w, program, place, lanes, tallies);
   }
   if (w.alive & w.waiting) throw Error("lanes wait for others that never come");
 }
 
-void run_block(Block& block, const Program& program, uint64_t* executed) {
+void run_block(Block& block, const Program& program, Tally* tallies) {
   const auto threads = int(block.launch.block.count());
   std::vector<Warp> warps;
   warps.reserve(size_t(threads + kLanes - 1) / kLanes);
@@ -124,13 +133,16 @@ void run_block(Block& block, const Program& program, uint64_t* executed) {
     left = false;
     Clock met{};
     for (Warp& w : warps) {
-      run_warp(w, program, executed);
+      run_warp(w, program, tallies);
       for (size_t k = 0; k < kClocks; ++k) met[k] = std::max(met[k], w.clock[k]);
     }
     for (Warp& w : warps) {
+      if (!w.alive && w.counted >= 0) throw Error("an atomic counts, and nothing is compared with its result");
       if (!w.alive) continue;
       left = true;
       w.at_barrier = 0;
+      Tally& barrier = tallies[w.pc[size_t(__builtin_ctz(w.alive))] - 1];
+      barrier.cycles += uint64_t(met[0] + block.launch.latencies.barrier - w.clock[0]);
       for (size_t k = 0; k < kClocks; ++k) w.clock[k] = met[k] + block.launch.latencies.barrier;
     }
     for (size_t k = 0; k < kClocks; ++k) block.counters.cycles[k] = std::max(block.counters.cycles[k], met[k]);
@@ -186,17 +198,16 @@ void* machine_open(const uint32_t* sizes, uint32_t shared, const unsigned char* 
   return launch;
 }
 
-// Runs one block; adds to executed[] of each instruction. With `arrivals` an atomic returns one less than that.
-int machine_block(void* opened, const void* loaded, const uint32_t* index, int64_t arrivals, uint64_t* executed,
+// Runs one block; adds to the tally of each instruction. `last`: of those that count themselves it is the last.
+int machine_block(void* opened, const void* loaded, const uint32_t* index, int last, Tally* tallies,
                   Counters* counters) try {
   auto& launch = *static_cast<Launch*>(opened);
   const auto& program = *static_cast<const Program*>(loaded);
   places = &program.places;
-  launch.arrivals = arrivals;
-  static int64_t number = 0;
-  Block block{launch, {index[0], index[1], index[2]}, ++number, {}, {}};
+  launch.last = last != 0;
+  Block block{launch, {index[0], index[1], index[2]}, ++launch.numbers, {}, {}};
   block.shared.assign(launch.shared_bytes, 0xff);
-  run_block(block, program, executed);
+  run_block(block, program, tallies);
   *counters = block.counters;
   return 0;
 } catch (const std::exception& error) {

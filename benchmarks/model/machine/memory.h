@@ -220,6 +220,7 @@ inline bool run_ldgsts(Warp& w, const Instruction& in, uint32_t lanes) {
   else result_in(w, w.block.launch.latencies.shared);
   const int64_t passes = bank_passes(to);
   w.block.counters.shared_wavefronts += passes;
+  ++w.copying;
   for (size_t k = 0; k < kClocks; ++k) w.open_copies[k] = std::max(w.open_copies[k], w.result_at[k]);
   result_in(w, w.block.launch.latencies.other);  // a scoreboard only tells when the addresses are read
   each(lanes, [&](int lane) {
@@ -239,12 +240,13 @@ inline bool run_depbar(Warp& w, const Instruction& in, uint32_t) {
   const size_t left = in.operands.size() > 1 ? size_t(in.at(1).value) : 0;
   for (size_t group = 0; group + left < w.copies.size(); ++group)
     for (size_t k = 0; k < kClocks; ++k) w.clock[k] = std::max(w.clock[k], w.copies[group][k]);
+  if (left == 0) w.copying = 0;
   if (w.copies.size() > left) w.copies.erase(w.copies.begin(), w.copies.end() - int64_t(left));
   return false;
 }
 
-// Adds to memory, lane by lane, and returns what was there. A launch may be told what to return in its place, so that
-// a block that counts arrivals finds itself the last.
+// Adds to memory, lane by lane, and returns what was there. Of a block that is to find itself the last one of those that
+// count themselves, what it returns will be what it is compared with (run_isetp).
 inline bool run_atomic(Warp& w, const Instruction& in, uint32_t lanes) {
   Cursor next(in);
   const bool returns = in.name != "RED" && in.name != "REDG";
@@ -269,7 +271,7 @@ inline bool run_atomic(Warp& w, const Instruction& in, uint32_t lanes) {
   });
   if (space == Space::global) {
     w.block.counters.atomic_address = at.address[size_t(__builtin_ctz(lanes))];
-    if (w.block.launch.arrivals) before.fill(uint32_t(w.block.launch.arrivals - 1));
+    if (w.block.launch.last && returns) w.counted = to.index;
   }
   result_in(w, space == Space::global ? w.block.launch.latencies.atomic : w.block.launch.latencies.shared);
   if (returns) write(w, to, lanes, before);

@@ -81,7 +81,7 @@ struct Instruction {
   int bytes = 4;          // that a lane moves
   Compare compare = Compare::none;
   bool unordered = false; // a comparison that holds where a number is NaN
-  bool tensor = false;
+  bool tensor = false, loads = false;  // HMMA; LDG and LD
   Space space = Space::generic;
   uint64_t traits = 0;    // bits of Trait
   bool has(uint64_t trait) const { return traits & trait; }
@@ -106,7 +106,7 @@ inline const std::map<std::string, uint64_t>& traits_of_suffixes() {
       {"U32", kU32}, {"U64", kU64}, {"S64", kS64}, {"HI", kHi}, {"WIDE", kWide}, {"X", kX}, {"EX", kEx},
       {"SX32", kSx32}, {"FTZ", kFtz}, {"NAN", kNan}, {"L", kLeft}, {"W", kWrap}, {"F64", kF64}, {"F16", kF16},
       {"BF16", kBf16}, {"BF16_V2", kBf16}, {"TRUNC", kTrunc}, {"FLOOR", kFloor}, {"CEIL", kCeil}, {"AND", kAnd},
-      {"OR", kOr}, {"XOR", kXor}, {"STRONG", kBypass}, {"S32", kS32}, {"RZ", kRz}, {"RM", kRm}, {"RP", kRp},
+      {"OR", kOr}, {"XOR", kXor}, {"STRONG", kBypass}, {"BYPASS", kBypass}, {"S32", kS32}, {"RZ", kRz}, {"RM", kRm}, {"RP", kRp},
       {"SAT", kSat}, {"F32", kF32}, {"U16", kU16}, {"S16", kS16}, {"U8", kU8}, {"S8", kS8}, {"RELU", kRelu},
       {"PACK_AB", kPacked}, {"ADD", kAdd}, {"CLEAR", kClear}, {"SH", kSh}};
   return traits;
@@ -139,13 +139,10 @@ class OperandReader {
 
   void read_plain() {
     std::string name = text_;
-    for (size_t dot; (dot = name.find('.')) != std::string::npos && !isdigit(name[0]) && name[0] != '-' && name[0] != '+';) {
-      const std::string suffix = name.substr(dot + 1);
-      if (starts(suffix, "H0")) of_.half = 0;
-      if (starts(suffix, "H1")) of_.half = 1;
-      if (starts(name, "SR_")) break;
-      name.erase(dot);
-    }
+    if (name.find(".H0_H0") != std::string::npos) of_.half = 0;
+    if (name.find(".H1_H1") != std::string::npos) of_.half = 1;
+    // What follows a register's point is a hint or a half; a number and SR_TID.X keep theirs.
+    if (isalpha(name[0]) && !starts(name, "SR_")) name.erase(std::min(name.find('.'), name.size()));
     if (starts(name, "SR_") || name == "SRZ" || name == "PR") of_.kind = Kind::special, of_.special = special_of(name);
     else if (starts(name, "UR")) of_.kind = Kind::uniform_reg, of_.index = number_after(name, 2, "Z", 63);
     else if (starts(name, "UP")) of_.kind = Kind::uniform_predicate, of_.index = number_after(name, 2, "T", 7);
@@ -259,6 +256,7 @@ inline Instruction read_instruction(const std::string& line) {
   made.bytes = bytes_of(made);
   made.space = space_of(made.name);
   made.tensor = made.name == "HMMA";
+  made.loads = made.name == "LDG" || made.name == "LD";
   read_comparison(made);
   made.stall = std::max(1, int(high >> 41 & 15));
   made.write_scoreboard = int(high >> 46 & 7);

@@ -39,7 +39,7 @@ struct Line {
   bool copied = false;
   std::bitset<kLine> changed;  // of the bytes: only these go back, as others own the rest of the line
   uint32_t read_sectors = 0, written_sectors = 0;
-  int64_t last_block = -1;  // that has it in L1
+  int64_t last_block = 0;  // that has it in L1
 };
 
 // What all blocks of a launch share. Writes go to copies, so the memory of the process stays as it is, and the blocks
@@ -51,7 +51,8 @@ struct Launch {
   std::unordered_map<uint64_t, Line> lines;
   std::unordered_set<uint64_t> pages;  // that are mapped
   Latencies latencies;
-  int64_t arrivals = 0;                // what atomics return is this - 1, where it is not 0
+  int64_t numbers = 0;                 // of blocks, and of what a block has in L1
+  bool last = false;                   // the block that runs counts itself as the last one
 };
 
 struct Counters {
@@ -59,6 +60,10 @@ struct Counters {
   int64_t issued, shared_wavefronts, global_wavefronts, l1_misses, load_sectors, store_sectors;
   uint64_t atomic_address;
 };
+
+// Counts what became of one instruction: how often warps issued it, for how many lanes, cycles from the instruction
+// before it to the one after it, and how many loads of global memory a warp had under way behind it at most.
+struct Tally { uint64_t issued, lanes, cycles, in_flight; };
 
 struct Block {
   Launch& launch;
@@ -83,7 +88,10 @@ struct Warp {
   std::vector<unsigned char> local;      // of 32 lanes, one after the other
   Clock clock{};
   std::array<Clock, 8> ready{};          // scoreboards
+  std::array<uint64_t, 8> loading{};     // loads of global memory that one of them stands for
+  uint64_t copying = 0;                  // asynchronous copies that nobody has waited for
   Clock result_at{};                     // of the instruction that runs, if a scoreboard is told
+  int counted = -1;                      // register with what an atomic returned, which nobody has looked at yet
   std::vector<Clock> copies;             // asynchronous ones of the group that is open, and of those before
   Clock open_copies{};
 
