@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 10000
 
 NATIVE := $(shell find csrc kernels -type f -not -name '*.pyc') CMakeLists.txt MANIFEST.in setup.py pyproject.toml constraints.txt
 
-.PHONY: install search test fuzz sanitize simt stress bench gpu lint docs clean
+.PHONY: install search test fuzz sanitize simt stress bench gpu budget lint docs clean
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ bench: $(STAMP)
 # PART picks one part, OUT is the folder of the results; benchmarks/NOTES.md lists parts and settings.
 gpu:
 	PYTHON=$(PYTHON) bash benchmarks/gpu.sh $(or $(OUT),runs/gpu) $(PART)
+
+# What the CUDA kernels cost, counted in their machine code: needs nvcc, but no GPU. The times are a model's.
+budget: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m fastnas.benchmarks.model budget
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,21 +23,18 @@ if not torch.cuda.is_available():
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed_and_threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Two threads; where each core has a worker, two only for CPU kernels, which share out work.
+def fixed_seed_and_threads() -> Iterator[None]:
+    """Two threads; one where each core has a worker, and what is about threads sets their number.
 
-    Threads of two workers wait for one another: eager's small ops took 2 to 3 times the CPU time.
+    Threads of two workers wait for one another: tests of the CPU kernels took three times the CPU
+    time, eager's small ops twice.
     """
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 - for what draws from the legacy generator
     random.seed(0)
     threads = torch.get_num_threads()
     alone = "PYTEST_XDIST_WORKER" not in os.environ
-    call = getattr(request.node, "callspec", None)
-    target = call.params.get("backend") if call else None
-    other = isinstance(target, Target) and target.name != "cpu"
-    on_kernels = request.path.parent.name == "ops" and not other
-    torch.set_num_threads(min(threads, 2 if alone or on_kernels else 1))
+    torch.set_num_threads(min(threads, 2 if alone else 1))
     yield
     torch.set_num_threads(threads)
 

@@ -36,17 +36,17 @@ template <int N> __device__ __forceinline__ void wait() { asm volatile("cp.async
 
 #else
 
-inline void copy_async16(void* shared, const void* global, HOST_SIMT_SITE) {
+__forceinline__ void copy_async16(void* shared, const void* global, HOST_SIMT_SITE) {
   host_simt::copy_async(shared, global, 16, file, line);
 }
-inline void copy_async16_or_zero(void* shared, const void* global, bool inside, HOST_SIMT_SITE) {
+__forceinline__ void copy_async16_or_zero(void* shared, const void* global, bool inside, HOST_SIMT_SITE) {
   host_simt::copy_async(shared, inside ? global : nullptr, 16, file, line);
 }
-inline void copy_async4(void* shared, const void* global, HOST_SIMT_SITE) {
+__forceinline__ void copy_async4(void* shared, const void* global, HOST_SIMT_SITE) {
   host_simt::copy_async(shared, global, 4, file, line);
 }
 inline void commit() { host_simt::commit_copies(); }
-template <int N> void wait() { host_simt::land_copies(N); }
+template <int N> __forceinline__ void wait() { host_simt::land_copies(N); }
 
 #endif
 

@@ -88,12 +88,12 @@ inline void __threadfence() { host_simt::watch::fence(); }
 inline void __threadfence_block() {}
 
 // Fibers hand over at barriers only, so a plain read and write is atomic here.
-template <class T> T atomicAdd(T* address, std::common_type_t<T> value) {
+template <class T> __forceinline__ T atomicAdd(T* address, std::common_type_t<T> value) {
   host_simt::watch::atomic(address);
   const host_simt::watch::Watch shim(false);
   return std::exchange(*address, *address + value);
 }
-inline unsigned atomicInc(unsigned* address, unsigned last) {
+__forceinline__ unsigned atomicInc(unsigned* address, unsigned last) {
   host_simt::watch::atomic(address);
   const host_simt::watch::Watch shim(false);
   return std::exchange(*address, *address >= last ? 0 : *address + 1);
@@ -122,7 +122,13 @@ template <class T> T max(T a, T b) { return a < b ? b : a; }
 
 template <class... P>
 int start(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, void*, P... arguments) {
-  return host_simt::run_grid(grid, block, shared_bytes, reinterpret_cast<const void*>(kernel),
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  if (host_simt::observer) {
+    const unsigned sizes[] = {grid.x, grid.y, grid.z, block.x, block.y, block.z};
+    const auto parameters = host_simt::laid_out(arguments...);
+    if (host_simt::observer(address, sizes, shared_bytes, parameters.data(), parameters.size())) return 0;
+  }
+  return host_simt::run_grid(grid, block, shared_bytes, address,
                              [kernel, parameters = std::tuple<P...>(arguments...)] {
                                std::apply(kernel, parameters);
                              });
@@ -133,6 +139,9 @@ inline std::string kernel_name(const void* kernel) { return host_simt::name_of_c
 
 #pragma GCC visibility pop
 
+extern "C" __attribute__((used, visibility("default"))) inline void host_simt_observe(host_simt::Observer observer) {
+  host_simt::observer = observer;
+}
 extern "C" __attribute__((used, visibility("default"))) inline void host_simt_seed(uint64_t seed) {
   const std::lock_guard<std::mutex> lock(host_simt::machine.in_use);
   host_simt::machine.seed = seed;

@@ -5,11 +5,13 @@
 
 #pragma GCC visibility push(hidden)
 
+// What tells the race detector of an access is inlined, so that it is found at the kernel's line.
 namespace host_simt {
 
 // Notes down a copy of the running thread; it lands in land_copies(), the latest moment that the hardware may choose.
-inline void copy_async(void* to, const void* from, unsigned bytes, const char* file, int line) {
-  watch::access(to, bytes, watch::Kind::write);
+__attribute__((always_inline)) inline void copy_async(void* to, const void* from, unsigned bytes, const char* file,
+                                                      int line) {
+  watch::access(to, bytes, watch::Kind::copy);
   if (from) watch::access(from, bytes, watch::Kind::read);
   const watch::Watch shim(false);
   Thread& self = *machine.current;
@@ -27,13 +29,13 @@ inline void commit_copies() {
 }
 
 // Lands the running thread's copies, but for those of the last groups and those that belong to none yet.
-inline void land_copies(unsigned pending) {
+__attribute__((always_inline)) inline void land_copies(unsigned pending) {
   const watch::Watch shim(false);
   Thread& self = *machine.current;
   size_t landed = 0;
   for (; landed < self.copies.size() && self.copies[landed].group + pending < self.groups; ++landed) {
     const Copy& copy = self.copies[landed];
-    watch::access(copy.to, copy.bytes, watch::Kind::write);
+    watch::access(copy.to, copy.bytes, watch::Kind::landing);
     if (copy.from) watch::access(copy.from, copy.bytes, watch::Kind::read);
     if (copy.from) memcpy(copy.to, copy.from, copy.bytes);
     else memset(copy.to, 0, copy.bytes);

@@ -360,6 +360,25 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const void* ent
   return machine.error;
 }
 
+// Sees each launch before it runs: the kernel, sizes of grid and block, bytes of dynamic shared memory, and the
+// parameters as a device gets them. Where it returns true the launch is done, and no block runs.
+using Observer = int (*)(const void* kernel, const unsigned* sizes, size_t shared_bytes, const unsigned char* parameters,
+                         size_t parameter_bytes);
+inline Observer observer = nullptr;
+
+// Copies parameters to one piece of memory, each at a multiple of its alignment.
+template <class... P> std::vector<unsigned char> laid_out(const P&... parameters) {
+  std::vector<unsigned char> bytes;
+  const auto append = [&bytes](const auto& parameter) {
+    constexpr size_t alignment = alignof(std::decay_t<decltype(parameter)>);
+    const size_t at = (bytes.size() + alignment - 1) / alignment * alignment;
+    bytes.resize(at + sizeof(parameter));
+    memcpy(bytes.data() + at, &parameter, sizeof(parameter));
+  };
+  (append(parameters), ...);
+  return bytes;
+}
+
 // Shuffles a value of 4 or 8 bytes; the others of CUDA are made of it.
 template <class T> T shuffle(unsigned mask, T value, int source, const char* file, int line) {
   static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8));

@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,19 +20,26 @@ struct CodeName {
   std::string function, line;  // of a build with -g: file:line
 };
 
-// Asks addr2line, which comes with g++: the function on the first line, the place on the second.
+inline bool is_of_shim(const std::string& place) {
+  return place.find("host_simt") != std::string::npos || place.find("async_copy.h") != std::string::npos;
+}
+
+// Asks addr2line, which comes with g++: two lines for each function that was inlined there, from the innermost on. The
+// place that is of use lies in none of the shim's own functions.
 inline CodeName ask_addr2line(const char* file, size_t offset) {
-  char place[24];
+  char place[24], function[4096] = "", line[4096] = "";
   snprintf(place, sizeof place, "0x%zx", offset);
-  const std::string command = "addr2line -Cfe '" + std::string(file) + "' " + place + " 2>/dev/null";
-  char text[2][4096] = {};
+  const std::string command = "addr2line -Cfie '" + std::string(file) + "' " + place + " 2>/dev/null";
+  std::string found;
   if (FILE* const answer = popen(command.c_str(), "r")) {
-    for (char* line : {text[0], text[1]})
-      if (fgets(line, sizeof text[0], answer)) line[strcspn(line, "\n")] = 0;
+    while (fgets(function, sizeof function, answer) && fgets(line, sizeof line, answer))
+      if (found.empty() || is_of_shim(found)) found.assign(line, strcspn(line, "\n"));
     pclose(answer);
+    found.erase(std::min(found.size(), found.find(" (discriminator")));  // of basic blocks of one line
   }
-  const bool named = *text[0] && *text[0] != '?';
-  return {named ? text[0] : std::string(file) + "+" + place, text[1]};
+  function[strcspn(function, "\n")] = 0;
+  const bool named = *function && *function != '?';
+  return {named ? function : std::string(file) + "+" + place, found};
 }
 
 // Keeps its answers: a name is asked for at every launch where FASTNAS_CUDA_SYNC is set, and costs milliseconds.

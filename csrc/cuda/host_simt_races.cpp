@@ -1,4 +1,4 @@
-// Finds races of CUDA kernels on the host shim. The .cu files are compiled with -fsanitize=thread and -DHOST_SIMT_RACES,
+// Finds races of CUDA kernels on the host shim. The .cu files are compiled with -fsanitize=thread -DHOST_SIMT_RACES,
 // this file without the former: the calls that g++ puts in front of every load and store come here, not to libtsan.
 //
 // Of every 4-byte word the latest accesses are kept, with the thread that made them and when: how many block barriers
@@ -8,9 +8,10 @@
 //     nothing, as CUDA says);
 //   - between blocks an atomic on one word: the earlier access, a __threadfence() of its thread, or a barrier and the
 //     fence of another thread of its block; an atomic behind that; an atomic on the same word by the other block that
-//     comes later, and a __threadfence() behind it.
+//     comes later, and a __threadfence() behind it; also by way of further blocks that did the same.
+// An asynchronous copy writes where it is issued and where it is waited for; nobody may touch its bytes in between.
 // A launch is ordered after the one before. Found from any one schedule, as it does not matter which of the two ran
-// first. Not seen: order by atomics within a block, or by way of a third block, is taken for a race.
+// first. Not seen: order by atomics within a block is taken for a race.
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -44,10 +45,13 @@ struct Clock {
 };
 
 // What an atomic releases: of its block everything from before the barrier that preceded its thread's fence, and of
-// every thread what came before the fence number fences[thread].
+// every thread what came before the fence number fences[thread]. Then what other blocks had released to it: the first
+// so many releases of other counters.
+struct Counter;
 struct Release {
   uint32_t block, barriers;
   std::vector<uint32_t> fences;
+  std::vector<std::pair<const Counter*, size_t>> passed_on;
 };
 struct Counter { std::vector<Release> releases; };
 
@@ -85,21 +89,25 @@ Word& word_at(uintptr_t number) {
   return detector.latest[number % kPageWords];
 }
 
-bool released_by(const Observation& seen, const Access& a) {
-  for (size_t i = 0; i < seen.count; ++i) {
-    const Release& r = seen.counter->releases[i];
-    if (r.block == a.block && (a.barriers < r.barriers || a.fences < r.fences[a.thread])) return true;
+// Says whether an access is ordered before one of the first `count` releases of a counter. `own` is the counter that it
+// updated itself, if it did: atomics on one word are ordered among themselves, with or without fences.
+bool released_by(const Counter& counter, size_t count, const Access& a, const Counter* own) {
+  for (size_t i = 0; i < count; ++i) {
+    const Release& r = counter.releases[i];
+    const bool by_fence = r.block == a.block && (a.barriers < r.barriers || a.fences < r.fences[a.thread]);
+    if (by_fence || (r.block == a.block && &counter == own)) return true;
+    for (const auto& [other, first] : r.passed_on)
+      if (released_by(*other, first, a, own)) return true;
   }
   return false;
 }
 
 // Says whether an access of another block is ordered before what the running thread does.
 bool released(const Access& a, const void* address) {
+  const Counter* const own = a.kind == Kind::atomic ? &detector.counters[address] : nullptr;
   for (const Observation& seen : detector.observations) {
-    // Atomics on one word are ordered among themselves; who comes after one of them comes after those before it.
-    if (a.kind == Kind::atomic && seen.counter == &detector.counters[address]) return true;
     const bool fenced = seen.fenced[running()] || seen.first_fenced < detector.barriers;
-    if (fenced && released_by(seen, a)) return true;
+    if ((fenced || seen.counter == own) && released_by(*seen.counter, seen.count, a, own)) return true;
   }
   return false;
 }
@@ -111,10 +119,11 @@ bool ordered(const Access& a, unsigned me, const void* address) {
 }
 
 void print_access(const Access& a) {
-  static const char* const kinds[] = {"reads", "writes", "updates atomically"};
+  static const char* const kinds[] = {"reads it", "writes it", "updates it atomically", "copies to it",
+                                      "awaits a copy to it"};
   const unsigned b = a.block - 1, t = a.thread;
   const CodeName code = name_of_code(static_cast<const char*>(a.code) - 1);
-  fprintf(stderr, "; block (%u,%u,%u) thread (%u,%u,%u) %s it at %s", b % gridDim.x, b / gridDim.x % gridDim.y,
+  fprintf(stderr, "; block (%u,%u,%u) thread (%u,%u,%u) %s at %s", b % gridDim.x, b / gridDim.x % gridDim.y,
           b / gridDim.x / gridDim.y, t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y,
           kinds[int(a.kind)], code.line.c_str());
 }
@@ -127,6 +136,11 @@ void report(const void* word, const Access& now, const Access& before) {
   print_access(now);
   print_access(before);
   fprintf(stderr, "; nothing orders the two\n");
+}
+
+// Says whether an access meets a copy that has not landed, be it the own thread's. The bytes are anybody's guess then.
+bool in_flight(const Access& a, const Access& now) {
+  return a.kind == Kind::copy && a.block == now.block && (now.kind != Kind::landing || a.thread != now.thread);
 }
 
 bool same_moment(const Access& a, const Access& b) {
@@ -144,8 +158,8 @@ void note_down(uintptr_t number, const Access& now) {
     if (a.kind == now.kind && !(now.bytes & ~a.bytes) && same_moment(a, now)) return;
   for (Access& a : word.accesses) {
     const bool is_free = !a.block;
-    const bool before = is_free || ordered(a, now.thread, address);
-    const bool harmless = a.kind == now.kind && a.kind != Kind::write;
+    const bool before = is_free || (ordered(a, now.thread, address) && !in_flight(a, now));
+    const bool harmless = a.kind == now.kind && (a.kind == Kind::read || a.kind == Kind::atomic);
     if (!before && (a.bytes & now.bytes) && !harmless) return report(address, now, a);
     if (is_free ? !place : before && !(a.bytes & ~now.bytes) && (now.kind != Kind::read || a.kind == Kind::read))
       place = &a;
@@ -231,9 +245,12 @@ void atomic(const void* word) {
   const Watch shim(false);
   const unsigned me = running();
   Counter& counter = detector.counters[word];
-  Release release{detector.block, detector.clocks[me].barriers_at_fence, {}};
+  Release release{detector.block, detector.clocks[me].barriers_at_fence, {}, {}};
   for (const Clock& clock : detector.clocks) release.fences.push_back(clock.fences_at_barrier);
   release.fences[me] = detector.clocks[me].fences;
+  for (const Observation& seen : detector.observations)  // those of this counter come before this atomic anyway
+    if (seen.counter != &counter && (seen.fenced[me] || seen.first_fenced < release.barriers))
+      release.passed_on.push_back({seen.counter, seen.count});
   detector.observations.push_back({&counter, counter.releases.size(), me, detector.barriers, ~0u,
                                    std::vector<bool>(detector.clocks.size())});
   counter.releases.push_back(std::move(release));
@@ -273,7 +290,9 @@ void __tsan_func_exit() {}
 void __tsan_vptr_update(void**, void*) {}
 
 // Guards of static variables: of the shim, not of kernels.
-unsigned char __tsan_atomic8_load(const volatile unsigned char* at, int) { return __atomic_load_n(at, __ATOMIC_ACQUIRE); }
+unsigned char __tsan_atomic8_load(const volatile unsigned char* at, int) {
+  return __atomic_load_n(at, __ATOMIC_ACQUIRE);
+}
 }
 
 #pragma GCC visibility pop

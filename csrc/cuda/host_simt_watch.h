@@ -7,7 +7,7 @@
 
 namespace host_simt::watch {
 
-enum class Kind : unsigned char { read, write, atomic };
+enum class Kind : unsigned char { read, write, atomic, copy, landing };  // copy: asynchronous, until its landing
 
 #if defined(HOST_SIMT_RACES)
 

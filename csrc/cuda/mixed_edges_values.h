@@ -26,8 +26,8 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
         to[(strip.row + r) * shape.cols + strip.col + q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
   };
   if (value.made == Made::average) return strips::average<S>(from, patch.pitch, at, put_row);
-  constexpr int N = strips::kSide<S>;
-  strips::maximum<S>(from, patch.pitch, at, [&](int r, float (&z)[N], float (&winner)[N]) {
+  // Spelled out: unoptimised, nvcc takes a name for this array's type for one of variable length.
+  const auto put_winners = [&](int r, float (&z)[strips::kSide<S>], float (&winner)[strips::kSide<S>]) {
     put_row(r, z);
     if (!value.winner || strip.row + r >= tile.rows) return;
     const int row = tile.row + strip.row + r, col = tile.col + strip.col;
@@ -35,7 +35,8 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
 #pragma unroll
     for (int q = 0; q < strips::kSide<S>; ++q)
       if (q < cols) won[q] = winner[q];
-  });
+  };
+  strips::maximum<S>(from, patch.pitch, at, put_winners);
 }
 
 // Computes a pool of the stand's channels over its tile, warp by warp like convolve_tile.

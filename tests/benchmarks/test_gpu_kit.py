@@ -238,8 +238,8 @@ def test_predictions_without_results(capsys, tmp_path):
     assert predictions.main([str(tmp_path / "list.json")]) == 2
 
 
-@pytest.mark.parametrize("method", ["noisy-darts", "rome"])
-def test_a_whole_search_and_its_record(method, tmp_path, capfd):
+def test_a_whole_search_and_its_record(tmp_path, capfd):
+    method = "rome"  # another than the default, which the test below starts
     images = np.random.default_rng(0).integers(0, 256, (64, 3, 8, 8), dtype=np.uint8)
     labels = np.arange(64) % 2
     np.savez(tmp_path / "images.npz", images=images, labels=labels)

@@ -112,10 +112,12 @@ def test_every_instruction_set_has_the_same_bits(backend: Target) -> None:
 @EVERY_TOPOLOGY
 def test_threads_do_not_change_a_bit(backend: Target, topology: str) -> None:
     inputs = make_paths(topology, paths=200, dtype=torch.float32)
-    want = run(inputs, backend.name)
     torch.set_num_threads(1)
-    got = run(inputs, backend.name)
-    assert all(torch.equal(got[name], want[name]) for name in want)
+    want = run(inputs, backend.name)
+    for threads in (2, 4):
+        torch.set_num_threads(threads)
+        got = run(inputs, backend.name)
+        assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 @QUICK

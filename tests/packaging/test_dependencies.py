@@ -113,7 +113,7 @@ for module, arguments, folder in json.loads(sys.argv[1]):
     if child == 0:
         run(module, arguments, folder)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    # Unflushed, each fork after this one would print it again.
+    # Flushed, or the next fork prints once more what waits to be printed.
     print(json.dumps([code, pathlib.Path(folder, "error.txt").read_text()]), flush=True)
 """
 GENOTYPE = (

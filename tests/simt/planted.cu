@@ -86,6 +86,70 @@ template <bool before, bool behind> __global__ void counter_without_a_fence(floa
   if (t == 0) *counter = 0;
 }
 
+// The last block of each pair adds up the pair, and the last of those reads all that there is: what a block of the
+// other pair left comes to it by way of that pair's last block.
+template <bool right> __global__ void counters_in_two_steps(float* sums, float* pairs, unsigned* counters) {
+  SHARED(int, last, 1);
+  const int t = int(threadIdx.x), pair = int(blockIdx.x) / 2;
+  if (t == 0) {
+    sums[blockIdx.x] = 1;
+    __threadfence();
+    last[0] = atomicAdd(&counters[pair], 1u) == 1;
+    __threadfence();
+    if (last[0]) {
+      pairs[pair] = sums[2 * pair] + sums[2 * pair + 1];
+      if (right) __threadfence();
+      last[0] = atomicAdd(&counters[2], 1u) == 1;
+      __threadfence();
+    }
+  }
+  __syncthreads();
+  if (!last[0]) return;
+  if (t < kBlocks) sums[t] += pairs[t / 2];
+  if (t < 3) counters[t] = 0;
+}
+
+// A copy that nobody has waited for when the barrier opens: another thread reads what may have landed or not.
+template <bool right> __global__ void copy_waited_for_too_late(float* x) {
+  SHARED(float4, tile, kThreads);
+  const int t = int(threadIdx.x);
+  x += 4 * (int(blockIdx.x) * kThreads + t);
+  copy_async16(&tile[t], x);
+  commit();
+  if (right) wait<0>();
+  __syncthreads();
+  const float other = tile[kThreads - 1 - t].y;
+  __syncthreads();
+  wait<0>();
+  x[0] = other;
+}
+
+// The same of a thread's own copy.
+template <bool right> __global__ void copy_read_by_its_own_thread(float* x) {
+  SHARED(float4, tile, kThreads);
+  const int t = int(threadIdx.x);
+  x += 4 * (int(blockIdx.x) * kThreads + t);
+  copy_async16(&tile[t], x);
+  commit();
+  if (right) wait<0>();
+  x[0] = tile[t].y;
+}
+
+// A copy to a tile that another thread still reads.
+template <bool right> __global__ void copy_over_what_is_read(float* x) {
+  SHARED(float4, tile, kThreads);
+  const int t = int(threadIdx.x);
+  x += 4 * (int(blockIdx.x) * kThreads + t);
+  tile[t] = make_float4(1, 2, 3, 4);
+  __syncthreads();
+  const float other = tile[kThreads - 1 - t].y;
+  if (right) __syncthreads();
+  copy_async16(&tile[t], x);
+  commit();
+  wait<0>();
+  x[0] = other + tile[t].x;
+}
+
 // Neighbours write halves of one word, which is no race.
 __global__ void halves_of_words(uint16_t* x) { x[blockIdx.x * kThreads + threadIdx.x] = uint16_t(threadIdx.x); }
 
@@ -124,10 +188,18 @@ RACE(missing_block_barrier)
 RACE(missing_warp_barrier)
 RACE(tile_used_again)
 RACE(blocks_write_one_word)
+RACE(copy_waited_for_too_late)
+RACE(copy_read_by_its_own_thread)
+RACE(copy_over_what_is_read)
 int block_reads_without_the_counter_run(int right, float* x) {
   unsigned* const counter = reinterpret_cast<unsigned*>(x + kBlocks * kThreads);
   return launch(right ? block_reads_without_the_counter<true> : block_reads_without_the_counter<false>, kBlocks,
                 kThreads, 0, nullptr, x, x + kBlocks * kThreads + 1, counter);
+}
+int counters_in_two_steps_run(int right, float* x) {
+  unsigned* const counters = reinterpret_cast<unsigned*>(x + 2 * kBlocks);
+  return launch(right ? counters_in_two_steps<true> : counters_in_two_steps<false>, kBlocks, kThreads, 0, nullptr, x,
+                x + kBlocks, counters);
 }
 int counter_without_a_fence_run(int before, int behind, float* x) {
   unsigned* const counter = reinterpret_cast<unsigned*>(x + kBlocks * kThreads);

@@ -1,0 +1,134 @@
+"""Counts the CUDA kernels without a GPU, in their machine code. What it prints is a model's.
+
+    make budget
+    PYTHONPATH=tests python -m fastnas.benchmarks.model budget | step ... | functions ...
+
+Needs nvcc, nvdisasm and cuobjdump (Triton's wheel has the last two) and g++. The launches are those
+of the build for the host, which tests/host_cuda.py makes: hence PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fastnas.benchmarks.model import report
+from fastnas.benchmarks.model.budgets import STAGES, Figure, figures
+from fastnas.benchmarks.model.counting import LaunchCount, Work
+from fastnas.benchmarks.model.machine import load_machine
+from fastnas.benchmarks.model.sass import read_cubins
+from fastnas.benchmarks.model.step import HostModel, mixed_op, search_step
+from fastnas.benchmarks.model.timing import Time, time_of
+from fastnas.benchmarks.model.toolchain import MissingToolError, compile_sources
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / "build" / "model"
+OLD_STRUCTURE = Path(__file__).parent / "800fa34.csv"
+"""The same cases on the kernels of 800fa34, counted by the same machine."""
+STEPS = ((64, "float32"), (64, "bfloat16"), (256, "float32"))
+
+Launches = Sequence[tuple[LaunchCount, int]]
+
+
+@contextmanager
+def host_model(cache: Path = CACHE) -> Iterator[HostModel]:
+    """Builds what is needed, into `cache` where that does not hold it yet."""
+    from host_cuda import load_host_cuda
+    from targets import registered
+
+    kernels = read_cubins(compile_sources(ROOT / "csrc", cache))
+    backend = load_host_cuda(cache)
+    if isinstance(backend, str):
+        raise MissingToolError(backend)
+    with registered(backend, backend.kernels, table="cuda"):
+        yield HostModel(backend, load_machine(cache), {each.name: each for each in kernels})
+
+
+def by_kernel(launches: Launches) -> dict[str, Time]:
+    """Adds up the times of launches by kernel."""
+    times: defaultdict[str, Time] = defaultdict(Time)
+    for launch, calls in launches:
+        times[report.short_name(launch.kernel.name)] += time_of(launch).times(calls)
+    return dict(times)
+
+
+def case_name(shape: tuple[int, ...]) -> str:
+    return f"mixed op {'x'.join(map(str, shape))}"
+
+
+def print_budget(model: HostModel) -> bool:
+    """Prints the table of budgets and the times of the mixed ops; returns whether all hold."""
+    found: list[Figure] = []
+    cases: dict[str, report.Times] = {}
+    for shape in STAGES:
+        launches = model.count(mixed_op(shape))
+        cases[case_name(shape)] = by_kernel(launches)
+        found += figures(shape, (launch for launch, _ in launches))
+    found.sort(key=lambda each: (each.part, each.kernel))
+    print(*report.budget_lines(found), "", *report.case_lines(cases, old_structure()), sep="\n")
+    return all(each.holds for each in found)
+
+
+def print_step(model: HostModel, batch: int, dtype: str, profile: Path | None) -> None:
+    """Prints the times of a step of the default network, kernel by kernel."""
+    times = by_kernel(model.count(search_step(batch, getattr(torch, dtype))))
+    name = f"step {dtype} {batch}"
+    measured = report.read_profile(profile) if profile else None
+    print(f"{name}: what the model counts, in ms", *report.time_lines(times, measured), sep="\n")
+    print("", *report.case_lines({name: times}, old_structure()), sep="\n")
+
+
+def print_functions(model: HostModel, kernel: str, shape: tuple[int, ...]) -> None:
+    """Prints which functions of the source a kernel's cycles and instructions come from."""
+    works: dict[str, Work] = {}
+    for launch, _ in model.count(mixed_op(shape)):
+        name = launch.kernel.name
+        if kernel in name:
+            works[name] = works[name] + launch.work if name in works else launch.work
+    for name, work in works.items():
+        print(f"`{name}`, {case_name(shape)}", *report.function_lines(work), "", sep="\n")
+
+
+def old_structure() -> dict[str, report.Times]:
+    with OLD_STRUCTURE.open(newline="") as file:
+        return report.read_times(csv.DictReader(file))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("budget", help="figures of the hot parts of kernels beside their bounds")
+    step = commands.add_parser("step", help="the step of the default network, kernel by kernel")
+    step.add_argument("--batch", type=int, default=64)
+    step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    step.add_argument("--profile", type=Path, help="CSV of what was measured: kernel, calls, us")
+    functions = commands.add_parser("functions", help="what the functions of a kernel take")
+    functions.add_argument("kernel", help="part of its name")
+    functions.add_argument("--shape", default="64x16x32x32", help="of the mixed op that runs it")
+    given = parser.parse_args(arguments)
+    try:
+        with host_model() as model:
+            if given.command == "budget":
+                return 0 if print_budget(model) else 1
+            if given.command == "step":
+                print_step(model, given.batch, given.dtype, given.profile)
+            else:
+                shape = tuple(int(size) for size in given.shape.split("x"))
+                print_functions(model, given.kernel, shape)
+    except (MissingToolError, OSError) as error:
+        print(f"model: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""What nvcc makes of the kernels computes what g++ makes of the same text.
+
+A machine of benchmarks/model runs the machine code of every launch, on the memory of this process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from host_cuda import HostCudaBackend
+from torch import Tensor
+
+import fastnas
+from fastnas import nn, ops
+from fastnas.benchmarks.model.launches import Launch, observed
+from fastnas.benchmarks.model.machine import Program, run_whole
+from fastnas.benchmarks.model.sass import Kernel
+from fastnas.spaces import get_space
+
+SPACE = get_space("S0")
+Run = Callable[[], list[Tensor]]
+
+
+def mixed_op(stride: int, dtype: torch.dtype, channels: int = 8) -> Run:
+    op = nn.MixedOp(SPACE.normal[0], channels, stride).to(dtype)
+    x = torch.randn(3, channels, 8, 8, dtype=dtype, requires_grad=True)
+    w = torch.softmax(torch.randn(8), 0).requires_grad_()
+    dy = torch.randn(3, channels, 8 // stride, 8 // stride, dtype=dtype)
+    return lambda: [y := op(x, w), *torch.autograd.grad(y, [x, w, *op.parameters()], dy)]
+
+
+def mixed_sum(dtype: torch.dtype) -> Run:
+    x = [torch.randn(2, 3, 40, 20, dtype=dtype, requires_grad=True) for _ in range(5)]
+    w = torch.randn(5, requires_grad=True)
+    dy = torch.randn(2, 3, 40, 20, dtype=dtype)
+    return lambda: [y := ops.mixed_sum(x, w), *torch.autograd.grad(y, [*x, w], dy)]
+
+
+@pytest.mark.parametrize(
+    ("case", "bound"),
+    [
+        (lambda: mixed_op(1, torch.float32), 2e-6),
+        (lambda: mixed_op(2, torch.float32), 2e-6),
+        # A value that is nearly 0 may round to either side of the relu, one of 3,000 is 2 %.
+        (lambda: mixed_op(1, torch.bfloat16, 16), 0.05),
+        (lambda: mixed_sum(torch.float32), 1e-6),
+        (lambda: mixed_sum(torch.float16), 2e-3),
+    ],
+    ids=["mixed_op", "stride 2", "bfloat16", "mixed_sum", "mixed_sum fp16"],
+)
+def test_machine_code_computes_what_the_text_says(
+    cuda_host: HostCudaBackend,
+    kernels: Mapping[str, Kernel],
+    machine: ctypes.CDLL,
+    case: Callable[[], Run],
+    bound: float,
+) -> None:
+    ran: list[str] = []
+
+    def see(launch: Launch) -> bool:
+        ran.append(launch.kernel)
+        run_whole(Program(machine, kernels[launch.kernel]), launch.shape)
+        return True
+
+    run = case()
+    with fastnas.use_backend("cuda-host"):
+        expected = run()
+        with observed(Path(str(cuda_host.module.__file__)), see):
+            found = run()
+    assert ran
+    for got, right in zip(found, expected):
+        error = torch.linalg.vector_norm((got - right).double())
+        assert error <= bound * torch.linalg.vector_norm(right.double())
