@@ -1,10 +1,13 @@
 """Holds what a model of the GPU predicted beside what was measured.
 
-    python -m fastnas.benchmarks.predictions RESULT.csv ... [STOCK.json]
+    python -m fastnas.benchmarks.predictions RESULT.csv ... [STOCK.json] [PROFILE.csv]
 
-The predictions are a roofline model's, made before anything ran on a GPU: bytes at 3.0 TB/s (5.5
-where they fit into L2), depthwise convolutions at 35 % of the FMA rate, 4 us a launch. They are no
-results, and stand in no table of results.
+The predictions were made before anything ran on a GPU. Those of our kernels are from a model that
+counts their instructions, waits and bytes in their machine code, launch by launch
+(fastnas.benchmarks.model; a profile, of columns kernel, calls, us, is held against it kernel by
+kernel). The others are a roofline model's: bytes at 3.0 TB/s (5.5 where they fit into L2),
+depthwise convolutions at 35 % of the FMA rate, 4 us a launch. They are no results, and stand in no
+table of results.
 """
 
 from __future__ import annotations
@@ -17,10 +20,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastnas.benchmarks.harness.schema import Row, read_csv
+from fastnas.benchmarks.model.recorded import mixed_op_case, recorded, step_case
+from fastnas.benchmarks.model.report import read_profile, time_lines
+from fastnas.benchmarks.model.timing import H100
 
 STEP = "search_step S0 C16 L8"
 MIXED_OP = "mixed_edges"
 MIXED_OP_SHAPES = ("64x16x32x32", "64x32x16x16", "64x64x8x8")
+REST_OF_STEP = 4.0
+"""Guessed ms at batch 64: stem, head, matrix products of the preprocessing, optimizers."""
 
 
 class Prediction(NamedTuple):
@@ -57,15 +65,34 @@ def _mixed_ops(backend: str, *us: float) -> Iterator[Prediction]:
         yield Prediction(MIXED_OP, "float32", shape, backend, value / 1e3)
 
 
+def _counted(op: str, dtype: str, shape: str, backend: str, case: str, rest: float) -> Prediction:
+    """Takes a case of the model that counts our kernels; `rest` is the ms of what it leaves out.
+
+    At least it takes what instructions or bytes alone take, were all waits hidden; at most double.
+    """
+    times = recorded()[case].values()
+    launches = sum(time.launches for time in times) * H100.launch_us
+    least = sum(max(time.issue, time.bytes) for time in times) + launches
+    ms = sum(time.total for time in times) / 1e3 + rest
+    return Prediction(op, dtype, shape, backend, ms, least / 1e3 + rest, 2 * ms)
+
+
+def _our_kernels() -> Iterator[Prediction]:
+    for batch, dtype in ((64, "float32"), (256, "float32"), (64, "bfloat16")):
+        shape, case = f"{batch}x3x32x32", step_case(batch, dtype)
+        yield _counted(STEP, dtype, shape, "fastnas-graph", case, REST_OF_STEP * batch / 64)
+    for shape in MIXED_OP_SHAPES:
+        case = mixed_op_case(tuple(map(int, shape.split("x"))))
+        yield _counted(MIXED_OP, "float32", shape, "fastnas-cuda", case, 0.0)
+
+
 PREDICTIONS: Sequence[Prediction] = (
     *_steps("eager", 200, 717, 197, 638, low=137, high=340),
     *_steps("eager-graph", 200, 717, 197, 638, low=131, high=337),
     *_steps("compile", 84, None, 84, None),
     *_steps("compile-graph", 68, 203, 66, 160, low=56, high=94),
-    *_steps("fastnas-fast-graph", 14, 53, 9, 32),
-    *_steps("fastnas-graph", 18, 70, 12, 43),
     *_mixed_ops("eager", 1562, 818, 572),
-    *_mixed_ops("fastnas-cuda-fast", 89, 51, 37),
+    *_our_kernels(),
 )
 KERNELS: Mapping[str, tuple[float, float, float]] = {
     "batch_norm_collect_statistics": (42, 20, 90),
@@ -128,7 +155,13 @@ def _verdict(measured: float | None, low: float, high: float) -> str:
     return "within" if low <= measured <= high else "below" if measured < low else "above"
 
 
-def report(rows: Sequence[Row], stock: Mapping[str, float]) -> str:
+def profile_lines(profile: Mapping[str, float]) -> list[str]:
+    """Writes the model's times of our kernels in a step, beside a profile of it."""
+    head = f"Our kernels in {STEP}, float32, batch 64: the model's ms, and a profile's"
+    return [head, "", *time_lines(recorded()[step_case(64, "float32")], profile)]
+
+
+def report(rows: Sequence[Row], stock: Mapping[str, float], profile: Mapping[str, float]) -> str:
     device = rows[0].device if rows else "no result"
     lines = [
         "# Predictions of a model beside what was measured",
@@ -140,6 +173,8 @@ def report(rows: Sequence[Row], stock: Mapping[str, float]) -> str:
         *gain_lines(rows),
         "",
         *kernel_lines(stock),
+        "",
+        *profile_lines(profile),
     ]
     return "\n".join(lines) + "\n"
 
@@ -152,11 +187,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     rows: list[Row] = []
     stock: dict[str, float] = {}
+    profile: dict[str, float] = {}
     try:
         for path in given.results:
             if path.suffix == ".json":
                 record = json.loads(path.read_text())
                 stock |= {kernel["name"]: kernel["median_us"] for kernel in record["kernels"]}
+            elif path.read_text().startswith("kernel,"):
+                profile |= read_profile(path)
             else:
                 rows += read_csv(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -166,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({row.device for row in rows}) > 1:
         print("predictions: the results are of several devices; give those of one", file=sys.stderr)
         return 2
-    print(report(rows, stock), end="")
+    print(report(rows, stock, profile), end="")
     return 0
 
 

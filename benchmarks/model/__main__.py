@@ -23,6 +23,13 @@ from fastnas.benchmarks.model import report
 from fastnas.benchmarks.model.budgets import STAGES, Figure, figures
 from fastnas.benchmarks.model.counting import LaunchCount, Work
 from fastnas.benchmarks.model.machine import load_machine
+from fastnas.benchmarks.model.recorded import (
+    OLD_STRUCTURE,
+    TERMS,
+    mixed_op_case,
+    recorded,
+    step_case,
+)
 from fastnas.benchmarks.model.sass import read_cubins
 from fastnas.benchmarks.model.step import HostModel, mixed_op, search_step
 from fastnas.benchmarks.model.timing import Time, time_of
@@ -30,8 +37,6 @@ from fastnas.benchmarks.model.toolchain import MissingToolError, compile_sources
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "build" / "model"
-OLD_STRUCTURE = Path(__file__).parent / "800fa34.csv"
-"""The same cases on the kernels of 800fa34, counted by the same machine."""
 STEPS = ((64, "float32"), (64, "bfloat16"), (256, "float32"))
 
 Launches = Sequence[tuple[LaunchCount, int]]
@@ -59,30 +64,31 @@ def by_kernel(launches: Launches) -> dict[str, Time]:
     return dict(times)
 
 
-def case_name(shape: tuple[int, ...]) -> str:
-    return f"mixed op {'x'.join(map(str, shape))}"
-
-
 def print_budget(model: HostModel) -> bool:
     """Prints the table of budgets and the times of the mixed ops; returns whether all hold."""
     found: list[Figure] = []
     cases: dict[str, report.Times] = {}
     for shape in STAGES:
         launches = model.count(mixed_op(shape))
-        cases[case_name(shape)] = by_kernel(launches)
+        cases[mixed_op_case(shape)] = by_kernel(launches)
         found += figures(shape, (launch for launch, _ in launches))
     found.sort(key=lambda each: (each.part, each.kernel))
-    print(*report.budget_lines(found), "", *report.case_lines(cases, old_structure()), sep="\n")
+    print(
+        *report.budget_lines(found),
+        "",
+        *report.case_lines(cases, recorded(OLD_STRUCTURE)),
+        sep="\n",
+    )
     return all(each.holds for each in found)
 
 
 def print_step(model: HostModel, batch: int, dtype: str, profile: Path | None) -> None:
     """Prints the times of a step of the default network, kernel by kernel."""
     times = by_kernel(model.count(search_step(batch, getattr(torch, dtype))))
-    name = f"step {dtype} {batch}"
+    name = step_case(batch, dtype)
     measured = report.read_profile(profile) if profile else None
     print(f"{name}: what the model counts, in ms", *report.time_lines(times, measured), sep="\n")
-    print("", *report.case_lines({name: times}, old_structure()), sep="\n")
+    print("", *report.case_lines({name: times}, recorded(OLD_STRUCTURE)), sep="\n")
 
 
 def print_functions(model: HostModel, kernel: str, shape: tuple[int, ...]) -> None:
@@ -93,12 +99,20 @@ def print_functions(model: HostModel, kernel: str, shape: tuple[int, ...]) -> No
         if kernel in name:
             works[name] = works[name] + launch.work if name in works else launch.work
     for name, work in works.items():
-        print(f"`{name}`, {case_name(shape)}", *report.function_lines(work), "", sep="\n")
+        print(f"`{name}`, {mixed_op_case(shape)}", *report.function_lines(work), "", sep="\n")
 
 
-def old_structure() -> dict[str, report.Times]:
-    with OLD_STRUCTURE.open(newline="") as file:
-        return report.read_times(csv.DictReader(file))
+def record(model: HostModel, out: Path) -> None:
+    """Writes the times of all cases, kernel by kernel, for what has no nvcc to count them."""
+    works = {mixed_op_case(shape): mixed_op(shape) for shape in STAGES}
+    works |= {step_case(b, d): search_step(b, getattr(torch, d)) for b, d in STEPS}
+    with out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("case", "kernel", *TERMS))
+        for name, work in works.items():
+            times = by_kernel(model.count(work))
+            writer.writerows(report.time_rows(name, times))
+            print(*report.case_lines({name: times}, recorded(OLD_STRUCTURE)), sep="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,6 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step.add_argument("--batch", type=int, default=64)
     step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     step.add_argument("--profile", type=Path, help="CSV of what was measured: kernel, calls, us")
+    recording = commands.add_parser("record", help="the times of all cases, into a CSV")
+    recording.add_argument("out", type=Path)
     functions = commands.add_parser("functions", help="what the functions of a kernel take")
     functions.add_argument("kernel", help="part of its name")
     functions.add_argument("--shape", default="64x16x32x32", help="of the mixed op that runs it")
@@ -121,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 0 if print_budget(model) else 1
             if given.command == "step":
                 print_step(model, given.batch, given.dtype, given.profile)
+            elif given.command == "record":
+                record(model, given.out)
             else:
                 shape = tuple(int(size) for size in given.shape.split("x"))
                 print_functions(model, given.kernel, shape)

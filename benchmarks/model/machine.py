@@ -157,10 +157,13 @@ class Run:
 def run_whole(program: Program, shape: Shape) -> None:
     """Runs every block of a launch, one after the other; then what it wrote is in memory."""
     run = Run(program, shape)
-    x, y, z = shape.grid
-    for index in product(range(x), range(y), range(z)):
-        run.block(index)
-    run.close(keep=True)
+    done = False
+    try:
+        for index in product(*map(range, shape.grid)):
+            run.block(index)
+        done = True
+    finally:
+        run.close(keep=done)
 
 
 def _line(kernel: Kernel, instruction: Instruction) -> str:

@@ -10,12 +10,11 @@ from pathlib import Path
 from fastnas.benchmarks.model.budgets import Figure
 from fastnas.benchmarks.model.counting import Work
 from fastnas.benchmarks.model.functions import functions_of
+from fastnas.benchmarks.model.recorded import TERMS
 from fastnas.benchmarks.model.timing import Time, total
 
 Times = Mapping[str, Time]
 """The time of all launches of each kernel."""
-
-TERMS = ("launches", "total", "latency", "issue", "busy", "bytes")
 
 
 def budget_lines(figures: Iterable[Figure]) -> Iterator[str]:
@@ -74,15 +73,6 @@ def function_lines(work: Work) -> Iterator[str]:
         if issued[name] >= whole / 1000:
             shares = (spent / way, issued[name] / whole, ffma[name] / issued[name])
             yield f"| `{name}` | {' | '.join(f'{100 * share:.1f}' for share in shares)} |"
-
-
-def read_times(rows: Iterable[Mapping[str, str]]) -> dict[str, dict[str, Time]]:
-    """Reads times by case and kernel, from rows of case, kernel and the terms of a time in us."""
-    found: defaultdict[str, dict[str, Time]] = defaultdict(dict)
-    for row in rows:
-        launches, *terms = (float(row[term]) for term in TERMS)
-        found[row["case"]][row["kernel"]] = Time(int(launches), *terms)
-    return dict(found)
 
 
 def time_rows(case: str, times: Times) -> Iterator[Sequence[object]]:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fastnas.benchmarks.model.budgets import STAGES, figures
 from fastnas.benchmarks.model.counting import BlockCount, LaunchCount, Work
 from fastnas.benchmarks.model.functions import functions_of
+from fastnas.benchmarks.model.recorded import (
+    KERNELS,
+    OLD_STRUCTURE,
+    mixed_op_case,
+    recorded,
+    step_case,
+)
+from fastnas.benchmarks.model.regions import Region
+from fastnas.benchmarks.model.report import budget_lines, read_profile, time_lines
 from fastnas.benchmarks.model.sass import Instruction, Kernel, read_listing
 from fastnas.benchmarks.model.timing import H100, occupancy, time_of, total
 
@@ -39,13 +52,19 @@ LISTING = """\
 
 
 @pytest.fixture
-def instructions(tmp_path: Path) -> list[Instruction]:
+def kernel(tmp_path: Path) -> Kernel:
+    """A kernel that was compiled and disassembled before."""
     (tmp_path / "source.cu").write_text(SOURCE)
-    listing = LISTING.replace("{file}", str(tmp_path / "source.cu"))
-    return read_listing(listing.splitlines())[0]
+    (tmp_path / "kept.sass").write_text(LISTING.replace("{file}", str(tmp_path / "source.cu")))
+    return Kernel("kernel", "kernel()", 64, 0, 1024, 0, tmp_path / "kept.cubin")
 
 
-def test_a_listing_is_read(instructions: list[Instruction]) -> None:
+@pytest.fixture
+def instructions(kernel: Kernel) -> Sequence[Instruction]:
+    return kernel.instructions
+
+
+def test_a_listing_is_read(instructions: Sequence[Instruction]) -> None:
     load, multiply, branch = instructions
     assert (load.predicate, load.opcode, load.width) == ("!P0", "LDG.E.128", 16)
     assert load.operands == "R4, desc[UR6][R2.64+0x10]"
@@ -59,10 +78,56 @@ def test_labels_are_those_of_the_next_instruction() -> None:
 
 
 def test_an_instruction_belongs_to_all_functions_that_it_was_inlined_into(
-    instructions: list[Instruction],
+    instructions: Sequence[Instruction],
 ) -> None:
     inlined = ("first", "kernel")
     assert [functions_of(each) for each in instructions] == [inlined, inlined, ("kernel",)]
+
+
+def test_a_region_is_what_functions_have(kernel: Kernel) -> None:
+    # Each instruction: issued by warps, for lanes, in cycles.
+    sums = np.array([[4, 4, 4], [128, 128, 96], [40, 8, 8]], float)
+    work = Work(kernel, sums, np.array([3.0, 2.0, 0.0]))
+    inlined, whole = Region.of(work, ["first"]), Region.of(work)
+    assert (inlined.total, whole.total) == (8, 12)
+    assert inlined.share("FFMA") == 0.5
+    assert whole.named("BRA", "LDG") == 8
+    assert inlined.moved_bytes(["LDG"], least=16) == 128 * 16
+    # 128 lanes load four floats each, with eight instructions of a warp: two for each float.
+    assert inlined.per_element(4) == 0.5
+    assert inlined.loads_in_flight() == 3
+    assert math.isnan(Region.of(work, ["unknown"]).share("FFMA"))
+
+
+def test_a_budget_that_is_missed_is_told(kernel: Kernel) -> None:
+    work = Work(kernel, np.array([[4, 4, 4]] * 3, float), np.zeros(3))
+    found = list(figures((64, 16, 32, 32), [replace(launch(132), work=work)]))
+    assert {figure.part for figure in found} == {"kernel"}
+    assert all(figure.holds for figure in found)
+    spilled = replace(work, kernel=replace(kernel, stack=8))
+    (missed,) = [
+        figure
+        for figure in figures((64, 16, 32, 32), [replace(launch(132), work=spilled)])
+        if not figure.holds
+    ]
+    assert missed.bound.name == "bytes of stack" and missed.value == 8
+    assert "MISSED" in list(budget_lines([missed]))[-1]
+
+
+def test_a_profile_stands_beside_the_model(tmp_path: Path) -> None:
+    profile = 'kernel,calls,us\n"void a::b_kernel<C, 2>(Plan, int)",3,10\nb_kernel,1,5\n'
+    (tmp_path / "profile.csv").write_text(profile)
+    measured = read_profile(tmp_path / "profile.csv")
+    assert measured == {"b_kernel": 35}
+    lines = list(time_lines({"b_kernel": time_of(launch(132))}, measured))
+    assert lines[0].endswith("| bytes | measured |")
+    assert lines[2].startswith("| `b_kernel` | 1 | ") and lines[2].endswith("| 0.04 |")
+
+
+@pytest.mark.parametrize("path", [KERNELS, OLD_STRUCTURE], ids=lambda path: path.stem)
+def test_recorded_times_have_every_case(path: Path) -> None:
+    steps = {step_case(64, "float32"), step_case(64, "bfloat16"), step_case(256, "float32")}
+    assert set(recorded(path)) == steps | {mixed_op_case(shape) for shape in STAGES}
 
 
 def launch(

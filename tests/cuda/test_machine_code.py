@@ -9,6 +9,7 @@ import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from host_cuda import HostCudaBackend
@@ -17,7 +18,7 @@ from torch import Tensor
 import fastnas
 from fastnas import nn, ops
 from fastnas.benchmarks.model.launches import Launch, observed
-from fastnas.benchmarks.model.machine import Program, run_whole
+from fastnas.benchmarks.model.machine import MachineError, Program, run_whole
 from fastnas.benchmarks.model.sass import Kernel
 from fastnas.spaces import get_space
 
@@ -75,3 +76,25 @@ def test_machine_code_computes_what_the_text_says(
     for got, right in zip(found, expected):
         error = torch.linalg.vector_norm((got - right).double())
         assert error <= bound * torch.linalg.vector_norm(right.double())
+
+
+@pytest.mark.parametrize(("moved", "told"), [(2, "misaligned address"), (-(1 << 44), "nothing at")])
+def test_a_wrong_address_is_told(
+    cuda_host: HostCudaBackend,
+    kernels: Mapping[str, Kernel],
+    machine: ctypes.CDLL,
+    moved: int,
+    told: str,
+) -> None:
+    def see(launch: Launch) -> bool:
+        parameters = launch.shape.parameters
+        words = np.frombuffer(parameters + bytes(-len(parameters) % 8), np.int64)
+        wrong = np.where(words > 1 << 44, words + moved, words).tobytes()
+        shape = launch.shape._replace(parameters=wrong)
+        with pytest.raises(MachineError, match=told):
+            run_whole(Program(machine, kernels[launch.kernel]), shape)
+        return False
+
+    run = mixed_sum(torch.float32)
+    with fastnas.use_backend("cuda-host"), observed(Path(str(cuda_host.module.__file__)), see):
+        run()

@@ -33,7 +33,10 @@ inline bool run_brx(Warp& w, const Instruction& in, uint32_t lanes) {
   });
   return true;
 }
-inline bool run_call(Warp& w, const Instruction& in, uint32_t lanes) { return go(w, lanes, uint64_t(in.at(0).value)), true; }
+inline bool run_call(Warp& w, const Instruction& in, uint32_t lanes) {
+  go(w, lanes, uint64_t(in.at(0).value));
+  return true;
+}
 inline bool run_ret(Warp& w, const Instruction& in, uint32_t lanes) {
   Lanes to;
   fetch_bits(w, in.at(0), 0, to);
@@ -66,7 +69,10 @@ inline bool run_bssy(Warp& w, const Instruction& in, uint32_t lanes) {
   each(lanes, [&](int lane) { w.meets[size_t(in.at(0).index)][size_t(lane)] = lanes; });
   return false;
 }
-inline bool run_bsync(Warp& w, const Instruction& in, uint32_t lanes) { return wait_at(w, in.at(0).index, lanes), true; }
+inline bool run_bsync(Warp& w, const Instruction& in, uint32_t lanes) {
+  wait_at(w, in.at(0).index, lanes);
+  return true;
+}
 inline bool run_break(Warp& w, const Instruction& in, uint32_t lanes) {
   for (auto& met : w.meets[size_t(in.at(0).index)]) met &= ~lanes;
   release(w);
@@ -122,7 +128,9 @@ inline bool run_cctl(Warp& w, const Instruction& in, uint32_t) {
   if (in.suffixes.at(0) == "IVALL") w.block.number = ++w.block.launch.numbers;
   return false;
 }
-inline bool run_unsupported(Warp&, const Instruction& in, uint32_t) { throw Error("instruction that is not modelled: " + in.opcode); }
+inline bool run_unsupported(Warp&, const Instruction& in, uint32_t) {
+  throw Error("instruction that is not modelled: " + in.opcode);
+}
 
 // --- lanes and special registers -----------------------------------------------------------------------------
 
@@ -135,14 +143,15 @@ inline bool run_shfl(Warp& w, const Instruction& in, uint32_t lanes) {
   fetch_bits(w, in.at(4), 0, limit);
   uint32_t valid = 0;
   each(lanes, [&](int lane) {
-    const int segment = int(limit[size_t(lane)] >> 8 & 31), clamp = int(limit[size_t(lane)] & 31), b = int(by[size_t(lane)] & 31);
+    const auto i = size_t(lane);
+    const int segment = int(limit[i] >> 8 & 31), clamp = int(limit[i] & 31), b = int(by[i] & 31);
     const int last = (lane & segment) | (clamp & ~segment), first = lane & segment;
     int from = kind == "BFLY" ? lane ^ b : kind == "UP" ? lane - b : kind == "DOWN" ? lane + b : first | (b & ~segment);
     const bool fits = kind == "UP" ? from >= last : from <= last;
     if (!fits) from = lane;
     if (!(lanes >> from & 1)) throw Error("shuffle from a lane that takes no part");
     valid |= uint32_t(fits) << lane;
-    got[size_t(lane)] = v[size_t(from)];
+    got[i] = v[size_t(from)];
   });
   write_predicate(w, in.at(0), lanes, valid);
   return write(w, in.at(1), lanes, got), false;

@@ -32,7 +32,8 @@ const std::map<std::string, Run>& runs() {
       {"ATOM", run_atomic}, {"ATOMG", run_atomic}, {"ATOMS", run_atomic}, {"RED", run_atomic}, {"REDG", run_atomic},
       {"SHFL", run_shfl}, {"VOTE", run_vote}, {"VOTEU", run_vote}, {"REDUX", run_redux}, {"S2R", run_s2r},
       {"S2UR", run_s2r}, {"CS2R", run_s2r}, {"BSSY", run_bssy}, {"BMOV", run_bmov}, {"NOP", run_nothing},
-      {"YIELD", run_nothing}, {"CCTL", run_cctl}, {"ERRBAR", run_nothing}, {"CGAERRBAR", run_nothing}, {"MEMBAR", run_membar}};
+      {"YIELD", run_nothing}, {"CCTL", run_cctl}, {"ERRBAR", run_nothing}, {"CGAERRBAR", run_nothing},
+      {"MEMBAR", run_membar}};
   return table;
 }
 const std::map<std::string, Run>& jumps() {
@@ -191,7 +192,7 @@ void* machine_open(const uint32_t* sizes, uint32_t shared, const unsigned char* 
   constants.assign(kConstantParams + parameter_bytes, 0);
   const uint32_t geometry[] = {sizes[3], sizes[4], sizes[5], sizes[0], sizes[1], sizes[2]};
   memcpy(constants.data(), geometry, sizeof geometry);
-  const uint32_t stack = 2048;
+  const uint32_t stack = kLocalBytes / 2;
   memcpy(constants.data() + 0x28, &stack, 4);
   if (parameter_bytes) memcpy(constants.data() + kConstantParams, parameters, parameter_bytes);
   launch->constants[2].assign(tables, tables + table_bytes);
@@ -217,11 +218,9 @@ int machine_block(void* opened, const void* loaded, const uint32_t* index, int l
 
 // Counts the sectors of 32 bytes that the blocks so far have read and written, each once.
 void machine_sectors(const void* opened, int64_t* read, int64_t* written) {
-  *read = *written = 0;
-  for (const auto& [address, line] : static_cast<const Launch*>(opened)->lines) {
-    *read += __builtin_popcount(line.read_sectors);
-    *written += __builtin_popcount(line.written_sectors);
-  }
+  const auto* launch = static_cast<const Launch*>(opened);
+  *read = launch->read_sectors;
+  *written = launch->written_sectors;
 }
 
 // Ends a launch; with `keep` what it wrote is copied to the memory of the process.

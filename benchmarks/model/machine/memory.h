@@ -1,4 +1,4 @@
-// Global, shared and local memory: what is moved, how many cycles a warp waits for it, how many lines and banks it takes.
+// Global, shared and local memory: what is moved, how many cycles a warp waits for it, which lines and banks it takes.
 #pragma once
 
 #include <sys/mman.h>
@@ -29,7 +29,8 @@ inline void read_line(const Line& line, uint64_t address, int bytes, unsigned ch
   memcpy(to, from, size_t(bytes));
 }
 inline void write_line(Line& line, uint64_t address, int bytes, const unsigned char* from) {
-  if (!line.copied) memcpy(line.bytes.data(), reinterpret_cast<void*>(address / kLine * kLine), kLine), line.copied = true;
+  if (!line.copied) memcpy(line.bytes.data(), reinterpret_cast<void*>(address / kLine * kLine), kLine);
+  line.copied = true;
   memcpy(line.bytes.data() + address % kLine, from, size_t(bytes));
   for (int k = 0; k < bytes; ++k) line.changed.set(address % kLine + size_t(k));
 }
@@ -52,12 +53,13 @@ inline Access access_of(Warp& w, const Instruction& in, const Operand& at, uint3
   made.lanes = lanes;
   made.bytes = in.bytes;
   const bool wide = at.wide && at.index != 255;
-  uint64_t uniform = at.uniform == 63 ? 0 : w.uniform[size_t(at.uniform)];
+  const auto ur = size_t(at.uniform);
+  uint64_t uniform = ur == 63 ? 0 : w.uniform[ur];
+  if (wide && ur != 63) uniform |= uint64_t(w.uniform[ur + 1]) << 32;
   each(lanes, [&](int lane) {
     const auto i = size_t(lane);
     uint64_t base = at.index == 255 ? 0 : w.registers[size_t(at.index)][i];
     if (wide) base |= uint64_t(w.registers[size_t(at.index + 1)][i]) << 32;
-    if (wide && at.uniform != 63) uniform = uint64_t(w.uniform[size_t(at.uniform + 1)]) << 32 | w.uniform[size_t(at.uniform)];
     made.address[i] = base + uniform + uint64_t(at.value);
     if (made.address[i] % uint64_t(in.bytes)) throw Error("misaligned address: " + in.opcode);
   });
@@ -95,8 +97,11 @@ inline bool touch(Warp& w, const Access& of, bool store, bool bypass) {
     Line& line = *of.lines[k];
     const uint32_t sectors = of.sectors[k], known = line.read_sectors | line.written_sectors;
     const bool here = line.last_block == w.block.number && !bypass && !(sectors & ~known);
-    if (store) line.written_sectors |= sectors, count.store_sectors += __builtin_popcount(sectors);
-    else {
+    if (store) {
+      w.block.launch.written_sectors += __builtin_popcount(sectors & ~line.written_sectors);
+      line.written_sectors |= sectors, count.store_sectors += __builtin_popcount(sectors);
+    } else {
+      w.block.launch.read_sectors += __builtin_popcount(sectors & ~line.read_sectors);
       line.read_sectors |= sectors;
       if (!here) count.load_sectors += __builtin_popcount(sectors), ++count.l1_misses, hit = false;
     }
@@ -131,15 +136,16 @@ inline int64_t bank_passes(const Access& of) {
 inline Space space_of(const Instruction& in, const Access& at) {
   if (in.space != Space::generic) return in.space;
   const uint64_t first = at.address[size_t(__builtin_ctz(at.lanes))];
-  return in_window(first, kSharedWindow) ? Space::shared : in_window(first, kLocalWindow) ? Space::local : Space::global;
+  if (in_window(first, kSharedWindow)) return Space::shared;
+  return in_window(first, kLocalWindow) ? Space::local : Space::global;
 }
 
 inline unsigned char* inside(Warp& w, Space space, uint64_t address, int bytes, int lane) {
   auto& memory = space == Space::shared ? w.block.shared : w.local;
   uint64_t at = uint32_t(address);
   if (space == Space::local) {
-    if (at + uint64_t(bytes) > 4096) throw Error("past the end of local memory");
-    at += uint64_t(lane) * 4096;
+    if (at + uint64_t(bytes) > kLocalBytes) throw Error("past the end of local memory");
+    at += uint64_t(lane) * kLocalBytes;
   }
   if (at + uint64_t(bytes) > memory.size()) throw Error("past the end of shared memory");
   return memory.data() + at;
@@ -245,7 +251,7 @@ inline bool run_depbar(Warp& w, const Instruction& in, uint32_t) {
   return false;
 }
 
-// Adds to memory, lane by lane, and returns what was there. Of a block that is to find itself the last one of those that
+// Adds to memory, lane by lane, and returns what was there. For a block that is to find itself the last of those that
 // count themselves, what it returns will be what it is compared with (run_isetp).
 inline bool run_atomic(Warp& w, const Instruction& in, uint32_t lanes) {
   Cursor next(in);

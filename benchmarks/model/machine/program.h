@@ -32,8 +32,9 @@ enum class Special : uint8_t { zero, tid_x, tid_y, tid_z, block_x, block_y, bloc
                                shared_window, local_window, predicates, unknown };
 inline Special special_of(const std::string& name) {
   static const std::map<std::string, Special> names{
-      {"SRZ", Special::zero}, {"SR_CgaCtaId", Special::zero}, {"SR_CLOCKLO", Special::zero}, {"SR_TID.X", Special::tid_x},
-      {"SR_TID.Y", Special::tid_y}, {"SR_TID.Z", Special::tid_z}, {"SR_CTAID.X", Special::block_x},
+      {"SRZ", Special::zero}, {"SR_CgaCtaId", Special::zero}, {"SR_CLOCKLO", Special::zero},
+      {"SR_TID.X", Special::tid_x}, {"SR_TID.Y", Special::tid_y}, {"SR_TID.Z", Special::tid_z},
+      {"SR_CTAID.X", Special::block_x},
       {"SR_CTAID.Y", Special::block_y}, {"SR_CTAID.Z", Special::block_z}, {"SR_LANEID", Special::lane},
       {"SR_EQMASK", Special::lane_mask}, {"SR_LTMASK", Special::lower_mask}, {"SR_SWINHI", Special::shared_window},
       {"SR_LWINHI", Special::local_window}, {"PR", Special::predicates}};
@@ -106,8 +107,9 @@ inline const std::map<std::string, uint64_t>& traits_of_suffixes() {
       {"U32", kU32}, {"U64", kU64}, {"S64", kS64}, {"HI", kHi}, {"WIDE", kWide}, {"X", kX}, {"EX", kEx},
       {"SX32", kSx32}, {"FTZ", kFtz}, {"NAN", kNan}, {"L", kLeft}, {"W", kWrap}, {"F64", kF64}, {"F16", kF16},
       {"BF16", kBf16}, {"BF16_V2", kBf16}, {"TRUNC", kTrunc}, {"FLOOR", kFloor}, {"CEIL", kCeil}, {"AND", kAnd},
-      {"OR", kOr}, {"XOR", kXor}, {"STRONG", kBypass}, {"BYPASS", kBypass}, {"S32", kS32}, {"RZ", kRz}, {"RM", kRm}, {"RP", kRp},
-      {"SAT", kSat}, {"F32", kF32}, {"U16", kU16}, {"S16", kS16}, {"U8", kU8}, {"S8", kS8}, {"RELU", kRelu},
+      {"OR", kOr}, {"XOR", kXor}, {"STRONG", kBypass}, {"BYPASS", kBypass}, {"S32", kS32}, {"RZ", kRz},
+      {"RM", kRm}, {"RP", kRp}, {"SAT", kSat}, {"F32", kF32}, {"U16", kU16}, {"S16", kS16}, {"U8", kU8}, {"S8", kS8},
+      {"RELU", kRelu},
       {"PACK_AB", kPacked}, {"ADD", kAdd}, {"CLEAR", kClear}, {"SH", kSh}};
   return traits;
 }
@@ -121,7 +123,8 @@ class OperandReader {
 
   Operand read() {
     // A number's minus belongs to it.
-    const bool number = text_.size() > 1 && (isdigit(text_[1]) || text_.substr(1) == "INF" || text_.substr(1) == "QNAN");
+    const std::string unsigned_text = text_.substr(std::min<size_t>(1, text_.size()));
+    const bool number = isdigit(unsigned_text[0]) || unsigned_text == "INF" || unsigned_text == "QNAN";
     if (text_[0] == '-' && !number) of_.negative = true, text_.erase(0, 1);
     if (text_[0] == '~' || text_[0] == '!') of_.inverted = true, text_.erase(0, 1);
     if (text_[0] == '|') of_.absolute = true, text_ = text_.substr(1, text_.rfind('|') - 1);

@@ -212,7 +212,10 @@ inline bool run_f2i(Warp& w, const Instruction& in, uint32_t lanes) {
   Lanes narrow;
   for (size_t i = 0; i < kLanes; ++i) {
     double x = as_double(v[i]);
-    x = in.has(kTrunc) ? std::trunc(x) : in.has(kFloor) ? std::floor(x) : in.has(kCeil) ? std::ceil(x) : std::nearbyint(x);
+    x = in.has(kTrunc)   ? std::trunc(x)
+        : in.has(kFloor) ? std::floor(x)
+        : in.has(kCeil)  ? std::ceil(x)
+                         : std::nearbyint(x);
     if (std::isnan(x)) v[i] = 0;
     else if (x >= high) v[i] = is_unsigned ? (wide ? ~0ull : kFull) : wide ? ~0ull >> 1 : 0x7fffffffu;
     else if (x <= low) v[i] = is_unsigned ? 0 : wide ? 1ull << 63 : 1u << 31;
@@ -308,7 +311,8 @@ inline bool run_hmma(Warp& w, const Instruction& in, uint32_t lanes) {
     fetch_bits(w, in.at(1), r, bits);
     for (int lane = 0; lane < kLanes; ++lane)
       for (int part = 0; part < per_register; ++part)
-        a[lane / 4 + 8 * (r % 2)][lane % 4 * per_register + part + 4 * per_register * (r / 2)] = number(bits[size_t(lane)], part);
+        a[lane / 4 + 8 * (r % 2)][lane % 4 * per_register + part + 4 * per_register * (r / 2)] =
+            number(bits[size_t(lane)], part);
   }
   for (int r = 0; r < (tf32 || depth == 16 ? 2 : 1); ++r) {
     fetch_bits(w, in.at(2), r, bits);
@@ -318,13 +322,15 @@ inline bool run_hmma(Warp& w, const Instruction& in, uint32_t lanes) {
   }
   for (int r = 0; r < 4; ++r) {
     fetch_bits(w, in.at(3), r, bits);
-    for (int lane = 0; lane < kLanes; ++lane) sums[lane / 4 + 8 * (r / 2)][lane % 4 * 2 + r % 2] = as_float(bits[size_t(lane)]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      sums[lane / 4 + 8 * (r / 2)][lane % 4 * 2 + r % 2] = as_float(bits[size_t(lane)]);
   }
   for (int i = 0; i < 16; ++i)
     for (int j = 0; j < 8; ++j)
       for (int k = 0; k < depth; ++k) sums[i][j] += a[i][k] * b[k][j];
   for (int r = 0; r < 4; ++r) {
-    for (int lane = 0; lane < kLanes; ++lane) bits[size_t(lane)] = bits_of(sums[lane / 4 + 8 * (r / 2)][lane % 4 * 2 + r % 2]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      bits[size_t(lane)] = bits_of(sums[lane / 4 + 8 * (r / 2)][lane % 4 * 2 + r % 2]);
     write(w, in.at(0), lanes, bits, r);
   }
   return false;

@@ -22,6 +22,7 @@ constexpr int64_t kLine = 128;
 constexpr uint32_t kSharedBase = 0x400;
 constexpr uint64_t kSharedWindow = 0x7f01'0000'0000'0000ull, kLocalWindow = 0x7f02'0000'0000'0000ull;
 constexpr uint32_t kConstantParams = 0x210;
+constexpr uint32_t kLocalBytes = 1024;  // of a lane
 
 // Cycles from an instruction to its result, where a scoreboard tells when it is there; of loads without those that a
 // line beyond the first takes. Those of fixed latency are in the stall counts. Two memories: what a block has not
@@ -52,6 +53,7 @@ struct Launch {
   std::unordered_set<uint64_t> pages;  // that are mapped
   Latencies latencies;
   int64_t numbers = 0;                 // of blocks, and of what a block has in L1
+  int64_t read_sectors = 0, written_sectors = 0;  // of 32 bytes, each counted once
   bool last = false;                   // the block that runs counts itself as the last one
 };
 
@@ -98,8 +100,8 @@ struct Warp {
   explicit Warp(Block& block, int number) : block(block), number(number) {
     predicates[7] = kFull;
     uniform_predicates[7] = true;
-    local.resize(size_t(kLanes) * 4096);
-    registers[1].fill(2048);  // the stack grows down
+    local.resize(size_t(kLanes) * kLocalBytes);
+    registers[1].fill(kLocalBytes / 2);  // the stack grows down
   }
   uint32_t lane_thread(int lane) const { return uint32_t(number * kLanes + lane); }
 };
@@ -116,7 +118,8 @@ template <class F> inline void each(uint32_t lanes, F f) {
 // Reads a constant; 0 outside of the bank, where the register of a lane that takes no part may point.
 inline uint32_t word_of(const std::vector<unsigned char>& bytes, int64_t at) {
   uint32_t word = 0;
-  if (at >= 0 && size_t(at) < bytes.size()) memcpy(&word, bytes.data() + at, std::min<size_t>(4, bytes.size() - size_t(at)));
+  if (at >= 0 && size_t(at) < bytes.size())
+    memcpy(&word, bytes.data() + at, std::min<size_t>(4, bytes.size() - size_t(at)));
   return word;
 }
 
@@ -164,7 +167,9 @@ inline uint32_t bits_of(float v) { uint32_t bits; memcpy(&bits, &v, 4); return b
 inline double as_double(uint64_t bits) { double v; memcpy(&v, &bits, 8); return v; }
 inline uint64_t bits_of(double v) { uint64_t bits; memcpy(&bits, &v, 8); return bits; }
 
-inline uint32_t flushed(uint32_t bits, bool flush) { return flush && !(bits & 0x7f800000u) ? bits & 0x80000000u : bits; }
+inline uint32_t flushed(uint32_t bits, bool flush) {
+  return flush && !(bits & 0x7f800000u) ? bits & 0x80000000u : bits;
+}
 
 // Fetches floats, with |x| and minus; denormal numbers are 0 where the instruction flushes them.
 inline void fetch_real(Warp& w, const Operand& from, Lanes& to, bool flush) {
