@@ -12,6 +12,7 @@
 #include "../params.h"
 
 namespace fastnas::cuda {
+namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
@@ -171,4 +172,5 @@ template <class T, class F> int with_view(const MixedNormSumParams& p, const Til
   return wide ? run(ViewTag<View<T, false, true>>{}) : run(ViewTag<View<T, false, false>>{});
 }
 
+}  // namespace
 }  // namespace fastnas::cuda
