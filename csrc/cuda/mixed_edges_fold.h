@@ -1,208 +1,235 @@
-// Folds partial sums: what the last block of a job does. Sums of groups are added in the groups' order, in fp64, so
-// the bits do not depend on which block comes last. No loop over groups divides: a fold is one block's work, and
-// whatever it waits for, the launch waits for.
+// Folds the sums of a job, when they are merged: what its last block does, and what the launch waits for. So no loop
+// here waits for one load at a time, and what takes a division or a root takes it for several channels at once, a lane
+// each.
 #pragma once
 
-#include "mixed_edges_tile.h"
+#include "mixed_edges_merge.h"
 
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kRowsAtOnce = 4;  // rows of W that a warp folds together, so that it reads cov(u) a quarter as often
+constexpr int kRowsAtOnce = 4;  // rows of W that a warp folds together, so that it reads other matrices a quarter as often
+constexpr int kColsAtOnce = 2;  // columns that a lane has of them, 32 apart
+constexpr int kDepth = 32;      // of what a warp stages of four rows
+constexpr int kChain = 8;       // products that are added in fp32 before fp64 takes the sum
+constexpr int kFoldFloats = kWarps * kRowsAtOnce * kDepth;  // of shared memory that a fold takes
 
-__device__ Quad fresh_quad(const float* from) {
-  const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
-  return {{v.x, v.y, v.z, v.w}};
+// Finds W as floats, copied where the call's are of 16 bits: it is read C times.
+__device__ const float* weights_of(const Plan& plan, const Half& h) {
+  if (plan.type == DType::f32) return static_cast<const float*>(h.pointwise);
+#pragma unroll 4
+  for (int i = int(threadIdx.x); i < plan.C * plan.C; i += kThreads) h.weights[i] = get(h.pointwise, plan.type, i);
+  __syncthreads();
+  return h.weights;
 }
 
-// Makes mean(u) and cov(u) from the groups' partial sums: of u' = u + shift_g, where shift_g is minus the mean of the
-// group's first tile, they have sum u' u'^T, sum u' and shift_g.
-//
-// With c_g = shift_g + mean(u), u - mean(u) = u' - c_g. c_g is small, so nothing cancels in
-//  sum (u' - c)(u' - c)^T = sum u' u'^T - c (sum u')^T - (sum u') c^T + n c c^T.
-// cov stays fp64 for the rows; backward gets its fp32 copy.
+// Sums of four rows by two columns that a lane has of a product of [C][C] matrices.
+using RowSums = double[kRowsAtOnce][kColsAtOnce];
+
+// Computes sum_i left(r, i) right(i, j) for the rows of a warp and the columns j = col, col + 32 of a lane; `right` lies
+// in memory, rows `pitch` apart. Both sides are floats that were rounded before; eight products are added in fp32,
+// which rounds less than that did, as one FFMA takes a fourth of the time of a conversion and a DFMA. The warp's part of
+// `scratch` gives all lanes the left side by loads of 16 bytes.
+template <class Left>
+__device__ __forceinline__ void multiply_rows(int C, float* scratch, Left left, const float* right, int pitch, int col,
+                                              RowSums& sum) {
+  float* const staged = scratch + warp_index() * kRowsAtOnce * kDepth;
+  const int cols[kColsAtOnce] = {min(col, C - 1), min(col + 32, C - 1)};
+#pragma unroll 1
+  for (int base = 0; base < C; base += kDepth) {
+    const int own = base + lane_index();
+    Quad rows{};
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r)
+      if (own < C) rows.v[r] = left(r, own);
+    __syncwarp();
+    store_quad(staged + lane_index() * kRowsAtOnce, rows);
+    __syncwarp();
+#pragma unroll 1
+    for (int first = base; first < min(base + kDepth, C); first += kChain) {
+      float chain[kRowsAtOnce][kColsAtOnce] = {}, m[kChain][kColsAtOnce];
+#pragma unroll
+      for (int k = 0; k < kChain; ++k)
+#pragma unroll
+        for (int q = 0; q < kColsAtOnce; ++q) m[k][q] = first + k < C ? right[(first + k) * pitch + cols[q]] : 0.0f;
+#pragma unroll
+      for (int k = 0; k < kChain; ++k) {
+        const Quad l = quad_at(staged + (first - base + k) * kRowsAtOnce);
+#pragma unroll
+        for (int q = 0; q < kColsAtOnce; ++q)
+#pragma unroll
+          for (int r = 0; r < kRowsAtOnce; ++r) chain[r][q] += l.v[r] * m[k][q];
+      }
+#pragma unroll
+      for (int q = 0; q < kColsAtOnce; ++q)
+#pragma unroll
+        for (int r = 0; r < kRowsAtOnce; ++r) sum[r][q] += double(chain[r][q]);
+    }
+  }
+}
+
+// Picks the value of a lane's row, lane r that of row r.
+__device__ double of_own_row(const double (&rows)[kRowsAtOnce]) {
+  const int r = lane_index() % kRowsAtOnce;
+  return r == 0 ? rows[0] : r == 1 ? rows[1] : r == 2 ? rows[2] : rows[3];
+}
+
+// --- Gram matrices -----------------------------------------------------------------------------------------
+
+// Makes mean(u), minus mean(u) and, where backward wants it, cov(u) from the merged sums.
 __device__ void fold_gram(const Plan& plan, const Half& h) {
-  const int C = plan.C, width = plan.width;
-  const float *sums = h.partial + plan.matrix_size(), *shifts = sums + width;
-  const int64_t size = plan.partial_size();
+  const int C = plan.C;
+  const float *gram = h.partial, *sums = gram + plan.matrix_size(), *shifts = sums + plan.width;
   const double per_sample = 1.0 / double(plan.samples());
   for (int c = int(threadIdx.x); c < C; c += kThreads) {
-    double sum = 0;
-#pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g)
-      sum += double(__ldcg(sums + g * size + c)) - plan.group_samples(g) * double(__ldcg(shifts + g * size + c));
-    const double mean = sum * per_sample;
+    const double mean = double(sums[c]) * per_sample - double(shifts[c]);
     h.mean[c] = mean, h.shift[c] = float(-mean);
   }
-  __syncthreads();
-  for (int k = int(threadIdx.x); k < C * width / 4; k += kThreads) {
-    const int i = k / (width / 4), j = k % (width / 4) * 4;
-    double cov[4] = {};
+  if (h.gram) {
 #pragma unroll 4
-    for (int g = 0; g < plan.groups; ++g) {
-      const Quad gram = fresh_quad(h.partial + g * size + i * int64_t(width) + j);
-      const Quad sum = fresh_quad(sums + g * size + j), shift = fresh_quad(shifts + g * size + j);
-      const double sum_i = double(__ldcg(sums + g * size + i)), n = plan.group_samples(g);
-      const double c_i = double(__ldcg(shifts + g * size + i)) + h.mean[i], rest = n * c_i - sum_i;
+    for (int k = int(threadIdx.x); k < C * C; k += kThreads) {
+      const int i = k / C, j = k % C;
+      const double rest = double(sums[i]) * (double(sums[j]) * per_sample);
+      h.gram[k] = float((double(gram[i * plan.width + j]) - rest) * per_sample);
+    }
+  }
+  __syncthreads();
+}
+
+// Makes mean and variance of four channels of W u: W mean(u), and of W cov(u) W^T the diagonal. Lane r stores those of
+// row r and returns the variance, rounded as backward and the running statistics will see it.
+__device__ float fold_statistics(const Plan& plan, const Half& h, const float* weights, int first, float* scratch) {
+  const int C = plan.C;
+  const float* const sums = h.partial + plan.matrix_size();
+  const double per_sample = 1.0 / double(plan.samples());
+  const auto weight = [&](int r, int i) { return weights[min(first + r, C - 1) * C + i]; };
+  double mean[kRowsAtOnce] = {}, var[kRowsAtOnce] = {}, rest[kRowsAtOnce] = {};
+  for (int col = lane_index(); col - lane_index() < C; col += 32 * kColsAtOnce) {
+    RowSums product = {};
+    multiply_rows(C, scratch, weight, h.partial, plan.width, col, product);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const double c_j = double(shift.v[e]) + (j + e < C ? h.mean[j + e] : 0.0);
-        cov[e] += double(gram.v[e]) + c_j * rest - c_i * double(sum.v[e]);
+    for (int q = 0; q < kColsAtOnce; ++q) {
+      const int j = col + 32 * q;
+      if (j >= C) continue;
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const double w = double(weight(r, j));
+        var[r] += product[r][q] * w, mean[r] += w * h.mean[j], rest[r] += w * double(sums[j]);
       }
     }
-    for (int e = 0; e < 4 && j + e < C; ++e) {
-      h.square[int64_t(i) * C + j + e] = cov[e] * per_sample;
-      if (h.gram) h.gram[int64_t(i) * C + j + e] = float(cov[e] * per_sample);
-    }
-  }
-  __syncthreads();
-}
-
-// Reads an entry of W; rows past the last are those of the last, whose results nobody stores.
-__device__ double pointwise_of(const Plan& plan, const Half& h, int co, int ci) {
-  return double(get(h.pointwise, plan.type, int64_t(min(co, plan.C - 1)) * plan.C + ci));
-}
-
-// Makes mean and variance of four channels of W u: W mean(u), and a row of W cov(u) W^T. Everything is fp64 in
-// registers; lane 0 stores the statistics, and __syncwarp orders that before the warp reads them back, rounded as
-// backward and the running statistics will see them.
-__device__ void fold_statistics(const Plan& plan, const Half& h, int first) {
-  double mean[kRowsAtOnce] = {}, var[kRowsAtOnce] = {};
-  for (int j = lane_index(); j < plan.C; j += 32) {
-    double product[kRowsAtOnce] = {};
-#pragma unroll 4
-    for (int i = 0; i < plan.C; ++i) {
-      const double cov = h.square[int64_t(i) * plan.C + j];
-#pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) product[r] += pointwise_of(plan, h, first + r, i) * cov;
-    }
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
-      const double w = pointwise_of(plan, h, first + r, j);
-      var[r] += product[r] * w, mean[r] += w * h.mean[j];
-    }
   }
 #pragma unroll
-  for (int r = 0; r < kRowsAtOnce; ++r) {
-    const double m = warp_total(mean[r]), v = warp_total(var[r]);
-    if (lane_index() != 0 || first + r >= plan.C) continue;
-    h.stats[first + r] = float(m), h.stats[plan.C + first + r] = stored_variance<float>(v);
-  }
-  __syncwarp();
+  for (int r = 0; r < kRowsAtOnce; ++r)
+    mean[r] = warp_total(mean[r]), var[r] = warp_total(var[r]), rest[r] = warp_total(rest[r]);
+  const double own_rest = of_own_row(rest);
+  const float own_mean = float(of_own_row(mean));
+  const float own_var = stored_variance<float>((of_own_row(var) - own_rest * own_rest * per_sample) * per_sample);
+  const int co = first + lane_index();
+  if (lane_index() < kRowsAtOnce && co < C) h.stats[co] = own_mean, h.stats[C + co] = own_var;
+  return own_var;
 }
 
 // Makes A = scale r W, a warp per four rows of W. `gathered`: mean and variance come first, from mean(u) and cov(u).
-__device__ void fold_rows(const Plan& plan, const Half& h, bool gathered) {
+__device__ void fold_rows(const Plan& plan, const Half& h, bool gathered, float* scratch) {
   const int C = plan.C, lane = lane_index();
+  const float* const weights = weights_of(plan, h);
+  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
   for (int first = kRowsAtOnce * warp_index(); first < C; first += kRowsAtOnce * kWarps) {
-    if (gathered) fold_statistics(plan, h, first);
-    for (int co = first; co < min(first + kRowsAtOnce, C); ++co) {
-      const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
-      const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
-      for (int ci = lane; ci < C; ci += 32)
-        h.fold[plan.at(ci, co)] = float(folded(scale, rstd, pointwise_of(plan, h, co, ci)));
-      if (h.bias && lane == 0) h.bias[co] = float(-scale * rstd * double(h.stats[co]));
+    const int own = min(first + lane % kRowsAtOnce, C - 1);
+    const float var = gathered ? fold_statistics(plan, h, weights, first, scratch) : h.stats[C + own];
+    const double own_rstd = batch_rstd(double(var), plan.eps);
+    if (h.bias && lane < kRowsAtOnce && first + lane < C)
+      h.bias[own] = float(-scale * own_rstd * double(h.stats[own]));
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const double rstd = __shfl_sync(0xffffffffu, own_rstd, r);
+      const int co = first + r;
+      for (int ci = lane; co < C && ci < C; ci += 32)
+        h.fold[plan.at(ci, co)] = float(folded(scale, rstd, double(weights[co * C + ci])));
     }
   }
 }
 
-// Adds up P = mean(dy (u - mean u)^T) and mean(dy) of the groups.
-__device__ void fold_cross_sums(const Plan& plan, const Half& h) {
-  const int C = plan.C, width = plan.width;
-  const int64_t size = plan.partial_size();
-  const double per_sample = 1.0 / double(plan.samples());
-  for (int k = int(threadIdx.x); k < C * width / 4; k += kThreads) {
-    const int i = k / (width / 4), j = k % (width / 4) * 4;
-    double sum[4] = {};
-#pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g) {
-      const Quad quad = fresh_quad(h.partial + g * size + i * int64_t(width) + j);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum[e] += double(quad.v[e]);
-    }
-    for (int e = 0; e < 4 && j + e < C; ++e) h.square[int64_t(i) * C + j + e] = sum[e] * per_sample;
-  }
-  for (int c = int(threadIdx.x); c < C; c += kThreads) {
-    double sum = 0;
-#pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g) sum += double(__ldcg(h.partial + g * size + plan.matrix_size() + c));
-    h.dy_mean[c] = sum * per_sample;
-  }
-  __syncthreads();
-}
+// --- cross matrices ----------------------------------------------------------------------------------------
 
-// Makes dL/dW = w M r (P - q r W S) for four rows of W, S = cov(u).
-__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, int first,
-                                        const double (&scale_rstd)[2][kRowsAtOnce], const double (&q)[kRowsAtOnce]) {
-  const int C = plan.C;
-  for (int ci = lane_index(); ci < C; ci += 32) {
-    double ws[kRowsAtOnce] = {};
-#pragma unroll 4
-    for (int i = 0; i < C; ++i) {
-      const double cov = double(h.gram[int64_t(i) * C + ci]);
-#pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) ws[r] += pointwise_of(plan, h, first + r, i) * cov;
-    }
-#pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r)
-      if (first + r < C) {
-        const int64_t at = int64_t(first + r) * C + ci;
-        put(h.dW, plan.type, at, float(pointwise_gradient(scale_rstd[0][r], double(plan.samples()), scale_rstd[1][r],
-                                                          q[r], h.square[at], ws[r])));
-      }
-  }
-}
+// Holds the factors of a warp's four rows: q = r <W_co, P_co>, and r.
+struct CrossRows { double q[kRowsAtOnce], rstd[kRowsAtOnce]; };
 
-// Makes what dL/du and dL/dw are made of, a warp per four rows of W: q = r <W_co, P_co>, from_dy = w r W_co, and the
-// factor w r^2 q with which the row enters B.
-__device__ void fold_cross_rows(const Plan& plan, const Half& h) {
-  const int C = plan.C, lane = lane_index();
-  for (int first = kRowsAtOnce * warp_index(); first < C; first += kRowsAtOnce * kWarps) {
-    double scale_rstd[2][kRowsAtOnce], q[kRowsAtOnce];
+// Makes q of four rows of W, and what depends on a row alone: from_dy = w r W_co, and the factor w r^2 q with which the
+// row enters B. P = mean(dy (u - mean u)^T) is the merged sum by the count.
+__device__ CrossRows fold_cross_rows(const Plan& plan, const Half& h, const float* weights, int first, double scale) {
+  const int C = plan.C, lane = lane_index(), own = min(first + lane % kRowsAtOnce, C - 1);
+  const double own_rstd = batch_rstd(double(h.stats[C + own]), plan.eps), per_sample = 1.0 / double(plan.samples());
+  CrossRows rows;
+#pragma unroll
+  for (int r = 0; r < kRowsAtOnce; ++r) rows.rstd[r] = __shfl_sync(0xffffffffu, own_rstd, r), rows.q[r] = 0;
+#pragma unroll 2
+  for (int ci = lane; ci < C; ci += 32)
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
       const int co = min(first + r, C - 1);
-      const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
-      const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
-      double sum = 0;
-      for (int ci = lane; ci < C; ci += 32) {
-        const double w = pointwise_of(plan, h, co, ci);
-        sum += w * h.square[int64_t(co) * C + ci];
-        h.from_dy[plan.at(co, ci)] = float(folded(scale, rstd, w));
-      }
-      q[r] = warp_total(sum) * rstd, scale_rstd[0][r] = scale, scale_rstd[1][r] = rstd;
-      if (lane == 0 && first + r < C) h.q[co] = q[r], h.coefficient[co] = centring(scale, rstd, q[r]);
+      const double w = double(weights[co * C + ci]);
+      rows.q[r] += w * double(h.partial[co * plan.width + ci]);
+      h.from_dy[plan.at(co, ci)] = float(folded(scale, rows.rstd[r], w));
     }
-    if (h.dW) fold_pointwise_gradient(plan, h, first, scale_rstd, q);
+#pragma unroll
+  for (int r = 0; r < kRowsAtOnce; ++r) rows.q[r] = warp_total(rows.q[r]) * per_sample * rows.rstd[r];
+  const double q = of_own_row(rows.q);
+  if (lane < kRowsAtOnce && first + lane < C) h.q[own] = q, h.coefficient[own] = centring(scale, own_rstd, q);
+  return rows;
+}
+
+// Makes dL/dW = w M r (P - q r W S) for four rows of W, S = cov(u).
+__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, const float* weights, int first, double scale,
+                                        const CrossRows& rows, float* scratch) {
+  const int C = plan.C;
+  const double samples = double(plan.samples()), per_sample = 1.0 / samples;
+  const auto weight = [&](int r, int i) { return weights[min(first + r, C - 1) * C + i]; };
+  for (int col = lane_index(); col - lane_index() < C; col += 32 * kColsAtOnce) {
+    RowSums ws = {};
+    multiply_rows(C, scratch, weight, h.gram, C, col, ws);
+#pragma unroll
+    for (int q = 0; q < kColsAtOnce; ++q)
+#pragma unroll
+      for (int r = 0; r < kRowsAtOnce; ++r) {
+        const int co = first + r, ci = col + 32 * q;
+        if (co >= C || ci >= C) continue;
+        const double p = double(h.partial[co * plan.width + ci]) * per_sample;
+        put(h.dW, plan.type, int64_t(co) * C + ci,
+            float(pointwise_gradient(scale, samples, rows.rstd[r], rows.q[r], p, ws[r][q])));
+      }
   }
-  __syncthreads();
 }
 
 // Makes -B and the constant of dL/du, a warp per four rows, and dL/dw = M sum q.
 //
 // from_u = -B with B_ij = sum_co (w r^2 q)_co W_co,i W_co,j; du_bias = -A^T mean(dy), so that no kernel subtracts
 // the mean of dy from dy.
-__device__ void fold_centring(const Plan& plan, const Half& h) {
+__device__ void fold_centring(const Plan& plan, const Half& h, const float* weights, float* scratch) {
   const int C = plan.C, lane = lane_index();
+  const float* const dy_sums = h.partial + plan.matrix_size();
+  const double per_sample = 1.0 / double(plan.samples());
   for (int first = kRowsAtOnce * warp_index(); first < C; first += kRowsAtOnce * kWarps) {
-    for (int j = lane; j < C; j += 32) {
-      double sum[kRowsAtOnce] = {};
-#pragma unroll 4
-      for (int co = 0; co < C; ++co) {
-        const double w = h.coefficient[co] * pointwise_of(plan, h, co, j);
+    for (int col = lane; col - lane < C; col += 32 * kColsAtOnce) {
+      RowSums sum = {};
+      const auto left = [&](int r, int co) {
+        return float(h.coefficient[co] * double(weights[co * C + min(first + r, C - 1)]));
+      };
+      multiply_rows(C, scratch, left, weights, C, col, sum);
 #pragma unroll
-        for (int r = 0; r < kRowsAtOnce; ++r) sum[r] += w * pointwise_of(plan, h, co, min(first + r, C - 1));
-      }
+      for (int q = 0; q < kColsAtOnce; ++q)
+#pragma unroll
+        for (int r = 0; r < kRowsAtOnce; ++r)
+          if (first + r < C && col + 32 * q < C) h.from_u[plan.at(first + r, col + 32 * q)] = float(-sum[r][q]);
+    }
+    double bias[kRowsAtOnce] = {};
+    for (int co = lane; co < C; co += 32)
 #pragma unroll
       for (int r = 0; r < kRowsAtOnce; ++r)
-        if (first + r < C) h.from_u[plan.at(first + r, j)] = float(-sum[r]);
-    }
-    for (int i = first; i < min(first + kRowsAtOnce, C); ++i) {
-      double bias = 0;
-      for (int co = lane; co < C; co += 32) bias -= double(h.from_dy[plan.at(co, i)]) * h.dy_mean[co];
-      bias = warp_total(bias);
-      if (lane == 0) h.du_bias[i] = float(bias);
-    }
+        bias[r] -= double(h.from_dy[plan.at(co, min(first + r, C - 1))]) * double(dy_sums[co]);
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) bias[r] = warp_total(bias[r]) * per_sample;
+    if (lane < kRowsAtOnce && first + lane < C) h.du_bias[first + lane] = float(of_own_row(bias));
   }
   if (warp_index() != 0 || !h.final || !plan.dw) return;
   double q = 0;
@@ -211,10 +238,15 @@ __device__ void fold_centring(const Plan& plan, const Half& h) {
   if (lane == 0) plan.dw[h.weight] = q * double(plan.samples());
 }
 
-__device__ void fold_cross(const Plan& plan, const Half& h) {
-  fold_cross_sums(plan, h);
-  fold_cross_rows(plan, h);
-  fold_centring(plan, h);
+__device__ void fold_cross(const Plan& plan, const Half& h, float* scratch) {
+  const float* const weights = weights_of(plan, h);
+  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  for (int first = kRowsAtOnce * warp_index(); first < plan.C; first += kRowsAtOnce * kWarps) {
+    const CrossRows rows = fold_cross_rows(plan, h, weights, first, scale);
+    if (h.dW) fold_pointwise_gradient(plan, h, weights, first, scale, rows, scratch);
+  }
+  __syncthreads();
+  fold_centring(plan, h, weights, scratch);
 }
 
 // --- values ------------------------------------------------------------------------------------------------
@@ -237,13 +269,13 @@ __device__ Moments channel_moments(const Plan& plan, const Value& value, int c) 
   const auto part = [&](int g, int k) { return __ldcg(value.parts + (int64_t(g) * 3 + k) * plan.C + c); };
   const double pixels = double(value.z.grid.pixels()), count = double(plan.images) * pixels, first = part(0, 0);
   double sum = 0, squares = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int g = 0; g < plan.groups; ++g) {
     const double n = double(plan.first_image(g + 1) - plan.first_image(g)) * pixels;
     sum += n * (part(g, 0) - first) + part(g, 1);
   }
   const double mean = first + sum / count;
-#pragma unroll 4
+#pragma unroll 8
   for (int g = 0; g < plan.groups; ++g) {
     const double n = double(plan.first_image(g + 1) - plan.first_image(g)) * pixels, e = part(g, 0) - mean;
     squares += part(g, 2) + e * (2 * part(g, 1) + n * e);
@@ -287,8 +319,9 @@ __device__ void fold_dots(const Plan& plan, const Plain& n) {
   double dw = 0;
   for (int c = int(threadIdx.x); c < C; c += kThreads) {
     double totals[3] = {};
-#pragma unroll 4
+#pragma unroll 8
     for (int g = 0; g < plan.groups; ++g)
+#pragma unroll
       for (int k = 0; k < 3; ++k) totals[k] += __ldcg(n.dots + (int64_t(g) * 3 + k) * C + c);
     dw += totals[2];
     if (!n.normed) continue;
@@ -300,17 +333,11 @@ __device__ void fold_dots(const Plan& plan, const Plain& n) {
   if (threadIdx.x == 0 && plan.dw) plan.dw[n.weight] = dw;
 }
 
-// Adds up dL/dW of a part of a strided skip: the rows of its own channels.
-__device__ void fold_strided(const Plan& plan, const Value& value, int part) {
-  const int C = plan.C, half = C / 2;
-  const float* partial = value.partial + part * plan.groups * plan.partial_size();
-  for (int i = int(threadIdx.x); i < half * C; i += kThreads) {
-    const int64_t at = int64_t(part * half + i / C) * plan.width + i % C;
-    double sum = 0;
-#pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g) sum += double(__ldcg(partial + g * plan.partial_size() + at));
-    put(value.dparams[part], plan.type, i, float(sum));
-  }
+// Writes dL/dW of a part of a strided skip, the rows of its own channels of a merged sum.
+__device__ void fold_strided(const Plan& plan, const Value& value, int part, const float* sum) {
+  const int half = plan.C / 2;
+  for (int i = int(threadIdx.x); i < half * plan.C; i += kThreads)
+    put(value.dparams[part], plan.type, i, sum[int64_t(part * half + i / plan.C) * plan.width + i % plan.C]);
 }
 
 }  // namespace

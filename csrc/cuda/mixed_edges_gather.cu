@@ -55,9 +55,9 @@ struct ConvolvedStrip {
 // pass, as many as its 32 lanes have strips for, in patches of its own, so only the caller needs a barrier. Its ten
 // unrolled convolutions are 9,000 instructions, so one kernel alone calls it, in one place.
 __device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* to, float* patches) {
-  for (int c = warp_index() * stand.lanes.channels; c < stand.channels; c += kWarps * stand.lanes.channels) {
+  for (int c = warp_index() * stand.at_once; c < stand.channels; c += kWarps * stand.at_once) {
     const Half& h = stand.half;
-    const int count = min(stand.lanes.channels, stand.channels - c);
+    const int count = min(stand.at_once, stand.channels - c);
     strips::stage(h.in, stand.tile.image, stand.first_channel + c, count, own_patch(stand, patches));
     strips::stage_taps(h.taps, type, h.size, stand.first_channel + c, count, own_taps(stand, patches));
     strips::wait_staged();
@@ -131,8 +131,11 @@ __device__ __forceinline__ void bring_u(const Plan& plan, const Gather& call, co
   const bool computes = (plan.fused || call.wide) && h.u && stand.base == 0, gram = call.sums == Sums::gram;
   const bool sets_shift = gram && stand.opens && stand.base == 0;
   const Planes planes = u_of(plan, h);
-  if (computes) convolve_tile(plan.type, stand, u, space.patches);
-  else
+  if (computes) {
+    // Where dy lay over the patches, their margins are no zeros any more.
+    if (call.sums == Sums::cross && !stand.opens) strips::clear(own_patch(stand, space.patches), stand.at_once);
+    convolve_tile(plan.type, stand, u, space.patches);
+  } else
     load_tile(stand.tiling, stand.tile, plan.C, planes, stand.tile.image * planes.image, u,
               [&](int c) { return gram && !sets_shift ? shift[c] : 0.0f; });
   __syncthreads();
@@ -158,8 +161,12 @@ __device__ __forceinline__ void gather_half(const Plan& plan, const Gather& call
   for (int base = 0; base < (sums_up ? cross_pieces(plan) : 1); base += pieces_of_a_pass(plan)) {
     if (sums_up) with_cross(plan, space.sums, base, [](auto product) { product.clear(); });
     for (begin_pass(stand, base); !stand.ends; go_on(stand)) {
-      if (cross) load_plainly(plan, stand.tiling, stand.half.dy, stand.tile, space.other);
       bring_u(plan, call, stand, sums_up ? row(1) : nullptr, space);
+      if (cross) {
+        load_plainly(plan, stand.tiling, stand.half.dy, stand.tile, space.other);
+        clear_tails(stand.tiling, plan.C, space.other);
+        __syncthreads();
+      }
       if (!sums_up) continue;
       const float* const left = cross ? space.other : space.tile;
       with_cross(plan, space.sums, stand.base,
@@ -171,16 +178,22 @@ __device__ __forceinline__ void gather_half(const Plan& plan, const Gather& call
   }
 }
 
-// Folds what the blocks of a half gathered. Without sums the statistics are there already, and the first block does it.
-__device__ void fold_half(const Plan& plan, const Half& h, const Gather& call) {
+// Merges and folds what the blocks of a half gathered. Without sums the statistics are there already, and the first
+// block folds.
+__device__ void fold_half(const Plan& plan, const Half& h, const Gather& call, float* scratch) {
   if (call.sums == Sums::none) {
-    if (blockIdx.x == 0 && !call.wide) fold_rows(plan, h, false);
+    if (blockIdx.x == 0 && !call.wide) fold_rows(plan, h, false, scratch);
     return;
   }
-  if (!is_last_block(h.done, gridDim.x)) return;
-  if (call.sums == Sums::cross) return fold_cross(plan, h);
+  const bool cross = call.sums == Sums::cross;
+  const auto merge = [&](const Parts& parts) {
+    if (cross) merge_crosses(plan, parts);
+    else merge_grams(plan, parts);
+  };
+  if (!merges_all(plan, h.partial, h.done, merge)) return;
+  if (cross) return fold_cross(plan, h, scratch);
   fold_gram(plan, h);
-  fold_rows(plan, h, true);
+  fold_rows(plan, h, true, scratch);
 }
 
 // grid (groups, halves + values): a block walks all tiles of a group of images. 32 groups fix the order of the sums,
@@ -200,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 3) gather_kernel(const __grid_consta
     if (threadIdx.x == 0) stand.half = *h;
     stand_at(plan, call, space, stand, true, {h->size, h->dilation, h->stride, false}, h->in.grid);
     gather_half(plan, call, space, stand);
-    return fold_half(plan, stand.half, call);
+    return fold_half(plan, stand.half, call, space.sums);
   }
   const Value* const value = plan.values.at(call.first_value + (call.strided ? index / 2 : index));
   if (!value || (call.wide && !is_pool(*value)) || (call.strided && value->made != Made::strided)) return;
@@ -213,15 +226,17 @@ __global__ void __launch_bounds__(kThreads, 3) gather_kernel(const __grid_consta
 // Counts the floats that a warp needs for the largest patches and taps of a launch; of a sampled path the host does
 // not know which candidates run, so it is for all of them.
 int warp_floats(const Launcher& run, Range states, bool values) {
-  const Tiling& t = run.plan().strips;
+  const Plan& plan = run.plan();
+  const Tiling& t = plan.strips;
   int most = 0;
-  for (const Half& h : run.planner.all_halves(states)) {
-    const strips::Reach reach{h.size, h.dilation, h.stride, false};
-    most = std::max(most, strips::patch_floats(reach, t) + strips::tap_floats(reach, t));
-  }
+  const auto take = [&](const strips::Reach& reach, int taps) {
+    const int plane = strips::patch_of(reach, t, t.grid, nullptr).plane;
+    most = std::max(most, channels_at_once(t, reach, std::min(plan.C, kMostFusedChannels)) * (plane + taps));
+  };
+  for (const Half& h : run.planner.all_halves(states))
+    take({h.size, h.dilation, h.stride, false}, strips::tap_pitch(h.size));
   for (const Value& value : run.planner.all_values(states))
-    if (values && is_pool(value))
-      most = std::max(most, strips::patch_floats(reach_of(value), t));
+    if (values && is_pool(value)) take(reach_of(value), 0);
   return most;
 }
 
@@ -251,8 +266,10 @@ void launch_gather(Launcher& run, Range states, Which which, Sums sums, bool val
   call.tile_floats = tile_floats(plan, plan.tiling);
   call.two_tiles = values || sums == Sums::cross;
   call.sum_floats = 16 * kThreads * pieces_held(plan);
+  static_assert(kFoldFloats <= 16 * kThreads, "a fold works where the sums were");
   const int jobs = call.strided ? 2 * call.values : call.values;
-  const int floats = call.tile_floats * (call.two_tiles ? 2 : 1) + call.sum_floats + kWarps * call.warp_floats;
+  const int patches = std::max(kWarps * call.warp_floats, call.two_tiles ? call.tile_floats : 0);
+  const int floats = call.tile_floats + call.sum_floats + patches;
   run(gather_kernel, dim3(unsigned(plan.groups), unsigned(call.halves + jobs)), sizeof(float) * size_t(floats), call);
 }
 

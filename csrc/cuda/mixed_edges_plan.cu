@@ -64,7 +64,7 @@ void Planner::lay_out() {
   plan.images = p.images, plan.C = p.channels, plan.width = rounded_up(p.channels, 4), plan.nodes = p.nodes;
   plan.type = p.dtype;
   plan.tensor = (p.tf32 || plan.type != DType::f32) && p.channels <= kMostTensorChannels;
-  plan.groups = count_groups();
+  plan.groups = count_groups(), plan.a_group = p.images / plan.groups, plan.longer = p.images % plan.groups;
   lay_out_tiles();
   plan.w = static_cast<const float*>(p.w), plan.output = p.out, plan.dw = p.dw, plan.std = p.std;
   plan.eps = p.eps, plan.form = p.form, plan.level = p.level, plan.rng = p.rng;
@@ -171,11 +171,12 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
     h.stats = static_cast<float*>(p.stats) + int64_t(t.norm + part) * 2 * C;
     h.shift = static_cast<float*>(p.shift) + int64_t(index) * C;
     h.gram = p.gram ? static_cast<float*>(p.gram) + int64_t(index) * C * C : nullptr;
-    h.mean = arena.take<double>(C), h.square = arena.take<double>(int64_t(C) * C);
+    h.mean = arena.take<double>(C);
+    h.weights = plan.type == DType::f32 ? nullptr : arena.take<float>(int64_t(C) * C);
     h.fold = arena.take<float>(plan.matrix_size());
     h.bias = p.training ? nullptr : arena.take<float>(plan.width);
     h.partial = p.training || backward() ? arena.take<float>(plan.groups * plan.partial_size()) : nullptr;
-    h.done = counter();
+    h.done = count_up(kCountersOfSum);
     if (h.final && t.kept >= 0 && p.u && p.training)
       h.kept = static_cast<char*>(p.u) + size_t(kept) * plane_size() * element;
     if (!(backward() && h.kept)) h.u = arena.take<float>(plane_size());
@@ -183,12 +184,12 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
     if (backward()) {
       h.from_dy = arena.take<float>(plan.matrix_size()), h.from_u = arena.take<float>(plan.matrix_size());
       h.du_bias = arena.take<float>(plan.width), h.du = take_plane();
-      h.coefficient = arena.take<double>(C), h.dy_mean = arena.take<double>(C), h.q = arena.take<double>(C);
+      h.coefficient = arena.take<double>(C), h.q = arena.take<double>(C);
       h.dv = h.final ? nullptr : take_plane();
       h.dy = h.final ? plan.own(node_values[e.target], DType::f32) : plan.own(h.dv);
       if (p.dparams) {
         h.dtaps = arena.take<float>(int64_t(plan.groups) * C * t.size * t.size);
-        h.taps_done = counter();
+        h.taps_done = count_up(1);
         h.dD = p.dparams[param], h.dW = p.dparams[param + 1];
       }
     }
@@ -210,7 +211,7 @@ void Planner::add_matrices(Value& value, const EdgeTerm& t) {
   if (!backward()) return;
   value.dx = arena.take<float>(2 * plane_size());
   value.partial = arena.take<float>(2 * plan.groups * plan.partial_size());
-  value.reduce_done = counter(), counter();
+  value.reduce_done = count_up(2 * kCountersOfSum);
 }
 
 // Adds a pool, a skip or a strided skip. Pools of one kind and stride share a value, plain skips share the state; a
@@ -260,7 +261,7 @@ int Planner::value_of(int state, Made made, int stride) {
     value.dz = arena.take<float>(plane_size());
     value.winner = made == Made::maximum ? arena.take<float>(plane_size()) : nullptr;
   }
-  value.done = counter();
+  value.done = count_up(1);
   values.push_back(value);
   return int(values.size()) - 1;
 }

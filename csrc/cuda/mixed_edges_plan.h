@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "launch.h"
@@ -19,13 +20,15 @@
 namespace fastnas::cuda {
 
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
+constexpr int kClusterGroups = 8;     // of which a first step adds these, a second what comes of it
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
 constexpr int kMostTilePixels = 512;  // 16 rows of 32 columns, which are 8 strips of a warp's 32
 constexpr int kMostTensorChannels = 256;  // of which 32 pixels are a tile
 constexpr int kMostFusedChannels = kTileElements / 64;  // of which a tile holds a whole strip, 8 x 8
 constexpr int kMostChannels = kTileElements / 4;
 constexpr int kMostSourcePixels = 1024;  // of a tile of x's gradient: 16 strips of a warp's 32
-constexpr int kCountersOfTerm = 4;    // of blocks that have ended: its halves, their taps, or a value with two parts
+constexpr int kCountersOfSum = 1 + kMostGroups / kClusterGroups;  // of merged clusters, and of the ended blocks of each
+constexpr int kCountersOfTerm = 2 * (kCountersOfSum + 1);  // two halves and their taps, or a value with two parts
 constexpr int64_t kMostPartialBytes = int64_t(512) << 20;  // of partial sums; groups get fewer beyond it
 
 struct Grid {
@@ -73,17 +76,18 @@ struct Half {
   int weight, target;       // index in w; node
   float *stats, *shift;     // [2, C]; minus mean(u)
   float* gram;              // cov(u) for dL/dW, or null
-  double *mean, *square;    // mean(u) [C]; [C][C]: cov(u), on the way back P
+  double* mean;             // mean(u), [C]
+  float* weights;           // W as floats, [C][C]; null where it is
   float *fold, *bias;       // A as a Matrix; -A mean(u), only outside of training
   float* u;      // [N, C, rows, cols], for one level; null where forward kept it
   void *kept, *output;      // u, centred, and, of a first half of a sep_conv, v; null: not stored
   float* partial;           // [groups][partial_size]
-  unsigned* done;           // blocks of the job that have ended
+  unsigned* done;           // [kCountersOfSum]
   // backward
   Planes dy;
   float *from_dy, *from_u, *du_bias;       // dL/du = from_dy dy + from_u u + du_bias: two of Matrix, [C]
   void* du;                                // [N, C, rows, cols] of the call's dtype
-  double *coefficient, *dy_mean, *q;       // [C]
+  double *coefficient, *q;                 // [C]
   void* dv;                                // of a sep_conv's first half: dL/dv, like du
   float* dtaps;                            // [groups][C][taps]
   unsigned* taps_done;
@@ -111,7 +115,7 @@ struct Value {
   void* dparams[2];
   float *matrix, *back, *partial;       // W and its transpose as Matrix; [2][groups][partial_size]
   float* dx;                            // [2][N, C, rows, cols]
-  unsigned* reduce_done;                // [2]
+  unsigned* reduce_done;                // [2][kCountersOfSum]
 };
 
 // Describes a term that is no convolution: z, batch normalised or not, noisy or not.
@@ -179,7 +183,7 @@ struct Source {
 // Holds what every kernel gets by value, with the launch: sizes, the tables, and the buffers of the call. A few
 // hundred bytes of kernel parameters are constant memory and cost no load of their own.
 struct Plan {
-  int64_t images;
+  int64_t images, a_group, longer;
   int C, width, groups, nodes;  // width: C up to a multiple of 4
   DType type;                   // of tensors, du and dv; u, node sums and their gradients are floats
   bool tensor;                  // products on tensor cores
@@ -208,13 +212,12 @@ struct Plan {
   FASTNAS_HD int64_t plane() const { return out.pixels(); }
   FASTNAS_HD int64_t image() const { return C * plane(); }
   FASTNAS_HD int64_t samples() const { return images * plane(); }
-  // A partial sum is a [C][width] matrix and, twice, a row of it.
-  FASTNAS_HD int64_t partial_size() const { return int64_t(C + 2) * width; }
+  // A partial sum is a [C][width] matrix and five rows of it.
+  FASTNAS_HD int64_t partial_size() const { return int64_t(C + 5) * width; }
+  FASTNAS_HD int clusters() const { return (groups + kClusterGroups - 1) / kClusterGroups; }
   FASTNAS_HD int64_t matrix_size() const { return int64_t(C) * width; }
-  FASTNAS_HD int64_t first_image(int group) const { return images * group / groups; }
-  FASTNAS_HD double group_samples(int group) const {
-    return double((first_image(group + 1) - first_image(group)) * plane());
-  }
+  // Groups have `a_group` images, the first `longer` of them one more; nobody divides to find one.
+  FASTNAS_HD int64_t first_image(int group) const { return group * a_group + (group < longer ? group : longer); }
   // A Matrix is read by products four outputs at a time, for one input after the other: [out / 4][in][4].
   FASTNAS_HD int64_t at(int in, int out) const { return (int64_t(out / 4) * C + in) * 4 + out % 4; }
   // A tensor [N, C, rows, cols] of the workspace, or of its size.
@@ -340,7 +343,7 @@ class Planner {
     if (state < p.inputs) return user_planes(p.x[state], int64_t(p.channels) * grid_of(state).pixels(), grid_of(state));
     return user_planes(slice(p.out, state - p.inputs), out_image(), plan.out);
   }
-  unsigned* counter() { return counters + counted++; }
+  unsigned* count_up(int count) { return counters + std::exchange(counted, counted + count); }
 
   void lay_out();
   void lay_out_tiles();

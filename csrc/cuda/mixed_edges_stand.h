@@ -19,7 +19,7 @@ struct Stand {
   strips::Reach reach;
   strips::Lanes lanes;
   strips::Patch patch;
-  int warp_floats, taps_at;  // of a warp's patches and taps; where the taps begin among them
+  int at_once, warp_floats, taps_at;  // channels of a warp's pass; floats of its patches and taps, where these begin
   // The tiles of a group of images (or, `wide`, of one image), in the passes of a matrix; a few channels of them.
   Tiling tiling;
   Tile tile;
@@ -27,6 +27,12 @@ struct Stand {
   int index, base, first_channel, channels;
   bool opens, ends;  // a pass: its first tile, and none is left
 };
+
+// Counts the channels that a warp takes at once: as many as its lanes have strips for, but not more than its share.
+FASTNAS_HD int channels_at_once(const Tiling& t, const strips::Reach& reach, int channels) {
+  const int most = strips::lanes_of(t.tile, reach.strip()).channels, share = (channels + kWarps - 1) / kWarps;
+  return most < share ? most : share;
+}
 
 // Keeps the compiler from fetching what follows before the strip's registers are free.
 __device__ void fence_registers() { asm volatile("" ::: "memory"); }
@@ -62,13 +68,13 @@ __device__ float* own_taps(const Stand& stand, float* patches) {
   return patches + warp_index() * stand.warp_floats + stand.taps_at;
 }
 
-// Says where the parts of a block's dynamic shared memory lie: two tiles (of values and cross sums), sums of pieces,
-// and for each warp its patches and taps.
+// Says where the parts of a block's dynamic shared memory lie: a tile, sums of pieces, and for each warp its patches and
+// taps. Another tile, of dy or of what a strided skip reads, lies over the patches: with a place of its own half as many
+// blocks would fit on a multiprocessor, and warps wait for memory and each other most of the time.
 struct Space {
-  float *tile, *other, *sums, *patches;
+  float *tile, *sums, *patches, *other;
   __device__ Space(const Gather& call, float* shared)
-      : tile(shared), other(tile + call.tile_floats), sums(other + (call.two_tiles ? call.tile_floats : 0)),
-        patches(sums + call.sum_floats) {}
+      : tile(shared), sums(tile + call.tile_floats), patches(sums + call.sum_floats), other(patches) {}
 };
 
 // Sets a block to a job: the tiles it walks, and the patches if it convolves or pools (`reach`, of planes `from`).
@@ -82,13 +88,14 @@ __device__ void stand_at(const Plan& plan, const Gather& call, const Space& spac
     stand.channels = call.wide ? min(kMostFusedChannels, plan.C - stand.first_channel) : plan.C;
     stand.reach = reach, stand.warp_floats = call.warp_floats;
     stand.lanes = strips::lanes_of(stand.tiling.tile, reach.strip());
+    stand.at_once = channels_at_once(stand.tiling, reach, stand.channels);
     stand.patch = strips::patch_of(reach, stand.tiling, from, nullptr);
-    stand.taps_at = strips::patch_floats(reach, stand.tiling);
+    stand.taps_at = stand.at_once * stand.patch.plane;
   }
   __syncthreads();
-  if (patches && (plan.fused || call.wide)) strips::clear(own_patch(stand, space.patches), stand.lanes.channels);
+  if (patches && (plan.fused || call.wide)) strips::clear(own_patch(stand, space.patches), stand.at_once);
+  else if (call.two_tiles) clear_tails(stand.tiling, stand.channels, space.other);
   clear_tails(stand.tiling, stand.channels, space.tile);
-  if (call.two_tiles) clear_tails(stand.tiling, stand.channels, space.other);
 }
 
 FASTNAS_HD bool is_pool(const Value& value) { return value.made == Made::average || value.made == Made::maximum; }

@@ -45,8 +45,8 @@ __device__ __forceinline__ void pool_tile(int C, const Stand& stand, float* to, 
   const Tiling& t = stand.tiling;
   const strips::Strip strip = strips::strip_of_lane(stand.lanes, t.tile, stand.reach.strip());
   const strips::Patch patch = own_patch(stand, patches);
-  for (int c = warp_index() * stand.lanes.channels; c < stand.channels; c += kWarps * stand.lanes.channels) {
-    const int count = min(stand.lanes.channels, stand.channels - c), own = c + strip.channel;
+  for (int c = warp_index() * stand.at_once; c < stand.channels; c += kWarps * stand.at_once) {
+    const int count = min(stand.at_once, stand.channels - c), own = c + strip.channel;
     strips::stage(value.x, stand.tile.image, stand.first_channel + c, count, patch);
     strips::wait_staged();
     if (!strip.inside || strip.channel >= count) continue;
@@ -196,7 +196,7 @@ __device__ void load_strided_gradient(const Plan& plan, const Value& value, cons
 // the part's: the pieces of a cross matrix are laid out for [C][C], and strided skips are few.
 __device__ void gather_strided(const Plan& plan, int part, const Space& space, Stand& stand) {
   const Value& value = stand.value;
-  float* const partial = value.partial + (int64_t(part) * plan.groups + blockIdx.x) * plan.partial_size();
+  float* const sums = value.partial + int64_t(part) * plan.groups * plan.partial_size();
   for (int base = 0; base < cross_pieces(plan); base += pieces_of_a_pass(plan)) {
     with_cross(plan, space.sums, base, [](auto product) { product.clear(); });
     for (begin_pass(stand, base); !stand.ends; go_on(stand)) {
@@ -206,9 +206,12 @@ __device__ void gather_strided(const Plan& plan, int part, const Space& space, S
       with_cross(plan, space.sums, base,
                  [&](auto product) { product.add(plan, stand.tiling, space.tile, space.other); });
     }
-    with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, partial); });
+    with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, sums + blockIdx.x * plan.partial_size()); });
   }
-  if (is_last_block(value.reduce_done + part, gridDim.x)) fold_strided(plan, value, part);
+  const auto merge = [&](const Parts& parts) {
+    merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });
+  };
+  if (merges_all(plan, sums, value.reduce_done + part * kCountersOfSum, merge)) fold_strided(plan, value, part, sums);
 }
 
 }  // namespace
