@@ -69,21 +69,16 @@ __device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, fl
 
 // --- halves ------------------------------------------------------------------------------------------------
 
-// Adds to sums[c] the sum of a tile's channel, a warp per channel. sums are global memory that this block alone
-// writes, always by the same warp, so no barrier is needed between tiles.
+// Adds to sums[c] the sum of a tile's channel. sums are global memory that this block alone writes, always by the same
+// lane, so no barrier is needed between tiles.
 __device__ void add_channel_sums(const Tiling& t, int C, const float* tile, float* sums) {
-  for (int c = warp_index(); c < C; c += kWarps) {
-    const float sum = channel_sum(t, tile + c * t.pitch);
-    if (lane_index() == 0) sums[c] += sum;
-  }
+  channel_sums(t, C, tile, [&](int c, float sum) { sums[c] += sum; });
 }
 
 // Notes minus the mean of a group's first tile in `shift`, so that no digits of the Gram matrix cancel.
 __device__ void note_shift(const Tiling& t, const Tile& tile, int C, const float* u, float* shift) {
-  for (int c = warp_index(); c < C; c += kWarps) {
-    const float sum = channel_sum(t, u + c * t.pitch);
-    if (lane_index() == 0) shift[c] = -sum / float(tile.rows * tile.cols);
-  }
+  const float per_pixel = 1.0f / float(tile.rows * tile.cols);
+  channel_sums(t, C, u, [&](int c, float sum) { shift[c] = -sum * per_pixel; });
 }
 
 // Adds shift[c] to what a tile has of the image and stores the tile, before it or, where `centred`, after. Both in one

@@ -19,79 +19,120 @@ FASTNAS_HD float pool_share(int row, int col, Grid from) {
   return pool_share(row, from.rows) * pool_share(col, from.cols);
 }
 
-// Goes through a strip row by row: calls open(r, centres), add(dy, dx, q, value) for each value of the windows, in
-// the order in which torch visits them, and close(r). Rows are a loop, not unrolled: pools are few, their code would
-// be as long as that of a 5x5.
-template <int S, class Open, class Add, class Close>
-__device__ __forceinline__ void each_window(const float* from, int pitch, const Place& at, Open open, Add add,
-                                            Close close) {
+// Goes through a strip row by row. Each row of the patch is reduced once, by take(row, own), to what its windows of three
+// columns give, and serves the three rows of windows that it belongs to: join(own, into) adds it to them in the order in
+// which torch visits rows. put(r, result) gets a row of the pool. Rows are a loop, not unrolled: pools are few.
+template <int S, class Reduced, class Take, class Join, class Put>
+__device__ __forceinline__ void each_window(const float* from, int pitch, const Place& at, Take take, Join join,
+                                            Put put) {
   using Window = Row<8, 1, 2 - S>;
   pitch = fresh(pitch);
-  const int rows = at.from.rows - at.row, cols = at.from.cols - at.col;
+  const int rows = at.from.rows - at.row;
+  const auto reduced = [&](int y) {
+    Reduced own;
+    take(Window(from + y * pitch), own);
+    return own;
+  };
+  const auto exists = [&](int y) { return at.row + y >= 0 && y < rows; };
+  Reduced before, here;
+  before.opens(), here.opens();
+  if (exists(-1)) before = reduced(-1);
+  if (S == 1) here = reduced(0);
 #pragma unroll 1
   for (int r = 0; r < kSide<S>; ++r) {
-    open(r, Window(from + r * S * pitch));
-#pragma unroll
-    for (int dy = -1; dy <= 1; ++dy) {
-      const int y = r * S + dy;
-      if (at.row + y < 0 || y >= rows) continue;
-      const Window window(from + y * pitch);
-#pragma unroll
-      for (int q = 0; q < kSide<S>; ++q)
-#pragma unroll
-        for (int dx = -1; dx <= 1; ++dx) {
-          const int x = q * S + dx;
-          if (x < 0 ? at.col > 0 : x < cols) add(dy, dx, q, window[x]);
-        }
-    }
-    close(r);
+    const int y = r * S;
+    if (S == 2 && exists(y)) here = reduced(y);
+    Reduced after, result;
+    after.opens();
+    if (exists(y + 1)) after = reduced(y + 1);
+    result.opens();
+    if (exists(y - 1)) join(before, -1, result);
+    if (exists(y)) join(here, 0, result);
+    if (exists(y + 1)) join(after, 1, result);
+    put(r, result);
+    if (S == 1) before = here, here = after;
+    else before = after;
   }
 }
 
+// Holds sums of deviations from the strip's pivot, of windows of three columns or of whole ones.
+template <int S> struct Deviations {
+  float sum[kSide<S>];
+  __device__ void opens() {
+#pragma unroll
+    for (int q = 0; q < kSide<S>; ++q) sum[q] = 0;
+  }
+};
+
 // Calls put(r, z) with the averages of each row of a strip.
 //
-// An average sums differences from the centre pixel: nine values far from zero would round at the size of their sum,
-// and the batch norm after the pool divides that error by their small spread. An inf or NaN is no pivot; 0 is taken
+// An average sums differences from a pixel of the strip: nine values far from zero would round at the size of their
+// sum, and the batch norm after the pool divides that error by their small spread. An inf or NaN is no pivot; 0 is taken
 // instead.
 template <int S, class Put>
 __device__ __forceinline__ void average(const float* from, int pitch, const Place& at, Put put) {
-  float pivot[kSide<S>], sum[kSide<S>];
-  each_window<S>(
+  const float corner = from[0], pivot = corner - corner == 0 ? corner : 0.0f;
+  const int cols = at.from.cols - at.col;
+  each_window<S, Deviations<S>>(
       from, pitch, at,
-      [&](int, const auto& centres) {
+      [&](const auto& window, Deviations<S>& own) {
+        float d[10];  // columns -1 to 8; those outside of the plane are in no window
 #pragma unroll
-        for (int q = 0; q < kSide<S>; ++q) {
-          const float here = centres[q * S];
-          pivot[q] = here - here == 0 ? here : 0.0f, sum[q] = 0;
-        }
+        for (int x = -1; x < 10 - S; ++x) d[x + 1] = (x < 0 ? at.col > 0 : x < cols) ? window[x] - pivot : 0.0f;
+#pragma unroll
+        for (int q = 0; q < kSide<S>; ++q) own.sum[q] = (d[q * S] + d[q * S + 1]) + d[q * S + 2];
       },
-      [&](int, int, int q, float v) { sum[q] += v - pivot[q]; },
-      [&](int r) {
+      [&](const Deviations<S>& own, int, Deviations<S>& into) {
+#pragma unroll
+        for (int q = 0; q < kSide<S>; ++q) into.sum[q] += own.sum[q];
+      },
+      [&](int r, Deviations<S>& result) {
 #pragma unroll
         for (int q = 0; q < kSide<S>; ++q)
-          sum[q] = pivot[q] + sum[q] * pool_share(at.row + r * S, at.col + q * S, at.from);
-        put(r, sum);
+          result.sum[q] = pivot + result.sum[q] * pool_share(at.row + r * S, at.col + q * S, at.from);
+        put(r, result.sum);
       });
 }
 
+// Holds maxima, and which pixel each is: of a row of three 0 to 2, of a window 0 to 8.
+template <int S> struct Winners {
+  float best[kSide<S>], winner[kSide<S>];
+  __device__ void opens() {
+#pragma unroll
+    for (int q = 0; q < kSide<S>; ++q) best[q] = -INFINITY, winner[q] = -1;
+  }
+  // The first of equals stays, and the last NaN, as in torch.
+  __device__ void meet(int q, float v, float which) {
+    if (v > best[q] || v != v) best[q] = v, winner[q] = which;
+  }
+};
+
 // Calls put(r, z, winner) with the maxima of each row of a strip, and which pixel of its window each is, row by row
-// from 0 to 8: the first of several, or the last NaN, as torch.
+// from 0 to 8: the first of several, or the last NaN, as torch. Rows of three first, then those of a window, give the
+// same as all nine in their order.
 template <int S, class Put>
 __device__ __forceinline__ void maximum(const float* from, int pitch, const Place& at, Put put) {
-  float best[kSide<S>], winner[kSide<S>];
-  each_window<S>(
+  const int cols = at.from.cols - at.col;
+  each_window<S, Winners<S>>(
       from, pitch, at,
-      [&](int r, const auto&) {
+      [&](const auto& window, Winners<S>& own) {
 #pragma unroll
-        for (int q = 0; q < kSide<S>; ++q) {  // the first pixel that exists wins if all are -inf
-          best[q] = -INFINITY;
-          winner[q] = (at.row + r == 0 ? 3.0f : 0.0f) + (at.col + q == 0 ? 1.0f : 0.0f);
+        for (int q = 0; q < kSide<S>; ++q) {
+          const bool first = q > 0 || at.col > 0;  // the first pixel that exists wins if all are -inf
+          own.best[q] = first ? window[q * S - 1] : window[q * S], own.winner[q] = first ? 0.0f : 1.0f;
+          if (first) own.meet(q, window[q * S], 1);
+          if (q * S + 1 < cols) own.meet(q, window[q * S + 1], 2);
         }
       },
-      [&](int dy, int dx, int q, float v) {
-        if (v > best[q] || v != v) best[q] = v, winner[q] = float(dy * 3 + dx + 4);
+      [&](const Winners<S>& own, int dy, Winners<S>& into) {
+        const float row = float(3 * (dy + 1));
+#pragma unroll
+        for (int q = 0; q < kSide<S>; ++q) {
+          if (into.winner[q] < 0) into.winner[q] = row + own.winner[q];
+          into.meet(q, own.best[q], row + own.winner[q]);
+        }
       },
-      [&](int r) { put(r, best, winner); });
+      [&](int r, Winners<S>& result) { put(r, result.best, result.winner); });
 }
 
 // Adds to acc what the windows over each pixel of a strip of the input's grid give it. Of an average, dz was multiplied

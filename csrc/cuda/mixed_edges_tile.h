@@ -217,14 +217,29 @@ __device__ void clear_tails(const Tiling& t, int channels, float* tile) {
   for (int i = int(threadIdx.x); i < 4 * channels; i += kThreads) tile[i / 4 * t.pitch + t.tile.pixels() + i % 4] = 0;
 }
 
-// Sums the pixels of a tile's channel, by a warp.
-__device__ float channel_sum(const Tiling& t, const float* channel) {
-  float sum = 0;
-  for (int i = 4 * lane_index(); i < t.tile.pixels(); i += 128) {
-    const Quad q = quad_at(channel + i);
-    sum += (q.v[0] + q.v[1]) + (q.v[2] + q.v[3]);
+constexpr int kSumsAtOnce = 4;  // channels of a warp whose sums are under way together, or each would wait for its shuffles
+
+// Sums the pixels of all channels of a tile, and calls put(c, sum) in one lane for each: a warp has four channels at
+// once.
+template <class Put> __device__ void channel_sums(const Tiling& t, int channels, const float* tile, Put put) {
+  for (int first = kSumsAtOnce * warp_index(); first < channels; first += kSumsAtOnce * kWarps) {
+    float sum[kSumsAtOnce] = {};
+    const float* from[kSumsAtOnce];
+#pragma unroll
+    for (int k = 0; k < kSumsAtOnce; ++k) from[k] = tile + min(first + k, channels - 1) * t.pitch;
+#pragma unroll 2
+    for (int i = 4 * lane_index(); i < t.tile.pixels(); i += 128)
+#pragma unroll
+      for (int k = 0; k < kSumsAtOnce; ++k) {
+        const Quad q = quad_at(from[k] + i);
+        sum[k] += (q.v[0] + q.v[1]) + (q.v[2] + q.v[3]);
+      }
+#pragma unroll
+    for (int k = 0; k < kSumsAtOnce; ++k) sum[k] = warp_total(sum[k]);
+#pragma unroll
+    for (int k = 0; k < kSumsAtOnce; ++k)
+      if (lane_index() == k && first + k < channels) put(first + k, sum[k]);
   }
-  return warp_total(sum);
 }
 
 // Counts the floats of shared memory that a tile of all channels takes. Rows C to width are never written; what is

@@ -20,21 +20,25 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
   const int cols = tile.cols - strip.col;
   const auto put_row = [&](int r, float (&z)[strips::kSide<S>]) {
     if (strip.row + r >= shape.rows) return;
+    float* const row = to + (strip.row + r) * shape.cols + strip.col;
 #pragma unroll
-    for (int q = 0; q < strips::kSide<S>; ++q)
-      if (strip.col + q < shape.cols)
-        to[(strip.row + r) * shape.cols + strip.col + q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
+    for (int q = 0; q < strips::kSide<S>; ++q) z[q] = strip.row + r < tile.rows && q < cols ? z[q] : 0.0f;
+#pragma unroll
+    for (int q = 0; q < strips::kSide<S>; q += 4)  // a tile has a multiple of four columns
+      if (strip.col + q < shape.cols) strips::put_quad(row + q, make_float4(z[q], z[q + 1], z[q + 2], z[q + 3]));
   };
   if (value.made == Made::average) return strips::average<S>(from, patch.pitch, at, put_row);
   // Spelled out: unoptimised, nvcc takes a name for this array's type for one of variable length.
   const auto put_winners = [&](int r, float (&z)[strips::kSide<S>], float (&winner)[strips::kSide<S>]) {
     put_row(r, z);
     if (!value.winner || strip.row + r >= tile.rows) return;
-    const int row = tile.row + strip.row + r, col = tile.col + strip.col;
-    float* const won = value.winner + plane + int64_t(row) * value.z.grid.cols + col;
+    Planes won = value.z;
+    won.data = value.winner;
+    const int64_t first = plane + int64_t(tile.row + strip.row + r) * won.grid.cols + tile.col + strip.col;
 #pragma unroll
-    for (int q = 0; q < strips::kSide<S>; ++q)
-      if (q < cols) won[q] = winner[q];
+    for (int q = 0; q < strips::kSide<S>; q += 4)
+      if (q < cols)
+        put_quad(won, first + q, min(4, cols - q), {{winner[q], winner[q + 1], winner[q + 2], winner[q + 3]}});
   };
   strips::maximum<S>(from, patch.pitch, at, put_winners);
 }
@@ -125,6 +129,29 @@ __device__ void add_moments(const Plan& plan, const Value& value, const Tile& ti
   }
 }
 
+constexpr int kQuadsAtOnce = 4;  // of a lane, whose loads are in flight together: a channel of a tile of 512 pixels
+
+// Reads quads of a plane of floats that a lane has of a tile's channel, from its quad `first` on, 32 apart; where there
+// is none the count is 0.
+__device__ void get_quads(const Tiling& t, const Tile& tile, int channel, int first, const Planes& from, int64_t plane,
+                          Place (&places)[kQuadsAtOnce], Quad (&quads)[kQuadsAtOnce]) {
+  const float* const data = static_cast<const float*>(from.data) + plane;
+#pragma unroll
+  for (int i = 0; i < kQuadsAtOnce; ++i) {
+    const int q = first + 32 * i;
+    places[i] = place_at(t, tile, channel, q), quads[i] = {};
+    if (q >= t.quads()) places[i].count = 0;
+  }
+  if (from.aligned) {  // a quad is inside of the image or it is not
+#pragma unroll
+    for (int i = 0; i < kQuadsAtOnce; ++i)
+      if (places[i].count > 0) quads[i] = load_quad(data + places[i].offset);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kQuadsAtOnce; ++i) quads[i] = get_quad(from, plane + places[i].offset, places[i].count);
+}
+
 // Adds a tile to a term's sums over dy, a warp per channel: <dy, z - mean>, the sum of dy, and what dL/dw needs of a
 // noisy skip. Multiplicative noise after a batch norm makes its dy dy d, so the first two are sums of that. Draws are
 // made again.
@@ -139,18 +166,25 @@ __device__ void add_dots(const Plan& plan, const Plain& n, const Tile& tile, con
     const float mean = n.normed ? n.stats[c] : 0.0f;
     const int64_t plane = (tile.image * plan.C + c) * plan.plane();
     float centred = 0, sum = 0, other = 0;
-    for (int q = lane_index(); q < t.quads(); q += 32) {
-      const Place p = place_at(t, tile, c, q);
-      const Quad dys = get_quad(n.dy, plane + p.offset, p.count), zs = quad_at(z + c * t.pitch + p.pixel);
+    for (int first = lane_index(); first - lane_index() < t.quads(); first += kQuadsAtOnce * 32) {
+      Place places[kQuadsAtOnce];
+      Quad all_dy[kQuadsAtOnce];
+      get_quads(t, tile, c, first, n.dy, plane, places, all_dy);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (k >= p.count) continue;
-        float dy = dys.v[k];
-        const float d = draws ? draw.element(uint64_t(plane + p.offset + k)) : 0.0f;
-        if (!n.normed) other += dy * (draws ? mixed_value(multiplicative, zs.v[k], d) : zs.v[k]);
-        else if (draws && multiplicative) dy *= d;
-        else if (draws) other += dy * d;
-        centred += dy * (zs.v[k] - mean), sum += dy;
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        const Place& p = places[i];
+        if (p.count == 0) continue;
+        const Quad zs = quad_at(z + c * t.pitch + p.pixel);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          if (k >= p.count) continue;
+          float dy = all_dy[i].v[k];
+          const float d = draws ? draw.element(uint64_t(plane + p.offset + k)) : 0.0f;
+          if (!n.normed) other += dy * (draws ? mixed_value(multiplicative, zs.v[k], d) : zs.v[k]);
+          else if (draws && multiplicative) dy *= d;
+          else if (draws) other += dy * d;
+          centred += dy * (zs.v[k] - mean), sum += dy;
+        }
       }
     }
     const double totals[3] = {warp_total(double(centred)), warp_total(double(sum)), warp_total(double(other))};
