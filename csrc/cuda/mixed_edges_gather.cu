@@ -12,29 +12,24 @@ namespace {
 
 // --- convolution into a tile -------------------------------------------------------------------------------
 
-// Sets to 0 what a strip has beyond the image, where the tile's readers expect zeros.
-template <int N> __device__ void keep_inside(float (&acc)[N][N], int rows, int cols) {
-  if (rows >= N && cols >= N) return;
-#pragma unroll
-  for (int r = 0; r < N; ++r)
-#pragma unroll
-    for (int q = 0; q < N; ++q)
-      if (r >= rows || q >= cols) acc[r][q] = 0;
-}
+// Says where u goes: into the tile plus shift[c] (or as it is, where that is null), and to memory, where it is wanted:
+// `centred` says whether shifted, too.
+struct Destination {
+  float* tile;
+  const float* shift;
+  Planes planes;
+  bool centred;
+};
 
-// Convolves the strip of one lane, D * relu(in), into a tile. `first` is the channel of the warp's pass.
-struct ConvolvedStrip {
+// Convolves the strip of one lane, D * relu(in). `first` is the channel of the warp's pass. The kernels of the other
+// stride are left out.
+template <int S> struct ConvolvedStrip {
   const Stand& stand;
-  float *to, *patches;
-  int first;
-  __device__ strips::Strip own() const {
-    return strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
-  }
-  template <int K, int D, int S> __device__ void run() const {
-    constexpr int N = strips::kSide<S>;
-    float acc[N][N] = {};
-    {
-      const strips::Strip strip = own();
+  float* patches;
+  float (&acc)[strips::kSide<S>][strips::kSide<S>];
+  template <int K, int D, int OfS> __device__ void run() const {
+    if constexpr (OfS == S) {
+      const strips::Strip strip = strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
       const strips::Patch patch = own_patch(stand, patches);
       const int row = stand.reach.below(stand.tile.row + strip.row);
       const int col = stand.reach.below(stand.tile.col + strip.col);
@@ -42,28 +37,63 @@ struct ConvolvedStrip {
       strips::convolve<K, D, S>(patch.at(strip.channel, row, col), patch.pitch, edges_of(stand.reach, patch, row), taps,
                                 acc);
     }
-    fence_registers();
-    const strips::Strip strip = own();
-    const Tiling& t = stand.tiling;
-    keep_inside(acc, stand.tile.rows - strip.row, stand.tile.cols - strip.col);
-    strips::put_strip(acc, to + (first + strip.channel) * t.pitch + strip.row * t.tile.cols + strip.col, t.tile.cols,
-                      t.tile.rows - strip.row, t.tile.cols - strip.col);
   }
 };
+
+// Writes a strip from registers to memory and to the tile, whose pixels outside of the image are 0.
+template <int N>
+__device__ void put_strip(const Stand& stand, const strips::Strip& strip, int channel, const Destination& to,
+                          const float (&acc)[N][N]) {
+  const Tiling& t = stand.tiling;
+  const Tile& tile = stand.tile;
+  const float by = to.shift ? to.shift[channel] : 0.0f, stored_by = to.centred ? by : 0.0f;
+  const int rows = tile.rows - strip.row, cols = tile.cols - strip.col;
+  float* own = to.tile + channel * t.pitch + strip.row * t.tile.cols + strip.col;
+  int64_t at = tile.image * to.planes.image + (stand.first_channel + channel) * int64_t(t.grid.pixels()) +
+               int64_t(tile.row + strip.row) * t.grid.cols + tile.col + strip.col;
+#pragma unroll
+  for (int r = 0; r < N; ++r, own += t.tile.cols, at += t.grid.cols) {
+    if (strip.row + r >= t.tile.rows) return;
+#pragma unroll
+    for (int q = 0; q < N; q += 4) {
+      if (strip.col + q >= t.tile.cols) continue;
+      Quad stored, shifted;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        stored.v[k] = acc[r][q + k] + stored_by;
+        shifted.v[k] = r < rows && q + k < cols ? acc[r][q + k] + by : 0.0f;
+      }
+      strips::put_quad(own + q, make_float4(shifted.v[0], shifted.v[1], shifted.v[2], shifted.v[3]));
+      if (r < rows && q < cols) put_floats(to.planes, at + q, min(4, cols - q), stored);
+    }
+  }
+}
+
+template <int S>
+__device__ __forceinline__ void convolve_strip(const Stand& stand, float* patches, int first, int count,
+                                               const Destination& to) {
+  float acc[strips::kSide<S>][strips::kSide<S>] = {};
+  const Half& h = stand.half;
+  const strips::Strip strip = strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
+  if (!strip.inside || strip.channel >= count) return;
+  strips::with_kernel(h.size, h.dilation, h.stride, ConvolvedStrip<S>{stand, patches, acc});
+  fence_registers();
+  const strips::Strip again = strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
+  put_strip(stand, again, first + again.channel, to, acc);
+}
 
 // Computes u of the stand's half over its tile: to[c][pixel] = D * relu(in). A warp takes the channels of a
 // pass, as many as its 32 lanes have strips for, in patches of its own, so only the caller needs a barrier. Its ten
 // unrolled convolutions are 9,000 instructions, so one kernel alone calls it, in one place.
-__device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* to, float* patches) {
+__device__ __forceinline__ void convolve_tile(DType type, const Stand& stand, float* patches, const Destination& to) {
   for (int c = warp_index() * stand.at_once; c < stand.channels; c += kWarps * stand.at_once) {
     const Half& h = stand.half;
     const int count = min(stand.at_once, stand.channels - c);
     strips::stage(h.in, stand.tile.image, stand.first_channel + c, count, own_patch(stand, patches));
     strips::stage_taps(h.taps, type, h.size, stand.first_channel + c, count, own_taps(stand, patches));
     strips::wait_staged();
-    const ConvolvedStrip convolved{stand, to, patches, c};
-    const strips::Strip strip = convolved.own();
-    if (strip.inside && strip.channel < count) strips::with_kernel(h.size, h.dilation, h.stride, convolved);
+    if (h.stride == 1) convolve_strip<1>(stand, patches, c, count, to);
+    else convolve_strip<2>(stand, patches, c, count, to);
   }
 }
 
@@ -81,37 +111,17 @@ __device__ void note_shift(const Tiling& t, const Tile& tile, int C, const float
   channel_sums(t, C, u, [&](int c, float sum) { shift[c] = -sum * per_pixel; });
 }
 
-// Adds shift[c] to what a tile has of the image and stores the tile, before it or, where `centred`, after. Both in one
-// pass over shared memory; a null shift stores only.
-__device__ void shift_and_store(const Tiling& t, const Tile& tile, int channels, float* u, const float* shift,
-                                bool centred, const Planes& to, int64_t at) {
-  const int64_t plane = to.grid.pixels();
-  with_type(to.type, [&](auto zero) {
-    using T = decltype(zero);
-    const auto put = [&](const Place& p, const Quad& raw, auto store_it) {
-      const float by = shift && p.count > 0 ? shift[p.channel] : 0.0f;
-      Quad shifted{};
+// Adds shift[c] to what a tile has of the image.
+__device__ void shift_tile(const Tiling& t, const Tile& tile, int C, float* u, const float* shift) {
+  for (QuadWalk walk(t); walk.channel < C; walk.go_on()) {
+    const Place p = place_at(t, tile, walk.channel, walk.quad);
+    float* const at = u + p.channel * t.pitch + p.pixel;
+    Quad quad = quad_at(at);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        if (k < p.count) shifted.v[k] = raw.v[k] + by;
-      }
-      if (shift) store_quad(u + p.channel * t.pitch + p.pixel, shifted);
-      if (p.count > 0) store_it(at + p.channel * plane + p.offset, centred ? shifted : raw);
-    };
-    if (t.whole_rows() && to.aligned) {
-      T* const data = static_cast<T*>(const_cast<void*>(to.data));
-      return move_whole_rows(
-          t, tile, channels, [&](const Place& p) { return quad_at(u + p.channel * t.pitch + p.pixel); },
-          [&](const Place& p, const Quad& raw) {
-            put(p, raw, [&](int64_t place, const Quad& quad) { store_quad(data + place, quad); });
-          });
-    }
-    for (int i = int(threadIdx.x); i < channels * t.quads(); i += kThreads) {
-      const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
-      put(p, quad_at(u + p.channel * t.pitch + p.pixel),
-          [&](int64_t place, const Quad& quad) { put_quad(to, place, p.count, quad); });
-    }
-  });
+    for (int k = 0; k < 4; ++k)
+      if (k < p.count) quad.v[k] += shift[p.channel];
+    store_quad(at, quad);
+  }
 }
 
 // Brings u of the stand's tile into shared memory, computed here or, by a launch before or in a pass before, in memory;
@@ -129,19 +139,17 @@ __device__ __forceinline__ void bring_u(const Plan& plan, const Gather& call, co
   if (computes) {
     // Where dy lay over the patches, their margins are no zeros any more.
     if (call.sums == Sums::cross && !stand.opens) strips::clear(own_patch(stand, space.patches), stand.at_once);
-    convolve_tile(plan.type, stand, u, space.patches);
-  } else
+    const float* const by = call.centres ? h.shift + stand.first_channel : gram && !sets_shift ? shift : nullptr;
+    convolve_tile(plan.type, stand, space.patches, {u, by, planes, call.centres});
+  } else {
     load_tile(stand.tiling, stand.tile, plan.C, planes, stand.tile.image * planes.image, u,
               [&](int c) { return gram && !sets_shift ? shift[c] : 0.0f; });
-  __syncthreads();
-  if (sets_shift) {
-    note_shift(stand.tiling, stand.tile, plan.C, u, shift);
-    __syncthreads();
   }
-  if (!computes && !sets_shift) return;
-  const float* const by = call.centres ? h.shift + stand.first_channel : gram ? shift : nullptr;
-  shift_and_store(stand.tiling, stand.tile, stand.channels, u, by, call.centres, planes,
-                  stand.tile.image * planes.image + stand.first_channel * plan.plane());
+  __syncthreads();
+  if (!sets_shift) return;
+  note_shift(stand.tiling, stand.tile, plan.C, u, shift);
+  __syncthreads();
+  shift_tile(stand.tiling, stand.tile, plan.C, u, shift);
   __syncthreads();
 }
 

@@ -89,6 +89,15 @@ __device__ void put_quad(const Planes& to, int64_t at, int count, const Quad& qu
     if (i < count) put(data, to.type, at + i, quad.v[i]);
 }
 
+// Writes `count` values of a quad to a plane of floats.
+__device__ void put_floats(const Planes& to, int64_t at, int count, const Quad& quad) {
+  float* const data = static_cast<float*>(const_cast<void*>(to.data)) + at;
+  if (to.aligned && count == 4) return store_quad(data, quad);
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < count) data[i] = quad.v[i];
+}
+
 // --- tiles -------------------------------------------------------------------------------------------------
 
 // Says where a tile lies: `rows` and `cols` lie inside of the image.
