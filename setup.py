@@ -4,6 +4,8 @@ FASTNAS_BUILD=auto    _C where there is a C++ compiler, _cuda where there is nvc
              =python  neither: pure Python, eager and Triton backends only
              =cpu     _C, or fail
              =cuda    _C and _cuda, or fail
+FASTNAS_CUDA_ARCHITECTURES, as CMake names them ("90-real"), is what _cuda is compiled for where the
+default, all that are supported, takes too long.
 """
 
 import os
@@ -98,6 +100,8 @@ class CMakeBuild(build_ext):
         ]
         if nvcc:
             arguments.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            if architectures := os.environ.get("FASTNAS_CUDA_ARCHITECTURES"):
+                arguments.append(f"-DFASTNAS_CUDA_ARCHITECTURES={architectures}")
         cmake = find_tool("cmake")
         for command in (
             [cmake, "-G", "Ninja", *arguments, str(ROOT)],

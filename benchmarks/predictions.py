@@ -4,7 +4,7 @@
 
 The predictions were made before anything ran on a GPU. Those of our kernels are from a model that
 counts their instructions, waits and bytes in their machine code, launch by launch
-(fastnas.benchmarks.model; a profile, of columns kernel, calls, us, is held against it kernel by
+(fastnas.benchmarks.model; what fastnas.benchmarks.profile wrote is held against it kernel by
 kernel). The others are a roofline model's: bytes at 3.0 TB/s (5.5 where they fit into L2),
 depthwise convolutions at 35 % of the FMA rate, 4 us a launch. They are no results, and stand in no
 table of results.
@@ -25,6 +25,8 @@ from fastnas.benchmarks.model.report import read_profile, time_lines
 from fastnas.benchmarks.model.timing import H100
 
 STEP = "search_step S0 C16 L8"
+Profiles = Mapping[str, Mapping[str, float]]
+"""us by case and kernel."""
 MIXED_OP = "mixed_edges"
 MIXED_OP_SHAPES = ("64x16x32x32", "64x32x16x16", "64x64x8x8")
 REST_OF_STEP = 4.0
@@ -155,13 +157,16 @@ def _verdict(measured: float | None, low: float, high: float) -> str:
     return "within" if low <= measured <= high else "below" if measured < low else "above"
 
 
-def profile_lines(profile: Mapping[str, float]) -> list[str]:
-    """Writes the model's times of our kernels in a step, beside a profile of it."""
-    head = f"Our kernels in {STEP}, float32, batch 64: the model's ms, and a profile's"
-    return [head, "", *time_lines(recorded()[step_case(64, "float32")], profile)]
+def profile_lines(profiles: Profiles) -> Iterator[str]:
+    """Writes the model's times of our kernels in a step and in what was profiled, beside those."""
+    counted = recorded()
+    for case in dict.fromkeys([step_case(64, "float32"), *profiles]):
+        if case in counted:
+            yield f"Our kernels, {case}: the model's ms, and a profile's"
+            yield from ("", *time_lines(counted[case], profiles.get(case)), "")
 
 
-def report(rows: Sequence[Row], stock: Mapping[str, float], profile: Mapping[str, float]) -> str:
+def report(rows: Sequence[Row], stock: Mapping[str, float], profiles: Profiles) -> str:
     device = rows[0].device if rows else "no result"
     lines = [
         "# Predictions of a model beside what was measured",
@@ -174,9 +179,9 @@ def report(rows: Sequence[Row], stock: Mapping[str, float], profile: Mapping[str
         "",
         *kernel_lines(stock),
         "",
-        *profile_lines(profile),
+        *profile_lines(profiles),
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -187,14 +192,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     rows: list[Row] = []
     stock: dict[str, float] = {}
-    profile: dict[str, float] = {}
+    profiles: dict[str, Mapping[str, float]] = {}
     try:
         for path in given.results:
             if path.suffix == ".json":
                 record = json.loads(path.read_text())
                 stock |= {kernel["name"]: kernel["median_us"] for kernel in record["kernels"]}
-            elif path.read_text().startswith("kernel,"):
-                profile |= read_profile(path)
+            elif path.read_text().startswith("case,kernel,"):
+                profiles |= read_profile(path)
             else:
                 rows += read_csv(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -204,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({row.device for row in rows}) > 1:
         print("predictions: the results are of several devices; give those of one", file=sys.stderr)
         return 2
-    print(report(rows, stock, profile), end="")
+    print(report(rows, stock, profiles), end="")
     return 0
 
 

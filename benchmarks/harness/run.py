@@ -128,11 +128,13 @@ def run_suite(
         with _progress(console) as say:
             say("copy bandwidth, multiply-adds")
             roof = measure_roof(device, quick)
-            rows: list[Row] = []
+            found: dict[tuple[str, ...], Row] = {}
             for row in _rows(suite, op, settings, conditions, device, roof, say):
-                rows.append(row)
+                # A later row of a case and provider is the better one.
+                found[(*row.case, row.backend)] = row
                 # Written as they come: a run that is killed leaves what it measured.
-                write_csv(rows, path, overwrite=True)
+                write_csv([*found.values()], path, overwrite=True)
+    rows = [*found.values()]
     print_rows(rows, roof, console)
     console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return rows

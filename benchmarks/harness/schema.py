@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import platform
 import re
 import subprocess
@@ -298,11 +299,14 @@ def checkout() -> Path | None:
 
 @cache
 def commit() -> str:
-    """Returns the checkout's short hash, "+dirty" if more than results changed, or "unknown"."""
+    """Returns the checkout's short hash, "+dirty" if more than results changed, or "unknown".
+
+    FASTNAS_COMMIT names it for a copy of the files that came without their git folder.
+    """
     root = checkout()
     short = root and _git(root, "rev-parse", "--short", "HEAD")
     if not root or not short:
-        return "unknown"
+        return os.environ.get("FASTNAS_COMMIT") or "unknown"
     # A run writes into benchmarks/results, which must not make its own commit dirty.
     changes = _git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
     return short + ("+dirty" if changes else "")

@@ -8,16 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any, NamedTuple
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from fastnas import reference
+from fastnas.benchmarks.harness.kernels import Kernel, profiled
 from fastnas.benchmarks.harness.schema import current_conditions, refuse_existing
 from fastnas.benchmarks.harness.verify import SEED
 from fastnas.files import write_text
@@ -25,26 +22,6 @@ from fastnas.spaces import get_space
 
 SHAPE = (64, 16, 32, 32)
 CALLS = 20
-WARMUP = 3
-
-
-class Kernel(NamedTuple):
-    """Counts the calls in one mixed op's forward and backward; one's median is in microseconds."""
-
-    name: str
-    calls: float
-    median_us: float
-
-
-def kernels(events: Iterable[Any], calls: int) -> list[Kernel]:
-    """Sorts kernels by the time they take together; `events` are of `calls` mixed ops."""
-    times: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        # The profiler also lists the host's launches, which are no kernels.
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            times[event.name].append(event.device_time)
-    found = [Kernel(name, len(t) / calls, median(t)) for name, t in times.items()]
-    return sorted(found, key=lambda kernel: -kernel.calls * kernel.median_us)
 
 
 def profile_mixed_op(shape: tuple[int, ...] = SHAPE, calls: int = CALLS) -> list[Kernel]:
@@ -59,15 +36,7 @@ def profile_mixed_op(shape: tuple[int, ...] = SHAPE, calls: int = CALLS) -> list
     def run() -> None:
         torch.autograd.grad(op(x, w), leaves, dy)
 
-    for _ in range(WARMUP):
-        run()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for _ in range(calls):
-            run()
-        # What is still running when the profiler stops is not in its list.
-        torch.cuda.synchronize()
-    return kernels(profiler.events(), calls)
+    return profiled(run, calls)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -86,7 +86,7 @@ def print_step(model: HostModel, batch: int, dtype: str, profile: Path | None) -
     """Prints the times of a step of the default network, kernel by kernel."""
     times = by_kernel(model.count(search_step(batch, getattr(torch, dtype))))
     name = step_case(batch, dtype)
-    measured = report.read_profile(profile) if profile else None
+    measured = report.read_profile(profile).get(name) if profile else None
     print(f"{name}: what the model counts, in ms", *report.time_lines(times, measured), sep="\n")
     print("", *report.case_lines({name: times}, recorded(OLD_STRUCTURE)), sep="\n")
 
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step = commands.add_parser("step", help="the step of the default network, kernel by kernel")
     step.add_argument("--batch", type=int, default=64)
     step.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    step.add_argument("--profile", type=Path, help="CSV of what was measured: kernel, calls, us")
+    step.add_argument("--profile", type=Path, help="CSV of fastnas.benchmarks.profile")
     recording = commands.add_parser("record", help="the times of all cases, into a CSV")
     recording.add_argument("out", type=Path)
     functions = commands.add_parser("functions", help="what the functions of a kernel take")

@@ -28,7 +28,10 @@ def budget_lines(figures: Iterable[Figure]) -> Iterator[str]:
 
 
 def time_lines(times: Times, measured: Mapping[str, float] | None = None) -> Iterator[str]:
-    """Writes a Markdown table in ms, the longest kernel first; beside it a profile, if given."""
+    """Writes a Markdown table in ms, the longest kernel first; beside it a profile, if given.
+
+    What else the profile has, torch's kernels, the model leaves out: they have a line of their own.
+    """
     head = ["kernel", *TERMS, *(["measured"] if measured else [])]
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)
@@ -36,18 +39,23 @@ def time_lines(times: Times, measured: Mapping[str, float] | None = None) -> Ite
     for name, time in [*rows, ("all", total(times.values()))]:
         cells = [f"`{name}`", f"{time.launches}", *(f"{us / 1e3:.2f}" for us in time.terms[1:])]
         if measured:
-            found = sum(measured.values()) if name == "all" else measured.get(name)
+            ours = sum(us for kernel, us in measured.items() if kernel in times)
+            found = ours if name == "all" else measured.get(name)
             cells.append("" if found is None else f"{found / 1e3:.2f}")
         yield f"| {' | '.join(cells)} |"
+    if measured:
+        rest = sum(us for kernel, us in measured.items() if kernel not in times)
+        yield f"| others {'| ' * len(TERMS)}| {rest / 1e3:.2f} |"
 
 
-def read_profile(path: Path) -> dict[str, float]:
-    """Reads us by kernel from a CSV of a profile, whose columns are kernel, calls and us."""
-    found: defaultdict[str, float] = defaultdict(float)
+def read_profile(path: Path) -> dict[str, dict[str, float]]:
+    """Reads us by case and kernel from a CSV that `fastnas.benchmarks.profile` wrote."""
+    found: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            found[short_name(row["kernel"])] += float(row["calls"]) * float(row["us"])
-    return dict(found)
+            us = float(row["calls"]) * float(row["us"])
+            found[row["case"]][short_name(row["kernel"])] += us
+    return {case: dict(kernels) for case, kernels in found.items()}
 
 
 def short_name(kernel: str) -> str:

@@ -144,18 +144,20 @@ def _fill(tensor: torch.Tensor, numbers: torch.Tensor) -> None:
     flat[whole:].copy_(source[: flat.numel() - whole])
 
 
-def search_step(batch: int, dtype: torch.dtype) -> Callable[[], object]:
+def search_step(batch: int, dtype: torch.dtype, device: str = "cpu") -> Callable[[], object]:
     """Builds a step of the default network: half for the logits, half for the weights."""
-    return build("fastnas", replace(SIZES["default"], batch=batch), "cpu", dtype).step
+    return build("fastnas", replace(SIZES["default"], batch=batch), device, dtype).step
 
 
-def mixed_op(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+def mixed_op(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Callable[[], object]:
     """Builds one mixed op's forward and backward, with all gradients."""
     torch.manual_seed(0)
     space = get_space("S0")
-    op = nn.MixedOp(space.normal[0], shape[1], 1).to(dtype)
-    x = torch.randn(shape, dtype=dtype, requires_grad=True)
-    w = torch.full((len(space.normal[0]),), 1 / 8, requires_grad=True)
+    op = nn.MixedOp(space.normal[0], shape[1], 1).to(device, dtype)
+    x = torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+    w = torch.full((len(space.normal[0]),), 1 / 8, device=device, requires_grad=True)
 
     def run() -> None:
         y = op(x, w)

@@ -225,19 +225,18 @@ class StepSettings:
         return size if self.batch is None else replace(size, batch=self.batch)
 
     def providers(self, device: str) -> list[str]:
-        """Lists names, eager first; ValueError if one in `only` cannot run on the device."""
+        """Lists names, eager first, then in the order of `only`.
+
+        Raises:
+            ValueError: one in `only` cannot run on the device.
+        """
         for name in self.only:
             if device not in PROVIDERS[name].devices:
                 raise ValueError(f"only has {name!r}, which needs a CUDA device")
-        return [
-            name
-            for name, provider in PROVIDERS.items()
-            if name not in self.skip and (name == EAGER or self._wants(name, provider, device))
-        ]
+        wanted = self.only or [n for n, p in PROVIDERS.items() if self._wants(p, device)]
+        return [name for name in dict.fromkeys([EAGER, *wanted]) if name not in self.skip]
 
-    def _wants(self, name: str, provider: Provider, device: str) -> bool:
-        if self.only:
-            return name in self.only
+    def _wants(self, provider: Provider, device: str) -> bool:
         return (
             device in provider.devices
             and (provider.quick or not self.quick)

@@ -30,6 +30,8 @@ from fastnas.spaces import get_space
 
 REPEATS = {"cpu": 3, "cuda": 30}
 QUICK_REPEATS = 3
+REPEATS_ALONE = {"cpu": 1, "cuda": 5}
+"""For the first row of a provider, which another replaces where the run ends by itself."""
 LEAST_REPEATS = 7
 SECONDS = 60
 """For the repeats on a GPU; slow steps get fewer, down to `LEAST_REPEATS`."""
@@ -65,9 +67,12 @@ class Steps:
         self.setups: dict[str, Setup] = {}
         self._ahead = CompileAhead(settings, device)
 
-    def verify(self, providers: Iterable[str]) -> None:
-        """Makes one step with each. Eager is the first, or, where it does not fit into memory, what
-        it may be off at most is the yardstick."""
+    def verify(self, providers: Iterable[str]) -> Iterator[str]:
+        """Makes one step with each, and yields the name of each that has a verdict.
+
+        Eager is the first, or, where it does not fit into memory, what it may be off at most is the
+        yardstick.
+        """
         size = self._verified_size()
         exact_setup = build(EXACT, size, self.device, self.dtype, wide=True)
         exact_setup.step()
@@ -85,6 +90,7 @@ class Steps:
             setup = self._first_step(name, size)
             if isinstance(setup, str):
                 self.verdicts[name] = setup
+                yield name
                 continue
             got = setup.gradients()
             if name == EAGER:
@@ -96,6 +102,7 @@ class Steps:
             self.verdicts[name] = YES if reason is None else f"no: {reason}"
             if reason is None:
                 self.setups[name] = self._timed(name, setup, size)
+            yield name
 
     def _first_step(self, name: str, size: Size) -> Setup | str:
         """Returns a search one step on, or a verdict."""
@@ -129,6 +136,12 @@ class Steps:
             return size
         return replace(size, batch=min(size.batch, VERIFIED_BATCH))
 
+    def time_alone(self, name: str) -> dict[str, Timing]:
+        """Times one provider, if it is right, while others are still to be verified."""
+        calls = {name: self.setups[name].step} if name in self.setups else {}
+        repeats = REPEATS_ALONE[self.device]
+        return measure(calls, repeats=repeats, warmup=1, device=self.device, drain=True)
+
     def time(self) -> dict[str, Timing]:
         """Times the setups, in turn."""
         calls = {name: setup.step for name, setup in self.setups.items()}
@@ -140,12 +153,34 @@ class Steps:
             repeats = min(repeats, max(LEAST_REPEATS, int(SECONDS * 1e3 / max(round_ms, 1.0))))
         return measure(calls, repeats=repeats, warmup=1, device=self.device, drain=True)
 
+    def row(
+        self, conditions: Conditions, name: str, timing: Timing | None, weights: Mapping[str, Any]
+    ) -> Row:
+        """Returns what is known of a provider."""
+        size, provider = self.settings.size, PROVIDERS[name]
+        return new_row(
+            conditions,
+            suite="search",
+            op=size.op,
+            backend=reported_name(name),
+            pass_="step",
+            dtype=self.settings.dtype,
+            shape=size.shape,
+            K=get_space(size.space).num_candidates("normal"),
+            layout=provider.layout,
+            verified=self.verdicts[name],
+            timing=timing,
+            **weights,
+        )
+
     def weights(self, name: str) -> dict[str, Any]:
-        """Returns saved_bytes and peak_bytes of a step.
+        """Returns saved_bytes and peak_bytes of a step, if it is right.
 
         A graph saves nothing that can be seen from outside. torch.compile compiles anew to have its
         saved tensors seen, and its own memory would count on a CPU.
         """
+        if name not in self.setups:
+            return {}
         provider, setup = PROVIDERS[name], self.setups[name]
         if provider.graph:
             return {"peak_bytes": setup.graph_peak_bytes}
@@ -172,38 +207,40 @@ class Steps:
 def search_rows(
     conditions: Conditions, device: str, settings: StepSettings, say: Say
 ) -> Iterator[Row]:
-    """Verifies, times and weighs the step of every provider; `say` hears what is going on."""
+    """Verifies, times and weighs the step of every provider; `say` hears what is going on.
+
+    A provider's first row comes as soon as it is verified, timed by itself: a run that is stopped
+    leaves it. Rows of all, timed in turn and weighed, replace those at the end.
+    """
     size, names = settings.size, settings.providers(device)
     with dynamo_config.patch(recompile_limit=RECOMPILATIONS):
         steps = Steps(settings, device, say)
-        steps.verify(names)
+        alone: dict[str, Timing] = {}
+        for name in steps.verify(names):
+            alone |= steps.time_alone(name)
+            best = reported(steps.verdicts, alone)[reported_name(name)]
+            yield steps.row(conditions, best, alone.get(best), {})
         say(f"{size.op}: timing")
         timings = steps.time()
-        for name in reported(names, {name: t.median_ms for name, t in timings.items()}):
-            provider = PROVIDERS[name]
+        for name in reported(names, timings).values():
             say(f"{size.op}: memory of {name}")
-            yield new_row(
-                conditions,
-                suite="search",
-                op=size.op,
-                backend=provider.reported_as or name,
-                pass_="step",
-                dtype=settings.dtype,
-                shape=size.shape,
-                K=get_space(size.space).num_candidates("normal"),
-                layout=provider.layout,
-                verified=steps.verdicts[name],
-                timing=timings.get(name),
-                **(steps.weights(name) if steps.verdicts[name] == YES else {}),
-            )
+            yield steps.row(conditions, name, timings.get(name), steps.weights(name))
 
 
-def reported(names: Iterable[str], medians: Mapping[str, float]) -> list[str]:
+def reported_name(provider: str) -> str:
+    return PROVIDERS[provider].reported_as or provider
+
+
+def reported(names: Iterable[str], timings: Mapping[str, Timing]) -> dict[str, str]:
     """Picks the providers that get a row: of those of one name the fastest that is right."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(PROVIDERS[name].reported_as or name, []).append(name)
-    return [min(group, key=lambda n: medians.get(n, float("inf"))) for group in groups.values()]
+        groups.setdefault(reported_name(name), []).append(name)
+
+    def median(name: str) -> float:
+        return timings[name].median_ms if name in timings else float("inf")
+
+    return {name: min(group, key=median) for name, group in groups.items()}
 
 
 def main() -> None:

@@ -6,9 +6,8 @@
 // channels: a warp reads whole lines.
 #pragma once
 
-#include "launch.h"
+#include "packed.h"
 
-#include "../formulas/storage.h"
 #include "../params.h"
 
 namespace fastnas::cuda {
@@ -44,9 +43,8 @@ struct Tiling {
 // image, `jump` elements further.
 template <class T, bool planar, bool wide_> struct View {
   static constexpr bool wide = wide_;
-  static constexpr int kVector = 16 / int(sizeof(T)), kLoads = kHeld / kVector;
+  static constexpr int kVector = kPacked<T>, kLoads = kHeld / kVector;
   static constexpr int kSums = planar ? 1 : kVector;  // channels of a thread
-  struct alignas(16) Packed { T v[kVector]; };
 
   int64_t part, first_channel;
   int64_t count;               // values of a channel in this part
@@ -102,17 +100,13 @@ template <class T, bool planar, bool wide_> struct View {
   // Reads the thread's values, 0 where there is none.
   __device__ void read(const void* base, float (&v)[kHeld]) const {
     const T* from = static_cast<const T*>(base);
+#pragma unroll
+    for (int slot = 0; slot < kHeld; ++slot) v[slot] = 0;
     if constexpr (wide) {
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        Packed packed = {};
-        if (there[i]) packed = *reinterpret_cast<const Packed*>(from + at[i]);
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) v[i * kVector + j] = load(packed.v[j]);
-      }
+      for (int i = 0; i < kLoads; ++i)
+        if (there[i]) load_packed(from + at[i], v + i * kVector);
     } else {
-#pragma unroll
-      for (int slot = 0; slot < kHeld; ++slot) v[slot] = 0;
       for_each([&](int slot, int64_t index) { v[slot] = load(from[index]); });
     }
   }
@@ -121,12 +115,8 @@ template <class T, bool planar, bool wide_> struct View {
     T* to = static_cast<T*>(base);
     if constexpr (wide) {
 #pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        Packed packed;
-#pragma unroll
-        for (int j = 0; j < kVector; ++j) packed.v[j] = store<T>(v[i * kVector + j]);
-        if (there[i]) *reinterpret_cast<Packed*>(to + at[i]) = packed;
-      }
+      for (int i = 0; i < kLoads; ++i)
+        if (there[i]) store_packed(to + at[i], v + i * kVector);
     } else {
       for_each([&](int slot, int64_t index) { to[index] = store<T>(v[slot]); });
     }

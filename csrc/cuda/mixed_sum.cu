@@ -1,12 +1,12 @@
-// Computes y = sum_k w_k v_k and its gradients on CUDA. A block of threads takes kBlock elements, a thread four
-// quads of them, 256 quads apart, so that a warp reads 512 contiguous bytes of fp32. Sums: registers, warp, block,
-// then one partial per block, added in block order. No atomics.
+// Computes y = sum_k w_k v_k and its gradients on CUDA. A block of threads takes kBlock elements, a thread 16 of them
+// in packs of 16 bytes, kThreads packs apart, so that a warp reads and writes 512 contiguous bytes at once. Sums:
+// registers, warp, block, then one partial per block, added in block order. No atomics.
 //
 // The op moves bytes and little else: forward reads every term once and writes y, backward reads dy and every term
-// once and writes every dx. Four loads of 16 bytes a term are in flight in each thread before the first is used.
+// once and writes every dx. A thread has all its loads of a term in flight before the first is used.
 #include "mixed_sum.h"
 
-#include "launch.h"
+#include "packed.h"
 
 #include "../formulas/mixed_sum.h"
 
@@ -15,48 +15,52 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kQuads = int(kBlock) / 4 / kThreads;
-static_assert(kQuads * 4 * kThreads == kBlock);
+constexpr int kHeld = int(kBlock) / kThreads;  // elements of a thread
 
-template <class T> struct alignas(4 * sizeof(T)) Packed { T v[4]; };
+// Holds where the elements of a thread lie: packs of 16 bytes. `aligned`: every tensor begins at 16 bytes.
+template <class T> struct Packs {
+  static constexpr int kSize = kPacked<T>, kCount = kHeld / kSize;
 
-// Loads or stores elements 4 quad .. 4 quad + 3; past the end it reads 0 and writes nothing.
-template <class T>
-__device__ void load_quad(const void* base, int64_t quad, int64_t n, bool aligned, float* v) {
-  const T* src = static_cast<const T*>(base) + 4 * quad;
-  if (aligned && 4 * quad + 4 <= n) {
-    const Packed<T> packed = *reinterpret_cast<const Packed<T>*>(src);
-    for (int i = 0; i < 4; ++i) v[i] = load(packed.v[i]);
-  } else {
-    for (int i = 0; i < 4; ++i) v[i] = 4 * quad + i < n ? load(src[i]) : 0.0f;
+  int64_t begin;  // the block's first element
+  int there;      // how many of its elements there are
+  bool packed;    // all of them, and aligned: one branch for the block, where one a pack would spill predicates
+
+  __device__ Packs(int64_t n, bool aligned)
+      : begin(int64_t(blockIdx.x) * kBlock), there(int(n - begin < kBlock ? n - begin : kBlock)),
+        packed(aligned && there == kBlock) {}
+
+  // Finds the i-th pack of this thread in the block: neighbouring threads take neighbouring packs.
+  static __device__ int first(int i) { return (i * kThreads + int(threadIdx.x)) * kSize; }
+
+  // Reads or writes a pack; element by element where the block is not packed, 0 past the end.
+  __device__ void read(const void* base, int i, float* v) const {
+    const T* from = static_cast<const T*>(base) + begin + first(i);
+    if (packed) return load_packed(from, v);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j) v[j] = first(i) + j < there ? load(from[j]) : 0.0f;
   }
-}
-
-template <class T>
-__device__ void store_quad(void* base, int64_t quad, int64_t n, bool aligned, const float* v) {
-  T* dst = static_cast<T*>(base) + 4 * quad;
-  if (aligned && 4 * quad + 4 <= n) {
-    Packed<T> packed;
-    for (int i = 0; i < 4; ++i) packed.v[i] = store<T>(v[i]);
-    *reinterpret_cast<Packed<T>*>(dst) = packed;
-  } else {
-    for (int i = 0; i < 4; ++i)
-      if (4 * quad + i < n) dst[i] = store<T>(v[i]);
+  __device__ void write(void* base, int i, const float* v) const {
+    T* to = static_cast<T*>(base) + begin + first(i);
+    if (packed) return store_packed(to, v);
+#pragma unroll
+    for (int j = 0; j < kSize; ++j)
+      if (first(i) + j < there) to[j] = store<T>(v[j]);
   }
-}
 
-// Makes the draws of four neighbours in memory: one Philox block in NCHW order, four of them channels last.
-__device__ void draw_quad(const MixedSumParams& p, const Draw<float>& draw, int64_t quad, float* d) {
-  if (p.channels == 0) {
-    const Draws<float> four = draw.quad(uint64_t(quad));
-    for (int i = 0; i < 4; ++i) d[i] = four.v[i];
-  } else {
-    for (int i = 0; i < 4; ++i) d[i] = draw.element(uint64_t(logical_index(p, 4 * quad + i)));
+  // Makes the draws of a pack: four neighbours in NCHW order from one Philox block, else each from its own.
+  __device__ void draw(const MixedSumParams& p, const Draw<float>& draw, int i, float* d) const {
+#pragma unroll
+    for (int j = 0; j < kSize; j += 4) {
+      const int64_t at = begin + first(i) + j;
+      if (p.channels == 0) {
+        const Draws<float> four = draw.quad(uint64_t(at / 4));
+        for (int l = 0; l < 4; ++l) d[j + l] = four.v[l];
+      } else {
+        for (int l = 0; l < 4; ++l) d[j + l] = draw.element(uint64_t(logical_index(p, at + l)));
+      }
+    }
   }
-}
-
-// Finds the quad that is this thread's i-th: neighbouring threads take neighbouring quads.
-__device__ int64_t quad_of(int i) { return int64_t(blockIdx.x) * (kBlock / 4) + i * kThreads + threadIdx.x; }
+};
 
 // Adds up over a warp, in every lane; the butterfly's order is fixed.
 template <class S> __device__ S warp_sum(S v) {
@@ -77,15 +81,16 @@ template <class S> __device__ S block_sum(S v, S* per_warp) {
 
 // Gathers moments of the block's values, with sums of type S: two passes in registers, the same
 // result in every thread.
-template <class S>
-__device__ Moments block_moments(const float (&v)[kQuads][4], int64_t n, double count, S* per_warp) {
+template <class P, class S>
+__device__ Moments block_moments(const P& own, const float (&v)[P::kCount][P::kSize], S* per_warp) {
+  const double count = own.there;
   S sum = 0, squares = 0, deviations = 0;
-  for (int i = 0; i < kQuads; ++i)
-    for (int j = 0; j < 4; ++j) sum += S(v[i][j]);
+  for (int i = 0; i < P::kCount; ++i)
+    for (int j = 0; j < P::kSize; ++j) sum += S(v[i][j]);
   const S mean = block_sum(sum, per_warp) / S(count);
-  for (int i = 0; i < kQuads; ++i)
-    for (int j = 0; j < 4; ++j) {
-      const S delta = 4 * quad_of(i) + j < n ? S(v[i][j]) - mean : S(0);
+  for (int i = 0; i < P::kCount; ++i)
+    for (int j = 0; j < P::kSize; ++j) {
+      const S delta = P::first(i) + j < own.there ? S(v[i][j]) - mean : S(0);
       squares += delta * delta;
       deviations += delta;
     }
@@ -101,14 +106,13 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_moments_kernel(MixedSumPar
   SHARED(double, wide_per_warp, kWarps);
   int term = 0;
   while (p.ordinal[term] != int(blockIdx.y)) ++term;
-  const int64_t begin = int64_t(blockIdx.x) * kBlock;
-  const double count = double(p.n - begin < kBlock ? p.n - begin : kBlock);
-
-  float v[kQuads][4];
+  using Own = Packs<T>;
+  const Own own(p.n, aligned);
+  float v[Own::kCount][Own::kSize];
   // Values past the end read 0: they add nothing to the sum, and block_moments keeps them out of the deviations.
-  for (int i = 0; i < kQuads; ++i) load_quad<T>(p.x[term], quad_of(i), p.n, aligned, v[i]);
-  Moments m = block_moments(v, p.n, count, per_warp);
-  if (!squares_fit_fp32(m)) m = block_moments(v, p.n, count, wide_per_warp);  // all threads or none
+  for (int i = 0; i < Own::kCount; ++i) own.read(p.x[term], i, v[i]);
+  Moments m = block_moments(own, v, per_warp);
+  if (!squares_fit_fp32(m)) m = block_moments(own, v, wide_per_warp);  // all threads or none
   if (threadIdx.x == 0) {
     double* part = p.partial + 3 * (int64_t(blockIdx.y) * gridDim.x + blockIdx.x);
     part[0] = m.count, part[1] = m.mean, part[2] = m.squares;
@@ -136,58 +140,66 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_std_kernel(MixedSumParams 
 }
 
 // grid (blocks): writes y of a block. A thread keeps its 16 sums in registers and reads each term once, in their
-// order; noise is drawn where the term is read.
-template <class T>
-__global__ void __launch_bounds__(kThreads) mixed_sum_fwd_kernel(MixedSumParams p, bool aligned) {
+// order; noise is drawn where the term is read. Without any a thread needs less than half the registers: hence
+// `any_noise`, here and below, and the blocks of a multiprocessor, with which nothing spills.
+template <class T, bool any_noise>
+__global__ void __launch_bounds__(kThreads, any_noise ? 2 : 4) mixed_sum_fwd_kernel(MixedSumParams p, bool aligned) {
   const float* w = static_cast<const float*>(p.w);
   const bool multiplicative = is_multiplicative(p.form);
-  float sum[kQuads][4] = {};
+  using Own = Packs<T>;
+  const Own own(p.n, aligned);
+  float sum[Own::kCount][Own::kSize] = {};
   for (int k = 0; k < p.terms; ++k) {
-    float v[kQuads][4];
+    float v[Own::kCount][Own::kSize];
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) load_quad<T>(p.x[k], quad_of(i), p.n, aligned, v[i]);
-    if (p.ordinal[k] >= 0) {
+    for (int i = 0; i < Own::kCount; ++i) own.read(p.x[k], i, v[i]);
+    if (any_noise && p.ordinal[k] >= 0) {
       const Draw<float> draw(p, p.ordinal[k]);
 #pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        float d[4];
-        draw_quad(p, draw, quad_of(i), d);
-        for (int j = 0; j < 4; ++j) v[i][j] = mixed_value(multiplicative, v[i][j], d[j]);
+      for (int i = 0; i < Own::kCount; ++i) {
+        float d[Own::kSize];
+        own.draw(p, draw, i, d);
+        for (int j = 0; j < Own::kSize; ++j) v[i][j] = mixed_value(multiplicative, v[i][j], d[j]);
       }
     }
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i)
-      for (int j = 0; j < 4; ++j) sum[i][j] += w[k] * v[i][j];
+    for (int i = 0; i < Own::kCount; ++i)
+      for (int j = 0; j < Own::kSize; ++j) sum[i][j] += w[k] * v[i][j];
   }
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) store_quad<T>(p.y, quad_of(i), p.n, aligned, sum[i]);
+  for (int i = 0; i < Own::kCount; ++i) own.write(p.y, i, sum[i]);
 }
 
 // grid (blocks): writes every dx_k of a block and its partial sum of every dw_k, from one read of dy and
 // of each x_k. A term's dot product goes registers, warp, then one barrier for all terms; warps are
 // added in their order, in fp64.
-template <class T>
-__global__ void __launch_bounds__(kThreads) mixed_sum_bwd_kernel(MixedSumParams p, bool aligned) {
+template <class T, bool any_noise>
+__global__ void __launch_bounds__(kThreads, any_noise ? 2 : 4) mixed_sum_bwd_kernel(MixedSumParams p, bool aligned) {
   SHARED(float, per_warp, kMaxTerms * kWarps);
   const float* w = static_cast<const float*>(p.w);
   const bool multiplicative = is_multiplicative(p.form);
-  float dy[kQuads][4];
+  using Own = Packs<T>;
+  const Own own(p.n, aligned);
+  float dy[Own::kCount][Own::kSize];
 #pragma unroll
-  for (int i = 0; i < kQuads; ++i) load_quad<T>(p.dy, quad_of(i), p.n, aligned, dy[i]);
+  for (int i = 0; i < Own::kCount; ++i) own.read(p.dy, i, dy[i]);
 
   for (int k = 0; k < p.terms; ++k) {
-    const bool noisy = p.ordinal[k] >= 0;
-    float dot = 0;
+    const bool noisy = any_noise && p.ordinal[k] >= 0;
+    float dot = 0, v[Own::kCount][Own::kSize];
+    // All loads before the first store, which they could not pass: the compiler does not know that they are apart.
 #pragma unroll
-    for (int i = 0; i < kQuads; ++i) {
-      float v[4], d[4], dx[4];
-      if (p.dw) load_quad<T>(p.x[k], quad_of(i), p.n, aligned, v);
-      if (noisy) draw_quad(p, Draw<float>(p, p.ordinal[k]), quad_of(i), d);
-      for (int j = 0; j < 4; ++j) {
-        if (p.dw) dot += dy[i][j] * (noisy ? mixed_value(multiplicative, v[j], d[j]) : v[j]);
+    for (int i = 0; i < Own::kCount; ++i)
+      if (p.dw) own.read(p.x[k], i, v[i]);
+#pragma unroll
+    for (int i = 0; i < Own::kCount; ++i) {
+      float d[Own::kSize], dx[Own::kSize];
+      if (noisy) own.draw(p, Draw<float>(p, p.ordinal[k]), i, d);
+      for (int j = 0; j < Own::kSize; ++j) {
+        if (p.dw) dot += dy[i][j] * (noisy ? mixed_value(multiplicative, v[i][j], d[j]) : v[i][j]);
         dx[j] = mixed_dx(w[k], noisy && multiplicative ? d[j] * dy[i][j] : dy[i][j]);
       }
-      if (p.dx[k]) store_quad<T>(p.dx[k], quad_of(i), p.n, aligned, dx);
+      if (p.dx[k]) own.write(p.dx[k], i, dx);
     }
     if (!p.dw) continue;
     dot = warp_sum(dot);
@@ -216,14 +228,13 @@ __global__ void __launch_bounds__(kThreads) mixed_sum_dw_kernel(MixedSumParams p
   if (t == 0) static_cast<float*>(p.dw)[k] = float(shared[0]);
 }
 
-// Says whether every pointer that is used can be read and written four elements at a time. A view into a larger
-// tensor may begin anywhere; a misaligned vector load is a fault on a GPU, not a slow load.
-bool is_aligned(const MixedSumParams& p, size_t element) {
-  const uintptr_t mask = 4 * element - 1;
+// Says whether every pointer that is used is one of 16 bytes. A view into a larger tensor may begin anywhere; a
+// misaligned vector load is a fault on a GPU, not a slow load.
+bool is_aligned(const MixedSumParams& p) {
   uintptr_t bits = reinterpret_cast<uintptr_t>(p.y) | reinterpret_cast<uintptr_t>(p.dy);
   for (int k = 0; k < p.terms; ++k)
     bits |= reinterpret_cast<uintptr_t>(p.x[k]) | reinterpret_cast<uintptr_t>(p.dx[k]);
-  return (bits & mask) == 0;
+  return bits % 16 == 0;
 }
 
 template <class T>
@@ -231,7 +242,7 @@ int standard_deviations(const MixedSumParams& p) {
   const int64_t blocks = block_count(p.n);
   if (blocks == 0 || !is_relative(p.form) || p.noisy_terms == 0) return 0;
   const dim3 grid(unsigned(blocks), unsigned(p.noisy_terms));
-  if (int error = launch(mixed_sum_moments_kernel<T>, grid, kThreads, 0, p.stream, p, is_aligned(p, sizeof(T))))
+  if (int error = launch(mixed_sum_moments_kernel<T>, grid, kThreads, 0, p.stream, p, is_aligned(p)))
     return error;
   return launch(mixed_sum_std_kernel, unsigned(p.noisy_terms), kThreads, 0, p.stream, p, blocks);
 }
@@ -241,16 +252,16 @@ int fwd(const MixedSumParams& p) {
   const int64_t blocks = block_count(p.n);
   if (blocks == 0) return 0;
   if (int error = standard_deviations<T>(p)) return error;
-  return launch(mixed_sum_fwd_kernel<T>, unsigned(blocks), kThreads, 0, p.stream, p, is_aligned(p, sizeof(T)));
+  const auto kernel = p.noisy_terms ? mixed_sum_fwd_kernel<T, true> : mixed_sum_fwd_kernel<T, false>;
+  return launch(kernel, unsigned(blocks), kThreads, 0, p.stream, p, is_aligned(p));
 }
 
 template <class T>
 int bwd(const MixedSumParams& p) {
   const int64_t blocks = block_count(p.n);
+  const auto kernel = p.noisy_terms ? mixed_sum_bwd_kernel<T, true> : mixed_sum_bwd_kernel<T, false>;
   if (blocks)
-    if (int error = launch(mixed_sum_bwd_kernel<T>, unsigned(blocks), kThreads, 0, p.stream, p,
-                           is_aligned(p, sizeof(T))))
-      return error;
+    if (int error = launch(kernel, unsigned(blocks), kThreads, 0, p.stream, p, is_aligned(p))) return error;
   return p.dw ? launch(mixed_sum_dw_kernel, unsigned(p.terms), kThreads, 0, p.stream, p, blocks) : 0;
 }
 

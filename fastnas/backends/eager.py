@@ -11,7 +11,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.backends.calls import ConvCall, EdgesCall, NormSumCall, PathsCall, SumCall
 from fastnas.backends.layout import common_format, state_format
-from fastnas.backends.op_table import CELLS, LOGITS, TERMS, Request, register
+from fastnas.backends.op_table import ALL, LOGITS, Request, register
 from fastnas.backends.outputs import given
 from fastnas.backends.saved import SavedTensors, accumulation_dtype
 
@@ -188,8 +188,8 @@ class EagerPaths:
 
 
 BACKEND = EagerBackend()
-register("mixed_sum", "eager", EagerSum(), TERMS)
-register("mixed_norm_sum", "eager", EagerNormSum(), TERMS)
-register("mixed_edges", "eager", EagerEdges(), CELLS)
-register("relu_conv_bn", "eager", EagerConv(), CELLS)
+register("mixed_sum", "eager", EagerSum(), ALL)
+register("mixed_norm_sum", "eager", EagerNormSum(), ALL)
+register("mixed_edges", "eager", EagerEdges(), ALL)
+register("relu_conv_bn", "eager", EagerConv(), ALL)
 register("sample_paths", "eager", EagerPaths(), LOGITS)

@@ -13,7 +13,7 @@ from fastnas.backends.calls import ConvCall, EdgesCall
 from fastnas.backends.layout import in_format, state_format
 from fastnas.backends.native import CPU, CUDA, DTYPES, Native
 from fastnas.backends.native_sums import NativeNormSum
-from fastnas.backends.op_table import CELLS, CELLS_ON_GPU, register
+from fastnas.backends.op_table import CELLS_ON_CPU, ON_GPU, register
 from fastnas.backends.relu_conv_bn import MatmulConv
 from fastnas.backends.saved import SavedTensors, accumulation_dtype
 from fastnas.spaces import EdgeTable
@@ -194,7 +194,7 @@ def _new_last(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=LAST)
 
 
-register("mixed_edges", CPU.name, NativeEdges(CPU, LAST), CELLS)
-register("relu_conv_bn", CPU.name, NativeConv(CPU), CELLS)
-register("mixed_edges", CUDA.name, NativeEdges(CUDA, ROWS, takes_choice=True), CELLS_ON_GPU)
-register("relu_conv_bn", CUDA.name, MatmulConv(NativeNormSum(CUDA)), CELLS_ON_GPU)
+register("mixed_edges", CPU.name, NativeEdges(CPU, LAST), CELLS_ON_CPU)
+register("relu_conv_bn", CPU.name, NativeConv(CPU), CELLS_ON_CPU)
+register("mixed_edges", CUDA.name, NativeEdges(CUDA, ROWS, takes_choice=True), ON_GPU)
+register("relu_conv_bn", CUDA.name, MatmulConv(NativeNormSum(CUDA)), ON_GPU)

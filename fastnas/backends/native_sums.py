@@ -10,7 +10,7 @@ from torch import Tensor
 from fastnas.backends.address import address, addresses, places
 from fastnas.backends.calls import NormSumCall, PathsCall, SumCall
 from fastnas.backends.native import CPU, CUDA, DTYPES, Native
-from fastnas.backends.op_table import LOGITS, TERMS, TERMS_ON_GPU, register
+from fastnas.backends.op_table import ALL, LOGITS, ON_GPU, register
 from fastnas.backends.outputs import NormSumKernel, PathsKernel, Place, SumKernel
 
 
@@ -168,7 +168,7 @@ class NativePaths(PathsKernel):
         self.native.run(kernel, params, op)
 
 
-for _native, _dtypes in ((CPU, TERMS), (CUDA, TERMS_ON_GPU)):
+for _native, _dtypes in ((CPU, ALL), (CUDA, ON_GPU)):
     register("mixed_sum", _native.name, NativeSum(_native), _dtypes)
     register("mixed_norm_sum", _native.name, NativeNormSum(_native), _dtypes)
     register("sample_paths", _native.name, NativePaths(_native), LOGITS)

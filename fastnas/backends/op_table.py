@@ -90,12 +90,11 @@ OPS: dict[str, OpInfo] = {
 KERNELS: dict[tuple[str, str], Kernel[Any]] = {}
 """(op, backend) to what computes it."""
 
-# These are the dtypes of each kind of op: on a GPU there is no float64, and cells and logits have
-# no float16, whose range the sums of squares in them leave.
-TERMS_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
-TERMS = (*TERMS_ON_GPU, torch.float64)
-CELLS_ON_GPU = (torch.float32, torch.bfloat16)
-CELLS = (*CELLS_ON_GPU, torch.float64)
+# These are the dtypes of each kind of op: on a GPU there is no float64, and logits have none of 16
+# bits. The CPU's cells are compiled for one dtype of 16 bits alone: each takes a minute to build.
+ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
+ALL = (*ON_GPU, torch.float64)
+CELLS_ON_CPU = (torch.float32, torch.bfloat16, torch.float64)
 LOGITS = (torch.float32, torch.float64)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastnas.backends.op_table import CELLS_ON_GPU, LOGITS, TERMS_ON_GPU, Request, register
+from fastnas.backends.op_table import LOGITS, ON_GPU, Request, register
 from fastnas.backends.outputs import NormSumKernel, PathsKernel, Place, SumKernel
 from fastnas.backends.relu_conv_bn import MatmulConv
 
@@ -82,7 +82,7 @@ class TritonPaths(PathsKernel):
 
 BACKEND = TritonBackend()
 _norm_sum = TritonNormSum()
-register("mixed_sum", "triton", TritonSum(), TERMS_ON_GPU)
-register("mixed_norm_sum", "triton", _norm_sum, TERMS_ON_GPU)
-register("relu_conv_bn", "triton", MatmulConv(_norm_sum), CELLS_ON_GPU)
+register("mixed_sum", "triton", TritonSum(), ON_GPU)
+register("mixed_norm_sum", "triton", _norm_sum, ON_GPU)
+register("relu_conv_bn", "triton", MatmulConv(_norm_sum), ON_GPU)
 register("sample_paths", "triton", TritonPaths(), LOGITS)

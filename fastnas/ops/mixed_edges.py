@@ -101,7 +101,7 @@ def mixed_edges(
     float64.
 
     On CUDA, products over up to 256 channels run on tensor cores, their operands rounded to TF32
-    (10 bits of fraction): in bfloat16, and in float32 where torch's switch for matmul,
+    (10 bits of fraction): in bfloat16 and float16, and in float32 where torch's switch for matmul,
     `torch.backends.cuda.matmul.fp32_precision`, is "tf32".
 
     With `choice` each edge runs the one candidate that was sampled for it:
@@ -110,8 +110,8 @@ def mixed_edges(
     one call and nothing else: they give what a call for each, one after the other, gives.
 
     Args:
-        x: the input states, [N, C, H, W] each, float32, bfloat16 or (not on CUDA) float64. None
-            of C, H and W may be 0.
+        x: the input states, [N, C, H, W] each, float32, bfloat16, float16 (fused on CUDA only) or
+            float64 (not on CUDA). None of C, H and W may be 0.
             Of several paths [paths N, C, H, W], path by path.
         w: [edges, candidates] mixing weights, floating point; may be wider than x. With `choice`
             of its shape, the weight of the chosen candidate.

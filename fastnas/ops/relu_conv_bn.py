@@ -74,8 +74,9 @@ def relu_conv_bn(
     beyond the range of float32 (z beyond about 1e19) is NaN, as are the results.
 
     Args:
-        x: [N, C_in, H, W], none of C_in, H and W 0, float32, bfloat16 or float64 (not on CUDA).
-            There TF32 is off unless torch.backends.cuda.matmul.fp32_precision is "tf32".
+        x: [N, C_in, H, W], none of C_in, H and W 0, float32, bfloat16, float16 (fused on CUDA
+            only) or float64 (not on CUDA). TF32 is off on CUDA, unless
+            torch.backends.cuda.matmul.fp32_precision is "tf32".
         params: one [C, C_in, 1, 1]; or two [C / 2, C_in, 1, 1] with stride 2, the second reading
             the image shifted by a pixel in both directions (`FactorizedReduce`).
         running: (mean, variance), each [C]: updated in training, used outside of it.

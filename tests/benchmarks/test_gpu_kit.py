@@ -5,28 +5,35 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fastnas.benchmarks import predictions, sanitize
+from fastnas.benchmarks import predictions, profile, sanitize
 from fastnas.benchmarks.harness import stock
+from fastnas.benchmarks.harness.kernels import kernels
 from fastnas.benchmarks.harness.roofline import _run, fma_probe
 from fastnas.benchmarks.harness.schema import current_conditions, new_row, read_csv, write_csv
 from fastnas.benchmarks.harness.timing import Timing
+from fastnas.benchmarks.model.report import read_profile
 from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase, edge_fma
 from fastnas.benchmarks.search import whole
+from fastnas.benchmarks.search.providers import SIZES, Size
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 CONDITIONS = current_conditions("cpu")
+NOTES_CALL = 'echo "$FASTNAS_BUILD $FASTNAS_CUDA_ARCHITECTURES $*" >>"$CALLS"'
 
 
-def gpu_sh(*arguments, **environment):
+def gpu_sh(*arguments, script=SCRIPT, **environment):
     return subprocess.run(
-        ["bash", str(SCRIPT), *map(str, arguments)],
+        ["bash", str(script), *map(str, arguments)],
         env={**os.environ, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
@@ -36,23 +43,30 @@ def gpu_sh(*arguments, **environment):
 
 @pytest.fixture
 def fake_gpu(tmp_path):
-    """A PATH where nvidia-smi lists a GPU, and a python that says yes to every question."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    for name, text in (("nvidia-smi", "exit 0"), ("python", 'echo "$*" >>"$CALLS"')):
-        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
-        (folder / name).chmod(0o755)
+    """A PATH where nvidia-smi lists a GPU, a python that says yes to every question, sources."""
+    commands, root = tmp_path / "bin", tmp_path / "checkout"
+    texts = {"nvidia-smi": "echo 9.0", "nvcc": "exit 0", "python": NOTES_CALL}
+    files = {commands / name: f"#!/bin/sh\n{text}\n" for name, text in texts.items()}
+    files |= {root / "csrc" / "a.cu": "", root / "CMakeLists.txt": "", root / "setup.py": ""}
+    files |= {root / "fastnas" / "_cuda.so": "built", root / "benchmarks" / "gpu.sh": ""}
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    shutil.copy(SCRIPT, root / "benchmarks")
     return {
-        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
-        "PYTHON": str(folder / "python"),
+        "script": root / "benchmarks" / "gpu.sh",
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": str(commands / "python"),
         "CALLS": str(tmp_path / "calls"),
+        "TORCHINDUCTOR_CACHE_DIR": "",  # torch sets it where it is imported, as in this process
     }
 
 
 def test_an_unknown_part_is_refused(tmp_path):
     done = gpu_sh(tmp_path / "out", "bench")
     assert done.returncode == 2
-    assert done.stderr.startswith("make gpu: unknown part 'bench'; allowed: build tests sanitizer")
+    assert done.stderr.startswith("make gpu: unknown part 'bench'; allowed: quick build smoke")
     assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
@@ -99,13 +113,55 @@ def test_parts_hand_their_settings_on(tmp_path, fake_gpu):
 
 
 def test_a_part_that_fails_does_not_end_the_others(tmp_path, fake_gpu):
-    fails = r'echo "$*" >>"$CALLS"; case "$*" in *pytest*|*fastnas\ bench*) exit 1;; esac'
+    fails = r'case "$*" in *pytest*|*fastnas\ bench*) exit 1;; esac'
     Path(fake_gpu["PYTHON"]).write_text(f"#!/bin/sh\n{fails}\n")
     done = gpu_sh(tmp_path / "out", **fake_gpu, DATA="")
     assert done.returncode == 1
     failed = [line.rpartition(": ")[2] for line in done.stderr.splitlines() if "failed" in line]
-    assert {"tests", "kernels", "step 64 float32", "compile-max 256 bfloat16"} <= {*failed}
+    assert {"smoke", "tests", "kernels", "step 64 float32", "compile-max 256 bfloat16"} <= {*failed}
     assert "predictions" not in failed and "no search: DATA=FILE.npz" in done.stdout
+
+
+def test_quick_runs_what_is_worth_most(tmp_path, fake_gpu):
+    done = gpu_sh(tmp_path / "out", "quick", **fake_gpu, BATCH="256")
+    assert done.returncode == 0, done.stderr
+    calls = [c for c in (tmp_path / "calls").read_text().splitlines() if " -m " in c]
+    kinds = ["pip install", "-m pytest", "bench search", "benchmarks.profile", "predictions"]
+    assert [next(kind for kind in kinds if kind in call) for call in calls] == kinds
+    assert calls[0].startswith("cuda 90-real ") and "test_mixed_edges.py" in calls[1]
+    assert "--batch 256 --dtype float32 --only fastnas-graph,fastnas,eager-graph" in calls[2]
+    assert f"{tmp_path}/out/profile-256-float32.csv --batch 256 --dtype float32" in calls[3]
+
+
+def test_a_second_build_of_the_same_sources_builds_nothing(tmp_path, fake_gpu):
+    built = Path(fake_gpu["script"]).parents[1] / "fastnas" / "_cuda.so"
+    wishes = []
+    for source in ("", "", "changed"):
+        (built.parents[1] / "csrc" / "a.cu").write_text(source)
+        # Another part may have left a module of other sources in the checkout meanwhile.
+        built.write_text("of other sources" if wishes else "built")
+        assert gpu_sh(tmp_path / "out", "build", **fake_gpu).returncode == 0
+        calls = (tmp_path / "calls").read_text().splitlines()
+        wishes.append(next(c.split()[0] for c in reversed(calls) if "pip install" in c))
+        assert built.read_text() == ("of other sources" if source else "built")
+    assert wishes == ["cuda", "python", "cuda"]
+
+
+def test_results_are_packed_and_kept(tmp_path, fake_gpu):
+    """A part that is run again leaves what it wrote before under another name."""
+    writes = """case "$*" in *fastnas\\ bench*) while [ "$1" != --out ]; do shift; done
+      [ ! -e "$2" ] && echo "$TORCHINDUCTOR_CACHE_DIR" >"$2";; esac"""
+    Path(fake_gpu["PYTHON"]).write_text(f"#!/bin/sh\n{writes}\n")
+    out = tmp_path / "out"
+    (out / "kept" / "inductor").mkdir(parents=True)
+    for _ in range(3):
+        assert gpu_sh(out, "paths", **fake_gpu).returncode == 0
+    names = ["paths.csv", "paths.csv.before", "paths.csv.before.~1~"]
+    assert sorted(path.name for path in out.glob("paths.csv*")) == names
+    assert (out / "paths.csv").read_text() == f"{out}/kept/inductor\n"
+    with tarfile.open(out / "results.tar.gz") as archive:
+        packed = {Path(name).name for name in archive.getnames()}
+    assert {*names, "paths.log"} <= packed and not {"kept", "inductor", "results.tar.gz"} & packed
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck")
@@ -126,8 +182,10 @@ def test_the_sanitizer_runs_every_op(capsys):
 def test_drivers_without_a_gpu(tmp_path, capsys):
     assert sanitize.main([]) == 2
     assert stock.main([str(tmp_path / "stock.json")]) == 2
-    error = capsys.readouterr().err
-    assert error == "sanitize: torch finds no CUDA device\nstock: torch finds no CUDA device\n"
+    assert profile.main([str(tmp_path / "profile.csv")]) == 2
+    error = capsys.readouterr().err.splitlines()
+    names = ("sanitize", "stock", "profile")
+    assert error == [f"{name}: torch finds no CUDA device" for name in names]
 
 
 def test_a_result_that_is_not_finite_fails_the_sanitizer(monkeypatch):
@@ -217,8 +275,8 @@ def test_predictions_beside_what_was_measured(tmp_path, capsys):
     write_csv(rows, tmp_path / "made-up.csv")
     kernels = [{"name": "void at::batch_norm_backward_kernel<float>", "median_us": 90.0}]
     (tmp_path / "stock.json").write_text(json.dumps({"kernels": kernels}))
-    profile = "kernel,calls,us\nvoid fastnas::cuda::sum_kernel<A, 2>(Plan),8,500\n"
-    (tmp_path / "profile.csv").write_text(profile)
+    profile = 'case,kernel,calls,us\nstep float32 64,"void a::sum_kernel<A, 2>(Plan)",8,500\n'
+    (tmp_path / "profile.csv").write_text(profile + "step float32 64,ampere_gemm,1,3000\n")
     files = [str(tmp_path / name) for name in ("made-up.csv", "stock.json", "profile.csv")]
     assert predictions.main(files) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -230,10 +288,43 @@ def test_predictions_beside_what_was_measured(tmp_path, capsys):
     )
     # Eight calls of 500 us, beside what the model counts of the kernel.
     assert any(line.startswith("| `sum_kernel` |") and line.endswith("| 4.00 |") for line in lines)
+    # What the model does not count stands apart.
+    assert any(line.startswith("| `all` |") and line.endswith("| 4.00 |") for line in lines)
+    assert any(line.startswith("| others |") and line.endswith("| 3.00 |") for line in lines)
     assert f"| {case} | compile-graph | 68 | 56 to 94 | not measured |  |" in lines
     assert "| float32 64x3x32x32 | at most 1.5 | 2.00 | above |" in lines
     assert "| batch_norm_backward | 83 | 40 to 170 | 90 | within |" in lines
     assert sum("not measured" in line for line in lines) == len(predictions.PREDICTIONS) - 5 + 2
+
+
+def test_a_profile_is_written_case_by_case(tmp_path, monkeypatch):
+    """Whatever stops it: here the third case."""
+    events = [SimpleNamespace(name="a::b_kernel<2>(int)", device_time=us) for us in (10.0, 2.0)]
+    events += [SimpleNamespace(name="cudaLaunchKernel", device_time=99.0)]
+    for event, kind in zip(events, ("CUDA", "CUDA", "CPU")):
+        event.device_type = getattr(torch.autograd.DeviceType, kind)
+    ran = []
+
+    def profiled(call, calls):
+        if len(ran) == 2:
+            raise torch.OutOfMemoryError
+        ran.append(call())
+        return kernels(events, 2)
+
+    monkeypatch.setattr(profile, "profiled", profiled)
+    monkeypatch.setitem(SIZES, "default", Size(C=4, layers=3, batch=4, pixels=8, space="S2"))
+    out = tmp_path / "profile.csv"
+    shapes = [(2, *stage) for stage in ((4, 8, 8), (8, 4, 4))]
+    monkeypatch.setattr(profile, "BATCH", 2)
+    monkeypatch.setattr(profile, "STAGES", [shape[1:] for shape in shapes])
+    written = profile.written(out, profile.cases(4, "float32", "cpu"))
+    for case, found in islice(written, 2):
+        assert "| `a::b_kernel<2>(int)` | 1 | 6.0 | 100.0% |" in profile.lines(case, found)
+    with pytest.raises(torch.OutOfMemoryError):
+        next(written)
+    assert read_profile(out) == {
+        "step float32 4": {"b_kernel": 6.0}, "mixed op 2x4x8x8": {"b_kernel": 6.0}
+    }  # fmt: skip
 
 
 def test_predictions_without_results(capsys, tmp_path):

@@ -115,11 +115,11 @@ def test_a_budget_that_is_missed_is_told(kernel: Kernel) -> None:
 
 
 def test_a_profile_stands_beside_the_model(tmp_path: Path) -> None:
-    profile = 'kernel,calls,us\n"void a::b_kernel<C, 2>(Plan, int)",3,10\nb_kernel,1,5\n'
+    profile = 'case,kernel,calls,us\nc,"void a::b_kernel<C, 2>(Plan, int)",3,10\nc,b_kernel,1,5\n'
     (tmp_path / "profile.csv").write_text(profile)
     measured = read_profile(tmp_path / "profile.csv")
-    assert measured == {"b_kernel": 35}
-    lines = list(time_lines({"b_kernel": time_of(launch(132))}, measured))
+    assert measured == {"c": {"b_kernel": 35}}
+    lines = list(time_lines({"b_kernel": time_of(launch(132))}, measured["c"]))
     assert lines[0].endswith("| bytes | measured |")
     assert lines[2].startswith("| `b_kernel` | 1 | ") and lines[2].endswith("| 0.04 |")
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastnas.benchmarks.harness import readme
+from fastnas.benchmarks.harness import readme, schema
 from fastnas.benchmarks.harness.plot import plot_csv
 from fastnas.benchmarks.harness.roofline import measure_roof
 from fastnas.benchmarks.harness.run import OP_PROVIDERS, op_cases, op_rows, result_path, run_suite
@@ -50,6 +50,14 @@ def test_rows_round_trip_and_are_not_overwritten(tmp_path):
     assert read_csv(path) == rows
     with pytest.raises(ValueError, match="2 pairs of device and commit"):
         write_csv([rows[0], replace(rows[1], commit="other")], tmp_path / "b.csv")
+
+
+def test_a_copy_without_its_git_folder_is_told_its_commit(monkeypatch):
+    monkeypatch.setattr(schema, "checkout", lambda: None)
+    commit = schema.commit.__wrapped__
+    assert commit() == "unknown"
+    monkeypatch.setenv("FASTNAS_COMMIT", "1a2b3c4")
+    assert commit() == "1a2b3c4"
 
 
 def test_broken_csv(tmp_path):

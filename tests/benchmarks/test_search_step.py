@@ -5,7 +5,8 @@ import torch
 
 from fastnas.benchmarks.harness.graph import Captured
 from fastnas.benchmarks.harness.run import run_suite
-from fastnas.benchmarks.harness.schema import current_conditions
+from fastnas.benchmarks.harness.schema import current_conditions, read_csv
+from fastnas.benchmarks.harness.timing import Timing
 from fastnas.benchmarks.search import ahead, providers, setup
 from fastnas.benchmarks.search.ahead import CompileAhead, step_command
 from fastnas.benchmarks.search.providers import PROVIDERS, Size, StepSettings
@@ -20,8 +21,10 @@ def tiny(monkeypatch):
 
 
 def rows_of(**settings):
+    """Rows as they are at the end: later ones replace earlier ones."""
     quiet = StepSettings(quick=True, **settings)
-    return list(search_rows(current_conditions("cpu"), "cpu", quiet, lambda what: None))
+    rows = search_rows(current_conditions("cpu"), "cpu", quiet, lambda what: None)
+    return [*{row.backend: row for row in rows}.values()]
 
 
 @pytest.fixture
@@ -58,6 +61,45 @@ def test_a_wrong_step_is_red_and_has_no_time(monkeypatch):
     assert rows["eager"].verified == "yes"
 
 
+@pytest.mark.usefixtures("tiny", "no_processes")
+def test_a_run_that_is_stopped_leaves_its_rows(tmp_path, monkeypatch):
+    """Here eager's and the first of ours, when the second cannot even be built."""
+    build = setup.build
+
+    def stopped(name, *arguments, **options):
+        if name == "fastnas-minimal":
+            raise KeyboardInterrupt
+        return build(name, *arguments, **options)
+
+    monkeypatch.setattr("fastnas.benchmarks.search.step.build", stopped)
+    out, only = tmp_path / "step.csv", ["fastnas", "fastnas-minimal"]
+    with pytest.raises(KeyboardInterrupt):
+        run_suite("search", quick=True, only=only, out=out, device="cpu")
+    rows = read_csv(out)
+    assert [row.backend for row in rows] == ["eager", "fastnas"]
+    assert all(row.verified == "yes" and row.median_ms for row in rows)
+    monkeypatch.setattr("fastnas.benchmarks.search.step.build", build)
+    rows = run_suite("search", quick=True, only=only, out=tmp_path / "whole.csv", device="cpu")
+    assert [row.backend for row in rows] == ["eager", *only]
+    assert read_csv(tmp_path / "whole.csv") == rows and all(row.saved_bytes for row in rows)
+
+
+@pytest.mark.usefixtures("tiny", "no_processes")
+def test_of_one_name_the_fastest_so_far_is_reported(monkeypatch):
+    order = ["eager", "eager-pruned", "eager-pruned-channels-last"]
+    taken = dict(zip(order, (3.0, 1.0, 2.0)))
+
+    def measure(calls, **_):
+        return {name: Timing(*[taken[name]] * 3) for name in calls}
+
+    monkeypatch.setattr("fastnas.benchmarks.search.step.measure", measure)
+    quiet = StepSettings(quick=True, only=order[1:])
+    rows = search_rows(current_conditions("cpu"), "cpu", quiet, lambda what: None)
+    seen = [(row.backend, row.median_ms) for row in rows]
+    best = ("eager-best", 1.0)
+    assert seen == [("eager", 3.0), best, best, ("eager", 3.0), best]
+
+
 def test_providers_of_a_device():
     usual = StepSettings().providers("cpu")
     assert usual[0] == "eager" and "compile" in usual and "fastnas" in usual
@@ -65,6 +107,9 @@ def test_providers_of_a_device():
     on_gpu = StepSettings(full=True, skip=["compile"]).providers("cuda")
     assert {"eager-channels-last", "eager-graph", "fastnas-graph", "compile-max-graph"} <= {*on_gpu}
     assert "compile" not in on_gpu
+    # The most important first: they have rows when the time is up.
+    ordered = ["fastnas-graph", "fastnas", "eager-graph"]
+    assert StepSettings(only=ordered).providers("cuda") == ["eager", *ordered]
     assert StepSettings(only=["compile-max"]).providers("cpu") == ["eager", "compile-max"]
     assert "compile" not in StepSettings(quick=True).providers("cuda")
 

@@ -6,6 +6,7 @@ A machine of benchmarks/model runs the machine code of every launch, on the memo
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from torch import Tensor
 
 import fastnas
 from fastnas import nn, ops
+from fastnas.benchmarks.model.counting import count_launch
 from fastnas.benchmarks.model.launches import Launch, observed
 from fastnas.benchmarks.model.machine import MachineError, Program, run_whole
+from fastnas.benchmarks.model.regions import LOADS, STORES, Region
 from fastnas.benchmarks.model.sass import Kernel
 from fastnas.spaces import get_space
 
@@ -34,10 +37,10 @@ def mixed_op(stride: int, dtype: torch.dtype, channels: int = 8) -> Run:
     return lambda: [y := op(x, w), *torch.autograd.grad(y, [x, w, *op.parameters()], dy)]
 
 
-def mixed_sum(dtype: torch.dtype) -> Run:
-    x = [torch.randn(2, 3, 40, 20, dtype=dtype, requires_grad=True) for _ in range(5)]
+def mixed_sum(dtype: torch.dtype, shape: tuple[int, ...] = (2, 3, 40, 20)) -> Run:
+    x = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(5)]
     w = torch.randn(5, requires_grad=True)
-    dy = torch.randn(2, 3, 40, 20, dtype=dtype)
+    dy = torch.randn(shape, dtype=dtype)
     return lambda: [y := ops.mixed_sum(x, w), *torch.autograd.grad(y, [*x, w], dy)]
 
 
@@ -76,6 +79,31 @@ def test_machine_code_computes_what_the_text_says(
     for got, right in zip(found, expected):
         error = torch.linalg.vector_norm((got - right).double())
         assert error <= bound * torch.linalg.vector_norm(right.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_mixed_sum_loads_and_stores_16_bytes_a_lane(
+    cuda_host: HostCudaBackend,
+    kernels: Mapping[str, Kernel],
+    machine: ctypes.CDLL,
+    dtype: torch.dtype,
+) -> None:
+    """Forward reads five terms and writes one tensor, backward reads six and writes five."""
+    moved: dict[str, list[float]] = {}
+
+    def see(launch: Launch) -> bool:
+        kernel = kernels[launch.kernel]
+        region = Region.of(count_launch(Program(machine, kernel), launch.shape).work)
+        wide = [region.moved_bytes(names, least=16) for names in (LOADS, STORES)]
+        moved[kernel.name.split("<")[0]] = [bytes_ / tensor for bytes_ in wide]
+        return True
+
+    shape = (2, 4, 32, 64)
+    run, tensor = mixed_sum(dtype, shape), math.prod(shape) * dtype.itemsize
+    with fastnas.use_backend("cuda-host"), observed(Path(str(cuda_host.module.__file__)), see):
+        run()
+    assert moved["mixed_sum_fwd_kernel"] == [5, 1]
+    assert moved["mixed_sum_bwd_kernel"] == [6, 5]
 
 
 @pytest.mark.parametrize(("moved", "told"), [(2, "misaligned address"), (-(1 << 44), "nothing at")])

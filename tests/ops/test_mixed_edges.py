@@ -50,7 +50,8 @@ PRIMITIVES = {
 @STRIDES
 @pytest.mark.parametrize("name", TERMS)
 def test_every_term_alone(backend: Target, dtype: torch.dtype, name: str, stride: int) -> None:
-    check(make(one_edge(stride, name), dtype=dtype, target=backend), backend.name)
+    # dw is one number here: of other seeds eager's is the exact one by luck, or a relu turns.
+    check(make(one_edge(stride, name), dtype=dtype, target=backend, seed=1), backend.name)
 
 
 @STRIDES
@@ -274,7 +275,7 @@ def test_memory_does_not_change_the_result(
     fast, lean, minimal = (run(inputs, backend.name, memory=memory) for memory in MEMORY)
     same_bits(lean, minimal)
     compare(lean, inputs)
-    if dtype == torch.bfloat16 and backend.name != "eager":
+    if torch.finfo(dtype).bits == 16 and backend.name != "eager":
         compare(fast, inputs)  # what it keeps is rounded
     else:
         same_bits(fast, lean)

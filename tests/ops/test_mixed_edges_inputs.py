@@ -29,9 +29,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "x has 1 states; the table needs 2", {"x": X[:1]}),
     (TypeError, "x[1] is a float; a Tensor is needed", {"x": [X[0], 1.0]}),
     (ValueError, "x[0] has shape [4, 3]; [N, C, H, W] is needed", {"x": [X[0][0, 0], X[1]]}),
-    (TypeError, "x[0] is torch.float16; allowed: float32, bfloat16, float64",
-     {"x": [x.half() for x in X]}),
-    (TypeError, "x[0] is torch.int64; allowed: float32, bfloat16, float64",
+    (TypeError, "x[0] is torch.int64; allowed: float32, bfloat16, float16, float64",
      {"x": [x.long() for x in X]}),
     (TypeError, "x[1] is torch.float64, x is torch.float32; one dtype is needed",
      {"x": [X[0], X[1].double()]}),
@@ -148,6 +146,16 @@ def test_there_is_no_float64_on_cuda(backend: Target) -> None:
     message = f"backend='{backend.name}' cannot run mixed_edges: mixed_edges has no float64 kernel"
     with pytest.raises(BackendError, match=re.escape(message)):
         fastnas.mixed_edges(x, W.to(backend.device), params, TABLE, backend=backend.name)
+
+
+@pytest.mark.backends("cpu")
+def test_float16_is_eager_on_the_cpu(backend: Target) -> None:
+    x, params = ([t.half() for t in ts] for ts in (X, PARAMS))
+    message = "backend='cpu' cannot run mixed_edges: mixed_edges has no float16 kernel on cpu"
+    with pytest.raises(BackendError, match=re.escape(message)):
+        fastnas.mixed_edges(x, W, params, TABLE, backend=backend.name)
+    y = fastnas.mixed_edges(x, W, params, TABLE)
+    assert torch.equal(y, fastnas.mixed_edges(x, W, params, TABLE, backend="eager"))
 
 
 SKIP = EdgeTerm("skip", 0)

@@ -72,15 +72,17 @@ def test_gradients_at_ties_go_where_torch_sends_them(
     backend: Target, dtype: torch.dtype, stride: int
 ) -> None:
     """Integers in 0..2: nearly every window has ties. dy so that the sums are exact."""
-    inputs = make(one_edge(stride, "max_pool"), (9, 8), C=5, N=4, dtype=dtype, target=backend)
+    inputs = make(one_edge(stride, "max_pool"), (9, 8), C=5, N=4, dtype=dtype, target=backend,
+                  seed=2)  # fmt: skip
     generator = torch.Generator().manual_seed(1)
     x = torch.randint(3, inputs.x[0].shape, generator=generator).to(inputs.x[0])
     tied = replace(inputs, x=[x], w=torch.ones_like(inputs.w))
     check(tied, backend.name)
     got = run(tied, backend.name)["dx[0]"].cpu()
-    leaf = x.cpu().requires_grad_()
+    # In float64: of other seeds two gradients of a pixel cancel in float16 alone.
+    leaf = x.cpu().double().requires_grad_()
     z = torch.nn.functional.max_pool2d(leaf, 3, stride, 1)
-    torch.nn.functional.batch_norm(z, None, None, training=True).backward(inputs.dy.cpu())
+    torch.nn.functional.batch_norm(z, None, None, training=True).backward(inputs.dy.cpu().double())
     assert leaf.grad is not None
     assert torch.equal(got == 0, leaf.grad == 0)
 

@@ -19,7 +19,8 @@ PAIR = torch.zeros(6), torch.ones(6)
 BAD: list[tuple[type[Exception], str, Any, Any, dict[str, Any]]] = [
     (TypeError, "x is a list; a Tensor is needed", [1.0], [P], {}),
     (ValueError, "x has shape [3, 5, 7]; [N, C, H, W] is needed", X[0], [P], {}),
-    (TypeError, "x is torch.float16; allowed: float32, bfloat16, float64", X.half(), [P], {}),
+    (TypeError, "x is torch.int64; allowed: float32, bfloat16, float16, float64",
+     X.long(), [P], {}),
     (ValueError, "params has 0 tensors; 1, or 2 at stride 2, are needed", X, [], {}),
     (ValueError, "params has 3 tensors; 1, or 2 at stride 2, are needed", X, [P] * 3, {}),
     (ValueError, "params[0] has shape [6, 4, 1, 1]; [C, 3, 1, 1] is needed, C at least 1",

@@ -150,6 +150,30 @@ def test_tools_beside_the_interpreter_come_before_those_on_the_path(tmp_path, mo
             assert not tool.startswith(str(tmp_path)), tool
 
 
+ASK_CMAKE = """
+import sys
+sys.argv = ["setup.py", "--version"]
+import setup
+from setuptools import Distribution
+command = setup.CMakeBuild(Distribution({"name": "fastnas"}))
+command.finalize_options()
+command.build_temp = sys.path[0] or "."
+setup.subprocess.run = lambda words, **_: print(*words)
+command.build("nvcc")
+"""
+
+
+@pytest.mark.parametrize("wished", ["90-real", ""])
+def test_cuda_is_built_for_the_architectures_that_are_asked_for(tmp_path, wished):
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    environment = os.environ | {"FASTNAS_CUDA_ARCHITECTURES": wished}
+    done = run([sys.executable, "-c", ASK_CMAKE], cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    configured = done.stdout.splitlines()[1].split()
+    given = [word for word in configured if "ARCHITECTURES" in word]
+    assert given == ([f"-DFASTNAS_CUDA_ARCHITECTURES={wished}"] if wished else [])
+
+
 def test_an_unknown_wish_is_refused():
     environment = os.environ | {"FASTNAS_BUILD": "rust"}
     command = [sys.executable, "setup.py", "--version"]
