@@ -33,22 +33,17 @@ __device__ __forceinline__ void each_window(const float* from, int pitch, const 
     take(Window(from + y * pitch), own);
     return own;
   };
-  const auto exists = [&](int y) { return at.row + y >= 0 && y < rows; };
-  Reduced before, here;
-  before.opens(), here.opens();
-  if (exists(-1)) before = reduced(-1);
-  if (S == 1) here = reduced(0);
+  Reduced before = reduced(at.row > 0 ? -1 : 0), here = S == 1 ? reduced(0) : before, after = before;
 #pragma unroll 1
   for (int r = 0; r < kSide<S>; ++r) {
     const int y = r * S;
-    if (S == 2 && exists(y)) here = reduced(y);
-    Reduced after, result;
-    after.opens();
-    if (exists(y + 1)) after = reduced(y + 1);
-    result.opens();
-    if (exists(y - 1)) join(before, -1, result);
-    if (exists(y)) join(here, 0, result);
-    if (exists(y + 1)) join(after, 1, result);
+    if (S == 2) here = reduced(y);
+    if (y + 1 < rows) after = reduced(y + 1);
+    Reduced result;
+    const bool opens = at.row + y > 0;
+    result.begin(opens ? before : here, opens ? -1 : 0);
+    if (opens) join(here, 0, result);
+    if (y + 1 < rows) join(after, 1, result);
     put(r, result);
     if (S == 1) before = here, here = after;
     else before = after;
@@ -58,10 +53,7 @@ __device__ __forceinline__ void each_window(const float* from, int pitch, const 
 // Holds sums of deviations from the strip's pivot, of windows of three columns or of whole ones.
 template <int S> struct Deviations {
   float sum[kSide<S>];
-  __device__ void opens() {
-#pragma unroll
-    for (int q = 0; q < kSide<S>; ++q) sum[q] = 0;
-  }
+  __device__ void begin(const Deviations& row, int) { *this = row; }
 };
 
 // Calls put(r, z) with the averages of each row of a strip.
@@ -97,9 +89,9 @@ __device__ __forceinline__ void average(const float* from, int pitch, const Plac
 // Holds maxima, and which pixel each is: of a row of three 0 to 2, of a window 0 to 8.
 template <int S> struct Winners {
   float best[kSide<S>], winner[kSide<S>];
-  __device__ void opens() {
+  __device__ void begin(const Winners& row, int dy) {
 #pragma unroll
-    for (int q = 0; q < kSide<S>; ++q) best[q] = -INFINITY, winner[q] = -1;
+    for (int q = 0; q < kSide<S>; ++q) best[q] = row.best[q], winner[q] = row.winner[q] + float(3 * (dy + 1));
   }
   // The first of equals stays, and the last NaN, as in torch.
   __device__ void meet(int q, float v, float which) {
@@ -118,19 +110,16 @@ __device__ __forceinline__ void maximum(const float* from, int pitch, const Plac
       [&](const auto& window, Winners<S>& own) {
 #pragma unroll
         for (int q = 0; q < kSide<S>; ++q) {
-          const bool first = q > 0 || at.col > 0;  // the first pixel that exists wins if all are -inf
+          const bool first = q > 0 || at.col > 0;  // the first pixel that exists wins if all are -inf, none later
           own.best[q] = first ? window[q * S - 1] : window[q * S], own.winner[q] = first ? 0.0f : 1.0f;
           if (first) own.meet(q, window[q * S], 1);
-          if (q * S + 1 < cols) own.meet(q, window[q * S + 1], 2);
+          own.meet(q, q * S + 1 < cols ? window[q * S + 1] : -INFINITY, 2);
         }
       },
       [&](const Winners<S>& own, int dy, Winners<S>& into) {
         const float row = float(3 * (dy + 1));
 #pragma unroll
-        for (int q = 0; q < kSide<S>; ++q) {
-          if (into.winner[q] < 0) into.winner[q] = row + own.winner[q];
-          into.meet(q, own.best[q], row + own.winner[q]);
-        }
+        for (int q = 0; q < kSide<S>; ++q) into.meet(q, own.best[q], row + own.winner[q]);
       },
       [&](int r, Winners<S>& result) { put(r, result.best, result.winner); });
 }
