@@ -18,7 +18,7 @@ from torch import Tensor
 from fastnas import nn, reference
 from fastnas.benchmarks.harness.memory import peak_bytes, saved_bytes
 from fastnas.benchmarks.harness.schema import Conditions, Row, new_row
-from fastnas.benchmarks.harness.timing import measure
+from fastnas.benchmarks.harness.timing import Timing, measure
 from fastnas.benchmarks.harness.verify import (
     EAGER,
     SEED,
@@ -113,30 +113,18 @@ class Search(NamedTuple):
 
 
 def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say) -> Iterator[Row]:
-    """Verifies, times and weighs the step of every provider."""
+    """Verifies, times and weighs the step of every provider.
+
+    As in `search_rows`, a provider has a row as soon as it is verified, which another replaces.
+    """
     size = SIZES["quick" if quick else "default"]
     case = f"single_path_step {size.name}"
     verdicts: dict[str, str] = {}
     searches: dict[str, Search] = {}
-    for name, provider in providers(device).items():
-        say(f"{case}: verifying {name}")
-        verdicts[name] = verdict(provider, size, device)
-        if verdicts[name] == YES:
-            searches[name] = build(provider, size, device)
-    steps = {name: search.step for name, search in searches.items()}
-    say(f"{case}: timing")
-    repeats = QUICK_REPEATS if quick else REPEATS
-    timings = measure(steps, repeats=repeats, warmup=1, device=device, drain=True)
-    for name, word in verdicts.items():
-        say(f"{case}: memory of {name}")
-        found: dict[str, Any] = {}
-        provider = providers(device)[name]
-        samples = provider.strategy().samples
-        if name in steps and not provider.graph:  # in a graph nothing can be seen from outside
-            found["saved_bytes"] = saved_bytes(steps[name], exclude=searches[name].inputs())
-            if device == "cuda":
-                found["peak_bytes"] = peak_bytes(steps[name], device)
-        yield new_row(
+
+    def row(name: str, timing: Timing | None, **weights: Any) -> Row:
+        samples = providers(device)[name].strategy().samples
+        return new_row(
             conditions,
             suite="paths",
             op=case if samples == 1 else f"{case}, {samples} samples",
@@ -146,10 +134,37 @@ def single_path_rows(conditions: Conditions, device: str, quick: bool, say: Say)
             shape=size.shape,
             K=get_space(size.space).num_candidates("normal"),
             layout="contiguous",
-            verified=word,
-            timing=timings.get(name),
-            **found,
+            verified=verdicts[name],
+            timing=timing,
+            **weights,
         )
+
+    for name, provider in providers(device).items():
+        say(f"{case}: verifying {name}")
+        verdicts[name] = verdict(provider, size, device)
+        if verdicts[name] == YES:
+            searches[name] = build(provider, size, device)
+        own = {name: searches[name].step} if name in searches else {}
+        alone = measure(own, repeats=QUICK_REPEATS, warmup=1, device=device, drain=True)
+        yield row(name, alone.get(name))
+    steps = {name: search.step for name, search in searches.items()}
+    say(f"{case}: timing")
+    repeats = QUICK_REPEATS if quick else REPEATS
+    timings = measure(steps, repeats=repeats, warmup=1, device=device, drain=True)
+    for name in verdicts:
+        say(f"{case}: memory of {name}")
+        yield row(name, timings.get(name), **_weights(name, searches, device))
+
+
+def _weights(name: str, searches: Mapping[str, Search], device: str) -> dict[str, int | None]:
+    """Returns saved_bytes and peak_bytes; in a graph nothing can be seen from outside."""
+    if name not in searches or providers(device)[name].graph:
+        return {}
+    search = searches[name]
+    found: dict[str, int | None] = {"saved_bytes": saved_bytes(search.step, search.inputs())}
+    if device == "cuda":
+        found["peak_bytes"] = peak_bytes(search.step, device)
+    return found
 
 
 def build(provider: Provider, size: Size, device: str) -> Search:

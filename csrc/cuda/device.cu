@@ -16,7 +16,9 @@ __global__ void probe_kernel() {}
 std::string error_text(int code) { return cudaGetErrorString(cudaError_t(code)); }
 
 // A machine without a driver, or with one older than the build's CUDA, must report that, not fail later in a
-// launch. Errors are fetched, so that they do not turn up in a later call of torch.
+// launch. Errors are fetched, so that they do not turn up in a later call of torch. The current device answers for all:
+// asking another would make a context there, of hundreds of MB. One that this build has no code for fails at its first
+// launch, by an error that says so.
 std::string device_problem() {
   int count = 0;
   cudaError_t error = cudaGetDeviceCount(&count);

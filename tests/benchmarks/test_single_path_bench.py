@@ -8,6 +8,7 @@ from host_recorder import HostRecorder
 
 import fastnas
 from fastnas import nn
+from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.benchmarks.search import ablation, single_path
 from fastnas.benchmarks.search.providers import Size
 from fastnas.benchmarks.search.single_path import GRAPHS, PROVIDERS, build, verdict
@@ -28,6 +29,25 @@ def test_a_provider_is_right_and_steps(name):
     before = [t.detach().clone() for t in search.inputs()]
     search.step()
     assert any(not torch.equal(t, old) for t, old in zip(search.inputs(), before))
+
+
+def test_a_provider_has_a_row_as_soon_as_it_is_verified(monkeypatch):
+    """The rows of the end, timed in turn and weighed, replace them."""
+    chosen = {name: PROVIDERS[name] for name in ("eager", "fastnas-gdas")}
+    monkeypatch.setattr(single_path, "providers", lambda device: chosen)
+    verified = []
+
+    def says_yes(provider, size, device):
+        verified.append(provider)
+        return "yes"
+
+    monkeypatch.setattr(single_path, "verdict", says_yes)
+    rows = single_path.single_path_rows(current_conditions("cpu"), "cpu", True, lambda what: None)
+    first = next(rows)
+    assert first.backend == "eager" and first.median_ms and verified == [chosen["eager"]]
+    rest = list(rows)
+    assert [row.backend for row in rest] == ["fastnas-gdas", "eager", "fastnas-gdas"]
+    assert all(row.saved_bytes for row in rest[1:])
 
 
 def test_a_graph_is_compared_with_the_stream(monkeypatch, cuda_host):
