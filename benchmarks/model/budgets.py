@@ -79,7 +79,7 @@ def _staged(work: Work, part: Region) -> float:
 
 
 def _fold(part: str, function: str, wide_loads: int) -> Budget:
-    """Bounds what a fold does for each group, of whose sums a thread loads so many quads."""
+    """Bounds what is done for each partial sum, of which a thread loads so many quads."""
 
     def groups(region: Region) -> float:
         return region.wide_loads() / wide_loads
@@ -120,8 +120,8 @@ BUDGETS: Sequence[Budget] = (
     Budget("product", ("add_product",), (Bound("% FFMA", _percent("FFMA"), least=75),)),
     Budget("Gram and cross", ("add_cross",), (Bound("% FFMA", _percent("FFMA"), least=70),)),
     Budget("weight gradient", ("correlate",), (Bound("% FFMA", _percent("FFMA"), least=60),)),
-    _fold("fold of Gram matrices", "fold_gram", 3),
-    _fold("fold of cross matrices", "fold_cross_sums", 1),
+    _fold("merge of Gram matrices", "merge_grams", 3),
+    _fold("merge of cross matrices", "merge_crosses", 1),
     Budget(
         "kernel",
         (),

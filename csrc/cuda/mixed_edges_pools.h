@@ -39,12 +39,11 @@ __device__ __forceinline__ void each_window(const float* from, int pitch, const 
     const int y = r * S;
     if (S == 2) here = reduced(y);
     if (y + 1 < rows) after = reduced(y + 1);
-    Reduced result;
-    const bool opens = at.row + y > 0;
-    result.begin(opens ? before : here, opens ? -1 : 0);
-    if (opens) join(here, 0, result);
-    if (y + 1 < rows) join(after, 1, result);
-    put(r, result);
+    // What the row before gave is not needed again, so it becomes the result.
+    if (at.row + y > 0) join(here, 0, before);
+    else before.begin(here);
+    if (y + 1 < rows) join(after, 1, before);
+    put(r, before);
     if (S == 1) before = here, here = after;
     else before = after;
   }
@@ -53,7 +52,7 @@ __device__ __forceinline__ void each_window(const float* from, int pitch, const 
 // Holds sums of deviations from the strip's pivot, of windows of three columns or of whole ones.
 template <int S> struct Deviations {
   float sum[kSide<S>];
-  __device__ void begin(const Deviations& row, int) { *this = row; }
+  __device__ void begin(const Deviations& middle) { *this = middle; }
 };
 
 // Calls put(r, z) with the averages of each row of a strip.
@@ -89,9 +88,9 @@ __device__ __forceinline__ void average(const float* from, int pitch, const Plac
 // Holds maxima, and which pixel each is: of a row of three 0 to 2, of a window 0 to 8.
 template <int S> struct Winners {
   float best[kSide<S>], winner[kSide<S>];
-  __device__ void begin(const Winners& row, int dy) {
+  __device__ void begin(const Winners& middle) {
 #pragma unroll
-    for (int q = 0; q < kSide<S>; ++q) best[q] = row.best[q], winner[q] = row.winner[q] + float(3 * (dy + 1));
+    for (int q = 0; q < kSide<S>; ++q) best[q] = middle.best[q], winner[q] = 3 + middle.winner[q];
   }
   // The first of equals stays, and the last NaN, as in torch.
   __device__ void meet(int q, float v, float which) {
