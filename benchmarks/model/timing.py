@@ -98,9 +98,13 @@ def _makespan(durations: Sequence[tuple[float, float]], slots: int) -> float:
     if blocks > 4 * slots:  # many waves: the last one is filled on the average by half
         return work / slots + max(duration for duration, _ in durations) / 2
     ends = [0.0] * slots
+    # A counted block may stand for a part of one more: what is left of it goes to the next.
+    due, begun = 0.0, 0
     for duration, count in durations:
-        for _ in range(round(count)):
+        due += count
+        while begun < round(due):
             heapq.heapreplace(ends, ends[0] + duration)
+            begun += 1
     return max(ends)
 
 

@@ -15,97 +15,127 @@
 namespace fastnas::cuda {
 namespace {
 
-// Computes dL/du = A^T dy - B (u - mean u) - A^T mean(dy) over a tile: two products into one set of sums, written once.
-template <class Units, int M> __device__ void half_gradient(const Plan& plan, const Half& h, float* u) {
-  const Tiling& t = plan.product;
-  float* const dy = u + tile_floats(plan, t);
-  const Tile tile = tile_of_block(t);
-  clear_tails(t, plan.C, u);
-  clear_tails(t, plan.C, dy);
-  load_plainly(plan, t, u_of(plan, h), tile, u);
-  load_plainly(plan, t, h.dy, tile, dy);
-  __syncthreads();
-  Product<Units, M> sum;
-  sum.add(plan, t, h.from_dy, dy, plan.C);
-  sum.add(plan, t, h.from_u, u, plan.C);
+// Computes dL/du = A^T dy - B (u - mean u) - A^T mean(dy) over a tile: two products into one set of sums.
+template <class Units> __device__ void half_gradient(const Plan& plan, const Half& h, float* shared) {
+  SHARED(Operand, operands, 2);
+  Mixing<Units> mixing(plan, shared);
+  if (threadIdx.x == 0) {
+    const Planes u = u_of(plan, h);
+    operands[0] = {h.dy, mixing.tile.image * h.dy.image, h.from_dy, nullptr, nullptr};
+    operands[1] = {u, mixing.tile.image * u.image, h.from_u, nullptr, nullptr};
+  }
   const Planes du = plan.own(h.du);
-  sum.each_quad(plan, t, tile, u, [&](const Place& p, Quad quad) {
-    const float bias = h.du_bias[p.channel];
-#pragma unroll
-    for (int k = 0; k < 4; ++k) quad.v[k] += bias;
-    put_quad(du, tile.image * du.image + p.channel * plan.plane() + p.offset, p.count, quad);
+  mixing.each_pass([&] {
+    mixing.add(operands, 2, plan.C, [&] { mixing.add_constants(h.du_bias); });
+    mixing.put(du, mixing.tile.image * du.image);
   });
 }
 
-// Computes dL/dz of a quad of a value, of all the terms that read it. Each has its own dy, q and weight; they are added
-// here, so that dx goes through the windows of a pool once. Averages are divided by their windows' counts.
-__device__ Quad value_gradient(const Plan& plan, const Value& value, const Place& p, int64_t at) {
-  const Quad z = get_quad(value.z, at, p.count);
-  Quad dz{};
-  for (int k = value.first_plain; k < value.last_plain; ++k) {
-    const Plain& n = plan.plains.all[plan.readers[k]];
-    for (int i = 0; i < p.count; ++i) dz.v[i] += plain_gradient(plan, n, z.v[i], at + i, p.channel);
-  }
-  if (value.made != Made::average) return dz;
-  const int row = p.offset / plan.out.cols, col = p.offset % plan.out.cols;
+// Adds dL/dz of a term that reads a value to the sums, of four quads at a time.
+template <class Units>
+__device__ void add_plain_gradient(const Plan& plan, const Value& value, const Plain& n, Mixing<Units>& mixing) {
+  const int64_t image = mixing.tile.image * plan.image();
+  const float w = plan.w[n.weight];
+  mixing.each_four([&](const Place& at, int i) {
+    Quad z[4], dy[4];
+    float rstd[4], mean_dy[4], mean[4], rstd_q[4];
+    mixing.four(static_cast<const float*>(value.z.data) + image, at, i, z);
+    mixing.four(static_cast<const float*>(n.dy.data) + image, at, i, dy);
+    mixing.channels(n.rstd, i, rstd), mixing.channels(n.dy_mean, i, mean_dy);
+    mixing.channels(n.stats, i, mean), mixing.channels(n.rstd_q, i, rstd_q);
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    dz.v[i] *= strips::pool_share(row * value.stride, (col + i) * value.stride, value.x.grid);
-  return dz;
+    for (int k = 0; k < 4; ++k)
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        mixing.sum[i + k][j] += norm_gradient(w * rstd[k], dy[k].v[j], mean_dy[k], z[k].v[j] - mean[k], rstd_q[k]);
+  });
 }
 
-// Writes dL/dz of a pool over a tile, or takes dL/dz of a strided skip back through its matrices: W^T dz of a part,
-// from the part's own channels of dz, as those of the other part have zeros in W, and 0 times their inf would be NaN.
-// The parts reach different pixels of x, so each has a plane.
-template <class Units, int M> __device__ void gradient_of_value(const Plan& plan, const Value& value, float* dz) {
-  const Tiling& t = plan.product;
-  const Tile tile = tile_of_block(t);
-  const bool strided = value.made == Made::strided;
-  const Planes to = plan.own(value.dz, DType::f32);
-  clear_tails(t, plan.C, dz);
-  for (int i = int(threadIdx.x); i < plan.C * t.quads(); i += kThreads) {
-    const Place p = place_of_quad(t, tile, i / t.quads(), i % t.quads());
-    const int64_t at = tile.image * plan.image() + p.channel * plan.plane() + p.offset;
-    const Quad quad = value_gradient(plan, value, p, at);
-    if (strided) store_quad(dz + p.channel * t.pitch + p.pixel, quad);
-    else put_quad(to, at, p.count, quad);
-  }
-  if (!strided) return;
-  float* const space = dz + tile_floats(plan, t);
-  for (int part = 0; part < 2; ++part) {
-    __syncthreads();
-    Product<Units, M> sum;
-    const int own = plan.C / 2 * part;
-    sum.add(plan, t, value.back + 4 * own, dz + own * t.pitch, plan.C / 2);
-    const Planes dx = plan.own(value.dx + part * plan.images * plan.image(), DType::f32);
-    sum.each_quad(plan, t, tile, space, [&](const Place& p, const Quad& quad) {
-      put_quad(dx, tile.image * dx.image + p.channel * plan.plane() + p.offset, p.count, quad);
+// Adds dL/dz of the terms that read a value. Each term has its own dy, q and weight; they are added here, so that dx
+// goes through the windows of a pool once. Those with noise that multiplies take long, as those of unaligned planes.
+template <class Units>
+__device__ void add_value_gradients(const Plan& plan, const Value& value, Mixing<Units>& mixing) {
+  const int64_t image = mixing.tile.image * plan.image();
+  for (int reader = value.first_plain; reader < value.last_plain; ++reader) {
+    const Plain& n = plan.plains.all[plan.readers[reader]];
+    if (n.dy.aligned && !(n.noisy && is_multiplicative(plan.form))) {
+      add_plain_gradient(plan, value, n, mixing);
+      continue;
+    }
+    mixing.each_quad_by_turns([&](const Place& p, float(&sum)[4]) {
+      const int64_t at = image + p.channel * plan.plane() + p.offset;
+      const Quad z = get_quad(value.z, at, p.count);
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (k < p.count) sum[k] += plain_gradient(plan, n, z.v[k], at + k, p.channel);
     });
   }
 }
 
+// Divides dL/dz of an average by the counts of its windows.
+template <class Units> __device__ void share_out(const Plan& plan, const Value& value, Mixing<Units>& mixing) {
+  const Place first = mixing.place();
+  const int row = first.offset / plan.out.cols * value.stride, col = first.offset % plan.out.cols;
+  float share[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) share[k] = strips::pool_share(row, (col + k) * value.stride, value.x.grid);
+  mixing.each_quad([&](const Place&, float(&sum)[4]) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) sum[k] *= share[k];
+  });
+}
+
+// Takes dL/dz of a strided skip, which the block has just written, back through its matrices: W^T dz of a part, from
+// the part's own channels of dz, as those of the other part have zeros in W, and 0 times their inf would be NaN. The
+// parts reach different pixels of x, so each has a plane.
+template <class Units>
+__device__ void strided_gradient(const Plan& plan, const Value& value, int part, Mixing<Units>& mixing) {
+  SHARED(Operand, operands, 1);
+  const int own = plan.C / 2 * part;
+  const Planes dz = plan.own(value.dz, DType::f32);
+  const Planes dx = plan.own(value.dx + part * plan.images * plan.image(), DType::f32);
+  __syncthreads();
+  if (threadIdx.x == 0)
+    operands[0] = {dz, mixing.tile.image * dz.image + own * plan.plane(), value.back + 4 * own, nullptr, nullptr};
+  mixing.each_pass([&] {
+    mixing.add(operands, 1, plan.C / 2, [] {});
+    mixing.put(dx, mixing.tile.image * dx.image);
+  });
+}
+
+template <class Units> __device__ void gradient_of_value(const Plan& plan, const Value& value, float* shared) {
+  Mixing<Units> mixing(plan, shared);
+  mixing.each_pass([&] {
+    add_value_gradients(plan, value, mixing);
+    if (value.made == Made::average) share_out(plan, value, mixing);
+    mixing.put(plan.own(value.dz, DType::f32), mixing.tile.image * plan.image());
+  });
+  if (value.made != Made::strided) return;
+#pragma unroll 1
+  for (int part = 0; part < 2; ++part) strided_gradient(plan, value, part, mixing);
+}
+
 // grid (tiles of all images, halves + values): computes dL/du of halves, from dy (or dv) and u, and dL/dz of values.
-template <class Units, int M>
-__global__ void __launch_bounds__(kThreads)
-    du_kernel(const __grid_constant__ Plan plan, int first, int halves, int first_value, Which which) {
+template <class Units>
+__global__ void __launch_bounds__(kThreads, Units::kBlocks)
+    du_kernel(const __grid_constant__ Plan plan, Range halves, Which which, int jobs, int first_value) {
   DYNAMIC_SHARED(float, shared);
   const int job = int(blockIdx.y);
-  if (job >= halves) {
-    const Value* const value = plan.values.at(first_value + job - halves);
-    if (value && value->made != Made::state) gradient_of_value<Units, M>(plan, *value, shared);
+  if (job >= jobs) {
+    const Value* const value = plan.values.at(first_value + job - jobs);
+    if (value && value->made != Made::state) gradient_of_value<Units>(plan, *value, shared);
     return;
   }
-  const Half* const h = plan.halves.at(first + job);
-  if (is_wanted(h, which)) half_gradient<Units, M>(plan, *h, shared);
+  if (const Half* const h = wanted_half(plan, halves, which, job)) half_gradient<Units>(plan, *h, shared);
 }
 
 // --- launches ------------------------------------------------------------------------------------------------
 
 void launch_du(Launcher& run, Range states, Which which, bool with_values) {
-  const Range halves = run.planner.halves_of(states), values = run.planner.values_of(states);
-  const int jobs = halves.count() + (with_values ? values.count() : 0);
-  run(FASTNAS_VARIANT(run, product_pieces, du_kernel), dim3(run.tiles(), jobs), run.shared(run.plan().product, 2),
-      halves.first, halves.count(), values.first, which);
+  const Range values = run.planner.values_of(states);
+  const int jobs = run.wanted(states, which);
+  run.mix(du_kernel<CudaMixing>, du_kernel<TensorMixing>, jobs + (with_values ? values.count() : 0),
+          run.planner.halves_of(states), which, jobs, values.first);
 }
 
 // Launches everything that leaves one state. If neither the state's gradient nor parameters are

@@ -144,17 +144,6 @@ __device__ __forceinline__ void add_all(const Plan& plan, const Source& s, const
       });
 }
 
-// Draws the noise of a plain skip again, for four elements. It is not inlined, as it is long and seldom wanted.
-__device__ __noinline__ float4 noise_of(const Plan& plan, const Plain& n, int64_t at) {
-  const Draw<float> draw = draw_of(plan, n);
-  if (at % 4 == 0) {
-    const Draws<float> d = draw.quad(uint64_t(at) / 4);
-    return make_float4(d.v[0], d.v[1], d.v[2], d.v[3]);
-  }
-  return make_float4(draw.element(uint64_t(at)), draw.element(uint64_t(at + 1)), draw.element(uint64_t(at + 2)),
-                     draw.element(uint64_t(at + 3)));
-}
-
 constexpr int kHeld = 4;  // quads of a thread whose loads are in flight at once: all that it has of a tile
 
 // Adds w dy of the plain skips, noisy or not, to the quads of a thread at `at` + offset[k] of [N, C, rows, cols].

@@ -2,6 +2,7 @@
 // back.
 #pragma once
 
+#include "mixed_edges_mix.h"
 #include "mixed_edges_products.h"
 
 namespace fastnas::cuda {
@@ -27,7 +28,7 @@ struct Gather {
 namespace {
 
 // Says whether a block has work: the job is in the path (not null) and of the kind that the launch is about.
-__device__ bool is_wanted(const Half* h, Which which) {
+__device__ __host__ inline bool is_wanted(const Half* h, Which which) {
   if (!h) return false;
   switch (which) {
     case Which::first: return !h->second;
@@ -35,6 +36,22 @@ __device__ bool is_wanted(const Half* h, Which which) {
     case Which::final: return h->final;
     default: return !h->final;  // inner
   }
+}
+
+// Finds the index-th of some halves that a launch is about; null: there are fewer, as a sampled path may have. The
+// lanes ask for 32 at once: one by one, each would cost a load that is waited for. All lanes of a warp must call it.
+__device__ const Half* wanted_half(const Plan& plan, Range halves, Which which, int index) {
+  for (int base = halves.first; base < halves.last; base += 32) {
+    const int own = base + lane_index();
+    unsigned found = __ballot_sync(0xffffffffu, own < halves.last && is_wanted(plan.halves.at(own), which));
+    if (const int count = __popc(found); index >= count) {
+      index -= count;
+      continue;
+    }
+    for (; index > 0; --index) found &= found - 1;
+    return plan.halves.at(base + __popc(~found & (found - 1)));
+  }
+  return nullptr;
 }
 
 // Loads relu(x) of the pixels that a part of a strided skip reads: (2 row + part, 2 col + part),
@@ -71,6 +88,17 @@ __device__ Draw<float> draw_of(const Plan& plan, const Plain& n) {
                      uint64_t(plan.rng[2 * n.target + 1]) + uint64_t(n.ordinal), plan.level[0], spread);
 }
 
+// Draws the noise of a term for four elements. It is not inlined, as it is long and seldom wanted.
+__device__ __noinline__ float4 noise_of(const Plan& plan, const Plain& n, int64_t at) {
+  const Draw<float> draw = draw_of(plan, n);
+  if (at % 4 == 0) {
+    const Draws<float> d = draw.quad(uint64_t(at) / 4);
+    return make_float4(d.v[0], d.v[1], d.v[2], d.v[3]);
+  }
+  return make_float4(draw.element(uint64_t(at)), draw.element(uint64_t(at + 1)), draw.element(uint64_t(at + 2)),
+                     draw.element(uint64_t(at + 3)));
+}
+
 // Computes dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with
 // the noise's d drawn again where it multiplies dy.
 __device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
@@ -91,35 +119,22 @@ struct Launcher {
   int error = 0;
 
   const Plan& plan() const { return planner.plan; }
-  int tiles() const { return int(plan().images) * plan().product.count(); }
-  size_t shared(const Tiling& t, int tiles_held) const {
-    return sizeof(float) * size_t(tiles_held) * tile_floats(plan(), t);
-  }
   template <class... P, class... A> void operator()(void (*kernel)(P...), dim3 grid, size_t bytes, A... arguments) {
     if (!error && grid.x && grid.y) error = launch(kernel, grid, kThreads, bytes, stream, plan(), arguments...);
   }
-  // Pieces of a tile's product that a worker has.
-  int product_pieces() const {
-    return plan().tensor ? a_worker<TensorCores>(TensorCores::product_pieces(plan(), plan().product))
-                         : a_worker<CudaCores>(CudaCores::product_pieces(plan(), plan().product));
+  // Counts the halves of some states that a launch is about. Of a sampled path it is one an edge, at most.
+  int wanted(Range states, Which which) const {
+    if (planner.p.choice) return planner.halves_of(states).count() / 2;
+    const std::vector<Half> halves = planner.all_halves(states);
+    return int(std::count_if(halves.begin(), halves.end(), [&](const Half& h) { return is_wanted(&h, which); }));
   }
-
- private:
-  template <class Units> static int a_worker(int pieces) { return (pieces + kWorkers<Units> - 1) / kWorkers<Units>; }
+  // Launches a kernel that mixes channels, on the units that the call uses: a block for each tile and job.
+  template <class Kernel, class... A> void mix(Kernel cuda, Kernel tensor, int jobs, A... arguments) {
+    const Tiling& t = plan().product;
+    (*this)(plan().tensor ? tensor : cuda, dim3(unsigned(plan().images) * t.count(), unsigned(jobs)),
+            sizeof(float) * size_t(mixing_floats(plan())), arguments...);
+  }
 };
-
-// Picks the kernel for these units and that many pieces of a worker. Tilings are made so that four
-// are enough (plan.cu).
-template <class Kernel> struct Variants { Kernel cuda[3], tensor[3]; };
-template <class Kernel> Kernel variant(bool tensor, int pieces, const Variants<Kernel>& of) {
-  const int index = pieces <= 1 ? 0 : pieces <= 2 ? 1 : 2;
-  return tensor ? of.tensor[index] : of.cuda[index];
-}
-#define FASTNAS_VARIANT(run, pieces, kernel)                                                      \
-  variant<decltype(&kernel<CudaCores, 1>)>(                                                       \
-      (run).plan().tensor, (run).pieces(),                                                        \
-      {{kernel<CudaCores, 1>, kernel<CudaCores, 2>, kernel<CudaCores, 4>},                        \
-       {kernel<TensorCores, 1>, kernel<TensorCores, 2>, kernel<TensorCores, 4>}})
 
 // The steps of what leaves some states. Each is one launch, but gather of wide cells two.
 void launch_gather(Launcher& run, Range states, Which which, Sums sums, bool values);

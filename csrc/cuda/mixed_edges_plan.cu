@@ -9,13 +9,25 @@
 namespace fastnas::cuda {
 namespace {
 
-// Tiles of few pixels give more blocks, tiles of many read the matrices less often: this takes the largest tiles that
-// still give a block for each of the H100's 132 multiprocessors; a launch has several jobs, which multiplies the
-// blocks. The number is fixed, not asked of the device, so results do not depend on the card.
-Tiling balanced(Grid grid, int channels, int64_t images, int most) {
-  int pixels = most;
-  while (pixels > 32 && images * product_tiling(grid, channels, pixels).count() < 132) pixels /= 2;
-  return product_tiling(grid, channels, pixels);
+// A block's threads, or on tensor cores its warps, sum one tile of products at once: 8 channels by 4 pixels each, or 16
+// by 64. Tiles of more would be summed in passes that read all operands again, tiles of fewer leave threads idle.
+Tiling mixed_tiling(Grid grid, int width, bool tensor) {
+  const int pixels =
+      tensor ? 64 * std::max(1, 4 / ((width + 15) / 16)) : kMixedElements / rounded_up(width, 8) / 4 * 4;
+  return product_tiling(grid, width, std::min(256, pixels));
+}
+
+// A thread copies four quads of a part, so that what it does with them is unrolled, and the matrix takes no more than
+// the tile; but no part has fewer than 8 channels. A row more is read ahead, and not used. Banks: a warp reads quads of
+// pixels of a channel, or on tensor cores 8 pixels of 4 channels and 8 rows of 4 columns of the matrix.
+PartLayout part_layout(const Tiling& t, int width) {
+  constexpr int kQuads = kMixedElements / 8;
+  PartLayout p{};
+  p.channels = kQuads >> t.quad_bits;
+  while (p.channels > 8 && p.channels * width > 4 * kQuads) p.channels /= 2;
+  p.pitch = t.tile.pixels() + 8, p.apart = 4 * p.channels + 16;
+  p.floats = (p.channels + 1) * p.pitch + rounded_up(width, 16) / 4 * p.apart;
+  return p;
 }
 
 }  // namespace
@@ -36,7 +48,8 @@ void Planner::lay_out_tiles() {
   const int strip_pixels = std::max(64, std::min({kMostTilePixels, kTileElements / channels, most_pixels}));
   plan.strips = strip_tiling(plan.out, strip_pixels, strides ? 4 : 8);
   plan.tiling = plan.fused ? plan.strips : product_tiling(plan.out, plan.width, std::min(256, most_pixels));
-  plan.product = balanced(plan.out, plan.width, plan.images, std::min(256, most_pixels));
+  plan.product = mixed_tiling(plan.out, plan.width, plan.tensor);
+  plan.parts = part_layout(plan.product, plan.width);
 }
 
 // Takes as many groups as there are images, up to kMostGroups, but fewer where the partial sums of the largest level

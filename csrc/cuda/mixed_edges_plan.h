@@ -22,6 +22,7 @@ namespace fastnas::cuda {
 constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
 constexpr int kClusterGroups = 8;     // of which a first step adds these, a second what comes of it
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
+constexpr int kMixedElements = 4096;  // of a tile of products: 32 sums a thread
 constexpr int kMostTilePixels = 512;  // 16 rows of 32 columns, which are 8 strips of a warp's 32
 constexpr int kMostTensorChannels = 256;  // of which 32 pixels are a tile
 constexpr int kMostFusedChannels = kTileElements / 64;  // of which a tile holds a whole strip, 8 x 8
@@ -59,10 +60,17 @@ struct Planes {
 struct Tiling {
   Grid grid, tile;
   int down, across, pitch;
+  int quad_bits;  // of a power of two that is at least quads()
   FASTNAS_HD int count() const { return down * across; }
   FASTNAS_HD int quads() const { return tile.pixels() / 4; }
   // The tile's rows are those of the plane, so that a channel of a tile is one run of memory.
   FASTNAS_HD bool whole_rows() const { return tile.cols == grid.cols; }
+};
+
+// Says how products read a tile and their matrix in shared memory, a few channels at a time (mixed_edges_mix.h).
+struct PartLayout {
+  int channels, pitch;  // floats from a channel to the next
+  int apart, floats;    // from four outputs of the matrix to the next; of a buffer
 };
 
 // A half is depthwise -> pointwise -> batch norm. A sep_conv is two of them, which stand one after the
@@ -192,6 +200,7 @@ struct Plan {
   bool fused;
   Grid out;
   Tiling tiling, product, strips;  // of sums over pixels; of products; of convolutions alone
+  PartLayout parts;                // of products
   Jobs<Half> halves;
   Jobs<Value> values;
   Jobs<Plain> plains;
@@ -240,8 +249,10 @@ struct DeviceArena {
 FASTNAS_HD constexpr int rounded_up(int value, int step) { return (value + step - 1) / step * step; }
 
 inline Tiling tiling_of(Grid grid, Grid tile) {
+  int bits = 0;
+  while (4 << bits < tile.pixels()) ++bits;
   return {grid, tile, (grid.rows + tile.rows - 1) / tile.rows, (grid.cols + tile.cols - 1) / tile.cols,
-          tile.pixels() + 4};
+          tile.pixels() + 4, bits};
 }
 
 // Tiles for products take at most 32 columns, so that a warp reads whole rows, and as many rows as `most_pixels`

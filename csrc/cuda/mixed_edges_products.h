@@ -1,12 +1,10 @@
-// Computes products over the channels of tiles, and over their pixels, on CUDA cores or on tensor cores. What is
-// the same for both is below them: a piece is 16 sums of each thread of a team, and a worker of the block, which
-// is a team, has up to M pieces.
+// Computes products over the pixels of tiles, and over their channels into another tile, on CUDA cores or on tensor
+// cores. What is the same for both is below them: a piece is 16 sums of each thread of a team, and a worker of the
+// block is a team. Products over channels that stay in registers: mixed_edges_mix.h.
 //
-// Each product reads its tile from shared memory and keeps its sums in registers, 16 M a thread. M is a template
-// argument (1, 2 or 4): with a variable count the sums would be an indexed array, which lies in local memory. The
-// matrices A, A^T and B are read from global memory, where all blocks of a launch share them in L2 and L1, and lie
-// there as Plan::at says: a thread's four outputs of one input after the other, so that the addresses of an unrolled
-// loop are one register and constants.
+// A matrix is read from global memory, where all blocks of a launch share it in L2 and L1, and lies there as Plan::at
+// says: a thread's four outputs of one input after the other, so that the addresses of an unrolled loop are one
+// register and constants.
 #pragma once
 
 #include "mixed_edges_tile.h"
@@ -159,76 +157,6 @@ struct TensorCores {
 template <class Units> __device__ int worker_index() { return int(threadIdx.x) / Units::kTeam; }
 template <class Units> constexpr int kWorkers = kThreads / Units::kTeam;
 constexpr int kMostHeld = 4;  // pieces of a matrix that a worker holds at once
-
-// Computes matrix^T tile: the sums of a block over all channels and pixels of one tile. Products add up, so all terms
-// of a node go into the same registers and are stored once.
-template <class Units, int M> struct Product {
-  float sum[M][4][4] = {};
-
-  // Calls f(piece, its sums) for the pieces that there are.
-  template <class F> __device__ void each_piece(const Plan& plan, const Tiling& t, F f) {
-#pragma unroll
-    for (int m = 0; m < M; ++m) {
-      const int piece = worker_index<Units>() + m * kWorkers<Units>;
-      if (piece < Units::product_pieces(plan, t)) f(piece, sum[m]);
-    }
-  }
-
-  __device__ void add(const Plan& plan, const Tiling& t, const float* matrix, const float* tile, int channels) {
-    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
-      Units::add_product(plan, t, piece, matrix, tile, channels, own);
-    });
-  }
-
-  // Writes the sums over a tile in shared memory, which its readers leave before and enter after a barrier each.
-  __device__ void write_tile(const Plan& plan, const Tiling& t, float* tile) {
-    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const Element at = Units::element(t, piece, i, j);
-          if (at.channel < plan.C && at.pixel < t.tile.pixels()) tile[at.channel * t.pitch + at.pixel] = own[i][j];
-        }
-    });
-  }
-
-  // Adds a tile in shared memory to the sums.
-  __device__ void add_tile(const Plan& plan, const Tiling& t, const float* tile) {
-    each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const Element at = Units::element(t, piece, i, j);
-          if (at.channel < plan.C && at.pixel < t.tile.pixels()) own[i][j] += tile[at.channel * t.pitch + at.pixel];
-        }
-    });
-  }
-
-  // Calls f(place, quad of sums) over what the tile has of the image. A thread has quads of pixels on CUDA cores; on
-  // tensor cores its sums are scattered, so they go through `space`, a tile in shared memory that nobody else reads
-  // any more once all threads of the block have come here.
-  template <class F> __device__ void each_quad(const Plan& plan, const Tiling& t, const Tile& tile, float* space, F f) {
-    if constexpr (Units::kTeam == 1) {
-      each_piece(plan, t, [&](int piece, float(&own)[4][4]) {
-        const int first = piece / t.quads() * 4;
-        Place place = place_of_quad(t, tile, first, piece % t.quads());
-#pragma unroll
-        for (int i = 0; i < 4; ++i, ++place.channel)
-          if (place.channel < plan.C && place.count > 0) f(place, Quad{{own[i][0], own[i][1], own[i][2], own[i][3]}});
-      });
-    } else {
-      __syncthreads();
-      write_tile(plan, t, space);
-      __syncthreads();
-      for (int i = int(threadIdx.x); i < plan.C * t.quads(); i += kThreads) {
-        const Place place = place_of_quad(t, tile, i / t.quads(), i % t.quads());
-        if (place.count > 0) f(place, quad_at(space + place.channel * t.pitch + place.pixel));
-      }
-    }
-  }
-};
 
 // Writes matrix^T tile, of `channels` channels of the tile, over channels first .. last - 1 of another tile. A thread
 // has one piece at a time, so it needs no variants. A barrier before it and after it is the caller's.
