@@ -362,8 +362,8 @@ inline int run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const void* ent
 
 // Sees each launch before it runs: the kernel, sizes of grid and block, bytes of dynamic shared memory, and the
 // parameters as a device gets them. Where it returns true the launch is done, and no block runs.
-using Observer = int (*)(const void* kernel, const unsigned* sizes, size_t shared_bytes, const unsigned char* parameters,
-                         size_t parameter_bytes);
+using Observer = int (*)(const void* kernel, const unsigned* sizes, size_t shared_bytes,
+                         const unsigned char* parameters, size_t parameter_bytes);
 inline Observer observer = nullptr;
 
 // Copies parameters to one piece of memory, each at a multiple of its alignment.

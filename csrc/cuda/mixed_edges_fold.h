@@ -8,7 +8,7 @@
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kRowsAtOnce = 4;  // rows of W that a warp folds together, so that it reads other matrices a quarter as often
+constexpr int kRowsAtOnce = 4;  // rows of W that a warp folds together: it reads other matrices a quarter as often
 constexpr int kColsAtOnce = 2;  // columns that a lane has of them, 32 apart
 constexpr int kDepth = 32;      // of what a warp stages of four rows
 constexpr int kChain = 8;       // products that are added in fp32 before fp64 takes the sum
@@ -26,10 +26,10 @@ __device__ const float* weights_of(const Plan& plan, const Half& h) {
 // Sums of four rows by two columns that a lane has of a product of [C][C] matrices.
 using RowSums = double[kRowsAtOnce][kColsAtOnce];
 
-// Computes sum_i left(r, i) right(i, j) for the rows of a warp and the columns j = col, col + 32 of a lane; `right` lies
-// in memory, rows `pitch` apart. Both sides are floats that were rounded before; eight products are added in fp32,
-// which rounds less than that did, as one FFMA takes a fourth of the time of a conversion and a DFMA. The warp's part of
-// `scratch` gives all lanes the left side by loads of 16 bytes.
+// Computes sum_i left(r, i) right(i, j) for the rows of a warp and the columns j = col, col + 32 of a lane; `right`
+// lies in memory, rows `pitch` apart. Both sides are floats that were rounded before; eight products are added in fp32,
+// which rounds less than that did, as one FFMA takes a fourth of the time of a conversion and a DFMA. The warp's part
+// of `scratch` gives all lanes the left side by loads of 16 bytes.
 template <class Left>
 __device__ __forceinline__ void multiply_rows(int C, float* scratch, Left left, const float* right, int pitch, int col,
                                               RowSums& sum) {

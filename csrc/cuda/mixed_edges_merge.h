@@ -63,8 +63,8 @@ template <class Merge> __device__ bool merges_all(const Plan& plan, float* parti
   return true;
 }
 
-// Adds up the quads of all parts: of(part, place, row) gives a part's at a place of the matrix. Four parts are asked for
-// at once, and added in pairs.
+// Adds up the quads of all parts: of(part, place, row) gives a part's at a place of the matrix. Four parts are asked
+// for at once, and added in pairs.
 template <class Of> __device__ void merge_matrices(const Plan& plan, const Parts& parts, Of of) {
   const int a_row = plan.width / 4;
   for (int k = int(threadIdx.x); k < plan.C * a_row; k += kThreads) {
@@ -97,8 +97,8 @@ __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
 }
 
 // Moves the parts to one shift, minus the mean of them all, about which a Gram matrix is smallest and so cancels least.
-// Part p has sum u' of u' = u + shift_p; it gets d = shift - shift_p in place of its shift, and sum u' + n d. The total's
-// sum would be 0, but the shift is rounded: what is left of it is kept.
+// Part p has sum u' of u' = u + shift_p; it gets d = shift - shift_p in place of its shift, and sum u' + n d. The
+// total's sum would be 0, but the shift is rounded: what is left of it is kept.
 __device__ void move_to_mean(const Plan& plan, const Parts& parts) {
   for (int c = int(threadIdx.x); c < plan.C; c += kThreads) {
     double sum = 0, rest = 0, count = 0;

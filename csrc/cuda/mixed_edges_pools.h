@@ -19,9 +19,10 @@ FASTNAS_HD float pool_share(int row, int col, Grid from) {
   return pool_share(row, from.rows) * pool_share(col, from.cols);
 }
 
-// Goes through a strip row by row. Each row of the patch is reduced once, by take(row, own), to what its windows of three
-// columns give, and serves the three rows of windows that it belongs to: join(own, into) adds it to them in the order in
-// which torch visits rows. put(r, result) gets a row of the pool. Rows are a loop, not unrolled: pools are few.
+// Goes through a strip row by row. Each row of the patch is reduced once, by take(row, own), to what its windows of
+// three columns give, and serves the three rows of windows that it belongs to: join(own, into) adds it to them in the
+// order in which torch visits rows. put(r, result) gets a row of the pool. Rows are a loop, not unrolled: pools are
+// few.
 template <int S, class Reduced, class Take, class Join, class Put>
 __device__ __forceinline__ void each_window(const float* from, int pitch, const Place& at, Take take, Join join,
                                             Put put) {
@@ -58,8 +59,8 @@ template <int S> struct Deviations {
 // Calls put(r, z) with the averages of each row of a strip.
 //
 // An average sums differences from a pixel of the strip: nine values far from zero would round at the size of their
-// sum, and the batch norm after the pool divides that error by their small spread. An inf or NaN is no pivot; 0 is taken
-// instead.
+// sum, and the batch norm after the pool divides that error by their small spread. An inf or NaN is no pivot; 0 is
+// taken instead.
 template <int S, class Put>
 __device__ __forceinline__ void average(const float* from, int pitch, const Place& at, Put put) {
   const float corner = from[0], pivot = corner - corner == 0 ? corner : 0.0f;

@@ -68,9 +68,9 @@ __device__ float* own_taps(const Stand& stand, float* patches) {
   return patches + warp_index() * stand.warp_floats + stand.taps_at;
 }
 
-// Says where the parts of a block's dynamic shared memory lie: a tile, sums of pieces, and for each warp its patches and
-// taps. Another tile, of dy or of what a strided skip reads, lies over the patches: with a place of its own half as many
-// blocks would fit on a multiprocessor, and warps wait for memory and each other most of the time.
+// Says where the parts of a block's dynamic shared memory lie: a tile, sums of pieces, and for each warp its patches
+// and taps. Another tile, of dy or of what a strided skip reads, lies over the patches: with a place of its own half as
+// many blocks would fit on a multiprocessor, and warps wait for memory and each other most of the time.
 struct Space {
   float *tile, *sums, *patches, *other;
   __device__ Space(const Gather& call, float* shared)

@@ -226,7 +226,7 @@ __device__ void clear_tails(const Tiling& t, int channels, float* tile) {
   for (int i = int(threadIdx.x); i < 4 * channels; i += kThreads) tile[i / 4 * t.pitch + t.tile.pixels() + i % 4] = 0;
 }
 
-constexpr int kSumsAtOnce = 4;  // channels of a warp whose sums are under way together, or each would wait for its shuffles
+constexpr int kSumsAtOnce = 4;  // channels that a warp sums together, or each would wait for its shuffles
 
 // Sums the pixels of all channels of a tile, and calls put(c, sum) in one lane for each: a warp has four channels at
 // once.

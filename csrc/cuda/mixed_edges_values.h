@@ -240,7 +240,8 @@ __device__ void gather_strided(const Plan& plan, int part, const Space& space, S
       with_cross(plan, space.sums, base,
                  [&](auto product) { product.add(plan, stand.tiling, space.tile, space.other); });
     }
-    with_cross(plan, space.sums, base, [&](auto product) { product.store(plan, sums + blockIdx.x * plan.partial_size()); });
+    with_cross(plan, space.sums, base,
+               [&](auto product) { product.store(plan, sums + blockIdx.x * plan.partial_size()); });
   }
   const auto merge = [&](const Parts& parts) {
     merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });

@@ -124,10 +124,11 @@ def test_a_profile_stands_beside_the_model(tmp_path: Path) -> None:
     assert lines[2].startswith("| `b_kernel` | 1 | ") and lines[2].endswith("| 0.04 |")
 
 
-@pytest.mark.parametrize("path", [KERNELS, OLD_STRUCTURE], ids=lambda path: path.stem)
-def test_recorded_times_have_every_case(path: Path) -> None:
+def test_recorded_times_have_every_case() -> None:
     steps = {step_case(64, "float32"), step_case(64, "bfloat16"), step_case(256, "float32")}
-    assert set(recorded(path)) == steps | {mixed_op_case(shape) for shape in STAGES}
+    mixed_ops = {mixed_op_case(shape) for shape in STAGES}
+    assert set(recorded(KERNELS)) == steps | mixed_ops
+    assert set(recorded(OLD_STRUCTURE)) >= mixed_ops
 
 
 def launch(
