@@ -112,6 +112,7 @@ def record(model: HostModel, out: Path) -> None:
         for name, work in works.items():
             times = by_kernel(model.count(work))
             writer.writerows(report.time_rows(name, times))
+            file.flush()  # a step takes minutes, and the next may not be waited for
             print(*report.case_lines({name: times}, recorded(OLD_STRUCTURE)), sep="\n")
 
 
