@@ -21,8 +21,7 @@ struct Destination {
   bool centred;
 };
 
-// Convolves the strip of one lane, D * relu(in). `first` is the channel of the warp's pass. The kernels of the other
-// stride are left out.
+// Adds D * relu(in) to the strip of one lane. The kernels of the other stride are left out.
 template <int S> struct ConvolvedStrip {
   const Stand& stand;
   float* patches;
@@ -40,10 +39,10 @@ template <int S> struct ConvolvedStrip {
   }
 };
 
-// Writes a strip from registers to memory and to the tile, whose pixels outside of the image are 0.
+// Writes u of a strip from registers to memory and to the tile, whose pixels outside of the image are 0.
 template <int N>
-__device__ void put_strip(const Stand& stand, const strips::Strip& strip, int channel, const Destination& to,
-                          const float (&acc)[N][N]) {
+__device__ void put_u(const Stand& stand, const strips::Strip& strip, int channel, const Destination& to,
+                      const float (&acc)[N][N]) {
   const Tiling& t = stand.tiling;
   const Tile& tile = stand.tile;
   const float by = to.shift ? to.shift[channel] : 0.0f, stored_by = to.centred ? by : 0.0f;
@@ -69,6 +68,8 @@ __device__ void put_strip(const Stand& stand, const strips::Strip& strip, int ch
   }
 }
 
+// Convolves the strip of a lane, of `count` channels from the stand's `first` on. The strip is found again afterwards,
+// as in registers it would not fit beside the sums.
 template <int S>
 __device__ __forceinline__ void convolve_strip(const Stand& stand, float* patches, int first, int count,
                                                const Destination& to) {
@@ -79,7 +80,7 @@ __device__ __forceinline__ void convolve_strip(const Stand& stand, float* patche
   strips::with_kernel(h.size, h.dilation, h.stride, ConvolvedStrip<S>{stand, patches, acc});
   fence_registers();
   const strips::Strip again = strips::strip_of_lane(stand.lanes, stand.tiling.tile, stand.reach.strip());
-  put_strip(stand, again, first + again.channel, to, acc);
+  put_u(stand, again, first + again.channel, to, acc);
 }
 
 // Computes u of the stand's half over its tile: to[c][pixel] = D * relu(in). A warp takes the channels of a

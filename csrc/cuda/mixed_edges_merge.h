@@ -85,6 +85,11 @@ template <class Of> __device__ void merge_matrices(const Plan& plan, const Parts
   }
 }
 
+// Adds matrices that need no moving.
+__device__ void merge_plainly(const Plan& plan, const Parts& parts) {
+  merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });
+}
+
 // Adds sums dy u^T, and of dy alone.
 __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
   for (int c = int(threadIdx.x); c < plan.C; c += kThreads) {
@@ -93,7 +98,7 @@ __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
     for (int p = 0; p < parts.count; ++p) sum += double(__ldcg(parts.sum(plan, p) + c));
     parts.total(plan, 0)[c] = float(sum);
   }
-  merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });
+  merge_plainly(plan, parts);
 }
 
 // Moves the parts to one shift, minus the mean of them all, about which a Gram matrix is smallest and so cancels least.

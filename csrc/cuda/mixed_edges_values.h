@@ -243,9 +243,7 @@ __device__ void gather_strided(const Plan& plan, int part, const Space& space, S
     with_cross(plan, space.sums, base,
                [&](auto product) { product.store(plan, sums + blockIdx.x * plan.partial_size()); });
   }
-  const auto merge = [&](const Parts& parts) {
-    merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });
-  };
+  const auto merge = [&](const Parts& parts) { merge_plainly(plan, parts); };
   if (merges_all(plan, sums, value.reduce_done + part * kCountersOfSum, merge)) fold_strided(plan, value, part, sums);
 }
 
