@@ -50,11 +50,12 @@ __global__ void __launch_bounds__(kThreads)
 // --- the gradient of a state ---------------------------------------------------------------------------------
 
 // Adds what strided skips give: a part of their gradient reaches every second pixel, from (part, part) on.
-__device__ __forceinline__ void add_strided(const Plan& plan, const Value& value, const Part& part,
+__device__ __forceinline__ void add_strided(const Plan& plan, const Value& value, const Tiling& t, const Part& part,
                                             float (&acc)[8][8]) {
-  if (!part.has_strip) return;
-  const int row = part.row() / 2, col = part.col() / 2, count = min(4, plan.out.cols - col);
-  const int64_t at = part.tile.image * plan.image() + (part.first + part.strip.channel) * plan.plane() +
+  const Spot spot = spot_of_lane(t, part);
+  if (!spot.exists) return;
+  const int row = spot.row / 2, col = spot.col / 2, count = min(4, plan.out.cols - col);
+  const int64_t at = part.tile.image * plan.image() + (part.first + spot.channel) * plan.plane() +
                      int64_t(row) * plan.out.cols + col;
 #pragma unroll
   for (int odd = 0; odd < 2; ++odd) {
@@ -78,19 +79,18 @@ __device__ __forceinline__ void pool_back(const float* dz, const float* winner, 
 
 // Adds what a pool gives: of an average each window's share, of a maximum all of dz to the pixel that won. The winners
 // of a maximum are staged beside dz, of half of the channels at a time, so that they need no more space than a half.
-__device__ __forceinline__ void add_pool(const Plan& plan, const Value& value, const Tiling& tiling, const Part& part,
+__device__ __forceinline__ void add_pool(const Plan& plan, const Value& value, const Tiling& t, const Part& part,
                                          float* space, float (&acc)[8][8]) {
-  const Tiling t = fresh(tiling);
   const strips::Reach reach{3, 1, value.stride, true};
-  const int channels = strips::lanes_of(t.tile, reach.strip()).channels;
-  const int at_once = value.winner ? max(1, channels / 2) : channels;
+  const int at_once = value.winner ? max(1, part.lanes.channels / 2) : part.lanes.channels;
   strips::Patch patch = strips::patch_of(reach, t, plan.out, space);
-  const int apart = at_once * patch.plane, row = reach.below(part.row()), col = reach.below(part.col());
+  const Spot spot = spot_of_lane(t, part);
+  const int apart = at_once * patch.plane, row = reach.below(spot.row), col = reach.below(spot.col);
   __syncwarp();
   strips::clear(patch, value.winner ? 2 * at_once : at_once);
   strips::place(patch, reach, part.tile.row, part.tile.col);
   for (int begin = 0; begin < part.channels; begin += at_once) {
-    const int count = min(at_once, part.channels - begin), own = part.strip.channel - begin;
+    const int count = min(at_once, part.channels - begin), own = spot.channel - begin;
 #pragma unroll 1
     for (int k = 0; k < (value.winner ? 2 : 1); ++k) {
       strips::Patch to = patch;
@@ -98,7 +98,7 @@ __device__ __forceinline__ void add_pool(const Plan& plan, const Value& value, c
       strips::stage(plan.own(k ? value.winner : value.dz, DType::f32), part.tile.image, part.first + begin, count, to);
     }
     strips::wait_staged();
-    if (!part.has_strip || own < 0 || own >= count) continue;
+    if (!spot.exists || own < 0 || own >= count) continue;
     const float* const dz = patch.at(own, row, col);
     const float* const winner = value.winner ? dz + apart : nullptr;
     const strips::Edges edges = strips::edges_of(reach, patch, row);
@@ -131,7 +131,7 @@ __device__ __forceinline__ void add_all(const Plan& plan, const Source& s, const
       s.values, [&](int k) { return is_made(k, true); },
       [&](int k) {
         if (!is_mine(turn++)) return;
-        add_strided(plan, *plan.values.at(k), part, acc);
+        add_strided(plan, *plan.values.at(k), s.tiling, part, acc);
         masks = true;
       });
   if (masks) mask(s.x, s.tiling, part, space, acc);
@@ -210,15 +210,16 @@ __device__ __forceinline__ void finish(const Plan& plan, const Source& s, const 
 }
 
 __device__ __forceinline__ void state_gradient(const Plan& plan, const Gradients& call, float* shared) {
+  SHARED(Part, part, 1);  // where it takes no registers: the sums leave few
   const Tiling& t = call.source.tiling;
+  if (threadIdx.x == 0) part[0] = part_at(plan, t, blockIdx.x);
+  __syncthreads();
   float* const space = shared + warp_index() * call.warp_floats;
   float acc[8][8] = {};
-  const Part part = part_at(plan, t, blockIdx.x);
-  add_all(plan, call.source, part, space, acc);
-  put_part(t, part, acc, space);
+  add_all(plan, call.source, part[0], space, acc);
+  put_part(t, part[0], acc, space);
   __syncthreads();
-  // The part is worked out again: kept, it would take registers where the sums leave none.
-  finish(plan, call.source, part_at(plan, t, unsigned(strips::fresh(int(blockIdx.x)))), shared, call.warp_floats);
+  finish(plan, call.source, part[0], shared, call.warp_floats);
 }
 
 __device__ __forceinline__ void taps_gradient(const Plan& plan, const Half& h, const Gradients& call, int block,

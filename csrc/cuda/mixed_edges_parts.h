@@ -7,32 +7,39 @@
 namespace fastnas::cuda {
 namespace {
 
-// Names what a warp works on: some channels of a tile, and the strip of each lane, if it has one.
+// Names what a warp works on: some channels of a tile, and how its lanes share them.
 struct Part {
   Tile tile;
-  int first, channels;
-  strips::Strip strip;
-  bool has_strip;
-  __device__ int row() const { return tile.row + strip.row; }
-  __device__ int col() const { return tile.col + strip.col; }
+  strips::Lanes lanes;
+  int strip, first, channels;  // the side of a strip
 };
 
 FASTNAS_HD int channel_groups(int C, const Tiling& t, int strip) {
   const int at_once = strips::lanes_of(t.tile, strip).channels;
   return (C + at_once - 1) / at_once;
 }
-__device__ Part part_of(const Plan& plan, const Tiling& t, int strip_side, const Tile& tile, int group) {
-  const strips::Lanes lanes = strips::lanes_of(t.tile, strip_side);
-  const strips::Strip strip = strips::strip_of_lane(lanes, t.tile, strip_side);
-  const int first = group * lanes.channels, channels = min(lanes.channels, plan.C - first);
-  // Strips below the image or beside it are left out: a tile before may have left other pixels in their patch.
-  return {tile, first, channels, strip, strip.channel < channels && strip.row < tile.rows && strip.col < tile.cols};
+__device__ Part part_of(const Plan& plan, const Tiling& t, int strip, const Tile& tile, int group) {
+  const strips::Lanes lanes = strips::lanes_of(t.tile, strip);
+  const int first = group * lanes.channels;
+  return {tile, lanes, strip, first, min(lanes.channels, plan.C - first)};
 }
 // Counts groups of channels first, then tiles, then images.
 __device__ Part part_at(const Plan& plan, const Tiling& t, unsigned index) {
   const unsigned groups = unsigned(channel_groups(plan.C, t, strips::kSourceSide)), tiles = index / groups;
   const Tile tile = tile_at(t, tiles / t.count(), int(tiles % t.count()));
   return part_of(plan, t, strips::kSourceSide, tile, int(index % groups));
+}
+
+// Names a lane's strip of a part: its channel in the part, its first row and column in the plane. Strips below the
+// image or beside it do not exist: a tile before may have left other pixels in their patch.
+struct Spot {
+  int channel, row, col;
+  bool exists;
+};
+__device__ Spot spot_of_lane(const Tiling& t, const Part& part) {
+  const strips::Strip strip = strips::strip_of_lane(part.lanes, t.tile, part.strip);
+  return {strip.channel, part.tile.row + strip.row, part.tile.col + strip.col,
+          strip.channel < part.channels && strip.row < part.tile.rows && strip.col < part.tile.cols};
 }
 
 // Calls f(i) for the jobs of a range that are wanted, in order. The lanes ask for 32 jobs at once: one by one, each
@@ -43,14 +50,6 @@ template <class Wanted, class F> __device__ __forceinline__ void each_wanted(Ran
     unsigned left = __ballot_sync(0xffffffffu, own < jobs.last && wanted(own));
     for (; left; left &= left - 1) f(base + __popc(~left & (left - 1)));
   }
-}
-
-// Returns a tiling whose tiles the compiler does not know, so that what follows from their shape is computed where it
-// is needed: before the loops over jobs it would take registers all the way through.
-__device__ Tiling fresh(const Tiling& t) {
-  Tiling own = t;
-  own.tile = {strips::fresh(t.tile.rows), strips::fresh(t.tile.cols)};
-  return own;
 }
 
 // --- convolutions, transposed --------------------------------------------------------------------------------
@@ -70,26 +69,26 @@ template <bool kStrided> struct TransposedStrip {
 // Adds D^T du of a half to the strips of a warp. Patches of du and taps lie in the warp's `space`; `cleared` says of
 // which shape patches have zeros around their pixels there.
 template <bool kStrided>
-__device__ __forceinline__ void add_transposed(const Plan& plan, const Half& h, const Tiling& tiling, const Part& part,
+__device__ __forceinline__ void add_transposed(const Plan& plan, const Half& h, const Tiling& t, const Part& part,
                                                float* space, int& cleared, float (&acc)[8][8]) {
-  const Tiling t = fresh(tiling);
   const strips::Reach reach{h.size, h.dilation, h.stride, true};
   strips::Patch patch = strips::patch_of(reach, t, plan.out, space);
-  float* const taps = space + strips::patch_floats(reach, t);
+  float* const taps = space + part.lanes.channels * patch.plane;
   if (const int shape = patch.plane << 6 | patch.pitch; cleared != shape) {
     __syncwarp();
-    strips::clear(patch, strips::lanes_of(t.tile, reach.strip()).channels);
+    strips::clear(patch, part.lanes.channels);
     cleared = shape;
   }
   strips::place(patch, reach, part.tile.row, part.tile.col);
   strips::stage(plan.own(h.du), part.tile.image, part.first, part.channels, patch);
   strips::stage_taps(h.taps, plan.type, h.size, part.first, part.channels, taps);
   strips::wait_staged();
-  if (!part.has_strip) return;
-  const int row = reach.below(part.row()), col = reach.below(part.col());
-  const TransposedStrip<kStrided> strip{patch.at(part.strip.channel, row, col), patch.pitch,
+  const Spot spot = spot_of_lane(t, part);
+  if (!spot.exists) return;
+  const int row = reach.below(spot.row), col = reach.below(spot.col);
+  const TransposedStrip<kStrided> strip{patch.at(spot.channel, row, col), patch.pitch,
                                         strips::edges_of(reach, patch, row),
-                                        taps + part.strip.channel * strips::tap_pitch(h.size), acc};
+                                        taps + spot.channel * strips::tap_pitch(h.size), acc};
   strips::with_kernel(h.size, h.dilation, h.stride, strip);
 }
 
@@ -97,15 +96,15 @@ __device__ __forceinline__ void add_transposed(const Plan& plan, const Half& h, 
 FASTNAS_HD strips::Reach pixels_alone() { return {1, 1, 1, false}; }
 
 // Sets to 0 what the relu of `x`, the convolution's input, stops.
-__device__ __forceinline__ void mask(const Planes& x, const Tiling& tiling, const Part& part, float* space,
+__device__ __forceinline__ void mask(const Planes& x, const Tiling& t, const Part& part, float* space,
                                      float (&acc)[8][8]) {
-  const Tiling t = fresh(tiling);
   strips::Patch patch = strips::patch_of(pixels_alone(), t, x.grid, space);
   strips::place(patch, pixels_alone(), part.tile.row, part.tile.col);
   strips::stage(x, part.tile.image, part.first, part.channels, patch);
   strips::wait_staged();
-  if (!part.has_strip) return;
-  const float* const from = patch.at(part.strip.channel, part.row(), part.col());
+  const Spot spot = spot_of_lane(t, part);
+  if (!spot.exists) return;
+  const float* const from = patch.at(spot.channel, spot.row, spot.col);
 #pragma unroll
   for (int r = 0; r < 8; ++r)
 #pragma unroll
@@ -119,10 +118,11 @@ __device__ __forceinline__ void mask(const Planes& x, const Tiling& tiling, cons
 // Puts the strips of a warp into a tile of its channels in its `space`, where patches lay.
 __device__ __forceinline__ void put_part(const Tiling& t, const Part& part, const float (&acc)[8][8], float* space) {
   __syncwarp();
-  if (!part.has_strip) return;
-  const strips::Strip& strip = part.strip;
-  strips::put_strip(acc, space + strip.channel * t.pitch + strip.row * t.tile.cols + strip.col, t.tile.cols,
-                    t.tile.rows - strip.row, t.tile.cols - strip.col);
+  const Spot spot = spot_of_lane(t, part);
+  if (!spot.exists) return;
+  const int row = spot.row - part.tile.row, col = spot.col - part.tile.col;
+  strips::put_strip(acc, space + spot.channel * t.pitch + row * t.tile.cols + col, t.tile.cols, t.tile.rows - row,
+                    t.tile.cols - col);
 }
 
 }  // namespace

@@ -27,34 +27,25 @@ struct CorrelatedStrip {
   }
 };
 
-// Says where a warp has du: beside the patch of the input, and without a halo.
-__device__ strips::Patch du_patch(const Plan& plan, const strips::Reach& reach, const Tiling& t, float* space) {
-  return strips::patch_of(pixels_alone(), t, plan.out, space + strips::patch_floats(reach, t));
-}
-
-// Sums the taps of a warp's channels over one tile.
-__device__ __forceinline__ void add_taps(const Plan& plan, const Half& h, const Tiling& tiling, const Part& part,
-                                         float* space, float (&dtap)[kMostTaps]) {
-  const Tiling t = fresh(tiling);
-  const strips::Reach reach{h.size, h.dilation, h.stride, false};
-  strips::Patch in = strips::patch_of(reach, t, h.in.grid, space);
-  strips::Patch du = du_patch(plan, reach, t, space);
+// Sums the taps of a warp's channels over one tile, from patches of the input and of du.
+__device__ __forceinline__ void add_taps(const Plan& plan, const Half& h, const strips::Reach& reach, const Tiling& t,
+                                         const Part& part, strips::Patch in, strips::Patch du,
+                                         float (&dtap)[kMostTaps]) {
   strips::place(in, reach, part.tile.row, part.tile.col);
   strips::place(du, pixels_alone(), part.tile.row, part.tile.col);
-#pragma unroll 1
-  for (int k = 0; k < 2; ++k)  // one copy of the code that stages
-    strips::stage(k ? plan.own(h.du) : h.in, part.tile.image, part.first, part.channels, k ? du : in);
+  strips::stage(h.in, part.tile.image, part.first, part.channels, in);
+  strips::stage(plan.own(h.du), part.tile.image, part.first, part.channels, du);
   strips::wait_staged();
-  if (!part.has_strip) return;
-  const strips::Strip& strip = part.strip;
-  const int row = reach.below(part.row()), col = reach.below(part.col());
-  const CorrelatedStrip correlated{in.at(strip.channel, row, col),
-                                   du.at(strip.channel, part.row(), part.col()),
+  const Spot spot = spot_of_lane(t, part);
+  if (!spot.exists) return;
+  const int row = reach.below(spot.row), col = reach.below(spot.col);
+  const CorrelatedStrip correlated{in.at(spot.channel, row, col),
+                                   du.at(spot.channel, spot.row, spot.col),
                                    in.pitch,
                                    du.pitch,
                                    strips::edges_of(reach, in, row),
                                    dtap};
-  strips::with_kernel(h.size, h.dilation, h.stride, correlated);
+  strips::with_kernel(reach.size, reach.dilation, reach.stride, correlated);
 }
 
 // Sums the taps of some channels over a group of images, and over the lanes of each channel, by a butterfly whose
@@ -62,17 +53,21 @@ __device__ __forceinline__ void add_taps(const Plan& plan, const Half& h, const 
 __device__ __forceinline__ void sum_taps(const Plan& plan, const Half& h, const Tiling& t, int group, int channels_at,
                                          float* space) {
   const strips::Reach reach{h.size, h.dilation, h.stride, false};
-  const strips::Lanes lanes = strips::lanes_of(t.tile, reach.strip());
-  strips::clear(strips::patch_of(reach, t, h.in.grid, space), lanes.channels);
-  strips::clear(du_patch(plan, reach, t, space), lanes.channels);
+  Part part = part_of(plan, t, reach.strip(), {}, channels_at);
+  const strips::Lanes& lanes = part.lanes;
+  const strips::Patch in = strips::patch_of(reach, t, h.in.grid, space);
+  const strips::Patch du = strips::patch_of(pixels_alone(), t, plan.out, space + lanes.channels * in.plane);
+  strips::clear(in, lanes.channels);
+  strips::clear(du, lanes.channels);
   float dtap[kMostTaps] = {};
   for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
-    for (int index = 0; index < t.count(); ++index) {
-      const Part part = part_of(plan, t, reach.strip(), tile_at(t, image, index), channels_at);
-      add_taps(plan, h, t, part, space, dtap);
-    }
-  const strips::Strip strip = strips::strip_of_lane(lanes, t.tile, reach.strip());
-  const int taps = h.taps_count(), channel = channels_at * lanes.channels + strip.channel;
+    for (int row = 0; row < t.grid.rows; row += t.tile.rows)
+      for (int col = 0; col < t.grid.cols; col += t.tile.cols) {
+        part.tile = {image, row, col, min(t.tile.rows, t.grid.rows - row), min(t.tile.cols, t.grid.cols - col)};
+        add_taps(plan, h, reach, t, part, in, du, dtap);
+      }
+  const strips::Strip strip = strips::strip_of_lane(lanes, t.tile, part.strip);
+  const int taps = h.taps_count(), channel = part.first + strip.channel;
   const bool writes = channel < plan.C && strip.row == 0 && strip.col == 0;
   float* const to = h.dtaps + (int64_t(group) * plan.C + channel) * taps;
 #pragma unroll
