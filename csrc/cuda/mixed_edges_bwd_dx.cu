@@ -229,7 +229,7 @@ __device__ __forceinline__ void taps_gradient(const Plan& plan, const Half& h, c
   if (block >= blocks) return;
   const int a_group = channel_groups(plan.C, t, h.stride == 1 ? 8 : 4), index = block * kWarps + warp_index();
   const int group = index / a_group, channels_at = index % a_group;
-  if (group < plan.groups) sum_taps(plan, h, t, group, channels_at, space);
+  if (group < plan.tap_groups()) sum_taps(plan, h, t, group, channels_at, space);
   if (is_last_block(h.taps_done, unsigned(blocks))) fold_taps(plan, h);
 }
 

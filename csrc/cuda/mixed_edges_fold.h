@@ -263,38 +263,57 @@ template <class T, class Add> __device__ T block_total(T own, Add add) {
   return own;
 }
 
+// Says how threads share the channels of a fold: neighbours have groups of one channel, a power of two of them, as many
+// as there are threads for. With a thread a channel one of 16 channels would read all groups one after the other.
+struct Sharing {
+  int lanes;
+  __device__ explicit Sharing(int C) : lanes(1) {
+    while (lanes < 32 && 2 * lanes * C <= kThreads) lanes *= 2;
+  }
+  __device__ int lane() const { return int(threadIdx.x) & (lanes - 1); }
+  __device__ int channel() const { return int(threadIdx.x) / lanes; }
+  __device__ int step() const { return kThreads / lanes; }
+  // Adds up over the lanes of a channel, by a butterfly whose order is fixed. Whole warps call it.
+  __device__ double total(double v) const {
+    for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+  }
+};
+
 // Makes the moments of a channel from the groups': of a value d away from its group's pivot they have sum d, sum d^2.
 // About the whole mean, a group's squares are sum d^2 + 2 e sum d + n e^2, e = pivot - mean.
-__device__ Moments channel_moments(const Plan& plan, const Value& value, int c) {
+__device__ Moments channel_moments(const Plan& plan, const Value& value, const Sharing& sharing, int c) {
   const auto part = [&](int g, int k) { return __ldcg(value.parts + (int64_t(g) * 3 + k) * plan.C + c); };
   const double pixels = double(value.z.grid.pixels()), count = double(plan.images) * pixels, first = part(0, 0);
   double sum = 0, squares = 0;
 #pragma unroll 8
-  for (int g = 0; g < plan.groups; ++g) {
+  for (int g = sharing.lane(); g < plan.groups; g += sharing.lanes) {
     const double n = double(plan.first_image(g + 1) - plan.first_image(g)) * pixels;
     sum += n * (part(g, 0) - first) + part(g, 1);
   }
-  const double mean = first + sum / count;
+  const double mean = first + sharing.total(sum) / count;
 #pragma unroll 8
-  for (int g = 0; g < plan.groups; ++g) {
+  for (int g = sharing.lane(); g < plan.groups; g += sharing.lanes) {
     const double n = double(plan.first_image(g + 1) - plan.first_image(g)) * pixels, e = part(g, 0) - mean;
     squares += part(g, 2) + e * (2 * part(g, 1) + n * e);
   }
-  return {count, mean, clamp_variance(squares)};
+  return {count, mean, clamp_variance(sharing.total(squares))};
 }
 
 // Holds moments where shared memory wants a type without initialisers.
 struct PlainMoments { double count, mean, squares; };
 
-// Makes a term's batch statistics, where they are gathered, its rstd, and the spread that noise is relative to. A
-// thread has the channels c, c + 128, ...; in the spread of the whole tensor the channels of a normed term have mean 0
-// and squares scaled by r^2.
+// Makes a term's batch statistics, where they are gathered, its rstd, and the spread that noise is relative to. In the
+// spread of the whole tensor the channels of a normed term have mean 0 and squares scaled by r^2.
 __device__ void fold_plain(const Plan& plan, const Value& value, const Plain& n) {
   const int C = plan.C;
+  const Sharing sharing(C);
   Moments whole;  // of this thread's channels, as the term's output has them
-  for (int c = int(threadIdx.x); c < C; c += kThreads) {
+  for (int base = 0; base < C; base += sharing.step()) {
+    const int c = base + sharing.channel();
     Moments m;
-    if (value.parts) m = channel_moments(plan, value, c);
+    if (value.parts) m = channel_moments(plan, value, sharing, min(c, C - 1));
+    if (sharing.lane() != 0 || c >= C) continue;
     if (n.normed) {
       if (value.parts) n.stats[c] = float(m.mean), n.stats[C + c] = stored_variance<float>(m.squares / m.count);
       const double rstd = batch_rstd(double(n.stats[C + c]), plan.eps);
@@ -316,13 +335,18 @@ __device__ void fold_plain(const Plan& plan, const Value& value, const Plain& n)
 __device__ void fold_dots(const Plan& plan, const Plain& n) {
   const int C = plan.C;
   const double samples = double(plan.samples());
+  const Sharing sharing(C);
   double dw = 0;
-  for (int c = int(threadIdx.x); c < C; c += kThreads) {
+  for (int base = 0; base < C; base += sharing.step()) {
+    const int c = base + sharing.channel();
     double totals[3] = {};
 #pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g)
+    for (int g = sharing.lane(); g < plan.groups; g += sharing.lanes)
 #pragma unroll
-      for (int k = 0; k < 3; ++k) totals[k] += __ldcg(n.dots + (int64_t(g) * 3 + k) * C + c);
+      for (int k = 0; k < 3; ++k) totals[k] += __ldcg(n.dots + (int64_t(g) * 3 + k) * C + min(c, C - 1));
+#pragma unroll
+    for (int k = 0; k < 3; ++k) totals[k] = sharing.total(totals[k]);
+    if (sharing.lane() != 0 || c >= C) continue;
     dw += totals[2];
     if (!n.normed) continue;
     const double rstd = batch_rstd(double(n.stats[C + c]), plan.eps), q = totals[0] * rstd / samples;

@@ -53,8 +53,8 @@ void Planner::lay_out_tiles() {
 }
 
 // Takes as many groups as there are images, up to kMostGroups, but fewer where the partial sums of the largest level
-// would take more than kMostPartialBytes: they grow with groups C^2, and 48 halves of 1024 channels in 32 groups
-// would be 6.5 GB.
+// would take more than kMostPartialBytes: they grow with groups C^2, and 48 halves of 1024 channels in 64 groups
+// would be 13 GB.
 int Planner::count_groups() const {
   int jobs = 1;
   for (int state = 0; state < p.inputs + p.nodes; ++state) {
@@ -201,7 +201,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
       h.dv = h.final ? nullptr : take_plane();
       h.dy = h.final ? plan.own(node_values[e.target], DType::f32) : plan.own(h.dv);
       if (p.dparams) {
-        h.dtaps = arena.take<float>(int64_t(plan.groups) * C * t.size * t.size);
+        h.dtaps = arena.take<float>(plan.tap_groups() * plan.taps_size(t.size * t.size));
         h.taps_done = count_up(1);
         h.dD = p.dparams[param], h.dW = p.dparams[param + 1];
       }

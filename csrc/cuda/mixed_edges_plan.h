@@ -19,7 +19,7 @@
 
 namespace fastnas::cuda {
 
-constexpr int kMostGroups = 32;       // groups of images whose partial sums are added in order
+constexpr int kMostGroups = 64;       // groups of images whose partial sums are added in order
 constexpr int kClusterGroups = 8;     // of which a first step adds these, a second what comes of it
 constexpr int kTileElements = 8192;   // channels times pixels of a tile: four 4x4 pieces a thread
 constexpr int kMixedElements = 4096;  // of a tile of products: 32 sums a thread
@@ -30,6 +30,7 @@ constexpr int kMostChannels = kTileElements / 4;
 constexpr int kMostSourcePixels = 1024;  // of a tile of x's gradient: 16 strips of a warp's 32
 constexpr int kCountersOfSum = 1 + kMostGroups / kClusterGroups;  // of merged clusters, and of the ended blocks of each
 constexpr int kCountersOfTerm = 2 * (kCountersOfSum + 1);  // two halves and their taps, or a value with two parts
+constexpr int kGroupsOfTaps = 2;      // of which a warp sums dL/dD, whose partial sums are the largest of all to read
 constexpr int64_t kMostPartialBytes = int64_t(512) << 20;  // of partial sums; groups get fewer beyond it
 
 struct Grid {
@@ -97,7 +98,7 @@ struct Half {
   void* du;                                // [N, C, rows, cols] of the call's dtype
   double *coefficient, *q;                 // [C]
   void* dv;                                // of a sep_conv's first half: dL/dv, like du
-  float* dtaps;                            // [groups][C][taps]
+  float* dtaps;                            // [tap_groups][taps_size]
   unsigned* taps_done;
   void *dD, *dW;
   FASTNAS_HD int taps_count() const { return size * size; }
@@ -225,6 +226,9 @@ struct Plan {
   FASTNAS_HD int64_t partial_size() const { return int64_t(C + 5) * width; }
   FASTNAS_HD int clusters() const { return (groups + kClusterGroups - 1) / kClusterGroups; }
   FASTNAS_HD int64_t matrix_size() const { return int64_t(C) * width; }
+  // What a warp sums of dL/dD, and the floats of it, [C][taps] for whole quads.
+  FASTNAS_HD int tap_groups() const { return (groups + kGroupsOfTaps - 1) / kGroupsOfTaps; }
+  FASTNAS_HD int64_t taps_size(int taps) const { return (int64_t(C) * taps + 3) / 4 * 4; }
   // Groups have `a_group` images, the first `longer` of them one more; nobody divides to find one.
   FASTNAS_HD int64_t first_image(int group) const { return group * a_group + (group < longer ? group : longer); }
   // A Matrix is read by products four outputs at a time, for one input after the other: [out / 4][in][4].

@@ -48,8 +48,8 @@ __device__ __forceinline__ void add_taps(const Plan& plan, const Half& h, const 
   strips::with_kernel(reach.size, reach.dilation, reach.stride, correlated);
 }
 
-// Sums the taps of some channels over a group of images, and over the lanes of each channel, by a butterfly whose
-// order is fixed; writes [group][C][taps].
+// Sums the taps of some channels over a few groups of images, and over the lanes of each channel, by a butterfly whose
+// order is fixed; writes [C][taps].
 __device__ __forceinline__ void sum_taps(const Plan& plan, const Half& h, const Tiling& t, int group, int channels_at,
                                          float* space) {
   const strips::Reach reach{h.size, h.dilation, h.stride, false};
@@ -60,7 +60,8 @@ __device__ __forceinline__ void sum_taps(const Plan& plan, const Half& h, const 
   strips::clear(in, lanes.channels);
   strips::clear(du, lanes.channels);
   float dtap[kMostTaps] = {};
-  for (int64_t image = plan.first_image(group); image < plan.first_image(group + 1); ++image)
+  const int64_t last = plan.first_image(min(kGroupsOfTaps * (group + 1), plan.groups));
+  for (int64_t image = plan.first_image(kGroupsOfTaps * group); image < last; ++image)
     for (int row = 0; row < t.grid.rows; row += t.tile.rows)
       for (int col = 0; col < t.grid.cols; col += t.tile.cols) {
         part.tile = {image, row, col, min(t.tile.rows, t.grid.rows - row), min(t.tile.cols, t.grid.cols - col)};
@@ -69,7 +70,7 @@ __device__ __forceinline__ void sum_taps(const Plan& plan, const Half& h, const 
   const strips::Strip strip = strips::strip_of_lane(lanes, t.tile, part.strip);
   const int taps = h.taps_count(), channel = part.first + strip.channel;
   const bool writes = channel < plan.C && strip.row == 0 && strip.col == 0;
-  float* const to = h.dtaps + (int64_t(group) * plan.C + channel) * taps;
+  float* const to = h.dtaps + group * plan.taps_size(taps) + channel * taps;
 #pragma unroll
   for (int k = 0; k < kMostTaps; ++k) {
     if (k >= taps) break;
@@ -87,26 +88,35 @@ __device__ bool meets_input(const Plan& plan, const Half& h, int tap) {
   return first < plan.out.rows && first * h.stride + from < h.in.grid.rows;
 }
 
-// Adds the groups in their order, in fp64, and rounds to the stored dtype. Rows of padding were skipped, but eager
-// multiplies du by their zeros: a tap that meets no others is NaN where du is not finite, as the tap in the centre
-// tells, which meets all of du.
+// Adds the groups in their order, in fp64, and rounds to the stored dtype, four taps at a time, as one block reads all
+// there are: 200 KB of a 5x5 at 64 channels. Rows of padding were skipped, but eager multiplies du by their zeros: a
+// tap that meets no others is NaN where du is not finite, as the tap in the centre tells, which meets all of du.
 __device__ void fold_taps(const Plan& plan, const Half& h) {
-  const int taps = h.taps_count(), count = plan.C * taps;
+  const int taps = h.taps_count(), count = plan.C * taps, size = int(plan.taps_size(taps));
   const auto sum_of = [&](int i) {
     double sum = 0;
-#pragma unroll 8
-    for (int g = 0; g < plan.groups; ++g) sum += double(__ldcg(h.dtaps + int64_t(g) * count + i));
+    for (int g = 0; g < plan.tap_groups(); ++g) sum += double(__ldcg(h.dtaps + g * size + i));
     return sum;
   };
-  for (int i = int(threadIdx.x); i < count; i += kThreads) {
-    const int tap = i % taps;
-    put(h.dD, plan.type, i, float(meets_input(plan, h, tap) ? sum_of(i) : 0 * sum_of(i - tap + taps / 2)));
+  for (int first = 4 * int(threadIdx.x); first < size; first += 4 * kThreads) {
+    double sum[4] = {};
+#pragma unroll 8
+    for (int g = 0; g < plan.tap_groups(); ++g) {
+      const float4 part = __ldcg(reinterpret_cast<const float4*>(h.dtaps + g * size + first));
+      sum[0] += double(part.x), sum[1] += double(part.y), sum[2] += double(part.z), sum[3] += double(part.w);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int i = first + k, tap = i % taps;
+      if (i >= count) return;
+      put(h.dD, plan.type, i, float(meets_input(plan, h, tap) ? sum[k] : 0 * sum_of(i - tap + taps / 2)));
+    }
   }
 }
 
 // Counts the blocks of a half's taps: its warps count groups of channels first, then groups of images.
 FASTNAS_HD int blocks_of_taps(const Plan& plan, const Tiling& t, int stride) {
-  return (plan.groups * channel_groups(plan.C, t, stride == 1 ? 8 : 4) + kWarps - 1) / kWarps;
+  return (plan.tap_groups() * channel_groups(plan.C, t, stride == 1 ? 8 : 4) + kWarps - 1) / kWarps;
 }
 
 }  // namespace
