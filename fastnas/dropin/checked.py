@@ -11,7 +11,7 @@ from torch import nn
 from fastnas.nn.built import KNOWN
 from fastnas.nn.facts import Facts, behaviour
 from fastnas.nn.final_norms import Norms, final_norm, passed_over
-from fastnas.nn.parts import CellParts, MixedOpParts, candidate_modules
+from fastnas.nn.parts import Candidate, CellParts, MixedOpParts, Preprocess, candidate_modules
 
 _OF_TORCH = {*vars(nn.Module()), "forward"}
 """Attributes of a module that are no settings of its class."""
@@ -32,9 +32,11 @@ def sum_parts(module: nn.Module) -> SumParts:
 
 
 Parts = CellParts | MixedOpParts | SumParts
+Read = Parts | Candidate | Preprocess
+"""What there are readers of."""
 
 
-def parts_of(module: nn.Module, found: Parts | str) -> Iterator[nn.Module]:
+def parts_of(module: nn.Module, found: Read | str) -> Iterator[nn.Module]:
     """Yields the modules that were read: all but foreign candidates, which run by themselves."""
     if isinstance(found, SumParts):
         yield module
@@ -62,6 +64,11 @@ def _frozen(value: object) -> Hashable:
 
 def _settings(module: nn.Module) -> dict[str, Hashable]:
     return {name: _frozen(v) for name, v in vars(module).items() if name not in _OF_TORCH}
+
+
+def frozen_settings(module: nn.Module) -> frozenset[tuple[str, Hashable]]:
+    """Returns all settings of a module as values that can be compared and hashed."""
+    return frozenset(_settings(module).items())
 
 
 _Pickled = tuple[list[type[nn.Module]], list[tuple[type[nn.Module], dict[str, Hashable]]]]
@@ -130,10 +137,10 @@ class Reader:
         checked: what the module was compared with.
     """
 
-    structure: Callable[[nn.Module], Parts | str]
+    structure: Callable[[nn.Module], Read | str]
     checked: Checked
 
-    def __call__(self, module: nn.Module) -> tuple[Parts | str, Facts]:
+    def __call__(self, module: nn.Module) -> tuple[Read | str, Facts]:
         found = self.structure(module)
         parts = list(parts_of(module, found))
         if not isinstance(found, str):
@@ -143,7 +150,7 @@ class Reader:
         return found, Facts(parts)
 
 
-def _other_mode(module: nn.Module, found: Parts) -> str | None:
+def _other_mode(module: nn.Module, found: Read) -> str | None:
     norms = () if isinstance(found, SumParts) else found.norms
     if any(norm.training != module.training for norm in norms):
         return "its batch norms differ from it or from each other in mode"

@@ -157,7 +157,10 @@ def _step(
 
 
 def disagreement(
-    module: nn.Module, forward: Callable[..., Tensor], trials: Mapping[str, Sequence[Tensor]]
+    module: nn.Module,
+    forward: Callable[..., Tensor],
+    trials: Mapping[str, Sequence[Tensor]],
+    further: int = 0,
 ) -> str | None:
     """Says where the module's own forward and forward(module, *inputs) differ, or None.
 
@@ -166,7 +169,12 @@ def disagreement(
 
     Args:
         trials: as `_observe` takes them.
+        further: how many arguments, each None, the own forward is given after the inputs.
     """
+
+    def own(m: nn.Module, *inputs: Tensor) -> Any:
+        return type(m).forward(m, *inputs, *[None] * further)
+
     like = next(iter(trials.values()))[0]
     if like.is_meta or isinstance(like, FakeTensor):
         return "its tensors have no values that could be compared"
@@ -181,7 +189,7 @@ def disagreement(
             return f"no copy can be made of it, to be tried out: {error}"
         what = "its own forward"
         try:
-            expected = _observe(first, type(module).forward, trials, dtype)
+            expected = _observe(first, own, trials, dtype)
             what = "the fused forward"
             given = _observe(second, forward, trials, dtype)
         except Exception as error:

@@ -6,9 +6,6 @@ and falls back on that where the fused ops cannot serve the call.
 
 from __future__ import annotations
 
-import functools
-import inspect
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -16,16 +13,18 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastnas.dropin.candidates import first_arguments, given_back
 from fastnas.dropin.checked import Parts, SumParts
+from fastnas.dropin.deferred import real
+from fastnas.dropin.ours import replacement
 from fastnas.dropin.recognise import is_cell
+from fastnas.dropin.say import NotFused, say_once
+from fastnas.dropin.tally import Site
 from fastnas.nn.final_norms import foldable, norm_sum, pass_norms, run_to_norm
-from fastnas.nn.mixed_op import select
-from fastnas.nn.parts import CellParts, MixedOpParts, candidate_modules
+from fastnas.nn.parts import CellParts, candidate_modules
 from fastnas.nn.reading import Reading
-from fastnas.nn.run import How, can_run, run_cell, run_edge, why_eager
+from fastnas.nn.run import How, can_run, run_cell, why_eager
 from fastnas.ops import mixed_sum
-
-logger = logging.getLogger("fastnas")
 
 
 @dataclass
@@ -33,15 +32,19 @@ class Settings:
     """Holds the arguments of a replaced forward.
 
     Args:
+        site: what calls of its candidates are counted as.
         memory, backend: of `accelerate`.
         reading: what the module consists of.
+        outermost: whether the module is the network, which returns no sums that wait.
         skips_zeros: whether the module's own forward leaves out candidates of weight 0.
         strict: whether to raise `NotFused` where the module's own forward would run.
     """
 
+    site: Site
     memory: str
     backend: str | None
     reading: Reading[Any]
+    outermost: bool = False
     skips_zeros: bool = False
     strict: bool = False
 
@@ -50,21 +53,15 @@ class Settings:
         return How(module.training, memory=self.memory, backend=self.backend)
 
 
-class NotFused(RuntimeError):
-    """Tells that the fused ops cannot serve a call; the message says why."""
-
-
-@functools.lru_cache(maxsize=64)
-def _say_once(called: str, reason: str) -> None:
-    logger.warning("fastnas: %s runs its own forward: %s", called, reason)
-
-
 def _own_forward(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: str) -> Any:
     if settings.strict:
         raise NotFused(reason)
-    _say_once(type(module).__name__, reason)
-    # `module.forward` is the forward that we set, and would come back here.
-    return type(module).forward(module, *args, **kwargs)
+    say_once(type(module).__name__, reason)
+    # `module.forward` is the forward that we set, and would come back here. Its candidates run
+    # fused where they can.
+    return given_back(
+        module, type(module).forward(module, *real(args), **real(kwargs)), settings.outermost
+    )
 
 
 def _as_tensor(w: Any, like: Tensor) -> Tensor:
@@ -80,16 +77,16 @@ def _as_tensor(w: Any, like: Tensor) -> Tensor:
 
 def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tensor, ...] | str:
     """Returns (s0, s1, w [E, K]) of a cell, (x, w [K]) of a mixed op, or says why it cannot."""
-    if kwargs:
-        # Only a call with keywords pays for the signature, whose look-up is slow.
-        bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-        args, kwargs = bound.args[1:], bound.kwargs
     ops = candidate_modules(module)
     count, shape = 2, [len(ops)]
     if is_cell(module):
         count, shape = 3, [len(ops), len(candidate_modules(ops[0]))]
     if kwargs or len(args) != count:
-        return f"called with {len(args) + len(kwargs)} arguments; {count} are fused"
+        # Only such a call pays for the signature, whose look-up is slow.
+        first = first_arguments(module, count, args, kwargs)
+        if isinstance(first, str):
+            return first
+        args = first
     *x, w = args
     if not all(isinstance(state, Tensor) for state in x):
         return "its input is not a tensor"
@@ -120,32 +117,23 @@ def _fusible(
     return (parts, inputs) if refusal is None else refusal
 
 
+@replacement
 def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
     """Runs the whole cell fused, preprocessing and concatenation included."""
+    args, kwargs = real(args), real(kwargs)
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
     parts, (s0, s1, w) = found
+    if not torch.compiler.is_compiling():
+        settings.site.ran_fused(w.numel())
     return run_cell(cast(CellParts, parts), s0, s1, w, settings.how(module))
 
 
-def edge_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
-    """Runs recognised candidates fused, foreign ones by their modules, in order; adds them."""
-    found = _fusible(module, settings, args, kwargs)
-    if isinstance(found, str):
-        return _own_forward(module, settings, args, kwargs, found)
-    parts, (x, w) = cast(tuple[MixedOpParts, tuple[Tensor, Tensor]], found)
-    y = run_edge(parts, x, w, settings.how(module))
-    if not parts.foreign:
-        return y
-    ops, foreign = candidate_modules(module), list(parts.foreign)
-    # y holds its candidates' weights already, so its own is 1.
-    w = torch.cat([w.new_ones(1), select(w, foreign)])
-    return _mix([y, *(ops[k](x) for k in foreign)], w, settings.backend)
-
-
+@replacement
 def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
     """Runs every candidate by its own module, but for the batch norm that some end in."""
+    args, kwargs = real(args), real(kwargs)
     found = _fusible(module, settings, args, kwargs)
     if isinstance(found, str):
         return _own_forward(module, settings, args, kwargs, found)
@@ -165,6 +153,3 @@ def _mix(outputs: Sequence[Tensor], w: Tensor, backend: str | None) -> Tensor:
     if len(alike) == 1 and outputs[0].device == w.device:
         return mixed_sum(outputs, w, backend=backend)
     return cast(Tensor, sum(w_k * y for w_k, y in zip(w, outputs)))
-
-
-FORWARDS = (cell_forward, edge_forward, sum_forward)

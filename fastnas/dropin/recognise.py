@@ -9,12 +9,13 @@ cannot be read here; `accelerate` runs it and compares.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
-from fastnas.nn.facts import has_own_forward, hooks
+from fastnas.dropin.ours import has_foreign_forward
+from fastnas.nn.facts import hooks
 from fastnas.nn.parts import (
     Candidate,
     CellParts,
@@ -32,6 +33,7 @@ Read = TypeVar("Read")
 _HALF: tuple[type[nn.Module], ...] = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
 _HALVES = {_HALF * kind.halves: kind for kind in EDGE_KINDS.values() if kind.halves}
 """The layers of a convolution to its kind."""
+_REDUCE = (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d)
 _RELU_CONV_BN = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
 _POOLS: dict[type, str] = {nn.MaxPool2d: "max_pool_3x3", nn.AvgPool2d: "avg_pool_3x3"}
 
@@ -61,11 +63,21 @@ def _need_plain(module: nn.Module) -> None:
         who = type(part).__name__ + (f" ({name})" if name else "")
         # A hook would not be called, because the fused op calls no module.
         _need(not any(hooks(part)), f"{who} has hooks")
-        _need(not has_own_forward(part), f"{who} has a forward of its own instance")
+        _need(not has_foreign_forward(part), f"{who} has a forward of its own instance")
 
 
 def _is_bare(module: nn.Module) -> bool:
     return not (module._modules or module._parameters or module._buffers)
+
+
+def _leaves(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Returns the layers in order of registration, however deep; none beside tensors of its own."""
+    if not module._modules:
+        return (module,)
+    if module._parameters or module._buffers:
+        return ()
+    children = [_leaves(child) for child in module._modules.values() if child is not None]
+    return tuple(leaf for leaves in children for leaf in leaves) if all(children) else ()
 
 
 def _kinds(layers: Iterable[nn.Module]) -> tuple[type[nn.Module], ...]:
@@ -169,6 +181,14 @@ def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
 
 
 def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
+    name, stride = _pool(pool)
+    _need_norm(norm, norm.num_features)
+    return Candidate(name, stride, (), (norm,))
+
+
+def _pool(pool: nn.Module) -> tuple[str, int]:
+    """Returns name and stride of a pool as DARTS has it."""
+
     def size(value: int | tuple[int, ...]) -> tuple[int, ...]:
         return (value, value) if isinstance(value, int) else tuple(value)
 
@@ -183,8 +203,7 @@ def _pool_candidate(pool: nn.Module, norm: nn.BatchNorm2d) -> Candidate:
         # Averages that count the padding, or divide by another number, are another operation.
         needs = {"count_include_pad": False, "divisor_override": None, "ceil_mode": False}
     _need_fields(pool, name, **needs)
-    _need_norm(norm, norm.num_features)
-    return Candidate(name, stride, (), (norm,))
+    return name, stride
 
 
 def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d] | None:
@@ -192,20 +211,33 @@ def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.Bat
     parts = module._modules
     if set(parts) != {"relu", "conv_1", "conv_2", "bn"}:
         return None
-    relu, *convs, norm = (parts[name] for name in ("relu", "conv_1", "conv_2", "bn"))
-    kinds = _kinds(cast(list[nn.Module], [relu, *convs, norm]))
+    layers = [cast(nn.Module, parts[name]) for name in ("relu", "conv_1", "conv_2", "bn")]
     _need(
-        kinds == (nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d),
+        _kinds(layers) == _REDUCE,
         f"{type(module).__name__} has relu, conv_1, conv_2, bn of other types than DARTS",
     )
-    relu, norm = cast(nn.ReLU, relu), cast(nn.BatchNorm2d, norm)
-    conv_1, conv_2 = cast(list[nn.Conv2d], convs)
+    return _reduction(layers)
+
+
+def _reduction(layers: Sequence[nn.Module]) -> tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d]:
+    relu, conv_1, conv_2, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d], layers)
     _need_relu(relu)
     _need(norm.num_features % 2 == 0, f"{norm.num_features} channels; an even number is needed")
     for conv in (conv_1, conv_2):
         _need_conv(conv, "convolution", conv_1.in_channels, norm.num_features // 2, stride=2)
     _need_norm(norm, norm.num_features)
     return (conv_1, conv_2), norm
+
+
+def _reduce_candidate(found: tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d]) -> Candidate:
+    convs, norm = found
+    _need_fields(convs[0], "convolution", in_channels=norm.num_features)
+    return Candidate("skip_connect", 2, convs, (norm,))
+
+
+def _is_shift(leaf: nn.Module) -> bool:
+    padded = type(leaf) is nn.ConstantPad2d
+    return padded and (leaf.padding, leaf.value) == ((0, 1, 0, 1), 0)
 
 
 @_or_reason
@@ -224,16 +256,52 @@ def candidate(module: nn.Module) -> Candidate | str:
         return Candidate("none", _stride(module))
     reduce = _factorized_reduce(module)
     if reduce is not None:
-        convs, norm = reduce
-        _need_fields(convs[0], "convolution", in_channels=norm.num_features)
-        return Candidate("skip_connect", 2, convs, (norm,))
-    layers = layers_of(module)
+        return _reduce_candidate(reduce)
+    found = _in_order(layers_of(module))
+    _need(found is not None, f"{called} is not laid out as an operation of DARTS")
+    return cast(Candidate, found)
+
+
+def _in_order(layers: tuple[nn.Module, ...]) -> Candidate | None:
+    """Reads layers that run one after the other."""
     kinds = _kinds(layers)
     if kinds in _HALVES:
         return _conv_candidate(_HALVES[kinds], layers)
     if len(kinds) == 2 and kinds[0] in _POOLS and kinds[1] is nn.BatchNorm2d:
         return _pool_candidate(layers[0], cast(nn.BatchNorm2d, layers[1]))
-    raise _Foreign(f"{called} is not laid out as an operation of DARTS")
+    return None
+
+
+@_or_reason
+def nested_candidate(module: nn.Module) -> Candidate | str:
+    """Reads a candidate whose layers lie in modules of their own, under any names.
+
+    In what order they run, and what is done between them, is not to be seen: a trial has to tell.
+    A pool without a batch norm is one as well: it may stand beside the pool.
+    """
+    found = candidate(module)
+    if not isinstance(found, str):
+        return found
+    _need_plain(module)
+    layers = tuple(leaf for leaf in _leaves(module) if not _is_shift(leaf))
+    kinds = _kinds(layers)
+    if kinds == _REDUCE and cast(nn.Conv2d, layers[1]).kernel_size == (1, 1):
+        return _reduce_candidate(_reduction(layers))
+    if len(kinds) == 1 and kinds[0] in _POOLS:
+        return Candidate(*_pool(layers[0]))
+    nested = _in_order(layers)
+    _need(nested is not None, found)
+    return cast(Candidate, nested)
+
+
+@_or_reason
+def pool_norm(module: nn.Module) -> Candidate | str:
+    """Reads a batch norm that may follow a pool; which pool, the call tells."""
+    _need_plain(module)
+    _need(type(module) is nn.BatchNorm2d, f"{type(module).__name__} is no batch norm")
+    norm = cast(nn.BatchNorm2d, module)
+    _need_norm(norm, norm.num_features)
+    return Candidate("max_pool_3x3", 1, (), (norm,))
 
 
 @_or_reason
@@ -288,7 +356,7 @@ def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
 
 def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
     _need(not any(hooks(module)), f"edge {e} has hooks")
-    _need(not has_own_forward(module), f"edge {e} has a forward of its own instance")
+    _need(not has_foreign_forward(module), f"edge {e} has a forward of its own instance")
     edge = mixed_op_parts(module)
     if isinstance(edge, str):
         raise _Foreign(f"edge {e}: {edge}")

@@ -79,6 +79,15 @@ class Candidate:
     convs: tuple[nn.Conv2d, ...] = ()
     norms: tuple[nn.BatchNorm2d, ...] = ()
 
+    @property
+    def is_open(self) -> bool:
+        """Tells whether it is a pool to which a batch norm of its own is still to come."""
+        return "pool" in self.name and not self.norms
+
+    def tensors(self) -> Tensors:
+        """Looks up what its layers compute with now."""
+        return Tensors.of(self.convs, self.norms)
+
 
 class EdgeLayers(Layers):
     """Holds the table of some edges, and the layers of its terms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,30 +58,42 @@ def can_run(
     parts: CellParts | MixedOpParts, x: Tensor, training: bool, backend: str | None = None
 ) -> str | None:
     """Says why the fused ops cannot serve a call on x, the second state of a cell, or None."""
+    # Edge 0 leaves an input, at the stride of the cell.
+    stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
+    # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
+    # parts.
+    params = parts.layers.tensors().params
+    return why_not_state("mixed_edges", x, params, stride, training, backend)
+
+
+def why_not_state(
+    op: str,
+    x: Tensor,
+    params: Sequence[Tensor | None],
+    stride: int,
+    training: bool,
+    backend: str | None,
+) -> str | None:
+    """Says why a fused op cannot serve a call on the state x, at this stride of its nodes."""
     if x.dim() != 4:
         return f"x has shape {list(x.shape)}; [N, C, H, W] is needed"
-    if x.dtype not in OPS["mixed_edges"].dtypes["eager"]:
-        return f"mixed_edges has no {x.dtype}"
+    if x.dtype not in OPS[op].dtypes["eager"]:
+        return f"{op} has no {x.dtype}"
     reason = why_eager(x)
     if reason is not None:
         return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
-    # parts.
-    params = parts.layers.tensors().params
-    if params and params[0].dtype != x.dtype:
+    if params and params[0] is not None and params[0].dtype != x.dtype:
         return f"x is {x.dtype}, the parameters are not"
-    # Edge 0 leaves an input, at the stride of the cell.
-    stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if training and values <= 1:
         return f"{values} value(s) per channel"
     # The backend is chosen when the compiled code runs; tracing cannot follow the choice.
     if torch.compiler.is_compiling():
         return None
-    if backend != "eager" and choose_backend("mixed_edges", x, backend) == "eager":
-        return f"mixed_edges computes eagerly on {x.device.type}"
+    if backend != "eager" and choose_backend(op, x, backend) == "eager":
+        return f"{op} computes eagerly on {x.device.type}"
     return None
 
 
@@ -144,12 +157,13 @@ def preprocessed(
 ) -> list[Tensor]:
     """Computes the two inputs of a cell as its nodes read them."""
     return [
-        _preprocess(pre, s, how, paths)
+        preprocessed_state(pre, s, how, paths)
         for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
     ]
 
 
-def _preprocess(pre: Preprocess, x: Tensor, how: How, paths: int) -> Tensor:
+def preprocessed_state(pre: Preprocess, x: Tensor, how: How, paths: int = 1) -> Tensor:
+    """Computes one input of a cell as its nodes read it."""
     tensors = pre.tensors()
     y = relu_conv_bn(
         x,

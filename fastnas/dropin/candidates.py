@@ -1,0 +1,230 @@
+"""Holds the forwards that `accelerate` gives to candidates, and to the modules around them.
+
+Each is called as `forward(module, settings, ...)` with the arguments of the module's own forward.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.backends.transforms import is_transformed
+from fastnas.dropin.deferred import DeferredSum, real
+from fastnas.dropin.ours import replacement
+from fastnas.dropin.pending import Call, Manner, must_not_wait
+from fastnas.dropin.say import NotFused, say_once
+from fastnas.dropin.tally import Site
+from fastnas.nn.facts import has_global_hooks, hooks
+from fastnas.nn.parts import Candidate, Preprocess
+from fastnas.nn.reading import Reading
+from fastnas.nn.run import How, preprocessed_state, why_not_state
+
+_Input = Tensor | DeferredSum
+
+
+@dataclass
+class Settings:
+    """Holds the arguments of a candidate's replaced forward.
+
+    Args:
+        site: what its calls are counted as.
+        memory, backend: of `accelerate`.
+        reading: what the module consists of: `Candidate` or `Preprocess`.
+        strict: whether to raise `NotFused` where the module's own forward would run.
+    """
+
+    site: Site
+    memory: str
+    backend: str | None
+    reading: Reading[Any]
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        self.last: weakref.ref[Call] | None = None
+        """The call before, which statistics may still wait for."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "last": None}
+
+    def __deepcopy__(self, memo: Any) -> Settings:
+        # The reading drops what it has seen, as a copy is another module.
+        return Settings(
+            self.site, self.memory, self.backend, replace(self.reading, seen={}, compiled=[])
+        )
+
+
+@replacement
+def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """Returns the candidate's output as a sum that is computed when it is used."""
+    # Compiled code computes candidate by candidate: dynamo cannot follow sums that wait.
+    if torch.compiler.is_compiling():
+        return type(module).forward(module, *args, **kwargs)
+    ready = _ready(module, settings, args, kwargs)
+    if isinstance(ready, str):
+        return _own(module, settings, args, kwargs, ready)
+    found, given, x = cast(tuple[Candidate, _Input, Tensor], ready)
+    if not found.is_open:  # a pool counts once its batch norm comes
+        settings.site.ran_fused()
+    return _deferred(module, settings, found, given, x)
+
+
+def _deferred(
+    module: nn.Module, settings: Settings, found: Candidate, given: Any, x: Tensor
+) -> DeferredSum | Tensor:
+    training = module.training or not all(n.track_running_stats for n in found.norms)
+    norm = found.norms[0] if found.norms else None
+    eps, momentum = (norm.eps, cast(float, norm.momentum)) if norm is not None else (1e-5, 0.0)
+    before = None if settings.last is None else settings.last()
+    if before is not None:
+        before.settle()
+    call = Call(
+        found,
+        found.tensors(),
+        x,
+        Manner(training, eps, momentum, settings.memory, settings.backend),
+        functools.partial(type(module).forward, module),
+        settings.site,
+    )
+    settings.last = weakref.ref(call)
+    # Sizes are rounded up, as convolutions and pools with this padding do.
+    rows, cols = (-(-size // found.stride) for size in x.shape[2:])
+    shape = torch.Size((*x.shape[:2], rows, cols))
+    y = DeferredSum([(None, call)], (), shape, layout_of(given))
+    return y.tensor() if must_not_wait(x) else y
+
+
+@replacement
+def norm_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """Joins a batch norm to the pool before it; of anything else it is the module's own forward."""
+    call = args[0].single() if args and isinstance(args[0], DeferredSum) else None
+    found = settings.reading.read(module)
+    if call is None or not call.candidate.is_open or isinstance(found, str):
+        return type(module).forward(module, *real(args), **real(kwargs))
+    pool, x = call.candidate, call.input()
+    joined = replace(found, name=pool.name, stride=pool.stride)
+    reason = _why_not(joined, x, module, settings)
+    if reason is not None:
+        return _own(module, settings, args, kwargs, reason)
+    call.site.ran_fused()
+    y = _deferred(module, settings, joined, args[0], x)
+    return y
+
+
+@replacement
+def preprocess_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """Computes the preprocessing of a cell's input, fused; its layout waits for who looks."""
+    if torch.compiler.is_compiling():
+        return type(module).forward(module, *args, **kwargs)
+    ready = _ready(module, settings, args, kwargs)
+    if isinstance(ready, str):
+        return _own(module, settings, args, kwargs, ready)
+    found, given, x = cast(tuple[Preprocess, _Input, Tensor], ready)
+    how = How(module.training, memory=settings.memory, backend=settings.backend)
+    y = preprocessed_state(found, x, how)
+    deferred = DeferredSum((), (y,), y.shape, layout_of(given))
+    return deferred.tensor() if must_not_wait(x) else deferred
+
+
+@replacement
+def around_forward(module: nn.Module, outermost: bool, *args: Any, **kwargs: Any) -> Any:
+    """Runs the own forward of a module that has candidates in it.
+
+    Args:
+        outermost: whether it is the network, which returns no sums that wait.
+    """
+    y = type(module).forward(module, *args, **kwargs)
+    return y if torch.compiler.is_compiling() else given_back(module, y, outermost)
+
+
+def given_back(module: nn.Module, y: Any, outermost: bool = False) -> Any:
+    """Returns what a module returns: tensors, where its hooks or the caller's code look at them."""
+    return real(y) if outermost or has_global_hooks() or any(hooks(module)) else y
+
+
+def layout_of(x: Tensor | DeferredSum) -> torch.memory_format:
+    """Returns the memory format that the modules of torch keep for what they make of x."""
+    if isinstance(x, DeferredSum):
+        return x.format
+    # A slice of channels is contiguous in no format, but keeps its strides' order.
+    last = x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _ready(
+    module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
+) -> tuple[Candidate | Preprocess, _Input, Tensor] | str:
+    """Returns what a module was read as, its input and the tensor that this is; or why not."""
+    given = _input(module, args, kwargs)
+    if isinstance(given, str):
+        return given
+    found: Candidate | Preprocess | str = settings.reading.read(module)
+    if isinstance(found, str):
+        return found
+    x = given.computed() if isinstance(given, DeferredSum) else given
+    return _why_not(found, x, module, settings) or (found, given, x)
+
+
+def _input(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> _Input | str:
+    """Returns x of a call, or says why it cannot be served."""
+    if len(args) != 1 or kwargs:
+        first = first_arguments(module, 1, args, kwargs)
+        if isinstance(first, str):
+            return first
+        args = first
+    x = args[0]
+    return x if isinstance(x, Tensor | DeferredSum) else f"called with a {type(x).__name__}"
+
+
+def first_arguments(
+    module: nn.Module, count: int, args: tuple[Any, ...], kwargs: Any
+) -> tuple[Any, ...] | str:
+    """Returns the first arguments of a call whose others are at their defaults, or why not.
+
+    A further argument without a default may be None: so it was when the forwards were compared.
+    """
+    signature = inspect.signature(type(module).forward)
+    bound = signature.bind(module, *args, **kwargs).arguments
+    names = list(bound)[1:]
+    for name in names[count:]:
+        value, default = bound[name], signature.parameters[name].default
+        fused = None if default is inspect.Parameter.empty else default
+        if not _equal(value, fused):
+            return f"called with {name}={value!r:.40}; {fused!r:.40} is fused"
+    if len(names) < count:
+        return f"called with {len(names)} arguments; {count} are needed"
+    return tuple(bound[name] for name in names[:count])
+
+
+def _equal(value: Any, default: Any) -> bool:
+    plain = isinstance(value, bool | int | float | str)
+    return value is default or (plain and type(value) is type(default) and value == default)
+
+
+def _why_not(
+    found: Candidate | Preprocess, x: Tensor, module: nn.Module, settings: Settings
+) -> str | None:
+    """Says why the fused ops cannot serve a call on x, or None."""
+    if is_transformed():
+        return "torch.func transforms it"
+    weights = [conv._parameters["weight"] for conv in found.convs[:1]]
+    channels = found.convs[0].in_channels if found.convs else None
+    if x.dim() == 4 and channels not in (None, x.shape[1]):
+        return f"x has {x.shape[1]} channels; {channels} are needed"
+    stride = found.stride if isinstance(found, Candidate) else len(found.convs)
+    op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
+    training = module.training or not found.norms
+    return why_not_state(op, x, weights, stride, training, settings.backend)
+
+
+def _own(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: str) -> Any:
+    if settings.strict:
+        raise NotFused(reason)
+    settings.site.ran_own(reason)
+    say_once(type(module).__name__, reason)
+    return type(module).forward(module, *real(args), **real(kwargs))

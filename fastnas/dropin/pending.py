@@ -1,0 +1,222 @@
+"""Holds calls of candidates that are not computed yet, and computes them together."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastnas.dropin.tally import Site
+from fastnas.nn.parts import Candidate, Tensors
+from fastnas.nn.run import count
+from fastnas.ops import mixed_edges
+from fastnas.spaces import Edge, EdgeTable
+from fastnas.spaces.edge_table import edge_term
+
+logger = logging.getLogger("fastnas")
+
+
+class Manner(NamedTuple):
+    """Says how a candidate is to be computed: terms of one manner share a `mixed_edges`."""
+
+    training: bool
+    eps: float
+    momentum: float
+    memory: str
+    backend: str | None
+
+
+class Call:
+    """Holds one call of a candidate, as long as somebody may ask for its output.
+
+    Args:
+        candidate: what the module was read as.
+        tensors: those of its layers now; `functional_call` exchanges them for its duration only.
+        x: the input, [N, C, H, W].
+        own: the module's own forward.
+        site: what the call is counted as.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        tensors: Tensors,
+        x: Tensor,
+        manner: Manner,
+        own: Callable[[Tensor], Tensor],
+        site: Site,
+    ) -> None:
+        self.candidate, self.tensors, self.manner = candidate, tensors, manner
+        self.own, self.site = own, site
+        self.x, self.version = x, 0 if x.is_inference() else x._version
+        self.grad = torch.is_grad_enabled()
+        self.ran = False
+        """Whether it was computed, so that its running statistics have moved."""
+        self.value: Tensor | None = None
+        """The output, where it was computed by itself."""
+
+    @property
+    def is_skip(self) -> bool:
+        return self.candidate.name == "skip_connect" and self.candidate.stride == 1
+
+    @property
+    def must_run(self) -> bool:
+        """Tells whether running statistics are still to be moved."""
+        return self.manner.training and bool(self.tensors.running) and not self.ran
+
+    def input(self) -> Tensor:
+        """Returns the input.
+
+        Raises:
+            RuntimeError: it is no longer what it was at the call.
+        """
+        if not self.x.is_inference() and self.x._version != self.version:
+            raise RuntimeError(
+                f"fastnas: the input of {self.candidate.name}, {list(self.x.shape)}, was changed"
+                " between the call and the first use of its output, which eager computes at once;"
+                " clone it before it is changed, or `decelerate` this network"
+            )
+        return self.x
+
+    def settle(self) -> None:
+        """Computes the output if statistics wait for it: its module is about to be called again."""
+        if self.must_run:
+            self.value = compute([(None, self)])
+
+    def __del__(self) -> None:
+        # Nobody used the output, but eager's running statistics have moved.
+        if self.must_run and not sys.is_finalizing():
+            self.grad = False
+            try:
+                compute([(None, self)])
+            except Exception:  # raised from here it would reach nobody
+                logger.exception("fastnas: running statistics of an unused output did not move")
+
+
+Scalar = Tensor | float
+Term = tuple[Scalar | None, Call]
+"""A weight, None for 1, and what it weighs."""
+
+
+def compute(terms: Sequence[Term]) -> Tensor:
+    """Computes sum_i w_i o_i(x_i), by one `mixed_edges` for each manner; all of one grad mode."""
+    with torch.set_grad_enabled(terms[0][1].grad):
+        parts: list[Tensor] = []
+        fused: dict[object, list[Term]] = {}
+        plain: list[Term] = []
+        for weight, call in _each_once(terms):
+            if call.value is not None:
+                parts.append(_weighted(weight, call.value))
+            elif call.tensors.running:
+                fused.setdefault((call.manner, call.ran), []).append((weight, call))
+            else:
+                plain.append((weight, call))
+        if fused:
+            # What has no batch norm is summed by any of them.
+            shared = [t for t in plain if not t[1].candidate.is_open]
+            next(iter(fused.values())).extend(shared)
+            plain = [t for t in plain if t[1].candidate.is_open]
+        parts += [_fused(group) for group in fused.values()]
+        parts += [_weighted(weight, _by_its_module(call)) for weight, call in plain]
+        return reduce(torch.add, parts)
+
+
+def _each_once(terms: Iterable[Term]) -> list[Term]:
+    """Lists each call once, with the sum of its weights."""
+    weights: dict[Call, Scalar | None] = {}
+    for weight, call in terms:
+        if call in weights:
+            before = weights[call]
+            weight = (1.0 if weight is None else weight) + (1.0 if before is None else before)
+        weights[call] = weight
+    return [(weight, call) for call, weight in weights.items()]
+
+
+def _by_its_module(call: Call) -> Tensor:
+    if call.candidate.is_open:
+        call.site.ran_own("a pool without a batch norm")
+    return call.own(call.input())
+
+
+def _weighted(weight: Scalar | None, value: Tensor) -> Tensor:
+    return value if weight is None else weight * value
+
+
+def _fused(terms: list[Term]) -> Tensor:
+    """Computes terms of one manner by `mixed_edges`; moves the statistics of new calls."""
+    manner, again = terms[0][1].manner, terms[0][1].ran
+    edges: dict[tuple[int, int], list[Term]] = {}
+    for weight, call in terms:
+        edges.setdefault((id(call.x), call.candidate.stride), []).append((weight, call))
+    rows = list(edges.values())
+    calls = [call for row in rows for _, call in row]
+    names = tuple(
+        (row[0][1].candidate.stride, tuple(call.candidate.name for _, call in row)) for row in rows
+    )
+    y = mixed_edges(
+        [row[0][1].input() for row in rows],
+        _weights([[weight for weight, _ in row] for row in rows], calls[0].x),
+        [p for call in calls for p in call.tensors.params],
+        _table(names),
+        # A second sum over the same call takes the batch's statistics, which have moved already.
+        running=None if again and manner.training
+        else [pair for call in calls for pair in call.tensors.running],
+        momentum=manner.momentum,
+        training=manner.training,
+        eps=manner.eps,
+        memory=manner.memory,
+        backend=manner.backend,
+    )  # fmt: skip
+    if manner.training and not again:
+        count([c for call in calls for c in call.tensors.counters])
+    for call in calls:
+        call.ran = True
+    return y
+
+
+@lru_cache(maxsize=256)
+def _table(edges: tuple[tuple[int, tuple[str, ...]], ...]) -> EdgeTable:
+    """Returns the table of one node, into which each edge has a stride and candidates by name."""
+    rows = []
+    for source, (stride, names) in enumerate(edges):
+        terms = [edge_term(name, k, stride) for k, name in enumerate(names)]
+        rows.append(Edge(source, 0, stride, tuple(term for term in terms if term is not None)))
+    return EdgeTable(len(edges), 1, max(len(names) for _, names in edges), tuple(rows))
+
+
+def _weights(rows: list[list[Scalar | None]], like: Tensor) -> Tensor:
+    """Stacks scalars to mixing weights [edges, candidates], filled up with zeros."""
+    dtypes = (w.dtype for row in rows for w in row if isinstance(w, Tensor))
+    dtype = reduce(torch.promote_types, dtypes, like.dtype)
+    one = like.new_ones((), dtype=dtype if dtype.is_floating_point else like.dtype)
+
+    def tensor(w: Scalar | None) -> Tensor:
+        return w.to(one) if isinstance(w, Tensor) else one if w is None else w * one
+
+    K, zero = max(map(len, rows)), 0 * one
+    flat = [t for row in rows for t in [*map(tensor, row), *[zero] * (K - len(row))]]
+    return torch.stack(flat).view(len(rows), K)
+
+
+def is_function_forward() -> bool:
+    """Tells whether the forward of an `autograd.Function` is running.
+
+    torch switches off both kinds of derivatives there; `no_grad` leaves those of forward mode on.
+    """
+    on = torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled()
+    return not (on or torch.is_inference_mode_enabled())
+
+
+def must_not_wait(x: Tensor) -> bool:
+    """Tells whether a candidate of x is to return a tensor at once."""
+    # The forward of a Function has to. So has the second forward of a re-entrant checkpoint, in the
+    # middle of a backward pass; the other kind of checkpoint goes by hooks of saved tensors.
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    in_backward = torch._C._current_graph_task_id() != -1 and not hooked
+    # An inference tensor has no version, by which a change could be seen.
+    return in_backward or x.is_inference() or is_function_forward()

@@ -1,0 +1,106 @@
+"""Replaces the forwards of whole cells, and of mixed ops none of whose candidates is recognised."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
+from fastnas.dropin.equivalence import disagreement, faint, random_inputs
+from fastnas.dropin.forwards import Settings, cell_forward, sum_forward
+from fastnas.dropin.recognise import cell_parts, is_cell
+from fastnas.dropin.tally import Site
+from fastnas.nn.parts import candidate_modules
+from fastnas.nn.reading import Reading
+from fastnas.nn.run import can_run
+
+
+class _Way(NamedTuple):
+    """Holds a forward for a module, what reads the parts that it fuses, and those."""
+
+    forward: Callable[..., Tensor]
+    reader: Callable[[nn.Module], Parts | str]
+    parts: Parts
+    what: str
+
+
+def _way(module: nn.Module) -> _Way | str:
+    """Returns the forward that may replace a module's own, or why there is none."""
+    if not is_cell(module):
+        sums, ops = sum_parts(module), candidate_modules(module)
+        normed = len(sums.norms)
+        what = f"mixed_norm_sum, {normed} of them with batch norm" if normed else "mixed_sum"
+        return _Way(sum_forward, sum_parts, sums, f"{len(ops)} candidates: {what}")
+    parts = cell_parts(module)
+    if isinstance(parts, str):
+        return parts
+    size = f"{parts.nodes} nodes, {len(parts.edges)} edges"
+    candidates = len(parts.edges[0].candidates)
+    what = f"cell of {size}, {candidates} candidates: mixed_edges"
+    return _Way(cell_forward, cell_parts, parts, what)
+
+
+def replace_forward(
+    module: nn.Module, site: Site, memory: str, backend: str | None, check: bool, outermost: bool
+) -> tuple[str | None, str]:
+    """Returns what computes the module from now on (None: its own forward) and why not faster."""
+    way = _way(module)
+    if isinstance(way, str):
+        return None, way
+    checked = Checked(parts_of(module, way.parts))
+    reading = Reading(Reader(way.reader, checked))
+    settings = Settings(site, memory, backend, reading, outermost=outermost)
+    reason = _refusal(module, way, settings, check)
+    if reason is not None:
+        return None, reason
+    # A partial of a module-level function, unlike a closure, can be copied and pickled with the
+    # network.
+    module.forward = functools.partial(way.forward, module, settings)
+    zeros = "; by its own forward where a weight is 0" if settings.skips_zeros else ""
+    return way.what + zeros, ""
+
+
+def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> str | None:
+    """Says why the module's own forward cannot be replaced by this one, or None."""
+    inputs = random_inputs(module, way.parts)
+    signature = inspect.signature(type(module).forward)
+    try:
+        # An own signature (extra arguments, another order) is refused before anything runs.
+        signature.bind(module, *inputs)
+    except TypeError:
+        needed = "(s0, s1, weights)" if is_cell(module) else "(x, weights)"
+        return f"its forward takes {signature}; {needed} is needed"
+    if not isinstance(way.parts, SumParts):
+        # inputs[-2] is s1 of a cell and x of a mixed op.
+        reason = can_run(way.parts, inputs[-2], True, settings.backend)
+        if reason is not None:
+            return reason
+    return _difference(module, way, settings, inputs) if check else None
+
+
+def _difference(
+    module: nn.Module, way: _Way, settings: Settings, inputs: Sequence[Tensor]
+) -> str | None:
+    """Says where the forwards differ, or None; finds out what the own one does at weights of 0."""
+
+    def forward(m: nn.Module, *x: Tensor) -> Tensor:
+        # m is a copy: parts that were read before are those of the original.
+        reading = replace(settings.reading, seen={})
+        return way.forward(m, replace(settings, reading=reading, strict=True), *x)
+
+    *x, w = inputs
+    # Some public forwards leave out candidates of weight 0, whose norms then stand still. If the
+    # two agree only where no weight is 0, each call has to look for zeros.
+    for skips_zeros in (False, True):
+        settings.skips_zeros = skips_zeros
+        small = faint(w, zero=not skips_zeros)
+        trials = {"": inputs, " at weights near 0": (*x, small)}
+        reason = disagreement(module, forward, trials)
+        if reason is None:
+            break
+    return reason
