@@ -12,6 +12,7 @@ from fastnas.checks import check_type
 from fastnas.nn.parts import CellParts, EdgeLayers, MixedOpParts, Preprocess, Tensors
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.ops import OPS, mixed_edges, relu_conv_bn
+from fastnas.ops.autocast import autocast_dtype
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend
 from fastnas.reference import SkipNoise
@@ -48,9 +49,7 @@ class NoiseDraw:
 
 def why_eager(x: Tensor) -> str | None:
     """Says why no kernel may see x, whatever the module, or None."""
-    if x.is_meta:
-        return "a tensor on the meta device has no values"
-    return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
+    return "a tensor on the meta device has no values" if x.is_meta else None
 
 
 def can_run(
@@ -69,7 +68,8 @@ def can_run(
     # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
     # parts.
     params = parts.layers.tensors().params
-    if params and params[0].dtype != x.dtype:
+    dtype = autocast_dtype(x) if params else x.dtype
+    if params and autocast_dtype(params[0]) != dtype:
         return f"x is {x.dtype}, the parameters are not"
     # Edge 0 leaves an input, at the stride of the cell.
     stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
@@ -79,9 +79,9 @@ def can_run(
     # The backend is chosen when the compiled code runs; tracing cannot follow the choice.
     if torch.compiler.is_compiling():
         return None
-    if backend != "eager" and choose_backend("mixed_edges", x, backend) == "eager":
-        return f"mixed_edges computes eagerly on {x.device.type}"
-    return None
+    if backend == "eager" or choose_backend("mixed_edges", x, backend, dtype=dtype) != "eager":
+        return None
+    return f"mixed_edges computes {dtype} eagerly on {x.device.type}"
 
 
 class How(NamedTuple):
@@ -102,7 +102,11 @@ def run_edge(
         # node.
         draw = NoiseDraw(draw.level, draw.rng[..., None, :])
     own = w.as_edge() if isinstance(w, Paths) else w[None]
-    return run_layers(parts.layers, [x], own, how, draw)
+    y = run_layers(parts.layers, [x], own, how, draw)
+    # Under autocast a term that is no convolution keeps the dtype of x, and so the sum is no
+    # narrower.
+    plain = any(c is not None and not c.convs for c in parts.candidates)
+    return y.to(torch.promote_types(y.dtype, x.dtype)) if plain else y
 
 
 def run_cell(

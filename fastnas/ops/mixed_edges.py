@@ -16,6 +16,7 @@ from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
 from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
 from fastnas.backends.eager import reference_edges
 from fastnas.backends.layout import state_format
+from fastnas.ops.autocast import follow_autocast, without_autocast
 from fastnas.ops.batch_norm import Running, stack_running, update_running
 from fastnas.ops.call import FIRST, Needs, Op
 from fastnas.ops.checks import as_list
@@ -104,6 +105,10 @@ def mixed_edges(
     (10 bits of fraction): in bfloat16 and float16, and in float32 where torch's switch for matmul,
     `torch.backends.cuda.matmul.fp32_precision`, is "tf32".
 
+    Under `torch.autocast` the op is cast as a convolution is: x and params to the dtype of
+    autocast, unless float64 or without params. w, the statistics and the sums are not, and the
+    gradients are of the dtypes that were given.
+
     With `choice` each edge runs the one candidate that was sampled for it:
     y_j = sum_{e into j, k_e >= 0} w_e o_{k_e}(x_e). What is not sampled is not computed: its
     parameters get no gradient (None), its running statistics stand still. Several paths share
@@ -144,15 +149,17 @@ def mixed_edges(
     x, params = as_list("mixed_edges", "x", x), as_list("mixed_edges", "params", params)
     if running is not None:
         running = as_list("mixed_edges", "running", running, "pairs of Tensors")
+    x, params = follow_autocast(x, params)
     drawn = Noise([], "none", level, rng)
     call = EdgesCall(x, w, params, table, None, eps, drawn, choice, memory, keep_gram=False)
     setting = Setting(running, momentum, training, noise, backend)
-    if choice is None:
-        return _run(call, setting)
-    check_choice(call, choice, running)
-    if stays_on_device() and _takes_choice(call, backend):
-        return _along_device_paths(call, choice, setting)
-    return _along_paths(call, choice, setting)
+    with without_autocast(x[0] if x else None):
+        if choice is None:
+            return _run(call, setting)
+        check_choice(call, choice, running)
+        if stays_on_device() and _takes_choice(call, backend):
+            return _along_device_paths(call, choice, setting)
+        return _along_paths(call, choice, setting)
 
 
 def _takes_choice(call: EdgesCall, backend: str | None) -> bool:
