@@ -43,7 +43,8 @@ def stepped(net, x, dtype=None, run=None):
     for i, (name, p) in enumerate(net.named_parameters()):
         found[f"{'dparams' if name.startswith('cells') else name}[{i}]"] = p.grad
     for i, (name, b) in enumerate(net.named_buffers()):
-        found[f"{name.rpartition('.')[2]}[{i}]"] = b.clone()
+        if b.is_floating_point():
+            found[f"{name.rpartition('.')[2]}[{i}]"] = b.clone()
     return found
 
 
@@ -56,9 +57,8 @@ def test_a_public_network(calls):  # noqa: F811
     assert calls == {"run_cell": 3}
     expected = stepped(exact, images(dtype=torch.float64))
     agree(got, expected, stepped(eager, images(), torch.bfloat16), torch.bfloat16)
-    for name, found in got.items():
-        if name.startswith("num_batches"):
-            assert found == 1
+    counters = [b for b in fused.buffers() if not b.is_floating_point()]
+    assert all(counter == 1 for counter in counters)
     # Gradients come back in the dtype of the parameters.
     assert {p.grad.dtype for p in fused.parameters()} == {torch.float32}
 
@@ -74,7 +74,7 @@ def test_our_own_network():
     alpha = {kind: torch.randn(14, 8) for kind in ("normal", "reduce")}
 
     def run(net, x, dtype=None):
-        own = [a.to(x.dtype).requires_grad_() for a in alpha.values()]
+        own = [a.to(x.dtype, copy=True).requires_grad_() for a in alpha.values()]
         net.arch_parameters = lambda: own
         weights = dict(zip(alpha, (a.softmax(-1) for a in own)))
         return stepped(net, x, dtype, lambda x: net(x, weights))
@@ -146,7 +146,7 @@ def test_compiled():
 
 
 def test_saved_bytes():
-    """A step holds at most a third of what eager holds in fp32; measured: a seventeenth."""
+    """A step holds at most a third of what eager holds in fp32; measured: a fourteenth."""
     eager = network().float()
     fused = copy.deepcopy(eager)
     fastnas.accelerate(fused)
@@ -158,5 +158,4 @@ def test_saved_bytes():
 
         return saved_bytes(step, exclude=[*net.parameters(), *net.buffers()])
 
-    print(held(fused, True), held(eager, False), held(eager, True), held(fused, False))
     assert held(fused, True) <= held(eager, False) / 12
