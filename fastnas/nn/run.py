@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -124,7 +125,17 @@ def run_cell(
         draw: its streams are [(paths,) nodes, 2].
     """
     paths = (w.number or 1) if isinstance(w, Paths) else 1
-    states = preprocessed(parts, s0, s1, how, paths)
+    return run_states(parts, preprocessed(parts, [s0, s1], how, paths), w, how, draw)
+
+
+def run_states(
+    parts: CellParts,
+    states: list[Tensor],
+    w: CellWeights,
+    how: How,
+    draw: NoiseDraw | None = None,
+) -> Tensor:
+    """Does what `run_cell` does, from the preprocessed inputs."""
     if not (isinstance(w, Paths) and w.siblings):
         return run_layers(parts.layers, states, w, how, draw)
     # GDAS' `siblings` gradient needs dL/d(node) in full. One fused call hides it (nodes feed each
@@ -135,7 +146,7 @@ def run_cell(
         # `node_layers` number the states as the cell does, so each call takes all of them so far.
         states.append(run_layers(layers, states, w.node(edges), how, node_draw(draw, node)))
         first = edges.stop
-    return torch.cat(states[2:], dim=1)
+    return torch.cat(states[-parts.layers.table.outputs :], dim=1)
 
 
 def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
@@ -144,13 +155,12 @@ def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
 
 
 def preprocessed(
-    parts: CellParts, s0: Tensor, s1: Tensor, how: How, paths: int = 1
+    parts: CellParts, inputs: Sequence[Tensor], how: How, paths: int = 1
 ) -> list[Tensor]:
-    """Computes the two inputs of a cell as its nodes read them."""
-    return [
-        _preprocess(pre, s, how, paths)
-        for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
-    ]
+    """Computes the inputs of a cell as its nodes read them."""
+    if not parts.preprocesses:
+        return list(inputs)
+    return [_preprocess(pre, s, how, paths) for pre, s in zip(parts.preprocesses, inputs)]
 
 
 def _preprocess(pre: Preprocess, x: Tensor, how: How, paths: int) -> Tensor:

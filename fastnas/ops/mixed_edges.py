@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
 from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
+from fastnas.backends.dense_edges import is_dense
 from fastnas.backends.eager import reference_edges
 from fastnas.backends.layout import state_format
 from fastnas.ops.autocast import follow_autocast, without_autocast
@@ -30,7 +31,7 @@ from fastnas.spaces import EdgeTable
 def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
     like, table = call.x[0], call.table
     N, C, rows, cols = size = table.node_size([t.shape for t in call.x])
-    out = like.new_empty(N, table.nodes * C, rows, cols)
+    out = like.new_empty(N, table.outputs * C, rows, cols)
     saved = SavedTensors.empty(
         like, table, size, call.noise.form, call.memory, call.keep_gram, call.running is None,
         sampled=call.choice is not None,
@@ -134,13 +135,13 @@ def mixed_edges(
         rng: int64 [nodes, 2] (of several paths [paths, nodes, 2]), Philox key and offset; the j-th
             skip into a node adds j. By default drawn from torch's generator.
         memory: what is held for backward besides the states: "fast" the input of every second
-            half and the last depthwise output of the 5x5 kernels, "lean" the former, "minimal"
-            neither.
+            half, the output of every dense 3x3 convolution and the last depthwise output of the
+            5x5 kernels, "lean" the former two, "minimal" none.
         backend: see `mixed_sum`.
 
     Returns:
-        [N, nodes C, H', W'] (or [paths N, ...]), the nodes one after the other: channels last in
-        memory on the CPU, NCHW on a GPU.
+        [N, outputs C, H', W'] (or [paths N, ...]), the last nodes of the table (by default all)
+        one after the other: channels last in memory on the CPU, NCHW on a GPU.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.
@@ -165,7 +166,7 @@ def mixed_edges(
 def _takes_choice(call: EdgesCall, backend: str | None) -> bool:
     """Tells whether the backend's kernels read the sampled candidates from the device."""
     kernel = KERNELS["mixed_edges", MIXED_EDGES.choose(call, backend)]
-    return bool(getattr(kernel, "takes_choice", False))
+    return bool(getattr(kernel, "takes_choice", False)) and not is_dense(call.table)
 
 
 def _run(call: EdgesCall, setting: Setting) -> Tensor:
@@ -176,7 +177,7 @@ def _run(call: EdgesCall, setting: Setting) -> Tensor:
     call = call._replace(noise=_drawn(call, setting), running=_given(call, setting))
     out, stats = MIXED_EDGES(call, setting.backend)
     if setting.training and setting.running is not None:
-        # This is N H W, since out is [N, nodes C, H, W].
+        # This is N H W, since out is [N, outputs C, H, W].
         samples = out.numel() // out.shape[1]
         moved = None if call.choice is None else sampled_norms(call.table, call.choice)
         update_running(setting.running, stats, samples, setting.momentum, moved)
