@@ -224,9 +224,7 @@ def _preprocess(cell: Any, name: str, known: Kinds) -> Preprocess | str:
 
 def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     """Reads the operations of our cell, or says why they are computed one by one."""
-    stacked = isinstance(cell, reference.NB201Cell)
-    names = () if stacked else ("preprocess0", "preprocess1")
-    before = [_preprocess(cell, name, known) for name in names]
+    before = [_preprocess(cell, name, known) for name in cell.preprocessed]
     for found in before:
         if isinstance(found, str):
             return found
@@ -243,7 +241,7 @@ def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     # A source counts states, inputs first; a target counts the nodes after the inputs.
     ends = tuple((source, target - cell.inputs) for source, target in cell.ends)
     first, second = cast(list[Preprocess], before) or (None, None)
-    whole = CellParts(first, second, parts, ends, cell.nodes, cell.inputs, int(stacked))
+    whole = CellParts(first, second, parts, ends, cell.nodes, cell.inputs, cell.outputs)
     return _why_not_partly(whole, parts, cell._ops) or whole
 
 

@@ -36,6 +36,8 @@ class NB201Cell(Dag):
         options: keyword arguments of `MixedOp`.
     """
 
+    outputs = 1
+
     @typed
     def __init__(self, space: Space, C: int, **options: Any) -> None:
         super().__init__()
