@@ -54,17 +54,20 @@ static_assert(std::is_trivially_copyable_v<MixedSumParams>);
 static_assert(sizeof(MixedSumParams) <= 4096 - 64);
 
 // What an edge of `mixed_edges` can do; `none` is no term at all.
-enum class EdgeOp : int32_t { max_pool = 0, avg_pool = 1, skip = 2, reduce_skip = 3, sep_conv = 4, dil_conv = 5 };
+enum class EdgeOp : int32_t {
+  max_pool = 0, avg_pool = 1, skip = 2, reduce_skip = 3, sep_conv = 4, dil_conv = 5,
+  dense_conv = 6, plain_avg_pool = 7,  // CPU only; the pool has no batch norm
+};
 
 // One candidate of an edge, as fastnas.spaces.TermRow counts it: nothing here follows from `op` alone.
 struct EdgeTerm {
   EdgeOp op;
   int32_t edge, weight;      // w[edge][weight]
-  int32_t size, dilation;    // of the depthwise convolutions
+  int32_t size, dilation;    // of the depthwise or dense convolutions
   int32_t halves;            // depthwise -> pointwise -> batch norm: 2 of a sep_conv, 1 of a dil_conv, else 0
   int32_t param, norm;       // its first parameter and batch norm
   int32_t half;              // its first half, -1: it has none
-  int32_t input, kept, skip; // its place among the terms with two halves, in `u`, and among the skips; -1: it has none
+  int32_t input, kept, skip; // its place among the terms with two halves, in `u` or `z`, and among the skips; -1: none
 };
 
 struct Edge {
@@ -76,26 +79,29 @@ struct Edge {
 struct MixedEdgesParams {
   DType dtype = DType::f32;
   int64_t images = 0;
-  int32_t channels = 0, inputs = 0, nodes = 0, edge_count = 0, candidates = 0;
+  int32_t channels = 0, inputs = 0, nodes = 0, outputs = 0, edge_count = 0, candidates = 0;
   const Edge* edges = nullptr;
   const EdgeTerm* terms = nullptr;
   const int64_t* sizes = nullptr;       // [inputs][2] rows and columns; the nodes' follow from the strides
   const void* const* x = nullptr;       // [inputs]
   void* const* dx = nullptr;            // [inputs]
-  const void* const* params = nullptr;  // D [C, 1, k, k] and W [C, C] in turn; reduce_skip: W [C/2, C] twice
+  // D [C, 1, k, k] and W [C, C] in turn; of a reduce_skip W [C/2, C] twice; of a dense_conv V [C, C, k, k]
+  const void* const* params = nullptr;
   void* const* dparams = nullptr;       // all or null
   // CUDA: the candidate that each edge runs, in device memory, -1: none; then w and dw are [edges], halves are
   // counted two an edge, v, u and std one an edge, and what is not sampled is not written. Null: all of them.
   const int64_t* choice = nullptr;
   const void* w = nullptr;              // A [edges, candidates]
   double* dw = nullptr;                 // [edges, candidates], zeroed by the caller
-  void* out = nullptr;                  // [N, rows, cols, nodes C]
+  void* out = nullptr;                  // [N, rows, cols, outputs C]: the last nodes
   const void* dout = nullptr;
   void* stats = nullptr;    // A [norms, 2, C]: mean and biased variance; read where `training` is off
   void* shift = nullptr;    // A [halves, C]: -mean(u), kept for backward
   void* gram = nullptr;     // A [halves, C, C]: cov(u), kept for dL/dW
   void* v = nullptr;        // [sep_convs, N, rows, cols, C]: input of the second half; null: computed again
   void* u = nullptr;        // [terms with a 5x5 or larger kernel, ...]: last depthwise output, centred; null likewise
+  void* z = nullptr;        // CPU: [dense 3x3 convolutions, N, rows, cols, C]: their outputs; null likewise
+  void* inner = nullptr;    // CPU: [nodes that are no output, N, rows, cols, C]
   bool training = true;
   bool tf32 = false;               // CUDA: products of floats may round to TF32
   double eps = 1e-5;

@@ -36,9 +36,7 @@ template <class T> struct Forward : Statistics<T> {
       this->load_source(s, p.edges[e].source, image, true);
       for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i) add_term(s, i, image);
     }
-    const int64_t stride = int64_t(p.nodes) * C;
-    store_image<T, A>(s.y, out, C,
-                      {static_cast<T*>(p.out) + image * pixels * stride + int64_t(node) * C, stride});
+    store_image<T, A>(s.y, out, C, this->template node_pixels<T>(node, image));
   }
 
   // Adds one candidate's output, times its weight, to s.y.
@@ -49,6 +47,12 @@ template <class T> struct Forward : Statistics<T> {
     } else if (this->is_pool(t)) {
       this->pool(t, s, s.z);
       add_normalised(s, norms[i]);
+    } else if (this->is_dense(t)) {
+      this->load_dense(s, t, image, s.z);
+      add_normalised(s, norms[i]);
+    } else if (this->is_plain_pool(t)) {
+      this->pool(t, s, s.z);
+      add_scaled(s, this->weight(t), s.z);
     } else if (t.op == EdgeOp::skip) {
       add_skip(s, t, s.x, image);
     } else {
@@ -89,14 +93,15 @@ template <class T> struct Forward : Statistics<T> {
     });
   }
 
+  void add_scaled(Scratch& s, A w, const A* value) {
+    for (int64_t k = 0; k < int64_t(out.pixels()) * width; k += L) put(s.y + k, get(s.y + k) + w * get(value + k));
+  }
+
   // Adds w x, w (x + d) or w (x d). The noise d is drawn here, again in backward, and never stored.
   void add_skip(Scratch& s, const EdgeTerm& t, const A* value, int64_t image) {
     const A w = this->weight(t);
+    if (!this->noisy()) return add_scaled(s, w, value);
     const int64_t size = int64_t(out.pixels()) * width;
-    if (!this->noisy()) {
-      for (int64_t k = 0; k < size; k += L) put(s.y + k, get(s.y + k) + w * get(value + k));
-      return;
-    }
     this->draw_noise(s, t, image, s.u);
     const bool times = this->multiplicative();
     for (int64_t k = 0; k < size; k += L) {

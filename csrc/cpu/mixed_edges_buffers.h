@@ -11,6 +11,7 @@
 
 #include "../formulas/mixed_edges.h"
 #include "../params.h"
+#include "dense.h"
 #include "depthwise.h"
 #include "groups.h"
 #include "moments.h"
@@ -48,8 +49,9 @@ template <class T> struct Buffers {
   std::vector<Half<A>> halves;
   Arena arena;
 
-  // A norm is the batch norm behind a pool or a strided skip. Their z is formed: a pool is not linear, and a
-  // strided skip reads two sets of pixels, so neither has one u to fold.
+  // A norm is the batch norm behind a pool, a strided skip or a dense convolution. Their z is formed: a pool is not
+  // linear, a strided skip reads two sets of pixels, so neither has one u to fold; and of a dense 3x3 convolution the
+  // Gram matrix of what it reads, [9 C, 9 C], would cost more than z.
   struct Norm {
     A *mean, *scale;   // [width]; scale = w r
     double* rstd;      // [C]
@@ -61,8 +63,13 @@ template <class T> struct Buffers {
   // state with one stride share its statistics, though each keeps running statistics of its own.
   std::vector<ChannelMoments<A>> pool_moments;    // [states][op][stride]
   std::vector<ChannelMoments<A>> state_moments;   // [states], for relative noise
-  std::vector<ChannelMoments<A>> reduce_moments;  // [terms]
+  std::vector<ChannelMoments<A>> own_moments;     // [terms]: of strided skips and dense convolutions
   std::vector<A*> reduce_matrix;                  // [terms]: W1 then W2, [C][width] each, then both transposed
+  // The packed weights of a dense convolution, those of its transpose, and dL/dV of each group of images.
+  struct Dense {
+    A *forward, *back, *partial;  // partial: [groups][taps][width][width]; null: not wanted
+  };
+  std::vector<Dense> dense_terms;  // [terms]
 
   // Holds what one thread needs for one image. All of it together is a dozen images (1 MiB in backward, at 16
   // channels of 32 x 32 in fp32), so it stays in L2 while the terms of a node are worked through.
@@ -98,6 +105,9 @@ template <class T> struct Buffers {
   const Edge& edge_of(const EdgeTerm& t) const { return p.edges[t.edge]; }
   const Grid& source_grid(const EdgeTerm& t) const { return grids[edge_of(t).source]; }
   A weight(const EdgeTerm& t) const { return static_cast<const A*>(p.w)[t.edge * p.candidates + t.weight]; }
+  bool is_dense(const EdgeTerm& t) const { return t.op == EdgeOp::dense_conv; }
+  bool is_plain_pool(const EdgeTerm& t) const { return t.op == EdgeOp::plain_avg_pool; }
+  // Says whether the term is a pool with a batch norm behind it.
   bool is_pool(const EdgeTerm& t) const { return t.op == EdgeOp::max_pool || t.op == EdgeOp::avg_pool; }
   int64_t samples() const { return p.images * out.pixels(); }
   int64_t first_image(int group) const { return p.images * group / groups; }
@@ -148,7 +158,8 @@ template <class T> struct Buffers {
   // forward, both for the one back.
   void lay_out_norms() {
     norms.resize(terms());
-    reduce_moments.resize(terms());
+    own_moments.resize(terms());
+    dense_terms.resize(terms());
     reduce_matrix.resize(terms());
     for (int i = 0; i < terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
@@ -159,8 +170,9 @@ template <class T> struct Buffers {
       n.rstd = arena.template take<double>(C);
       n.dot = p.dout ? arena.template take<A>(int64_t(groups) * width) : nullptr;
       n.rstd_q = p.dout ? arena.template take<A>(width) : nullptr;
+      if (is_dense(t)) lay_out_dense(t, dense_terms[i]);
+      if (is_dense(t) || t.op == EdgeOp::reduce_skip) own_moments[i] = take_moments();
       if (t.op != EdgeOp::reduce_skip) continue;
-      reduce_moments[i] = take_moments();
       reduce_matrix[i] = arena.template take<A>(int64_t(C) * width * 4);
     }
     for (int s = 0; s < states(); ++s) {
@@ -168,6 +180,14 @@ template <class T> struct Buffers {
       state_moments.push_back(take_moments());
     }
   }
+
+  void lay_out_dense(const EdgeTerm& t, Dense& dense) {
+    const int64_t count = dense_weights(C, width, t.size);
+    dense.forward = arena.template take<A>(count);
+    dense.back = p.dout ? arena.template take<A>(count) : nullptr;
+    dense.partial = p.dparams ? arena.template take<A>(groups * dense_sums(t)) : nullptr;
+  }
+  int64_t dense_sums(const EdgeTerm& t) const { return int64_t(t.size) * t.size * width * width; }
 
   // Planes are as large as the largest state, whichever the thread works on. A thread beyond the number of groups
   // would have no work, so it gets no scratch.

@@ -105,6 +105,10 @@ template <class T> struct Backward : BackwardSums<T> {
         const int mine = t.halves == 2 ? slot++ : 0;
         if (skipped) continue;
         if (t.op == EdgeOp::reduce_skip) reduce_gradient(s, i, group, image, opens);
+        if (this->is_dense(t)) {
+          dense_gradient(s, i, group, image, opens, fresh);
+          fresh = false;
+        }
         if (t.half < 0) continue;
         const Half<A>& h = halves[t.half];
         A* dy = s.g;
@@ -144,7 +148,7 @@ template <class T> struct Backward : BackwardSums<T> {
     const EdgeTerm& t = p.terms[i];
     const int64_t pixels = out.pixels();
     const Norm& n = norms[i];
-    centred_norm(s, i, s.z);
+    centred_norm(s, i, image, s.z);
     const A* dy = s.g;
     const bool times = this->noisy() && this->multiplicative();
     if (times) {
@@ -182,6 +186,26 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
+  // Takes one image back through a dense convolution: dz of its batch norm into a padded plane, from it the group's
+  // partial sum of dL/dV and, added to s.dx or with `fresh` written there, the transposed convolution.
+  void dense_gradient(Scratch& s, int i, int group, int64_t image, bool opens, bool fresh) {
+    const EdgeTerm& t = p.terms[i];
+    const Norm& n = norms[i];
+    centred_norm(s, i, image, s.z);
+    clear_halo(out, blocks, s.du);
+    const A* dy_means = dy_mean + int64_t(this->edge_of(t).target) * width;
+    for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
+      const int64_t at = (int64_t(b) * out.pixels() + h * out.cols + w) * L;
+      put(s.du + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L,
+          norm_gradient(get(n.scale + b * L), get(s.g + at), get(dy_means + b * L), get(s.z + at),
+                        get(n.rstd_q + b * L)));
+    });
+    const auto& own = this->dense_terms[i];
+    if (p.dparams) dense_outer(s.relu_x, s.du, out, C, t.size, opens, own.partial + group * this->dense_sums(t));
+    if (needed[this->edge_of(t).source])
+      dense(s.du, out, C, own.back, t.size, !fresh, s.dx + int64_t(out.inside()) * L, out.pitch(), out.padded());
+  }
+
   // Completes the gradient of a state, one image: to what its convolutions gave it are added the pools and skips of
   // all edges that leave it and, for a node, its slice of the output's gradient. An input's goes to dx, rounded
   // once; a node's is kept in the accumulation dtype for the sums over it. Where no convolution leaves the state
@@ -199,36 +223,43 @@ template <class T> struct Backward : BackwardSums<T> {
       store_image<T, A>(s.dx, grid, C, {static_cast<T*>(p.dx[state]) + image * grid.pixels() * C, C});
       return;
     }
-    const int64_t stride = int64_t(p.nodes) * C;
-    load_image<T, A>({static_cast<const T*>(p.dout) + image * grid.pixels() * stride + int64_t(state - p.inputs) * C,
-                      stride}, grid, C, s.z);
-    for (int64_t k = 0; k < size; k += L) put(s.dx + k, get(s.dx + k) + get(s.z + k));
+    const int node = state - p.inputs;
+    if (node >= p.nodes - p.outputs) {
+      load_image<T, A>(this->output_slice(static_cast<const T*>(p.dout), node, image), grid, C, s.z);
+      for (int64_t k = 0; k < size; k += L) put(s.dx + k, get(s.dx + k) + get(s.z + k));
+    }
     store_image<A, A>(s.dx, grid, C, own);
   }
 
   // Adds the pools that leave a state, each kind and stride once: dz = w r (dy - mean dy - (z - mean) r q) of every
-  // edge that has one, with dy of the node it enters, is summed in s.y, then goes through the transposed pool
-  // together. z and its winners are computed again. All edges' dy are folded by now, since they enter later nodes.
+  // edge that has one (w dy where it has no batch norm), with dy of the node it enters, is summed in s.y, then goes
+  // through the transposed pool together. z and its winners are computed again. All edges' dy are folded by now, since they enter later nodes.
   // One transposed pool serves all edges, because it is linear in dz and its winners depend on x alone. q and the
   // mean of dy are those of each edge and node.
   void pools(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
     for (EdgeOp op : {EdgeOp::max_pool, EdgeOp::avg_pool})
       for (int stride : {1, 2}) {
-        bool any = false;
+        bool any = false, centred = false;
         for (int i = 0; i < this->terms(); ++i) {
           const EdgeTerm& t = p.terms[i];
           const Edge& edge = this->edge_of(t);
-          if (t.op != op || edge.source != state || edge.stride != stride) continue;
-          // The mean of this term's norm centres z for all of them: in training their
-          // statistics are those of one z.
+          const bool plain = this->is_plain_pool(t) && op == EdgeOp::avg_pool;
+          if (!(t.op == op || plain) || edge.source != state || edge.stride != stride) continue;
           if (!any) {
             this->load_source(s, state, image, true);
             std::fill_n(s.y, size, A(0));
-            centred_norm(s, i, s.z);
           }
           any = true;
           load_gradient(s, edge.target, image);
+          if (plain) {
+            add_scaled(this->weight(t), s.g, s.y);
+            continue;
+          }
+          // The mean of this term's norm centres z for all of them: in training their
+          // statistics are those of one z.
+          if (!centred) centred_norm(s, i, image, s.z);
+          centred = true;
           const Norm& n = norms[i];
           for (int b = 0; b < blocks; ++b) {
             const Vec<A> scale = get(n.scale + b * L), mean = get(dy_mean + int64_t(edge.target) * width + b * L),
@@ -251,10 +282,13 @@ template <class T> struct Backward : BackwardSums<T> {
       }
   }
 
+  void add_scaled(A w, const A* from, A* to) {
+    for (int64_t k = 0; k < int64_t(out.pixels()) * width; k += L) put(to + k, get(to + k) + w * get(from + k));
+  }
+
   // Adds the skips that leave a state: w dy, or w d dy with the draws of forward, made again. Additive noise is
   // constant in x; the standard deviation that it is relative to counts as a constant, too.
   void skips(Scratch& s, int state, int64_t image) {
-    const int64_t size = int64_t(out.pixels()) * width;
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
       if (t.op != EdgeOp::skip || this->edge_of(t).source != state) continue;
@@ -264,7 +298,7 @@ template <class T> struct Backward : BackwardSums<T> {
         this->draw_noise(s, t, image, s.work);
         combine(s.g, s.work, true, s.g);
       }
-      for (int64_t k = 0; k < size; k += L) put(s.dx + k, get(s.dx + k) + w * get(s.g + k));
+      add_scaled(w, s.g, s.dx);
     }
   }
 
@@ -281,6 +315,9 @@ template <class T> struct Backward : BackwardSums<T> {
           dD[int64_t(c) * taps + k] =
               store<T>(A(total(h.dtaps, int64_t(width) * taps, (int64_t(c / L) * taps + k) * L + c % L)));
     }
+    this->for_each_job(this->terms(), [&](int64_t i) {
+      if (this->is_dense(p.terms[i])) finish_dense(p.terms[i], this->dense_terms[i].partial);
+    });
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
       if (t.op != EdgeOp::reduce_skip) continue;
@@ -291,6 +328,22 @@ template <class T> struct Backward : BackwardSums<T> {
                 A(total(reduce_crosses[i] + part * int64_t(width) * width, 2 * int64_t(width) * width,
                         int64_t(row + part * (C / 2)) * width + ci)));
     }
+  }
+
+  // Goes from partial sums [groups][taps][input][width] to [output][input][taps]. The groups are added a vector
+  // at a time: at 64 channels there are 16 times 36,864 numbers of each 3x3 convolution.
+  void finish_dense(const EdgeTerm& t, const A* partial) {
+    T* dV = static_cast<T*>(p.dparams[t.param]);
+    const int taps = t.size * t.size;
+    for (int tap = 0; tap < taps; ++tap)
+      for (int in = 0; in < C; ++in)
+        for (int b = 0; b < blocks; ++b) {
+          const A* at = partial + (int64_t(tap) * width + in) * width + b * L;
+          Wide<A> sum{};
+          for (int g = 0; g < groups; ++g) sum += widen<A>(get(at + g * this->dense_sums(t)));
+          for (int lane = 0; lane < L && b * L + lane < C; ++lane)
+            dV[(int64_t(b * L + lane) * C + in) * taps + tap] = store<T>(A(sum[lane]));
+        }
   }
 
   // The order of the passes is told at the top of the file. The folded matrices of forward are made again from the

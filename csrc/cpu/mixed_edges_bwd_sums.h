@@ -59,7 +59,8 @@ template <class T> struct BackwardSums : Call<T> {
     reduce_crosses.resize(this->terms());
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
-      if (t.skip >= 0) skip_dots[i] = this->arena.template take<A>(int64_t(groups) * 2 * width);
+      if (t.skip >= 0 || this->is_plain_pool(t))
+        skip_dots[i] = this->arena.template take<A>(int64_t(groups) * 2 * width);
       if (t.op == EdgeOp::reduce_skip && p.dparams)
         reduce_crosses[i] = this->arena.template take<A>(int64_t(groups) * 2 * width * width);
     }
@@ -75,7 +76,7 @@ template <class T> struct BackwardSums : Call<T> {
   // added by finish_state.
   bool has_convolutions(int e) const {
     for (int i = p.edges[e].first_term; i < p.edges[e].last_term; ++i)
-      if (p.terms[i].half >= 0 || p.terms[i].op == EdgeOp::reduce_skip) return true;
+      if (p.terms[i].half >= 0 || p.terms[i].op == EdgeOp::reduce_skip || this->is_dense(p.terms[i])) return true;
     return false;
   }
   // Says whether anything of an edge but dL/dw is wanted. With frozen parameters nothing is of edges from an input
@@ -131,22 +132,34 @@ template <class T> struct BackwardSums : Call<T> {
         });
         continue;
       }
-      this->load_source(s, this->edge_of(t).source, image, true);
-      if (this->is_pool(t)) {
+      if (!this->is_dense(t)) this->load_source(s, this->edge_of(t).source, image, true);
+      if (this->is_pool(t) || this->is_dense(t)) {
         if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
-        centred_norm(s, i, s.z);
+        centred_norm(s, i, image, s.z);
         add_channel_dots(s.g, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
+      } else if (this->is_plain_pool(t)) {
+        add_pool_sums(s, i, group, opens);
       } else {
         add_skip_sums(s, i, group, image, opens);
       }
     }
   }
 
-  // Computes z - mean(z) of a pool or strided skip again. Products with dy then need no correction by the mean,
-  // which would cancel. Overwrites s.u.
-  void centred_norm(Scratch& s, int i, A* z) {
+  // Adds <dy, pool(x)>, which is dL/dw, where that is wanted.
+  void add_pool_sums(Scratch& s, int i, int group, bool opens) {
+    if (!p.dw) return;
+    A* dots = skip_dots[i] + int64_t(group) * 2 * width;
+    if (opens) std::fill_n(dots, width, A(0));
+    this->pool(p.terms[i], s, s.z);
+    add_channel_dots(s.g, s.z, out.pixels(), blocks, dots);
+  }
+
+  // Computes z - mean(z) of a pool, strided skip or dense convolution again. Products with dy then need no correction
+  // by the mean, which would cancel. Overwrites s.u.
+  void centred_norm(Scratch& s, int i, int64_t image, A* z) {
     const EdgeTerm& t = p.terms[i];
     if (this->is_pool(t)) this->pool(t, s, z);
+    else if (this->is_dense(t)) this->load_dense(s, t, image, z);
     else this->reduce(t, s, s.u, z);
     for (int b = 0; b < blocks; ++b) {
       const Vec<A> mean = get(norms[i].mean + b * L);
@@ -179,7 +192,7 @@ template <class T> struct BackwardSums : Call<T> {
       add_channel_dots(s.g, s.u, pixels, blocks, dots);
       return;
     }
-    centred_norm(s, i, s.z);
+    centred_norm(s, i, image, s.z);
     const A* dy = s.g;
     if (draws && times) {
       combine(s.g, s.work, true, s.work);
@@ -221,7 +234,7 @@ template <class T> struct BackwardSums : Call<T> {
           dw += q * double(this->samples());
         }
       }
-      if (t.skip >= 0)
+      if (skip_dots[i])
         for (int c = 0; c < C; ++c) dw += total(skip_dots[i], 2 * width, c);
       if (p.dw) p.dw[t.edge * p.candidates + t.weight] = dw;
     }

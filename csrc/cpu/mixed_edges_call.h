@@ -18,8 +18,9 @@ template <class T> struct Call : Buffers<T> {
   using typename Base::Norm;
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::grids, Base::out, Base::halves;
-  using Base::norms, Base::reduce_matrix, Base::scratch;
-  using Base::terms, Base::edge_of, Base::source_grid, Base::half_grid, Base::weight, Base::is_pool, Base::param;
+  using Base::norms, Base::reduce_matrix, Base::dense_terms, Base::scratch;
+  using Base::terms, Base::edge_of, Base::source_grid, Base::half_grid, Base::weight, Base::is_pool, Base::is_dense;
+  using Base::param;
   using Base::Base;
 
   // Calls f(scratch of the thread, group, image) over all images; the images of a
@@ -36,14 +37,22 @@ template <class T> struct Call : Buffers<T> {
     for (int64_t i = 0; i < count; ++i) f(i);
   }
 
-  // Finds the pixels of a state: an input tensor, or the node's slice of the concatenated output, C
-  // of nodes * C channels.
+  // Finds the pixels of a node: its slice of the concatenated output, C of outputs * C channels, or where the output
+  // does not show it an image of its own.
+  template <class U> Pixels<U> node_pixels(int node, int64_t image) const {
+    const int inner = p.nodes - p.outputs;
+    if (node < inner)
+      return {static_cast<U*>(p.inner) + (node * p.images + image) * out.pixels() * C, C};
+    return output_slice(static_cast<U*>(p.out), node, image);
+  }
+  template <class U> Pixels<U> output_slice(U* base, int node, int64_t image) const {
+    const int64_t stride = int64_t(p.outputs) * C;
+    return {base + image * out.pixels() * stride + int64_t(node - (p.nodes - p.outputs)) * C, stride};
+  }
+  // Finds the pixels of a state: an input tensor or a node.
   Pixels<const T> state_pixels(int state, int64_t image) const {
-    const Grid& grid = grids[state];
-    if (state < p.inputs)
-      return {static_cast<const T*>(p.x[state]) + image * grid.pixels() * C, C};
-    const int64_t stride = int64_t(p.nodes) * C;
-    return {static_cast<const T*>(p.out) + image * grid.pixels() * stride + int64_t(state - p.inputs) * C, stride};
+    if (state >= p.inputs) return node_pixels<const T>(state - p.inputs, image);
+    return {static_cast<const T*>(p.x[state]) + image * grids[state].pixels() * C, C};
   }
 
   // Reads an image of a state, rectifies and pads it in one pass: convolutions read relu_x; pools, skips and
@@ -99,6 +108,28 @@ template <class T> struct Call : Buffers<T> {
       product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? z : s.v);
     }
     select_halves(out.pixels(), C, s.v, z);
+  }
+
+  // Computes z of a dense convolution, rounded to the stored dtype: what is kept and what is computed again must be
+  // the same z, or the memory setting would change results. Reads s.relu_x.
+  void compute_dense(const Scratch& s, const EdgeTerm& t, A* z) {
+    dense(s.relu_x, out, C, dense_terms[&t - p.terms].forward, t.size, false, z, out.cols, out.pixels());
+    if constexpr (!std::is_same_v<T, A>)
+      for (int64_t k = 0; k < int64_t(out.pixels()) * width; ++k) z[k] = load(store<T>(z[k]));
+  }
+  // Makes z of a dense convolution where its statistics are known: read where it was kept, else computed again.
+  void load_dense(Scratch& s, const EdgeTerm& t, int64_t image, A* z) {
+    if (p.training && keeps_dense(t)) {
+      const Pixels<const T> kept = dense_pixels<const T>(t, image);
+      load_image<T, A>(kept, out, C, z);
+      return;
+    }
+    load_source(s, edge_of(t).source, image, false);
+    compute_dense(s, t, z);
+  }
+  bool keeps_dense(const EdgeTerm& t) const { return p.z != nullptr && t.kept >= 0; }
+  template <class U> Pixels<U> dense_pixels(const EdgeTerm& t, int64_t image) const {
+    return {static_cast<T*>(p.z) + (t.kept * p.images + image) * out.pixels() * C, C};
   }
 
   // Makes v = relu(BN(W1 (D1 * relu(x)))), the input of a second half, padded in s.v: read where forward kept it
@@ -192,9 +223,16 @@ template <class T> struct Call : Buffers<T> {
 
   // --- small matrices --------------------------------------------------------------------------------------
 
-  // Lays out the depthwise taps by channel block, and the matrices of strided skips. A part of a strided skip fills
+  // Lays out the weights of dense convolutions, the depthwise taps by channel block, and the matrices of strided
+  // skips. A part of a strided skip fills
   // its own output channels only; the zeros elsewhere are multiplied, but their results are never selected.
   void pack_taps() {
+    for_each_job(terms(), [&](int64_t i) {
+      const EdgeTerm& t = p.terms[i];
+      if (!is_dense(t)) return;
+      pack_dense(param(t.param), C, t.size, false, dense_terms[i].forward);
+      if (dense_terms[i].back) pack_dense(param(t.param), C, t.size, true, dense_terms[i].back);
+    });
     for_each_job(int64_t(halves.size()), [&](int64_t i) {
       const Half<A>& h = halves[i];
       const T* taps = param(h.param);
@@ -238,7 +276,8 @@ template <class T> struct Call : Buffers<T> {
   double scale_of(const Half<A>& h) const { return h.final ? double(weight(*h.term)) : 1.0; }
   A* stats_of(int norm) const { return static_cast<A*>(p.stats) + int64_t(norm) * 2 * C; }
 
-  // Makes the same for a pool or strided skip: mean, r and w r of each channel, zeros in the lanes past the last.
+  // Makes the same for a pool, strided skip or dense convolution: mean, r and w r of each channel, zeros in the lanes
+  // past the last.
   void fold_norm(int term) {
     const EdgeTerm& t = p.terms[term];
     const A* stats = stats_of(t.norm);
@@ -250,7 +289,7 @@ template <class T> struct Call : Buffers<T> {
       n.scale[c] = A(double(weight(t)) * n.rstd[c]);
     }
   }
-  bool has_norm(const EdgeTerm& t) const { return is_pool(t) || t.op == EdgeOp::reduce_skip; }
+  bool has_norm(const EdgeTerm& t) const { return is_pool(t) || t.op == EdgeOp::reduce_skip || is_dense(t); }
 };
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -87,8 +87,8 @@ template <class T> struct Statistics : Call<T> {
   }
 
   // Gathers, from one image of a state, the moments of its pools (each kind and stride once, for all edges),
-  // of its strided skips, and of the state itself where noise is relative to the spread of x. `before`
-  // counts the group's earlier images.
+  // of its strided skips and dense convolutions, whose z is kept where the memory setting says so, and of
+  // the state itself where noise is relative to the spread of x. `before` counts the group's earlier images.
   void gather_first(Scratch& s, int state, int group, int64_t image) {
     const int64_t before = image - this->first_image(group);
     const Grid& grid = this->grids[state];
@@ -103,7 +103,11 @@ template <class T> struct Statistics : Call<T> {
         this->pooled(state, t.op, e.stride).add_image(s.z, out.pixels(), C, group, before * out.pixels());
       } else if (t.op == EdgeOp::reduce_skip) {
         this->reduce(t, s, s.u, s.z);
-        this->reduce_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
+        this->own_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
+      } else if (this->is_dense(t)) {
+        this->compute_dense(s, t, s.z);
+        if (this->keeps_dense(t)) store_image<T, A>(s.z, out, C, this->template dense_pixels<T>(t, image));
+        this->own_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
       } else if (t.op == EdgeOp::skip && is_relative(p.form) && !raw) {
         raw = true;
         this->state_moments[state].add_image(s.x, grid.pixels(), C, group, before * grid.pixels());
@@ -215,7 +219,7 @@ template <class T> struct Statistics : Call<T> {
         p.std[t.skip] = whole_std(this->state_moments[e.source], this->grids[e.source].pixels());
       if (!this->has_norm(t)) continue;
       const ChannelMoments<A>& m =
-          t.op == EdgeOp::reduce_skip ? this->reduce_moments[i] : this->pooled(e.source, t.op, e.stride);
+          this->is_pool(t) ? this->pooled(e.source, t.op, e.stride) : this->own_moments[i];
       A* stats = this->stats_of(t.norm);
       for (int c = 0; c < C; ++c) {
         const Moments total = finished(m, c, out.pixels());

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas.backends.address import ROWS, address, laid_out, places
 from fastnas.backends.calls import ConvCall, EdgesCall
+from fastnas.backends.dense_edges import DenseEdges
 from fastnas.backends.layout import in_format, state_format
 from fastnas.backends.native import CPU, CUDA, DTYPES, Native
 from fastnas.backends.native_sums import NativeNormSum
@@ -36,7 +37,7 @@ class NativeEdges:
         x = in_format(call.x, self.layout)
         table, training = call.table, call.running is None
         N, C, rows, cols = size = table.node_size([t.shape for t in x])
-        out = self._new(x[0], N, table.nodes * C, rows, cols)
+        out = self._new(x[0], N, table.outputs * C, rows, cols)
         saved = SavedTensors.empty(
             x[0], table, size, call.noise.form, call.memory, call.keep_gram, training,
             sampled=call.choice is not None,
@@ -137,7 +138,9 @@ def _edge_table(module: Any, table: EdgeTable) -> Any:
     # The compiled table is built once for each table and module, and not at each of the calls of a
     # step: it holds about 100 terms of a DARTS cell.
     edges = [(e.source, e.target, e.stride, len(e.terms)) for e in table.edges]
-    return module.EdgeTable(table.inputs, table.nodes, table.candidates, edges, list(table.rows))
+    return module.EdgeTable(
+        table.inputs, table.nodes, table.outputs, table.candidates, edges, list(table.rows)
+    )
 
 
 class NativeConv:
@@ -196,5 +199,6 @@ def _new_last(like: Tensor, *shape: int) -> Tensor:
 
 register("mixed_edges", CPU.name, NativeEdges(CPU, LAST), CELLS_ON_CPU)
 register("relu_conv_bn", CPU.name, NativeConv(CPU), CELLS_ON_CPU)
-register("mixed_edges", CUDA.name, NativeEdges(CUDA, ROWS, takes_choice=True), ON_GPU)
+_ON_GPU = NativeEdges(CUDA, ROWS, takes_choice=True)
+register("mixed_edges", CUDA.name, DenseEdges(_ON_GPU, NativeNormSum(CUDA)), ON_GPU)
 register("relu_conv_bn", CUDA.name, MatmulConv(NativeNormSum(CUDA)), ON_GPU)

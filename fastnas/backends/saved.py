@@ -33,6 +33,10 @@ class SavedTensors(NamedTuple):
     """[separable convolutions, N, H', W', C] inputs of the second halves."""
     u: Tensor
     """[5x5 and larger kernels, N, H', W', C] last depthwise outputs, centred."""
+    z: Tensor
+    """[dense 3x3 convolutions, N, H', W', C] their outputs."""
+    inner: Tensor
+    """[nodes that are no output, N, H', W', C], which are states of later edges."""
     std: Tensor
     """[skips] standard deviations that relative noise is scaled by, float64."""
 
@@ -59,10 +63,11 @@ class SavedTensors(NamedTuple):
         # any choice. What depends on the choice must not decide a shape, or a captured graph could
         # serve one sample only.
         halves = 2 * edges if sampled else table.halves
-        # "lean" keeps the inputs v, "fast" the outputs u too. Outside of training there is no
-        # backward that would read either.
+        # "lean" keeps the inputs v and dense outputs z, "fast" the outputs u too. Outside of
+        # training there is no backward that would read them.
         inputs = (edges if sampled else table.separable) if training and memory != "minimal" else 0
         outputs = (edges if sampled else table.kept) if training and memory == "fast" else 0
+        dense = table.kept_dense if training and memory != "minimal" else 0
         skips = (edges if sampled else table.skips) if form == "gaussian_additive" else 0
 
         def new(*shape: int, dtype: torch.dtype = like.dtype) -> Tensor:
@@ -76,5 +81,7 @@ class SavedTensors(NamedTuple):
             new(halves if keep_gram else 0, C, C, dtype=wide),
             new(inputs, N, rows, cols, C),
             new(outputs, N, rows, cols, C),
+            new(dense, N, rows, cols, C),
+            new(table.nodes - table.outputs, N, rows, cols, C),
             new(skips, dtype=torch.float64),
         )

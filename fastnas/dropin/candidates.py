@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.deferred import DeferredSum, real
 from fastnas.dropin.ours import replacement
-from fastnas.dropin.pending import Call, Manner, must_not_wait
+from fastnas.dropin.pending import Call, Manner, autocast_now, must_not_wait
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.tally import Site
 from fastnas.nn.facts import has_global_hooks, hooks
@@ -87,7 +87,7 @@ def _deferred(
         found,
         found.tensors(),
         x,
-        Manner(training, eps, momentum, settings.memory, settings.backend),
+        Manner(training, autocast_now(x), eps, momentum, settings.memory, settings.backend),
         functools.partial(type(module).forward, module),
         settings.site,
     )
@@ -216,6 +216,9 @@ def _why_not(
     channels = found.convs[0].in_channels if found.convs else None
     if x.dim() == 4 and channels not in (None, x.shape[1]):
         return f"x has {x.shape[1]} channels; {channels} are needed"
+    biased = any(conv._parameters.get("bias") is not None for conv in found.convs)
+    if biased and not module.training and torch.is_grad_enabled():
+        return "a bias has a gradient outside of training"
     stride = found.stride if isinstance(found, Candidate) else len(found.convs)
     op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
     training = module.training or not found.norms
@@ -227,4 +230,7 @@ def _own(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: 
         raise NotFused(reason)
     settings.site.ran_own(reason)
     say_once(type(module).__name__, reason)
-    return type(module).forward(module, *real(args), **real(kwargs))
+    y = type(module).forward(module, *real(args), **real(kwargs))
+    # Some code wants outputs of one type from all candidates.
+    plain = not isinstance(y, Tensor) or isinstance(y, DeferredSum) or y.dim() != 4
+    return y if plain or must_not_wait(y) else DeferredSum((), (y,), y.shape, layout_of(y))

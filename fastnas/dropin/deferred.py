@@ -56,6 +56,7 @@ class DeferredSum(Tensor):
     _dense: tuple[Tensor, ...]
     _size: torch.Size
     _format: torch.memory_format
+    _dtype: torch.dtype
     _grad_mode: bool
     """Whether gradients were on when it was made; its parts are computed in this mode."""
     _seen: Tensor | None
@@ -70,10 +71,12 @@ class DeferredSum(Tensor):
         layout: torch.memory_format,
     ) -> DeferredSum:
         like = dense[0] if dense else terms[0][1].x
+        dtypes = [*(call.dtype for _, call in terms), *(y.dtype for y in dense)]
+        dtype = reduce(torch.promote_types, dtypes)
         # A tensor without values: whatever is done with it comes to `__torch_function__` first.
-        self = Tensor._make_wrapper_subclass(cls, size, dtype=like.dtype, device=like.device)
+        self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=like.device)
         self._terms, self._dense = tuple(terms), tuple(dense)
-        self._size, self._format, self._seen = size, layout, None
+        self._size, self._format, self._seen, self._dtype = size, layout, None, dtype
         self._grad_mode = torch.is_grad_enabled()
         return self
 
@@ -142,7 +145,7 @@ class DeferredSum(Tensor):
             return self._new(self._terms, self._dense)
         if not isinstance(other, Tensor) or other.shape != self._size:
             return None
-        if other.dtype != self.dtype or other.device != self.device:
+        if other.device != self.device or not other.dtype.is_floating_point:
             return None
         if not isinstance(other, DeferredSum):
             return self._new(self._terms, (*self._dense, other))
@@ -182,7 +185,7 @@ class DeferredSum(Tensor):
     # ---- what is known of it without its values
 
     shape = property(lambda self: self._size)
-    dtype = property(lambda self: self._like().dtype)
+    dtype = property(lambda self: self._dtype)
     device = property(lambda self: self._like().device)
 
     def size(self, dim: int | None = None) -> Any:
@@ -210,7 +213,8 @@ class DeferredSum(Tensor):
         deferred = isinstance(value, DeferredSum)
         self._terms = value._terms if deferred else ()
         self._dense = value._dense if deferred else (value,)
-        self._size, self._grad_mode, self._seen = value.shape, torch.is_grad_enabled(), None
+        self._size, self._dtype, self._seen = value.shape, value.dtype, None
+        self._grad_mode = torch.is_grad_enabled()
         return self
 
     @classmethod

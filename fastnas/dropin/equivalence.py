@@ -43,7 +43,7 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
 
     ops = candidate_modules(module)
     if isinstance(parts, CellParts):
-        before = (parts.preprocess0, parts.preprocess1)
+        before = parts.preprocesses
         # A halved input has to come out at the size of the other one.
         sizes = [16 if p.kind == "factorized_reduce" else 8 for p in before]
         states = [normal(2, p.convs[0].in_channels, s, s) for p, s in zip(before, sizes)]

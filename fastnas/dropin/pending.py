@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import lru_cache, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from fastnas.dropin.tally import Site
 from fastnas.nn.parts import Candidate, Tensors
 from fastnas.nn.run import count
 from fastnas.ops import mixed_edges
+from fastnas.ops.autocast import autocast_dtype
 from fastnas.spaces import Edge, EdgeTable
 from fastnas.spaces.edge_table import edge_term
 
@@ -25,6 +28,8 @@ class Manner(NamedTuple):
     """Says how a candidate is to be computed: terms of one manner share a `mixed_edges`."""
 
     training: bool
+    autocast: torch.dtype | None
+    """The dtype of autocast; None where it is off."""
     eps: float
     momentum: float
     memory: str
@@ -54,6 +59,10 @@ class Call:
         self.candidate, self.tensors, self.manner = candidate, tensors, manner
         self.own, self.site = own, site
         self.x, self.version = x, 0 if x.is_inference() else x._version
+        biases = [conv._parameters.get("bias") for conv in candidate.convs]
+        self.biases = biases if any(b is not None for b in biases) else []
+        self.dtype = autocast_dtype(x) if candidate.convs else x.dtype
+        """Of the output: autocast casts for convolutions."""
         self.grad = torch.is_grad_enabled()
         self.ran = False
         """Whether it was computed, so that its running statistics have moved."""
@@ -82,6 +91,14 @@ class Call:
                 " clone it before it is changed, or `decelerate` this network"
             )
         return self.x
+
+    def settles_as_plain(self) -> bool:
+        """Tells whether `mixed_edges` has it without a batch norm, and of a pool makes it that."""
+        candidate = self.candidate
+        if candidate.is_open and (candidate.name, candidate.stride) == ("avg_pool_3x3", 1):
+            self.candidate = replace(candidate, name="plain_avg_pool_3x3")
+            self.site.ran_fused()
+        return not self.candidate.is_open
 
     def settle(self) -> None:
         """Computes the output if statistics wait for it: its module is about to be called again."""
@@ -116,11 +133,11 @@ def compute(terms: Sequence[Term]) -> Tensor:
                 fused.setdefault((call.manner, call.ran), []).append((weight, call))
             else:
                 plain.append((weight, call))
-        if fused:
-            # What has no batch norm is summed by any of them.
-            shared = [t for t in plain if not t[1].candidate.is_open]
-            next(iter(fused.values())).extend(shared)
-            plain = [t for t in plain if t[1].candidate.is_open]
+        # What has no batch norm goes with any of them. Alone only a pool is worth a kernel.
+        shared = [term for term in plain if term[1].settles_as_plain()]
+        if fused or any("pool" in call.candidate.name for _, call in shared):
+            fused.setdefault(next(iter(fused), None), []).extend(shared)
+            plain = [term for term in plain if term not in shared]
         parts += [_fused(group) for group in fused.values()]
         parts += [_weighted(weight, _by_its_module(call)) for weight, call in plain]
         return reduce(torch.add, parts)
@@ -158,25 +175,88 @@ def _fused(terms: list[Term]) -> Tensor:
     names = tuple(
         (row[0][1].candidate.stride, tuple(call.candidate.name for _, call in row)) for row in rows
     )
-    y = mixed_edges(
-        [row[0][1].input() for row in rows],
-        _weights([[weight for weight, _ in row] for row in rows], calls[0].x),
-        [p for call in calls for p in call.tensors.params],
-        _table(names),
-        # A second sum over the same call takes the batch's statistics, which have moved already.
-        running=None if again and manner.training
-        else [pair for call in calls for pair in call.tensors.running],
-        momentum=manner.momentum,
-        training=manner.training,
-        eps=manner.eps,
-        memory=manner.memory,
-        backend=manner.backend,
-    )  # fmt: skip
-    if manner.training and not again:
+    # A second sum over the same call takes the batch's statistics, which have moved already.
+    moves = manner.training and not again
+    running = None
+    if moves or not manner.training:
+        running = [pair for call in calls for pair in _running(call, moves)]
+    with _autocast_of(calls[0]):
+        y = mixed_edges(
+            [row[0][1].input() for row in rows],
+            _weights([[_tied(weight, call) for weight, call in row] for row in rows], calls[0].x),
+            [p for call in calls for p in call.tensors.params],
+            _table(names),
+            running=running,
+            momentum=manner.momentum,
+            training=manner.training,
+            eps=manner.eps,
+            memory=manner.memory,
+            backend=manner.backend,
+        )
+    if moves:
         count([c for call in calls for c in call.tensors.counters])
+        for call in calls:
+            for (mean, _), shift in zip(call.tensors.running, _shifts(call)):
+                mean.add_(shift)
     for call in calls:
         call.ran = True
-    return y
+    # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
+    return y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
+
+
+@torch.no_grad()
+def _shifts(call: Call) -> list[Tensor]:
+    """Returns by how much biases shift what each batch norm is given; none without biases.
+
+    A batch norm takes the shift away again. Only its running mean knows of it.
+    """
+    if not call.biases:
+        return []
+    shifts = [0 if b is None else b.detach() for b in call.biases]
+    if len(call.tensors.running) == len(shifts):
+        return [torch.as_tensor(shift) for shift in shifts]
+    if call.candidate.name == "skip_connect":
+        return [torch.cat([cast(Tensor, b) for b in shifts])]
+    # The pointwise convolution [C, C, 1, 1] of each half adds up what the depthwise one shifts.
+    found = []
+    for half, before in enumerate(shifts[::2]):
+        W = call.tensors.params[2 * half + 1].flatten(1)
+        found.append(W @ (W.new_zeros(len(W)) + before) + shifts[2 * half + 1])
+    return found
+
+
+def _running(call: Call, moves: bool) -> list[tuple[Tensor, Tensor]]:
+    """Returns the running statistics of what the kernels compute, which add no bias."""
+    pairs, shifts = call.tensors.running, _shifts(call)
+    if not shifts:
+        return pairs
+    if not moves:
+        return [(mean - shift, var) for (mean, var), shift in zip(pairs, shifts)]
+    for (mean, _), shift in zip(pairs, shifts):
+        mean.sub_(shift)
+    return pairs
+
+
+def _tied(weight: Scalar | None, call: Call) -> Scalar | None:
+    """Returns the weight, tied to biases before a batch norm, whose gradient is 0 and not None."""
+    wanted = [b for b in call.biases if b is not None and b.requires_grad]
+    if not wanted or not torch.is_grad_enabled():
+        return weight
+    return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
+
+
+def _autocast_of(call: Call) -> AbstractContextManager[Any]:
+    """Returns what the call is computed in, so that autocast is as it was."""
+    kind, dtype = call.x.device.type, call.manner.autocast
+    if dtype == autocast_now(call.x):
+        return nullcontext()
+    return torch.autocast(kind, dtype, enabled=dtype is not None)
+
+
+def autocast_now(x: Tensor) -> torch.dtype | None:
+    """Returns the dtype of autocast on the device of x, or None where it is off."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @lru_cache(maxsize=256)

@@ -113,10 +113,15 @@ def _need_conv(
         groups=groups,
         padding_mode="zeros",
     )
-    # The kernels add no bias.
-    _need(conv.bias is None, f"{what} has a bias")
     weight = conv._parameters.get("weight")
     _need(isinstance(weight, Tensor), f"{what} has no parameter `weight`")
+
+
+def _need_no_bias(convs: Iterable[nn.Conv2d]) -> None:
+    """Refuses what the kernels do not add; a sum that waits does it beside them."""
+    for conv in convs:
+        what = "depthwise" if conv.groups > 1 else "pointwise"
+        _need(conv.bias is None, f"{what} convolution has a bias")
 
 
 def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
@@ -255,11 +260,14 @@ def candidate(module: nn.Module) -> Candidate | str:
     if _is_bare(module) and called == "Zero" and hasattr(module, "stride"):
         return Candidate("none", _stride(module))
     reduce = _factorized_reduce(module)
-    if reduce is not None:
-        return _reduce_candidate(reduce)
-    found = _in_order(layers_of(module))
-    _need(found is not None, f"{called} is not laid out as an operation of DARTS")
-    return cast(Candidate, found)
+    layers = layers_of(module)
+    found = _in_order(layers) if reduce is None else _reduce_candidate(reduce)
+    # Cells of dense convolutions are not read whole.
+    known = found is not None and not found.name.startswith("nor_conv")
+    _need(known, f"{called} is not laid out as an operation of DARTS")
+    found = cast(Candidate, found)
+    _need_no_bias(found.convs)
+    return found
 
 
 def _in_order(layers: tuple[nn.Module, ...]) -> Candidate | None:
@@ -269,7 +277,19 @@ def _in_order(layers: tuple[nn.Module, ...]) -> Candidate | None:
         return _conv_candidate(_HALVES[kinds], layers)
     if len(kinds) == 2 and kinds[0] in _POOLS and kinds[1] is nn.BatchNorm2d:
         return _pool_candidate(layers[0], cast(nn.BatchNorm2d, layers[1]))
-    return None
+    return _dense_candidate(layers) if kinds == _RELU_CONV_BN else None
+
+
+def _dense_candidate(layers: tuple[nn.Module, ...]) -> Candidate:
+    """Reads ReLU, a convolution of all channels to as many, and a batch norm."""
+    relu, conv, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.BatchNorm2d], layers)
+    C, size = norm.num_features, conv.kernel_size[0]
+    _need_relu(relu)
+    sizes = [op.size for op in operations_of("dense_conv")]
+    _need(size in sizes, f"dense convolution has kernel {size}; one of {sizes} is needed")
+    _need_conv(conv, "dense convolution", C, C, size, padding=size // 2)
+    _need_norm(norm, C)
+    return Candidate(f"nor_conv_{size}x{size}", 1, (conv,), (norm,))
 
 
 @_or_reason
@@ -327,6 +347,7 @@ def preprocess(module: nn.Module) -> Preprocess | str:
     _need_plain(module)
     reduce = _factorized_reduce(module)
     if reduce is not None:
+        _need_no_bias(reduce[0])
         return Preprocess("factorized_reduce", *reduce)
     layers = layers_of(module)
     called = type(module).__name__
@@ -337,6 +358,7 @@ def preprocess(module: nn.Module) -> Preprocess | str:
     relu, conv, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.BatchNorm2d], layers)
     _need_relu(relu)
     _need_conv(conv, "convolution", conv.in_channels, norm.num_features)
+    _need_no_bias((conv,))
     _need_norm(norm, norm.num_features)
     return Preprocess("relu_conv_bn", (conv,), norm)
 

@@ -23,6 +23,21 @@ _OPERATIONS: dict[str, Callable[[int, bool], nn.Module]] = {
 }
 
 
+_NAMES = {"avg_pool_3x3": "plain_avg_pool_3x3"}
+"""Published name to that of `fastnas.spaces.operations.EDGE_OPERATIONS`, where the two differ."""
+_PUBLISHED = {own: published for published, own in _NAMES.items()}
+
+
+def nb201_name(published: str) -> str:
+    """Returns the name by which fused ops know an operation of NAS-Bench-201."""
+    return _NAMES.get(published, published)
+
+
+def nb201_search_candidate(name: str, C: int) -> nn.Module:
+    """Builds an operation of the search network, by the name that `nb201_name` gives it."""
+    return nb201_operation(_PUBLISHED.get(name, name), C, affine=False)
+
+
 def nb201_operation(name: str, C: int, affine: bool) -> nn.Module:
     """Builds an operation of NAS-Bench-201, [N, C, H, W] -> [N, C, H, W].
 

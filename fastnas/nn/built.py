@@ -19,6 +19,7 @@ from torch import nn
 
 from fastnas import reference
 from fastnas.layers import primitives
+from fastnas.layers.nb201 import nb201_search_candidate
 from fastnas.nn.facts import Facts, Outline, behaviour, has_own_forward, hooks
 from fastnas.nn.parts import (
     Candidate,
@@ -29,7 +30,7 @@ from fastnas.nn.parts import (
     why_not_norm,
 )
 from fastnas.nn.reading import Reading
-from fastnas.spaces.operations import OPERATIONS
+from fastnas.spaces.operations import EDGE_OPERATIONS, OPERATIONS
 
 _OWN = tuple(vars(nn.Module()))
 """What torch keeps in every module; hooks and children are looked at apart."""
@@ -53,6 +54,8 @@ def _new_candidate(name: str, C: int, stride: int) -> nn.Module:
     # It is built to be compared with. On the meta device it needs no memory, and initialising it
     # moves no generator.
     with torch.device("meta"):
+        if name not in OPERATIONS:
+            return nb201_search_candidate(name, C)
         return primitives.search_candidate(name, C, stride)
 
 
@@ -139,7 +142,7 @@ def _layers(
 def _candidate(
     module: nn.Module, name: str | None, op: reference.MixedOp, known: Kinds
 ) -> Candidate | str:
-    if name is None or (not OPERATIONS[name].kinds and name != "none"):
+    if name is None or (not EDGE_OPERATIONS[name].kind(op.stride) and name != "none"):
         return f"{type(module).__name__} is no operation that mixed_edges knows"
     reason = _why_not_as_new(module, _new_candidate(name, op.channels, op.stride), known)
     if reason is not None:
@@ -221,7 +224,7 @@ def _preprocess(cell: Any, name: str, known: Kinds) -> Preprocess | str:
 
 def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     """Reads the operations of our cell, or says why they are computed one by one."""
-    before = [_preprocess(cell, name, known) for name in ("preprocess0", "preprocess1")]
+    before = [_preprocess(cell, name, known) for name in cell.preprocessed]
     for found in before:
         if isinstance(found, str):
             return found
@@ -237,15 +240,15 @@ def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
             return f"edge {e}: {reason}"
     # A source counts states, inputs first; a target counts the nodes after the inputs.
     ends = tuple((source, target - cell.inputs) for source, target in cell.ends)
-    preprocess0, preprocess1 = cast(list[Preprocess], before)
-    whole = CellParts(preprocess0, preprocess1, parts, ends, cell.nodes)
+    first, second = cast(list[Preprocess], before) or (None, None)
+    whole = CellParts(first, second, parts, ends, cell.nodes, cell.inputs, cell.outputs)
     return _why_not_partly(whole, parts, cell._ops) or whole
 
 
 def _outlines(module: nn.Module) -> Iterator[Outline]:
     """Yields the mixed ops of a cell, or the one, with their lists of candidates, and the cell."""
     ops: tuple[nn.Module, ...] = (module,)
-    if isinstance(module, reference.Cell):
+    if isinstance(module, reference.Dag):
         ops = candidate_modules(module)
         yield Outline(module)
         yield Outline(cast(nn.Module, module._ops))
@@ -264,7 +267,7 @@ def read(module: nn.Module) -> tuple[CellParts | MixedOpParts | str, Facts]:
     # This is asked once for each class, of which the 600 modules of a cell have 14.
     known = {kind for kind in kinds if behaviour(kind) in KNOWN}
     found: CellParts | MixedOpParts | str
-    if isinstance(module, reference.Cell):
+    if isinstance(module, reference.Dag):
         found = cell_parts(module, known)
     else:
         found = mixed_op_parts(module, known)

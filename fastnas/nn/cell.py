@@ -19,22 +19,14 @@ from fastnas.nn.memory import MemoryReport, memory_report
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.parts import CellParts
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
-from fastnas.nn.run import NoiseDraw, can_run, preprocessed, run_cell
+from fastnas.nn.run import NoiseDraw, can_run, preprocessed, run_states
 from fastnas.ops import draw_rng
 from fastnas.ops.device_choice import sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
 
 
-class Cell(HasReading, Dag, reference.Cell):
-    """Runs `reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
-
-    Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
-    only the sum exists, written into the cell's output. With foreign candidates each node is a call
-    of `mixed_edges` and the sum of that with what the foreign ones compute, the batch norms that
-    they end in included. Where nothing can be fused, all candidates are computed so, a pool of a
-    state once for all its edges. That is decided call by call (`why_not_fused`); `memory` is
-    `mixed_edges`'.
-    """
+class FusedDag(HasReading, Dag):
+    """Runs all nodes of a cell as one `mixed_edges` where its candidates are known to that."""
 
     def parts(self) -> CellParts | str:
         return cast(CellParts | str, self._reading.read(self))
@@ -44,14 +36,49 @@ class Cell(HasReading, Dag, reference.Cell):
         noise = cast(MixedOp, self._ops[0]).noise
         return "none" if noise is None else noise.form
 
-    def fused_parts(self, s1: Tensor) -> CellParts | str:
-        """Returns `parts`, or why a call on these states computes candidate by candidate."""
+    def fused_parts(self, x: Tensor) -> CellParts | str:
+        """Returns `parts`, or why a call whose last input is x computes candidate by candidate."""
         parts = self.parts()
-        return parts if isinstance(parts, str) else can_run(parts, s1, self.training) or parts
+        return parts if isinstance(parts, str) else can_run(parts, x, self.training) or parts
 
     def why_not_fused(self, x: Tensor) -> str | None:
         parts = self.fused_parts(x)
         return parts if isinstance(parts, str) else parts.why_foreign
+
+    def run_fused(self, inputs: Sequence[Tensor], w: CellWeights, draw: NoiseDraw | None) -> Tensor:
+        """Computes the cell on checked inputs, on the fused ops as far as they know it."""
+        x, number = inputs[-1], w.number if isinstance(w, Paths) else None
+        # One path's batch decides, since each path is normalised by itself: a path of one value per
+        # channel cannot be trained on.
+        parts = self.fused_parts(x if number is None else x[: x.shape[0] // number])
+        if isinstance(parts, str) or (isinstance(w, Paths) and parts.why_foreign):
+            return self.run(inputs, w, draw)
+        how = self.how()
+        # Every mixed op of a cell has the same noise, so the first one speaks for all.
+        draw = draw or self._draw(cast(MixedOp, self._ops[0]), x.device, number)
+        states = preprocessed(parts, inputs, how, number or 1)
+        if isinstance(w, Paths) or parts.why_foreign is None:
+            return run_states(parts, states, w, how, draw)
+        return self.run_partly(parts, states, w, draw)
+
+    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
+        if op.noise is None or not self.training:
+            return None
+        rng = draw_rng(self.nodes * (paths or 1), device)
+        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
+        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
+
+
+class Cell(FusedDag, reference.Cell):
+    """Runs `reference.Cell` on fused ops: x_j = sum_{i<j} sum_k w_ijk o_ijk(x_i).
+
+    Cells of DARTS operations run on `relu_conv_bn` and `mixed_edges`; of the edges into a node
+    only the sum exists, written into the cell's output. With foreign candidates each node is a call
+    of `mixed_edges` and the sum of that with what the foreign ones compute, the batch norms that
+    they end in included. Where nothing can be fused, all candidates are computed so, a pool of a
+    state once for all its edges. That is decided call by call (`why_not_fused`); `memory` is
+    `mixed_edges`'.
+    """
 
     def forward(
         self, s0: Tensor, s1: Tensor, w: CellWeights, draw: NoiseDraw | None = None
@@ -67,25 +94,7 @@ class Cell(HasReading, Dag, reference.Cell):
         check_images("s1", s1)
         self.check_weights("w", w, s1)
         self.check_draw(draw, w)
-        paths = w.number if isinstance(w, Paths) else None
-        # One path's batch decides, since each path is normalised by itself: a path of one value per
-        # channel cannot be trained on.
-        parts = self.fused_parts(s1 if paths is None else s1[: s1.shape[0] // paths])
-        if isinstance(parts, str) or (isinstance(w, Paths) and parts.why_foreign):
-            return self.run([s0, s1], w, draw)
-        how = self.how()
-        # Every mixed op of a cell has the same noise, so the first one speaks for all.
-        draw = draw or self._draw(cast(MixedOp, self._ops[0]), s1.device, paths)
-        if isinstance(w, Paths) or parts.why_foreign is None:
-            return run_cell(parts, s0, s1, w, how, draw)
-        return self.run_partly(parts, preprocessed(parts, s0, s1, how), w, draw)
-
-    def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
-        if op.noise is None or not self.training:
-            return None
-        rng = draw_rng(self.nodes * (paths or 1), device)
-        shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
-        return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
+        return self.run_fused([s0, s1], w, draw)
 
 
 class SearchNetwork(reference.SearchNetwork):
@@ -119,7 +128,7 @@ class SearchNetwork(reference.SearchNetwork):
         check_choice("memory", memory, MEMORY)
         self.memory = memory
         for module in self.modules():
-            if isinstance(module, Cell | MixedOp):
+            if isinstance(module, FusedDag | MixedOp):
                 module.memory = memory
 
     def draw(self, device: torch.device | None = None, paths: int = 1) -> NoiseDraw | None:

@@ -70,9 +70,7 @@ def _states(cell: Cell, i: int, s0: Tensor, s1: Tensor) -> tuple[list[Tensor], T
             f"memory_report: cell {i} does not run on the fused ops ({reason}); what it holds is"
             " not known before a run"
         )
-    states = [
-        _preprocessed(pre, s) for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
-    ]
+    states = [_preprocessed(pre, s) for pre, s in zip(parts.preprocesses, (s0, s1))]
     N, C, *size = parts.layers.table.node_size([s.shape for s in states])
     return states, states[1].new_empty(N, parts.nodes * C, *size)
 

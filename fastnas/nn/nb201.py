@@ -1,4 +1,4 @@
-"""Runs the search network of NAS-Bench-201 on `mixed_norm_sum`."""
+"""Runs the search network of NAS-Bench-201 on `mixed_edges`."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ import torch
 from torch import Tensor, nn
 
 from fastnas import reference
-from fastnas.nn.cell import SearchNetwork
+from fastnas.nn.cell import FusedDag, SearchNetwork
 from fastnas.nn.dag import Dag
+from fastnas.nn.memory import MemoryReport
 from fastnas.nn.paths import CellWeights, Paths, Weights
 from fastnas.nn.run import NoiseDraw
 from fastnas.reference.arguments import check_images
 from fastnas.reference.nb201_search import CELL_TYPE
 
 
-class NB201Cell(Dag, reference.NB201Cell):
-    """Runs `reference.NB201Cell`, a node's candidates, batch norms included, summed at once.
+class NB201Cell(FusedDag, reference.NB201Cell):
+    """Runs `reference.NB201Cell` as one `mixed_edges`, whose output is the last node alone.
 
-    Its dense convolutions run by cuDNN or oneDNN, on a rectified state that is computed once for
-    all its edges.
+    What is foreign to that runs as in `Cell`. On a GPU the op is made of cuDNN's convolutions and
+    one `mixed_norm_sum` for each node.
     """
-
-    def parts(self) -> str:
-        return "mixed_edges has no dense convolutions"
 
     def forward(self, x: Tensor, w: CellWeights, draw: NoiseDraw | None = None) -> Tensor:
         """Maps x [N, C, H, W], w [6, K] or `Paths` to [N, C, H, W]; paths and draw as in `Cell`."""
         check_images("x", x)
         self.check_weights("w", w, x)
         self.check_draw(draw, w)
-        return self.run([x], w, draw)
+        return self.run_fused([x], w, draw)
 
 
 class NB201SearchNetwork(SearchNetwork, reference.NB201SearchNetwork):
     """Runs `reference.NB201SearchNetwork` on such cells; same arguments, names and results."""
 
     cell: type[reference.Dag] = NB201Cell
+
+    def memory_report(self, batch: int, size: int | tuple[int, int]) -> MemoryReport:
+        """Is refused: what torch holds of the residual blocks is not known before a run.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "memory_report: what the residual blocks of NAS-Bench-201 hold is not known before a"
+            " run"
+        )
 
     def features(self, x: Tensor, weights: Weights, draw: NoiseDraw | None = None) -> Tensor:
         w = weights[CELL_TYPE]

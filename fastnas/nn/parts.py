@@ -66,10 +66,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Holds an operation of the DARTS search network.
+    """Holds an operation of a search network.
 
     Args:
-        name: of `fastnas.spaces.OPS`: one that `mixed_edges` knows, or none.
+        name: one that `mixed_edges` knows (`fastnas.spaces.operations.EDGE_OPERATIONS`), or none.
         stride: 1 or 2.
         convs, norms: in the order of the data (`fastnas.spaces.operations.EdgeKind`).
     """
@@ -82,7 +82,7 @@ class Candidate:
     @property
     def is_open(self) -> bool:
         """Tells whether it is a pool to which a batch norm of its own is still to come."""
-        return "pool" in self.name and not self.norms
+        return self.name in ("max_pool_3x3", "avg_pool_3x3") and not self.norms
 
     def tensors(self) -> Tensors:
         """Looks up what its layers compute with now."""
@@ -92,7 +92,9 @@ class Candidate:
 class EdgeLayers(Layers):
     """Holds the table of some edges, and the layers of its terms."""
 
-    def __init__(self, edges: Sequence[MixedOpParts], ends: Ends, inputs: int, nodes: int) -> None:
+    def __init__(
+        self, edges: Sequence[MixedOpParts], ends: Ends, inputs: int, nodes: int, outputs: int = 0
+    ) -> None:
         rows: list[Edge] = []
         convs: list[nn.Conv2d] = []
         norms: list[nn.BatchNorm2d] = []
@@ -109,13 +111,15 @@ class EdgeLayers(Layers):
                 norms += candidate.norms
             # A foreign candidate has no term, but keeps its column k of the mixing weights.
             rows.append(Edge(source, target, edge.stride, tuple(terms)))
-        self.table = _table(inputs, nodes, len(edges[0].candidates), tuple(rows))
+        self.table = _table(inputs, nodes, len(edges[0].candidates), tuple(rows), outputs)
         super().__init__(convs, norms)
 
 
 @lru_cache(maxsize=256)  # cells of one type share theirs
-def _table(inputs: int, nodes: int, candidates: int, edges: tuple[Edge, ...]) -> EdgeTable:
-    return EdgeTable(inputs, nodes, candidates, edges)
+def _table(
+    inputs: int, nodes: int, candidates: int, edges: tuple[Edge, ...], outputs: int
+) -> EdgeTable:
+    return EdgeTable(inputs, nodes, candidates, edges, outputs)
 
 
 @dataclass(frozen=True)
@@ -163,23 +167,28 @@ class CellParts:
     """Holds a cell, of whose candidates at least one is recognised.
 
     Args:
-        preprocess0, preprocess1: of the outputs of the two cells before.
+        preprocess0, preprocess1: of the outputs of the two cells before; None in a cell that reads
+            its inputs as they are.
         edges: node by node, into each from all states before it.
         ends: of each edge.
-        nodes: intermediate ones; the output concatenates them all.
+        nodes: those that are no inputs.
+        inputs: states that the cell is given.
+        outputs: how many nodes, the last ones, the output concatenates; 0: all.
     """
 
-    preprocess0: Preprocess
-    preprocess1: Preprocess
+    preprocess0: Preprocess | None
+    preprocess1: Preprocess | None
     edges: tuple[MixedOpParts, ...]
     ends: tuple[tuple[int, int], ...]
     nodes: int
+    inputs: int = 2
+    outputs: int = 0
     layers: EdgeLayers = field(init=False, repr=False, compare=False)
     node_layers: tuple[EdgeLayers, ...] = field(init=False, repr=False, compare=False)
     """Of each node alone, whose inputs are all states before it."""
 
     def __post_init__(self) -> None:
-        layers = EdgeLayers(self.edges, self.ends, inputs=2, nodes=self.nodes)
+        layers = EdgeLayers(self.edges, self.ends, self.inputs, self.nodes, self.outputs)
         object.__setattr__(self, "layers", layers)
         alone = tuple(self._alone(node) for node in range(self.nodes))
         object.__setattr__(self, "node_layers", alone)
@@ -188,12 +197,17 @@ class CellParts:
         own = [(e, source) for e, (source, target) in enumerate(self.ends) if target == node]
         # Its inputs are the states before it, so sources keep their numbers; it is the only node.
         edges, ends = [self.edges[e] for e, _ in own], [(source, 0) for _, source in own]
-        return EdgeLayers(edges, ends, inputs=2 + node, nodes=1)
+        return EdgeLayers(edges, ends, inputs=self.inputs + node, nodes=1)
+
+    @property
+    def preprocesses(self) -> tuple[Preprocess, ...]:
+        """Returns what is done to each input; nothing where the cell reads them as they are."""
+        return tuple(p for p in (self.preprocess0, self.preprocess1) if p is not None)
 
     @property
     def norms(self) -> tuple[nn.BatchNorm2d, ...]:
         """Returns all batch norms that are recognised."""
-        return (self.preprocess0.norm, self.preprocess1.norm, *self.layers.norms)
+        return (*(p.norm for p in self.preprocesses), *self.layers.norms)
 
     @property
     def why_foreign(self) -> str | None:

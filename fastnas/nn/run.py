@@ -13,6 +13,7 @@ from fastnas.checks import check_type
 from fastnas.nn.parts import CellParts, EdgeLayers, MixedOpParts, Preprocess, Tensors
 from fastnas.nn.paths import CellWeights, Paths, add_siblings
 from fastnas.ops import OPS, mixed_edges, relu_conv_bn
+from fastnas.ops.autocast import autocast_dtype
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.dispatch import choose_backend
 from fastnas.reference import SkipNoise
@@ -49,9 +50,7 @@ class NoiseDraw:
 
 def why_eager(x: Tensor) -> str | None:
     """Says why no kernel may see x, whatever the module, or None."""
-    if x.is_meta:
-        return "a tensor on the meta device has no values"
-    return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
+    return "a tensor on the meta device has no values" if x.is_meta else None
 
 
 def can_run(
@@ -84,7 +83,8 @@ def why_not_state(
         return reason
     if not training and torch.is_grad_enabled():
         return "there is no gradient outside of training"
-    if params and params[0] is not None and params[0].dtype != x.dtype:
+    dtype = autocast_dtype(x) if params else x.dtype
+    if params and params[0] is not None and autocast_dtype(params[0]) != dtype:
         return f"x is {x.dtype}, the parameters are not"
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
     if training and values <= 1:
@@ -92,9 +92,9 @@ def why_not_state(
     # The backend is chosen when the compiled code runs; tracing cannot follow the choice.
     if torch.compiler.is_compiling():
         return None
-    if backend != "eager" and choose_backend(op, x, backend) == "eager":
-        return f"{op} computes eagerly on {x.device.type}"
-    return None
+    if backend == "eager" or choose_backend(op, x, backend, dtype=dtype) != "eager":
+        return None
+    return f"{op} computes {dtype} eagerly on {x.device.type}"
 
 
 class How(NamedTuple):
@@ -115,7 +115,11 @@ def run_edge(
         # node.
         draw = NoiseDraw(draw.level, draw.rng[..., None, :])
     own = w.as_edge() if isinstance(w, Paths) else w[None]
-    return run_layers(parts.layers, [x], own, how, draw)
+    y = run_layers(parts.layers, [x], own, how, draw)
+    # Under autocast a term that is no convolution keeps the dtype of x, and so the sum is no
+    # narrower.
+    plain = any(c is not None and not c.convs for c in parts.candidates)
+    return y.to(torch.promote_types(y.dtype, x.dtype)) if plain else y
 
 
 def run_cell(
@@ -133,7 +137,17 @@ def run_cell(
         draw: its streams are [(paths,) nodes, 2].
     """
     paths = (w.number or 1) if isinstance(w, Paths) else 1
-    states = preprocessed(parts, s0, s1, how, paths)
+    return run_states(parts, preprocessed(parts, [s0, s1], how, paths), w, how, draw)
+
+
+def run_states(
+    parts: CellParts,
+    states: list[Tensor],
+    w: CellWeights,
+    how: How,
+    draw: NoiseDraw | None = None,
+) -> Tensor:
+    """Does what `run_cell` does, from the preprocessed inputs."""
     if not (isinstance(w, Paths) and w.siblings):
         return run_layers(parts.layers, states, w, how, draw)
     # GDAS' `siblings` gradient needs dL/d(node) in full. One fused call hides it (nodes feed each
@@ -144,7 +158,7 @@ def run_cell(
         # `node_layers` number the states as the cell does, so each call takes all of them so far.
         states.append(run_layers(layers, states, w.node(edges), how, node_draw(draw, node)))
         first = edges.stop
-    return torch.cat(states[2:], dim=1)
+    return torch.cat(states[-parts.layers.table.outputs :], dim=1)
 
 
 def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
@@ -153,13 +167,12 @@ def node_draw(draw: NoiseDraw | None, node: int) -> NoiseDraw | None:
 
 
 def preprocessed(
-    parts: CellParts, s0: Tensor, s1: Tensor, how: How, paths: int = 1
+    parts: CellParts, inputs: Sequence[Tensor], how: How, paths: int = 1
 ) -> list[Tensor]:
-    """Computes the two inputs of a cell as its nodes read them."""
-    return [
-        preprocessed_state(pre, s, how, paths)
-        for pre, s in ((parts.preprocess0, s0), (parts.preprocess1, s1))
-    ]
+    """Computes the inputs of a cell as its nodes read them."""
+    if not parts.preprocesses:
+        return list(inputs)
+    return [preprocessed_state(pre, s, how, paths) for pre, s in zip(parts.preprocesses, inputs)]
 
 
 def preprocessed_state(pre: Preprocess, x: Tensor, how: How, paths: int = 1) -> Tensor:

@@ -13,14 +13,16 @@ from fastnas.backends.transforms import is_transformed
 from fastnas.ops.flops import serve_counters
 
 
-def choose_backend(op: str, like: Tensor, backend: str | None, terms: int = 1) -> str:
+def choose_backend(
+    op: str, like: Tensor, backend: str | None, terms: int = 1, dtype: torch.dtype | None = None
+) -> str:
     """Returns the name of the backend that runs `op` on so many tensors like this one.
 
     Kernels know nothing of `torch.func` and of forward-mode differentiation. There it is "eager":
     the reference is made of torch's own operations, which every transform knows.
     """
     # A choice that cannot run is refused under a transform, too.
-    name = choose(OPS[op], like.device, like.dtype, terms, backend)
+    name = choose(OPS[op], like.device, dtype or like.dtype, terms, backend)
     return "eager" if is_transformed() else name
 
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fastnas.backends import KERNELS, SavedTensors, accumulation_dtype
 from fastnas.backends.calls import NO_NOISE, EdgesCall, Noise
+from fastnas.backends.dense_edges import is_dense
 from fastnas.backends.eager import reference_edges
 from fastnas.backends.layout import state_format
+from fastnas.ops.autocast import follow_autocast, without_autocast
 from fastnas.ops.batch_norm import Running, stack_running, update_running
 from fastnas.ops.call import FIRST, Needs, Op
 from fastnas.ops.checks import as_list
@@ -29,7 +31,7 @@ from fastnas.spaces import EdgeTable
 def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
     like, table = call.x[0], call.table
     N, C, rows, cols = size = table.node_size([t.shape for t in call.x])
-    out = like.new_empty(N, table.nodes * C, rows, cols)
+    out = like.new_empty(N, table.outputs * C, rows, cols)
     saved = SavedTensors.empty(
         like, table, size, call.noise.form, call.memory, call.keep_gram, call.running is None,
         sampled=call.choice is not None,
@@ -104,6 +106,10 @@ def mixed_edges(
     (10 bits of fraction): in bfloat16 and float16, and in float32 where torch's switch for matmul,
     `torch.backends.cuda.matmul.fp32_precision`, is "tf32".
 
+    Under `torch.autocast` the op is cast as a convolution is: x and params to the dtype of
+    autocast, unless float64 or without params. w, the statistics and the sums are not, and the
+    gradients are of the dtypes that were given.
+
     With `choice` each edge runs the one candidate that was sampled for it:
     y_j = sum_{e into j, k_e >= 0} w_e o_{k_e}(x_e). What is not sampled is not computed: its
     parameters get no gradient (None), its running statistics stand still. Several paths share
@@ -129,13 +135,13 @@ def mixed_edges(
         rng: int64 [nodes, 2] (of several paths [paths, nodes, 2]), Philox key and offset; the j-th
             skip into a node adds j. By default drawn from torch's generator.
         memory: what is held for backward besides the states: "fast" the input of every second
-            half and the last depthwise output of the 5x5 kernels, "lean" the former, "minimal"
-            neither.
+            half, the output of every dense 3x3 convolution and the last depthwise output of the
+            5x5 kernels, "lean" the former two, "minimal" none.
         backend: see `mixed_sum`.
 
     Returns:
-        [N, nodes C, H', W'] (or [paths N, ...]), the nodes one after the other: channels last in
-        memory on the CPU, NCHW on a GPU.
+        [N, outputs C, H', W'] (or [paths N, ...]), the last nodes of the table (by default all)
+        one after the other: channels last in memory on the CPU, NCHW on a GPU.
 
     Raises:
         ValueError, TypeError: naming the argument, what was given and what is allowed.
@@ -144,21 +150,23 @@ def mixed_edges(
     x, params = as_list("mixed_edges", "x", x), as_list("mixed_edges", "params", params)
     if running is not None:
         running = as_list("mixed_edges", "running", running, "pairs of Tensors")
+    x, params = follow_autocast(x, params)
     drawn = Noise([], "none", level, rng)
     call = EdgesCall(x, w, params, table, None, eps, drawn, choice, memory, keep_gram=False)
     setting = Setting(running, momentum, training, noise, backend)
-    if choice is None:
-        return _run(call, setting)
-    check_choice(call, choice, running)
-    if stays_on_device() and _takes_choice(call, backend):
-        return _along_device_paths(call, choice, setting)
-    return _along_paths(call, choice, setting)
+    with without_autocast(x[0] if x else None):
+        if choice is None:
+            return _run(call, setting)
+        check_choice(call, choice, running)
+        if stays_on_device() and _takes_choice(call, backend):
+            return _along_device_paths(call, choice, setting)
+        return _along_paths(call, choice, setting)
 
 
 def _takes_choice(call: EdgesCall, backend: str | None) -> bool:
     """Tells whether the backend's kernels read the sampled candidates from the device."""
     kernel = KERNELS["mixed_edges", MIXED_EDGES.choose(call, backend)]
-    return bool(getattr(kernel, "takes_choice", False))
+    return bool(getattr(kernel, "takes_choice", False)) and not is_dense(call.table)
 
 
 def _run(call: EdgesCall, setting: Setting) -> Tensor:
@@ -169,7 +177,7 @@ def _run(call: EdgesCall, setting: Setting) -> Tensor:
     call = call._replace(noise=_drawn(call, setting), running=_given(call, setting))
     out, stats = MIXED_EDGES(call, setting.backend)
     if setting.training and setting.running is not None:
-        # This is N H W, since out is [N, nodes C, H, W].
+        # This is N H W, since out is [N, outputs C, H, W].
         samples = out.numel() // out.shape[1]
         moved = None if call.choice is None else sampled_norms(call.table, call.choice)
         update_running(setting.running, stats, samples, setting.momentum, moved)

@@ -17,6 +17,7 @@ from fastnas.backends.calls import ConvCall
 from fastnas.backends.eager import reference_conv
 from fastnas.backends.layout import state_format
 from fastnas.checks import short
+from fastnas.ops.autocast import follow_autocast, without_autocast
 from fastnas.ops.batch_norm import Running, stack_running, update_running
 from fastnas.ops.call import FIRST, Op
 from fastnas.ops.checks import (
@@ -71,7 +72,8 @@ def relu_conv_bn(
 
     The pointwise output is written where y will be and normalised in place; backward needs x, y
     and the statistics, so nothing is held that is not a state of the network already. A variance
-    beyond the range of float32 (z beyond about 1e19) is NaN, as are the results.
+    beyond the range of float32 (z beyond about 1e19) is NaN, as are the results. Under
+    `torch.autocast` x and params are cast as for a convolution, unless float64.
 
     Args:
         x: [N, C_in, H, W], none of C_in, H and W 0, float32, bfloat16, float16 (fused on CUDA
@@ -95,6 +97,7 @@ def relu_conv_bn(
         BackendError: the explicit backend cannot run this.
     """
     params = as_list("relu_conv_bn", "params", params)
+    (x,), params = follow_autocast([x], params)
     check_norm_settings("relu_conv_bn", training, momentum, eps)
     values = _values_per_channel(x, params, paths)
     if running is not None:
@@ -108,7 +111,8 @@ def relu_conv_bn(
     # Each path is a call, in order: it normalises by its own statistics, and the running ones move
     # as in separate calls.
     for group in x.chunk(paths) if paths > 1 else (x,):
-        y, stats = RELU_CONV_BN(ConvCall(group, params, given, eps), backend)
+        with without_autocast(x):
+            y, stats = RELU_CONV_BN(ConvCall(group, params, given, eps), backend)
         if training and running is not None:
             update_running([running], stats[None], y.numel() // y.shape[1], momentum)
         groups.append(y)

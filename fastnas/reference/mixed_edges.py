@@ -1,4 +1,4 @@
-"""y_j = sum_{e into j} sum_k w_ek o_k(x_e),  o_k(x) = BN(W (D * relu(x))) | BN(pool(x)) | x + noise,  BN(W u) = r W (u - mean u)
+"""y_j = sum_{e into j} sum_k w_ek o_k(x_e),  o_k(x) = BN(W (D * relu(x))) | BN(V * relu(x)) | BN(pool(x)) | pool(x) | x + noise,  BN(W u) = r W (u - mean u)
 dL/du = A^T (dy - mean dy) - B (u - mean u),  A = w r W,  B = W^T (w r^2 q) W,  q = r rowsum(W o P),  P = mean(dy (u - mean u)^T)
 """  # noqa: E501
 
@@ -28,6 +28,11 @@ def _depthwise_separable(
     return F.conv2d(u, pointwise)
 
 
+def _avg_pool(x: Tensor, stride: int) -> Tensor:
+    # It averages what lies inside of the image only, as the public code does: 4 values in a corner.
+    return F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+
+
 def term_output(
     x: Tensor,
     term: EdgeTerm,
@@ -40,14 +45,16 @@ def term_output(
     """Returns o_k(x) without noise; fills `stats` [norms, 2, C] in training, else uses them."""
     if term.op == "skip":
         return x
+    if term.op == "plain_avg_pool":
+        return _avg_pool(x, stride)
     if term.op == "max_pool":
         z = F.max_pool2d(x, 3, stride, 1)
     elif term.op == "avg_pool":
-        # It averages what lies inside of the image only, as the public code does: 4 values in a
-        # corner.
-        z = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)
+        z = _avg_pool(x, stride)
     elif term.op == "reduce_skip":
         z = strided_pair(F.relu(x), params)
+    elif term.op == "dense_conv":
+        z = F.conv2d(F.relu(x), params[0], None, stride, term.size // 2)
     else:
         z = _depthwise_separable(x, params[:2], term.size, term.dilation, stride)
     # A sep_conv is two halves: v, normalised by its own statistics, is what the second one reads.
@@ -85,7 +92,7 @@ def mixed_edges(
         std: [skips], filled with the standard deviations that relative noise is scaled by.
 
     Returns:
-        [N, nodes C, H', W'], the nodes one after the other.
+        [N, outputs C, H', W'], the last nodes one after the other.
     """
     _check(x, w, params, table, stats, eps)
     states = list(x)
@@ -116,7 +123,7 @@ def mixed_edges(
             outputs.append(w[row.edge, term.weight].to(y.dtype) * y)
         # A node is a state for the nodes after it: x_j = sum_{e into j} sum_k w_ek o_k(x_e).
         states.append(sum(outputs[1:], outputs[0]) if outputs else _zeros(states, table, node))
-    return torch.cat(states[table.inputs :], dim=1)
+    return torch.cat(states[-table.outputs :], dim=1)
 
 
 def _check(

@@ -7,14 +7,14 @@ Source: D-X-Y/AutoDL-Projects ``xautodl/models/cell_searchs``: the stages of the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from fastnas.checks import typed
-from fastnas.layers.nb201 import nb201_last, nb201_operation, nb201_stages
+from fastnas.layers.nb201 import nb201_last, nb201_name, nb201_operation, nb201_stages
 from fastnas.reference.arguments import check_images
-from fastnas.reference.search_network import Dag, Factory, SearchNetwork, Weights
+from fastnas.reference.search_network import Dag, Factory, MixedOp, SearchNetwork, Weights
 from fastnas.reference.single_path import SinglePathDag, SinglePathNetwork
 from fastnas.reference.skip_noise import SkipNoise
 from fastnas.spaces import NB201_OPS, CellType, Space
@@ -36,14 +36,18 @@ class NB201Cell(Dag):
         options: keyword arguments of `MixedOp`.
     """
 
+    outputs = 1
+
     @typed
     def __init__(self, space: Space, C: int, **options: Any) -> None:
         super().__init__()
         # The names mean other modules here than in DARTS: skip_connect is never strided, and
         # convolutions are dense. A caller's `extra` goes before these.
         own = {name: _factory(name) for name in NB201_OPS}
-        extra = own | dict(options.pop("extra", None) or {})
-        self.build_edges(space, CELL_TYPE, C, extra=extra, **options)
+        others = dict(options.pop("extra", None) or {})
+        self.build_edges(space, CELL_TYPE, C, extra=own | others, **options)
+        for op, names in zip(cast(list[MixedOp], self._ops), space.candidates(CELL_TYPE)):
+            op.names = tuple(nb201_name(name) if name not in others else None for name in names)
 
     def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         return list(inputs)

@@ -7,6 +7,7 @@ checkpoints load. Mixing weights are arguments; the logits live in `fastnas.nn.A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -105,6 +106,10 @@ class Dag(nn.Module):
     """x_j = sum_{i<j} obar_ij(x_i) for every node j that is no input: the edges of a cell."""
 
     mixed_op: type[MixedOp] = MixedOp
+    preprocessed: Mapping[str, tuple[int, int, bool]] = MappingProxyType({})
+    """The modules that inputs pass first: channels in and out, and whether it halves the size."""
+    outputs = 0
+    """How many nodes, the last ones, the output shows; 0 stands for all."""
 
     def build_edges(self, space: Space, cell_type: CellType, C: int, **options: object) -> None:
         """Sets cell_type, inputs, nodes, ends and `_ops`, for a subclass in its order of modules.

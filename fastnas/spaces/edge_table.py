@@ -8,14 +8,21 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fastnas.checks import check_int, check_type, short
-from fastnas.spaces.operations import EDGE_KINDS, EDGE_OPS, OPERATIONS, EdgeKind
+from fastnas.spaces.operations import EDGE_KINDS, EDGE_OPERATIONS, EDGE_OPS, EdgeKind
 
 KEPT_SIZE = 5
 """Of the depthwise kernels whose output "fast" keeps; smaller ones are computed again for less."""
 
+KEPT_DENSE_SIZE = 3
+"""Of the dense kernels whose output "fast" and "lean" keep: 9 C products an element take
+longer than its write and read, C of them do not."""
+
+Weight = tuple[str, int]
+"""A parameter by what it is of, "depthwise", "pointwise", "strided" or "dense", and its size."""
+
 
 class EdgeTerm(NamedTuple):
-    """Holds one candidate: its op, the column of its mixing weight, its depthwise kernel if any.
+    """Holds one candidate: its op, the column of its mixing weight, its kernel if it has any.
 
     Which parameters and batch norms an op has, its `EdgeKind` says.
     """
@@ -38,15 +45,20 @@ class EdgeTerm(NamedTuple):
         return self.kind.norms
 
     @property
-    def param_kernels(self) -> tuple[int, ...]:
-        """Returns each parameter's depthwise size, 1: pointwise, 0: of a strided convolution."""
-        return (self.size, 1) * self.kind.halves + (0,) * self.kind.strided_convs
+    def weights(self) -> tuple[Weight, ...]:
+        """Returns what its parameters are, in their order."""
+        kind = self.kind
+        return (
+            (("depthwise", self.size), ("pointwise", 1)) * kind.halves
+            + (("strided", 1),) * kind.strided_convs
+            + (("dense", self.size),) * kind.dense_convs
+        )
 
 
 @lru_cache(maxsize=256)
 def edge_term(name: str, weight: int, stride: int) -> EdgeTerm | None:
     """Returns an operation's term at a stride; None where `mixed_edges` computes nothing for it."""
-    op = OPERATIONS[name]
+    op = EDGE_OPERATIONS[name]
     kind = op.kind(stride)
     return None if kind is None else EdgeTerm(kind, weight, op.size, op.dilation)
 
@@ -64,8 +76,8 @@ class TermRow(NamedTuple):
     """Holds a term as C++ reads it (`EdgeTerm` of csrc/params.h), with its places in a call.
 
     Places are indices of its first parameter, batch norm and half; and its own among the terms
-    whose second half has an input, those that "fast" keeps, and the skips. Where it has none of
-    the last four, -1 stands for its place.
+    whose second half has an input, those whose output is kept (depthwise ones and dense ones are
+    counted apart), and the skips. Where it has none of the last four, -1 stands for its place.
     """
 
     op: int
@@ -115,12 +127,15 @@ class EdgeTable:
         edges: at least one for each node, node by node; an edge leaves an input or an earlier
             node, and has stride 2 only where it leaves an input. Its terms have weights of
             their own.
+        outputs: how many nodes, the last ones, are the output; 0 stands for all. The others are
+            states inside of a call, which is given no gradient of them.
     """
 
     inputs: int
     nodes: int
     candidates: int
     edges: tuple[Edge, ...]
+    outputs: int = 0
     terms: tuple[tuple[Edge, EdgeTerm], ...] = field(init=False, repr=False, compare=False)
     """Of all edges, in order."""
     code: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -137,15 +152,19 @@ class EdgeTable:
     """Terms with a second half, whose input "fast" and "lean" keep for backward."""
     kept: int = field(init=False, repr=False, compare=False)
     """Terms whose last depthwise output "fast" keeps: those of 25 taps or more."""
+    kept_dense: int = field(init=False, repr=False, compare=False)
+    """Terms whose dense output "fast" and "lean" keep: those of 3x3."""
     skips: int = field(init=False, repr=False, compare=False)
     """Terms that noise is drawn on."""
-    _kernels: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    """Of every parameter the size of its depthwise kernel, 1: pointwise, 0: of a reduce_skip."""
+    weights: tuple[Weight, ...] = field(init=False, repr=False, compare=False)
+    """What each parameter is."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "nodes", "candidates"):
             check_int(name, getattr(self, name), 1)
+        check_int("outputs", self.outputs, 0, self.nodes)
+        self._set(outputs=self.outputs or self.nodes)
         check_type("edges", self.edges, tuple, list)
         for e, edge in enumerate(self.edges):
             _check_edge_types(f"edges[{e}]", edge)
@@ -179,8 +198,9 @@ class EdgeTable:
     def _places(self) -> dict[str, object]:
         """Returns the rows of all terms, and what they add up to."""
         rows: list[TermRow] = []
-        kernels: list[int] = []
-        totals = dict.fromkeys(("params", "norms", "halves", "separable", "kept", "skips"), 0)
+        weights: list[Weight] = []
+        names = ("params", "norms", "halves", "separable", "kept", "kept_dense", "skips")
+        totals = dict.fromkeys(names, 0)
 
         def place(name: str, count: int) -> int:
             first = totals[name]
@@ -192,6 +212,8 @@ class EdgeTable:
         for e, edge in enumerate(self.edges):
             for term in edge.terms:
                 kind = term.kind
+                kept = place("kept", kind.halves > 0 and term.size >= KEPT_SIZE)
+                dense = place("kept_dense", kind.dense_convs > 0 and term.size >= KEPT_DENSE_SIZE)
                 rows.append(
                     TermRow(
                         EDGE_OPS.index(term.op), e, term.weight, term.size, term.dilation,
@@ -200,13 +222,13 @@ class EdgeTable:
                         norm=place("norms", kind.norms),
                         half=place("halves", kind.halves),
                         input=place("separable", kind.halves > 1),
-                        kept=place("kept", kind.halves > 0 and term.size >= KEPT_SIZE),
+                        kept=max(kept, dense),
                         skip=place("skips", kind.noisy),
                     )
                 )  # fmt: skip
-                # Kernels are listed in the order in which `mixed_edges` takes parameters.
-                kernels += term.param_kernels
-        return {**totals, "rows": tuple(rows), "_kernels": tuple(kernels)}
+                # They are listed in the order in which `mixed_edges` takes parameters.
+                weights += term.weights
+        return {**totals, "rows": tuple(rows), "weights": tuple(weights)}
 
     def _set(self, **facts: object) -> None:
         for name, value in facts.items():
@@ -237,10 +259,13 @@ class EdgeTable:
 
     def param_shapes(self, C: int) -> list[tuple[int, ...]]:
         """Lists the shapes of all parameters, for C channels."""
-        return [
-            (C, 1, size, size) if size > 1 else (C, C, 1, 1) if size else (C // 2, C, 1, 1)
-            for size in self._kernels
-        ]
+        channels = {
+            "depthwise": (C, 1),
+            "pointwise": (C, C),
+            "strided": (C // 2, C),
+            "dense": (C, C),
+        }
+        return [(*channels[what], size, size) for what, size in self.weights]
 
     def path(self, choice: Sequence[int]) -> Path:
         """Returns the edges with the one candidate that each runs.
@@ -255,7 +280,7 @@ class EdgeTable:
         return _path(self, tuple(choice))
 
     def _encode(self) -> Iterator[int]:
-        yield from (self.inputs, self.nodes, self.candidates)
+        yield from (self.inputs, self.nodes, self.candidates, self.outputs)
         for edge in self.edges:
             yield from (edge.source, edge.target, edge.stride, len(edge.terms))
             for term in edge.terms:
@@ -277,7 +302,7 @@ def _decode(code: tuple[int, ...]) -> EdgeTable:
 
 
 def _decoded(code: tuple[int, ...]) -> EdgeTable:
-    inputs, nodes, candidates, *rest = code
+    inputs, nodes, candidates, outputs, *rest = code
     edges = []
     while rest:
         # `_encode` writes four numbers for an edge, then four for each of its terms.
@@ -287,7 +312,7 @@ def _decoded(code: tuple[int, ...]) -> EdgeTable:
             op, weight, size, dilation, *rest = rest
             terms.append(EdgeTerm(EDGE_OPS[op], weight, size, dilation))
         edges.append(Edge(source, target, stride, tuple(terms)))
-    return EdgeTable(inputs, nodes, candidates, tuple(edges))
+    return EdgeTable(inputs, nodes, candidates, tuple(edges), outputs)
 
 
 # A step runs one choice in all cells of a type, forward and backward.
@@ -322,7 +347,7 @@ def _path(table: EdgeTable, choice: tuple[int, ...]) -> Path:
     # An input that is chosen for `none` has an edge and so a gradient, of 0, as in eager.
     inputs = {e.source for e, chosen in zip(table.edges, choice) if chosen >= 0}
     return Path(
-        EdgeTable(table.inputs, table.nodes, 1, tuple(edges)),
+        EdgeTable(table.inputs, table.nodes, 1, tuple(edges), table.outputs),
         tuple(kept),
         tuple(params),
         tuple(norms),

@@ -7,6 +7,8 @@ the three headers that compile kernels of fixed size (csrc/cpu/depthwise.h, csrc
 csrc/cuda/mixed_edges_tile.h).
 """
 
+from collections import ChainMap
+from collections.abc import Mapping
 from typing import NamedTuple
 
 Kernel = tuple[int, int]
@@ -19,7 +21,8 @@ class EdgeKind(NamedTuple):
     """Describes a kind of term of `mixed_edges`, by the layers that it is made of.
 
     Its parameters come in this order: of each half a depthwise [C, 1, k, k] and a pointwise
-    [C, C, 1, 1] convolution, then of each strided convolution [C / 2, C, 1, 1].
+    [C, C, 1, 1] convolution, then of each strided convolution [C / 2, C, 1, 1], then of each dense
+    convolution [C, C, k, k].
     """
 
     name: str
@@ -27,18 +30,20 @@ class EdgeKind(NamedTuple):
     """ReLU, depthwise convolution, pointwise convolution, batch norm: this often."""
     strided_convs: int = 0
     """1x1 convolutions of stride 2, each of half the channels, after one ReLU."""
+    dense_convs: int = 0
+    """ReLU, convolution of all channels, batch norm: this often."""
     norms: int = 0
     """Batch norms, that of each half included."""
     noisy: bool = False
     """Whether it is a skip connection, on which noise may be drawn."""
     strides: tuple[int, ...] = (1, 2)
     kernels: tuple[Kernel, ...] = ()
-    """Those of its depthwise convolutions for which there is compiled code."""
+    """Those of its depthwise or dense convolutions for which there is compiled code."""
 
     @property
     def params(self) -> int:
         """Counts its convolutions, each of which has one parameter."""
-        return 2 * self.halves + self.strided_convs
+        return 2 * self.halves + self.strided_convs + self.dense_convs
 
 
 EDGE_KINDS: dict[str, EdgeKind] = {
@@ -50,6 +55,8 @@ EDGE_KINDS: dict[str, EdgeKind] = {
         EdgeKind("reduce_skip", strided_convs=2, norms=1, noisy=True, strides=(2,)),
         EdgeKind("sep_conv", halves=2, norms=2, kernels=_PLAIN),
         EdgeKind("dil_conv", halves=1, norms=1, kernels=(*_PLAIN, (3, 2), (5, 2))),
+        EdgeKind("dense_conv", dense_convs=1, norms=1, strides=(1,), kernels=((1, 1), (3, 1))),
+        EdgeKind("plain_avg_pool", strides=(1,)),
     )
 }
 """By name, in the order of `EdgeOp` of the C++ sources."""
@@ -65,11 +72,11 @@ class Operation(NamedTuple):
 
     name: str
     kinds: tuple[str, ...] = ()
-    """What `mixed_edges` computes for it, at stride 1 and at stride 2; none where it is foreign to
-    that op. `none` adds nothing, so it has no kind, either."""
+    """What `mixed_edges` computes for it, at stride 1 and at stride 2 if it has that; none where it
+    is foreign to that op. `none` adds nothing, so it has no kind, either."""
     size: int = 0
     dilation: int = 1
-    """Of its depthwise convolutions, where it has any."""
+    """Of its depthwise or dense convolutions, where it has any."""
     parameter_free: bool = False
     """Whether it has no parameters at stride 1."""
 
@@ -77,7 +84,7 @@ class Operation(NamedTuple):
         """Returns the kind of its term at a stride, or None."""
         # A skip is the identity at stride 1 and `FactorizedReduce` at stride 2; others keep their
         # kind.
-        return self.kinds[stride - 1] if self.kinds else None
+        return self.kinds[stride - 1] if stride <= len(self.kinds) else None
 
 
 def _convolution(kind: str, size: int, dilation: int = 1) -> Operation:
@@ -115,6 +122,19 @@ PARAMETER_FREE: frozenset[str] = frozenset(
 """Operations without parameters at stride 1 (at stride 2 ``skip_connect`` has two convolutions)."""
 
 
+_OF_NB201 = {
+    op.name: op
+    for op in (
+        Operation("nor_conv_1x1", ("dense_conv",), 1),
+        Operation("nor_conv_3x3", ("dense_conv",), 3),
+        Operation("plain_avg_pool_3x3", ("plain_avg_pool",), parameter_free=True),
+    )
+}
+EDGE_OPERATIONS: Mapping[str, Operation] = ChainMap(OPERATIONS, _OF_NB201)
+"""All that `mixed_edges` computes, by the name that a term is made from: NAS-Bench-201's as well,
+whose average pool shares its published name with that of DARTS, but has no batch norm."""
+
+
 def operations_of(kind: str) -> tuple[Operation, ...]:
     """Lists the operations that are of this kind at some stride."""
-    return tuple(op for op in OPERATIONS.values() if kind in op.kinds)
+    return tuple(op for op in EDGE_OPERATIONS.values() if kind in op.kinds)

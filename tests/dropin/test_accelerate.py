@@ -260,7 +260,7 @@ def test_cell_takes_weights_as_rows(calls):
 
 
 @pytest.mark.parametrize(
-    "kind", ["autocast", "short weights", "frozen batch norm", "eval with grad"]
+    "kind", ["autocast of fp16", "short weights", "frozen batch norm", "eval with grad"]
 )
 def test_own_forward_where_the_fused_cannot(calls, caplog, kind):
     forwards._say_once.cache_clear()
@@ -276,7 +276,8 @@ def test_own_forward_where_the_fused_cannot(calls, caplog, kind):
             module._ops[1][1].eval()
         if kind == "eval with grad":
             module.eval()
-    with torch.autocast("cpu", enabled=kind == "autocast"), caplog.at_level(logging.WARNING):
+    autocast = torch.autocast("cpu", torch.float16, enabled=kind == "autocast of fp16")
+    with autocast, caplog.at_level(logging.WARNING):
         for given, expected in zip(observed(fused, inputs), observed(eager, inputs)):
             assert torch.equal(given, expected)
         fused(*inputs)

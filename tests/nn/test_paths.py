@@ -174,12 +174,13 @@ def test_evaluation_uses_the_running_statistics():
     torch.testing.assert_close(fused, by_modules, rtol=1e-10, atol=1e-12)
 
 
-def test_autocast_runs_the_modules():
+def test_autocast():
     ours = nn.SearchNetwork(SPACE, 4, 5, 2)
     alpha, _, rng, _, _ = draws("gdas", 2)
     with torch.autocast("cpu", torch.bfloat16):
         logits = ours(torch.randn(2, 3, 8, 8), fused_weights(alpha.float(), None, rng, "none",
                                                              False, 2))  # fmt: skip
+        assert ours.cells[0].why_not_fused(torch.randn(2, 12, 8, 8)) is None
     assert logits.shape == (2, 2, 5)
     assert logits.isfinite().all()
 
