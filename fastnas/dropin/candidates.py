@@ -77,7 +77,8 @@ def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwarg
 def _deferred(
     module: nn.Module, settings: Settings, found: Candidate, given: Any, x: Tensor
 ) -> DeferredSum | Tensor:
-    training = module.training or not all(n.track_running_stats for n in found.norms)
+    # Without a norm nothing depends on the mode, and training is what has gradients.
+    training = module.training or not found.norms
     norm = found.norms[0] if found.norms else None
     eps, momentum = (norm.eps, cast(float, norm.momentum)) if norm is not None else (1e-5, 0.0)
     before = None if settings.last is None else settings.last()
