@@ -201,6 +201,15 @@ __device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, const f
   }
 }
 
+// Makes dL/dw of the term from q of its channels, which is by the `unit` of it.
+__device__ void fold_weight(const Plan& plan, const Half& h, double unit) {
+  if (warp_index() != 0 || !h.final || !plan.dw) return;
+  double q = 0;
+  for (int co = lane_index(); co < plan.C; co += 32) q += h.q[co];
+  q = warp_total(q);
+  if (lane_index() == 0) plan.dw[h.weight] = q * unit;
+}
+
 // Makes -B and the constant of dL/du, a warp per four rows, and dL/dw = M sum q.
 //
 // from_u = -B with B_ij = sum_co (w r^2 q)_co W_co,i W_co,j; du_bias = -A^T mean(dy), so that no kernel subtracts
@@ -231,11 +240,28 @@ __device__ void fold_centring(const Plan& plan, const Half& h, const float* weig
     for (int r = 0; r < kRowsAtOnce; ++r) bias[r] = warp_total(bias[r]) * per_sample;
     if (lane < kRowsAtOnce && first + lane < C) h.du_bias[first + lane] = float(of_own_row(bias));
   }
-  if (warp_index() != 0 || !h.final || !plan.dw) return;
-  double q = 0;
-  for (int co = lane; co < C; co += 32) q += h.q[co];
-  q = warp_total(q);
-  if (lane == 0) plan.dw[h.weight] = q * double(plan.samples());
+  fold_weight(plan, h, double(plan.samples()));
+}
+
+// Makes from_dy = w r W, dL/dW = w r sum dy u^T and dL/dw = <dy, r (W u - mean)> outside of training: a warp per row.
+__device__ void fold_linear(const Plan& plan, const Half& h) {
+  const int C = plan.C;
+  const float *const weights = weights_of(plan, h), *const dy_sums = h.partial + plan.matrix_size();
+  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  for (int co = warp_index(); co < C; co += kWarps) {
+    const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
+    double product = 0;
+    for (int ci = lane_index(); ci < C; ci += 32) {
+      const double w = double(weights[co * C + ci]), sum = double(h.partial[co * plan.width + ci]);
+      product += w * sum;
+      h.from_dy[plan.at(co, ci)] = float(folded(scale, rstd, w));
+      if (h.dW) put(h.dW, plan.type, int64_t(co) * C + ci, float(scale * rstd * sum));
+    }
+    product = warp_total(product);
+    if (lane_index() == 0) h.q[co] = rstd * (product - double(h.stats[co]) * double(dy_sums[co]));
+  }
+  __syncthreads();
+  fold_weight(plan, h, 1.0);
 }
 
 __device__ void fold_cross(const Plan& plan, const Half& h, float* scratch) {

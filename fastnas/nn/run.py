@@ -64,8 +64,6 @@ def can_run(
     reason = why_eager(x)
     if reason is not None:
         return reason
-    if not training and torch.is_grad_enabled():
-        return "there is no gradient outside of training"
     # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
     # parts.
     params = parts.layers.tensors().params
@@ -75,7 +73,7 @@ def can_run(
     # Edge 0 leaves an input, at the stride of the cell.
     stride = parts.edges[0].stride if isinstance(parts, CellParts) else parts.stride
     values = x.shape[0] * -(-x.shape[2] // stride) * -(-x.shape[3] // stride)
-    if training and values <= 1:
+    if training and parts.layers.training and values <= 1:
         return f"{values} value(s) per channel"
     # The backend is chosen when the compiled code runs; tracing cannot follow the choice.
     if torch.compiler.is_compiling():
@@ -164,18 +162,18 @@ def preprocessed(
 
 
 def _preprocess(pre: Preprocess, x: Tensor, how: How, paths: int) -> Tensor:
-    tensors = pre.tensors()
+    tensors, training = pre.tensors(), how.training and pre.training
     y = relu_conv_bn(
         x,
         tensors.params,
         running=tensors.running[0],
         momentum=pre.momentum,
-        training=how.training,
+        training=training,
         eps=pre.eps,
         paths=paths,
         backend=how.backend,
     )
-    if how.training:
+    if training:
         count(tensors.counters, paths)
     return y
 
@@ -188,8 +186,9 @@ def run_layers(
     draw: NoiseDraw | None = None,
 ) -> Tensor:
     """Computes the nodes of a table in one call of `mixed_edges`; w and draw as in `run_cell`."""
+    training = how.training and layers.training
     # Without a skip nothing is drawn, and a draw that was given is left alone.
-    noise = how.noise if how.training and layers.table.skips else None
+    noise = how.noise if training and layers.table.skips else None
     tensors = layers.tensors()
     choice, weight = (w.choice, w.weight) if isinstance(w, Paths) else (None, w)
     y = mixed_edges(
@@ -200,7 +199,7 @@ def run_layers(
         choice=choice,
         running=tensors.running if layers.norms else None,
         momentum=layers.momentum,
-        training=how.training,
+        training=training,
         eps=layers.eps,
         noise=noise,
         level=None if draw is None or noise is None else draw.level,
@@ -209,10 +208,10 @@ def run_layers(
         backend=how.backend,
     )
     if not isinstance(w, Paths):
-        if how.training:
+        if training:
             count(tensors.counters)
         return y
-    if how.training:
+    if training:
         _count_sampled(layers, w)
     if not w.siblings:
         return y
