@@ -200,9 +200,9 @@ __device__ void fold_half(const Plan& plan, const Half& h, const Gather& call, f
   fold_rows(plan, h, true, scratch);
 }
 
-// grid (groups, halves + values): a block walks all tiles of a group of images. 64 groups fix the order of the sums. They
-// give the two second halves of one edge 128 blocks, about one for each of the 132 multiprocessors of an H100, and make
-// the longest block, a max pool with its dots, short enough that others fill the time beside it.
+// grid (groups, halves + values): a block walks all tiles of a group of images. 64 groups fix the order of the sums.
+// They give the two second halves of one edge 128 blocks, about one for each of the 132 multiprocessors of an H100, and
+// make the longest block, a max pool with its dots, short enough that others fill the time beside it.
 //
 // `wide`: grid (images, halves + values, channels) computes u and z alone, of cells whose tiles have no room for whole
 // strips of all channels; a block takes kMostFusedChannels of them.

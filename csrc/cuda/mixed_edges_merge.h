@@ -9,12 +9,29 @@
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kPartsAtOnce = 4;  // whose loads are in flight together
+constexpr int kPartsAtOnce = 8;  // whose loads are in flight together
 
 __device__ Quad fresh_quad(const float* from) {
   const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
   return {{v.x, v.y, v.z, v.w}};
 }
+
+// Says how threads share the channels of a fold: neighbours have groups of one channel, a power of two of them, as many
+// as there are threads for. With a thread a channel one of 16 channels would read all groups one after the other.
+struct Sharing {
+  int lanes;
+  __device__ explicit Sharing(int C) : lanes(1) {
+    while (lanes < 32 && 2 * lanes * C <= kThreads) lanes *= 2;
+  }
+  __device__ int lane() const { return int(threadIdx.x) & (lanes - 1); }
+  __device__ int channel() const { return int(threadIdx.x) / lanes; }
+  __device__ int step() const { return kThreads / lanes; }
+  // Adds up over the lanes of a channel, by a butterfly whose order is fixed. Whole warps call it.
+  __device__ double total(double v) const {
+    for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+  }
+};
 
 // Names partial sums that are added up, in place of the first: those of the groups of a cluster, then those of the
 // clusters. Each is a [C][width] matrix and rows of it: sum and shift of a group, then of a cluster, then what
@@ -33,8 +50,9 @@ struct Parts {
   __device__ float* moved(const Plan& plan, int part) const { return row(plan, part, 4); }
   // Where sum and shift of all parts go: not over those of a part, which are still read.
   __device__ float* total(const Plan& plan, int k) const { return row(plan, 0, 2 - first_row + k); }
-  __device__ double samples(const Plan& plan, int part) const {
-    const int first = group + part * step, last = min(first + step, plan.groups);
+  // Counts the samples of some parts.
+  __device__ double samples(const Plan& plan, int part, int parts) const {
+    const int first = group + part * step, last = min(first + parts * step, plan.groups);
     return double((plan.first_image(last) - plan.first_image(first)) * plan.plane());
   }
 };
@@ -63,26 +81,42 @@ template <class Merge> __device__ bool merges_all(const Plan& plan, float* parti
   return true;
 }
 
-// Adds up the quads of all parts: of(part, place, row) gives a part's at a place of the matrix. Four parts are asked
+// Calls f(row, column) for the quads of a [C][width] matrix, those of neighbouring threads side by side. Threads lie
+// over rows as powers of two, because a division would cost more than a load.
+template <class F> __device__ void each_quad_of_matrix(const Plan& plan, F f) {
+  int bits = 0;
+  while (4 << bits < plan.width && 1 << bits < kThreads) ++bits;
+#pragma unroll 1
+  for (int row = int(threadIdx.x) >> bits; row < plan.C; row += kThreads >> bits)
+#pragma unroll 1
+    for (int col = 4 * (int(threadIdx.x) & ((1 << bits) - 1)); col < plan.width; col += 4 << bits) f(row, col);
+}
+
+// Adds up the quads of all parts: of(part, place, row) gives a part's at a place of the matrix. Eight parts are asked
 // for at once, and added in pairs.
 template <class Of> __device__ void merge_matrices(const Plan& plan, const Parts& parts, Of of) {
-  const int a_row = plan.width / 4;
-  for (int k = int(threadIdx.x); k < plan.C * a_row; k += kThreads) {
-    const int row = k / a_row;
+  each_quad_of_matrix(plan, [&](int row, int col) {
+    const int place = row * plan.width + col;
     Quad total{};
 #pragma unroll 1
     for (int base = 0; base < parts.count; base += kPartsAtOnce) {
       Quad part[kPartsAtOnce];
 #pragma unroll
-      for (int p = 0; p < kPartsAtOnce; ++p) part[p] = of(min(base + p, parts.count - 1), 4 * k, row);
+      for (int p = 0; p < kPartsAtOnce; ++p) part[p] = of(min(base + p, parts.count - 1), place, row);
 #pragma unroll
       for (int p = 1; p < kPartsAtOnce; ++p)  // after the loads: a branch around each would have them wait in line
         if (base + p >= parts.count) part[p] = {};
 #pragma unroll
-      for (int e = 0; e < 4; ++e) total.v[e] += (part[0].v[e] + part[1].v[e]) + (part[2].v[e] + part[3].v[e]);
+      for (int half = kPartsAtOnce / 2; half > 0; half /= 2)
+#pragma unroll
+        for (int p = 0; p < half; ++p)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) part[p].v[e] += part[p + half].v[e];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) total.v[e] += part[0].v[e];
     }
-    store_quad(parts.data + 4 * k, total);
-  }
+    store_quad(parts.data + place, total);
+  });
 }
 
 // Adds matrices that need no moving.
@@ -105,22 +139,25 @@ __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
 // Part p has sum u' of u' = u + shift_p; it gets d = shift - shift_p in place of its shift, and sum u' + n d. The
 // total's sum would be 0, but the shift is rounded: what is left of it is kept.
 __device__ void move_to_mean(const Plan& plan, const Parts& parts) {
-  for (int c = int(threadIdx.x); c < plan.C; c += kThreads) {
-    double sum = 0, rest = 0, count = 0;
-#pragma unroll kPartsAtOnce
-    for (int p = 0; p < parts.count; ++p) {
-      const double n = parts.samples(plan, p);
-      sum += double(__ldcg(parts.sum(plan, p) + c)) - n * double(__ldcg(parts.shift(plan, p) + c)), count += n;
-    }
-    const float shift = float(-sum / count);
-#pragma unroll kPartsAtOnce
-    for (int p = 0; p < parts.count; ++p) {
-      const float d = shift - __ldcg(parts.shift(plan, p) + c);
-      const double moved = double(__ldcg(parts.sum(plan, p) + c)) + parts.samples(plan, p) * double(d);
+  const Sharing sharing(plan.C);
+  const double count = parts.samples(plan, 0, parts.count);
+  for (int base = 0; base < plan.C; base += sharing.step()) {
+    const int c = base + sharing.channel(), own = min(c, plan.C - 1);
+    double sum = 0, rest = 0;
+#pragma unroll 4
+    for (int p = sharing.lane(); p < parts.count; p += sharing.lanes)
+      sum += double(__ldcg(parts.sum(plan, p) + own)) -
+             parts.samples(plan, p, 1) * double(__ldcg(parts.shift(plan, p) + own));
+    const float shift = float(-sharing.total(sum) / count);
+#pragma unroll 4
+    for (int p = sharing.lane(); p < parts.count; p += sharing.lanes) {
+      const float d = shift - __ldcg(parts.shift(plan, p) + own);
+      const double moved = double(__ldcg(parts.sum(plan, p) + own)) + parts.samples(plan, p, 1) * double(d);
       rest += moved;
-      parts.shift(plan, p)[c] = d, parts.moved(plan, p)[c] = float(moved);
+      if (c < plan.C) parts.shift(plan, p)[c] = d, parts.moved(plan, p)[c] = float(moved);
     }
-    parts.total(plan, 0)[c] = float(rest), parts.total(plan, 1)[c] = shift;
+    rest = sharing.total(rest);
+    if (sharing.lane() == 0 && c < plan.C) parts.total(plan, 0)[c] = float(rest), parts.total(plan, 1)[c] = shift;
   }
 }
 
