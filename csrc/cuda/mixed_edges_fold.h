@@ -97,14 +97,22 @@ __device__ void fold_gram(const Plan& plan, const Half& h) {
     const double mean = double(sums[c]) * per_sample - double(shifts[c]);
     h.mean[c] = mean, h.shift[c] = float(-mean);
   }
-  if (h.gram)
-    each_quad_of_matrix(plan, [&](int i, int j) {
-      const Quad sum = quad_at(gram + i * plan.width + j), others = quad_at(sums + j);
-      const double own = double(sums[i]) * per_sample;
+  const MatrixQuads own(plan.width);
+  for (int j = own.col; h.gram && j < C; j += own.cols_on) {
+    const Quad others = quad_at(sums + j);
+#pragma unroll 2
+    for (int i = own.row; i < C; i += own.rows_on) {
+      Quad cov = quad_at(gram + i * plan.width + j);
+      const double mean = double(sums[i]) * per_sample;
 #pragma unroll
-      for (int k = 0; k < 4; ++k)
-        if (j + k < C) h.gram[i * C + j + k] = float((double(sum.v[k]) - own * double(others.v[k])) * per_sample);
-    });
+      for (int k = 0; k < 4; ++k) cov.v[k] = float((double(cov.v[k]) - mean * double(others.v[k])) * per_sample);
+      if (C == plan.width) {
+        store_quad(h.gram + i * C + j, cov);
+      } else {
+        for (int k = 0; k < 4 && j + k < C; ++k) h.gram[i * C + j + k] = cov.v[k];
+      }
+    }
+  }
   __syncthreads();
 }
 
@@ -299,6 +307,23 @@ template <class T, class Add> __device__ T block_total(T own, Add add) {
   }
   return own;
 }
+
+// Says how threads share the channels of a fold: neighbours have groups of one channel, a power of two of them, as many
+// as there are threads for. With a thread a channel one of 16 channels would read all groups one after the other.
+struct Sharing {
+  int lanes;
+  __device__ explicit Sharing(int C) : lanes(1) {
+    while (lanes < 32 && 2 * lanes * C <= kThreads) lanes *= 2;
+  }
+  __device__ int lane() const { return int(threadIdx.x) & (lanes - 1); }
+  __device__ int channel() const { return int(threadIdx.x) / lanes; }
+  __device__ int step() const { return kThreads / lanes; }
+  // Adds up over the lanes of a channel, by a butterfly whose order is fixed. Whole warps call it.
+  __device__ double total(double v) const {
+    for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
+    return v;
+  }
+};
 
 // Makes the moments of a channel from the groups': of a value d away from its group's pivot they have sum d, sum d^2.
 // About the whole mean, a group's squares are sum d^2 + 2 e sum d + n e^2, e = pivot - mean.
