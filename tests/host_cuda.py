@@ -18,6 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from fastnas.backends.address import ROWS
+from fastnas.backends.dense_edges import DenseEdges
 from fastnas.backends.native import Native, allows_tf32
 from fastnas.backends.native_cells import NativeEdges
 from fastnas.backends.native_sums import NativeNormSum, NativePaths, NativeSum
@@ -45,7 +46,7 @@ class HostCudaBackend(Native):
         self.kernels = {
             "mixed_sum": NativeSum(self),
             "mixed_norm_sum": norm_sum,
-            "mixed_edges": NativeEdges(self, ROWS, takes_choice=True),
+            "mixed_edges": DenseEdges(NativeEdges(self, ROWS, takes_choice=True), norm_sum),
             "relu_conv_bn": MatmulConv(norm_sum),
             "sample_paths": NativePaths(self),
         }

@@ -10,7 +10,7 @@
 // would cost a write and a read of 4 bytes an element, which takes longer than its 9 to 25 FMA.
 #include "mixed_edges.h"
 
-#include "mixed_edges_bwd.h"
+#include "mixed_edges_bwd_linear.h"
 #include "mixed_edges_statistics.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -122,13 +122,6 @@ template <class T> struct Forward : Statistics<T> {
     }
   }
 
-  // Folds everything at once, outside of training, from the statistics that are given.
-  void fold_running_statistics() {
-    for (const auto& h : halves) this->fold_half(h);
-    for (int i = 0; i < this->terms(); ++i)
-      if (this->has_norm(p.terms[i])) this->fold_norm(i);
-  }
-
   // Gathers and folds the statistics of everything that leaves the states [from, to). `summed` is the node
   // that became a state just now, or -1: its sum is written in the same sweep that gathers from it, image
   // by image, so that the image is read back from cache. The sum needs nothing of the new state's
@@ -158,7 +151,7 @@ template <class T> struct Forward : Statistics<T> {
   void run() {
     this->pack_taps();
     if (p.training) gather(0, p.inputs, -1);
-    else fold_running_statistics();
+    else this->fold_all();
     for (int node = 0; node < p.nodes; ++node) {
       const int state = p.inputs + node;
       if (p.training && node + 1 < p.nodes) gather(state, state + 1, node);
@@ -171,8 +164,9 @@ template <class T> struct Forward : Statistics<T> {
 
 size_t mixed_edges_workspace(const MixedEdgesParams& p) {
   return with_dtype(p.dtype, [&](auto t) {
-    if (p.dout) return mixed_edges_bwd_workspace<decltype(t)>(p);
-    return Forward<decltype(t)>(p, true).arena.used;
+    using T = decltype(t);
+    if (!p.dout) return Forward<T>(p, true).arena.used;
+    return p.training ? Backward<T>(p, true).arena.used : LinearBackward<T>(p, true).arena.used;
   });
 }
 
@@ -181,7 +175,11 @@ void mixed_edges_fwd(const MixedEdgesParams& p) {
 }
 
 void mixed_edges_bwd(const MixedEdgesParams& p) {
-  with_dtype(p.dtype, [&](auto t) { run_mixed_edges_bwd<decltype(t)>(p); });
+  with_dtype(p.dtype, [&](auto t) {
+    using T = decltype(t);
+    if (p.training) Backward<T>(p, false).run();
+    else LinearBackward<T>(p, false).run();
+  });
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -142,7 +142,7 @@ template <class T> struct Buffers {
         if (p.dout) {
           h.dtaps = p.dparams ? arena.template take<A>(int64_t(groups) * width * h.kernel.taps()) : nullptr;
           h.from_dy = arena.template take<A>(int64_t(C) * width);
-          h.from_u = arena.template take<A>(int64_t(C) * width);
+          h.from_u = p.training ? arena.template take<A>(int64_t(C) * width) : nullptr;
           h.du_bias = arena.template take<A>(width);
         }
         halves.push_back(h);

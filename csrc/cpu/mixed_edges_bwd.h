@@ -34,17 +34,24 @@ template <class T> struct Backward : BackwardSums<T> {
   // while both are in cache; they are left out when parameters are frozen. Channels of du past the last are 0,
   // because the matrices are, so they add nothing.
   void depthwise_gradient(Scratch& s, const Half<A>& h, A* dy, const A* in, int group, int64_t image, bool opens) {
-    const bool padded = h.kernel.stride == 1;
-    if (padded) clear_halo(out, blocks, s.du);
+    if (h.kernel.stride == 1) clear_halo(out, blocks, s.du);
     this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
       const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, out.pixels()},
                                     {s.u, h.from_u, C, part.pixels()}};
-      if (padded)
-        product(factors, 2, part, blocks, h.du_bias, false, s.du + (out.inside() + rows.first * out.pitch()) * L,
-                out.pitch(), out.padded());
-      else
-        product(factors, 2, part, blocks, h.du_bias, false, this->rows_of(s.du, rows), out.cols, out.pixels());
+      write_du(s, h, factors, 2, rows, part);
     });
+    add_taps(s, h, in, group, opens);
+  }
+  // Writes some rows of du, a product, to s.du: padded at stride 1.
+  void write_du(Scratch& s, const Half<A>& h, const Factor<A>* factors, int count, Rows rows, const Grid& part) {
+    const A* bias = p.training ? h.du_bias : nullptr;
+    if (h.kernel.stride == 1)
+      product(factors, count, part, blocks, bias, false, s.du + (out.inside() + rows.first * out.pitch()) * L,
+              out.pitch(), out.padded());
+    else
+      product(factors, count, part, blocks, bias, false, this->rows_of(s.du, rows), out.cols, out.pixels());
+  }
+  void add_taps(Scratch& s, const Half<A>& h, const A* in, int group, bool opens) {
     if (!p.dparams) return;
     A* dtaps = h.dtaps + int64_t(group) * width * h.kernel.taps();
     if (opens) std::fill_n(dtaps, int64_t(width) * h.kernel.taps(), A(0));
@@ -63,12 +70,7 @@ template <class T> struct Backward : BackwardSums<T> {
       const Half<A>& second = halves[t.half + 1];
       this->load_second_input(s, t, image);
       depthwise_gradient(s, second, s.g, s.v, group, image, opens);
-      depthwise_transposed_plain(s.du, out, second.taps, second.kernel, blocks, s.y);
-      for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
-        A* at = s.y + (int64_t(b) * out.pixels() + h * out.cols + w) * L;
-        const A* v = s.v + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L;
-        put(at, where_relu_passes(get(v), get(at)));
-      });
+      second_input_gradient(s, second);
       store_image<A, A>(s.y, out, C, input_gradient(slot, image));
       this->load_source(s, this->edge_of(t).source, image, false);
       A *sum = crosses[slot * groups + group], *sums = dv_sums + (int64_t(slot) * groups + group) * width;
@@ -77,6 +79,16 @@ template <class T> struct Backward : BackwardSums<T> {
         outer(this->rows_of(s.y, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), false, sum);
       });
       add_channel_sums(s.y, out.pixels(), blocks, sums);
+    });
+  }
+
+  // Makes dv of a second half from s.du, in s.y.
+  void second_input_gradient(Scratch& s, const Half<A>& second) {
+    depthwise_transposed_plain(s.du, out, second.taps, second.kernel, blocks, s.y);
+    for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
+      A* at = s.y + (int64_t(b) * out.pixels() + h * out.cols + w) * L;
+      const A* v = s.v + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L;
+      put(at, where_relu_passes(get(v), get(at)));
     });
   }
 
@@ -140,6 +152,11 @@ template <class T> struct Backward : BackwardSums<T> {
     });
   }
 
+  // Computes the gradient of a batch norm whose z is formed, which outside of training is linear and reads no z.
+  Vec<A> through_norm(Vec<A> scale, Vec<A> dy, Vec<A> mean, const A* centred, Vec<A> rstd_q) const {
+    return p.training ? norm_gradient(scale, dy, mean, get(centred), rstd_q) : scale * dy;
+  }
+
   // Takes one image back through a strided skip: dz of its batch norm, then of each part the group's partial sum of
   // dW = dz r^T, with r the part's pixels of relu(x), and W^T dz added to those pixels in s.dx. With multiplicative
   // noise dy is dy d, and its mean comes from the sums gathered for it. A part multiplies its own C/2 channels
@@ -148,7 +165,7 @@ template <class T> struct Backward : BackwardSums<T> {
     const EdgeTerm& t = p.terms[i];
     const int64_t pixels = out.pixels();
     const Norm& n = norms[i];
-    centred_norm(s, i, image, s.z);
+    if (p.training) centred_norm(s, i, image, s.z);
     const A* dy = s.g;
     const bool times = this->noisy() && this->multiplicative();
     if (times) {
@@ -163,8 +180,7 @@ template <class T> struct Backward : BackwardSums<T> {
           mean[l] = A(total(skip_dots[i] + width, 2 * width, b * L + l) / double(this->samples()));
       for (int64_t k = 0; k < pixels; ++k) {
         A* at = s.z + (b * pixels + k) * L;
-        put(at, norm_gradient(get(n.scale + b * L), get(dy + (b * pixels + k) * L), mean, get(at),
-                              get(n.rstd_q + b * L)));
+        put(at, through_norm(get(n.scale + b * L), get(dy + (b * pixels + k) * L), mean, at, get(n.rstd_q + b * L)));
       }
     }
     const Grid& grid = this->source_grid(t);
@@ -191,14 +207,13 @@ template <class T> struct Backward : BackwardSums<T> {
   void dense_gradient(Scratch& s, int i, int group, int64_t image, bool opens, bool fresh) {
     const EdgeTerm& t = p.terms[i];
     const Norm& n = norms[i];
-    centred_norm(s, i, image, s.z);
+    if (p.training) centred_norm(s, i, image, s.z);
     clear_halo(out, blocks, s.du);
     const A* dy_means = dy_mean + int64_t(this->edge_of(t).target) * width;
     for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
       const int64_t at = (int64_t(b) * out.pixels() + h * out.cols + w) * L;
       put(s.du + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L,
-          norm_gradient(get(n.scale + b * L), get(s.g + at), get(dy_means + b * L), get(s.z + at),
-                        get(n.rstd_q + b * L)));
+          through_norm(get(n.scale + b * L), get(s.g + at), get(dy_means + b * L), s.z + at, get(n.rstd_q + b * L)));
     });
     const auto& own = this->dense_terms[i];
     if (p.dparams) dense_outer(s.relu_x, s.du, out, C, t.size, opens, own.partial + group * this->dense_sums(t));
@@ -258,14 +273,14 @@ template <class T> struct Backward : BackwardSums<T> {
           }
           // The mean of this term's norm centres z for all of them: in training their
           // statistics are those of one z.
-          if (!centred) centred_norm(s, i, image, s.z);
+          if (p.training && !centred) centred_norm(s, i, image, s.z);
           centred = true;
           const Norm& n = norms[i];
           for (int b = 0; b < blocks; ++b) {
             const Vec<A> scale = get(n.scale + b * L), mean = get(dy_mean + int64_t(edge.target) * width + b * L),
                          rstd_q = get(n.rstd_q + b * L);
             for (int64_t k = b * int64_t(out.pixels()) * L; k < (b + 1) * int64_t(out.pixels()) * L; k += L)
-              put(s.y + k, get(s.y + k) + norm_gradient(scale, get(s.g + k), mean, get(s.z + k), rstd_q));
+              put(s.y + k, get(s.y + k) + through_norm(scale, get(s.g + k), mean, s.z + k, rstd_q));
           }
         }
         if (!any) continue;
@@ -350,9 +365,7 @@ template <class T> struct Backward : BackwardSums<T> {
   // kept statistics, which takes C^2 work a half and no pass over the data.
   void run() {
     this->pack_taps();
-    this->for_each_job(int64_t(halves.size()), [&](int64_t i) { this->fold_half(halves[i]); });
-    for (int i = 0; i < this->terms(); ++i)
-      if (this->has_norm(p.terms[i])) this->fold_norm(i);
+    this->fold_all();
     for (int node = p.nodes - 1; node >= 0; --node) {
       this->for_each_image([&](Scratch& s, int group, int64_t image) {
         if (node + 1 < p.nodes) first_halves(s, node + 1, group, image);
@@ -370,10 +383,5 @@ template <class T> struct Backward : BackwardSums<T> {
     finish_parameters();
   }
 };
-
-template <class T> size_t mixed_edges_bwd_workspace(const MixedEdgesParams& p) {
-  return Backward<T>(p, true).arena.used;
-}
-template <class T> void run_mixed_edges_bwd(const MixedEdgesParams& p) { Backward<T>(p, false).run(); }
 
 }  // namespace fastnas::FASTNAS_ISA

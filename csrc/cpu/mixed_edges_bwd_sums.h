@@ -45,6 +45,8 @@ template <class T> struct BackwardSums : Call<T> {
       if (h.final) most_halves = std::max(most_halves, ++final_halves[node]);
       else most_inputs = std::max(most_inputs, ++inputs[node]);
     }
+    // Constant statistics take other sums, and no dv waits for them (mixed_edges_bwd_linear.h).
+    if (!p.training) most_halves = most_inputs = 0;
     for (int i = 0; i < std::max(most_halves, most_inputs) * groups; ++i)
       crosses.push_back(this->arena.template take<A>(int64_t(width) * width));
     dy_sums = this->arena.template take<A>(int64_t(groups) * width);
@@ -132,17 +134,19 @@ template <class T> struct BackwardSums : Call<T> {
         });
         continue;
       }
-      if (!this->is_dense(t)) this->load_source(s, this->edge_of(t).source, image, true);
-      if (this->is_pool(t) || this->is_dense(t)) {
-        if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
-        centred_norm(s, i, image, s.z);
-        add_channel_dots(s.g, s.z, pixels, blocks, norms[i].dot + int64_t(group) * width);
-      } else if (this->is_plain_pool(t)) {
-        add_pool_sums(s, i, group, opens);
-      } else {
-        add_skip_sums(s, i, group, image, opens);
-      }
+      add_other_sums(s, i, group, image, opens);
     }
+  }
+
+  // Adds one image to the sums of a term that is not of halves: a pool, a skip, a dense convolution.
+  void add_other_sums(Scratch& s, int i, int group, int64_t image, bool opens) {
+    const EdgeTerm& t = p.terms[i];
+    if (!this->is_dense(t)) this->load_source(s, this->edge_of(t).source, image, true);
+    if (this->is_plain_pool(t)) return add_pool_sums(s, i, group, opens);
+    if (!this->is_pool(t) && !this->is_dense(t)) return add_skip_sums(s, i, group, image, opens);
+    if (opens) std::fill_n(norms[i].dot + int64_t(group) * width, width, A(0));
+    centred_norm(s, i, image, s.z);
+    add_channel_dots(s.g, s.z, out.pixels(), blocks, norms[i].dot + int64_t(group) * width);
   }
 
   // Adds <dy, pool(x)>, which is dL/dw, where that is wanted.
@@ -221,6 +225,10 @@ template <class T> struct BackwardSums : Call<T> {
     for (int c = 0; c < width; ++c)
       dy_mean[int64_t(node) * width + c] = A(total(dy_sums, width, c) / double(this->samples()));
     fold_halves(node, true);
+    fold_others(node);
+  }
+
+  void fold_others(int node) {
     for (int i = 0; i < this->terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
       if (t.half >= 0 || this->edge_of(t).target != node) continue;

@@ -290,6 +290,12 @@ template <class T> struct Call : Buffers<T> {
     }
   }
   bool has_norm(const EdgeTerm& t) const { return is_pool(t) || t.op == EdgeOp::reduce_skip || is_dense(t); }
+  // Folds all at once from the statistics that are there: those that are given, or that forward kept.
+  void fold_all() {
+    for_each_job(int64_t(halves.size()), [&](int64_t i) { fold_half(halves[i]); });
+    for (int i = 0; i < terms(); ++i)
+      if (has_norm(p.terms[i])) fold_norm(i);
+  }
 };
 
 }  // namespace fastnas::FASTNAS_ISA

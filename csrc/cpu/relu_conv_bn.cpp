@@ -157,14 +157,12 @@ template <class T> struct Call {
 
   void load_gradient(Scratch& s, int64_t n) {
     load_image<T, A>(image(static_cast<const T*>(p.dy), out, C, n), out, C, s.z);
-    load_image<T, A>(image(static_cast<const T*>(p.y), out, C, n), out, C, s.y);
+    if (p.training) load_image<T, A>(image(static_cast<const T*>(p.y), out, C, n), out, C, s.y);
   }
 
-  // Gathers, in the first sweep, mean(dy) and q = mean(dy y), which every dz needs, since the batch norm ties all
-  // pixels of a channel together. The second sweep makes dz in place of dy, then dW and dx from it.
-  void run_backward() {
-    pack();
-    read_stats();
+  // Gathers mean(dy) and q = mean(dy y), which every dz needs in training, since the batch norm ties all pixels of a
+  // channel together.
+  void gather_dy() {
     for_each_image([&](Scratch& s, int group, int64_t n) {
       A *sums = dy_sums + int64_t(group) * width, *dot = dots + int64_t(group) * width;
       if (n == first_image(group)) std::fill_n(sums, width, A(0)), std::fill_n(dot, width, A(0));
@@ -176,6 +174,13 @@ template <class T> struct Call {
       dy_mean[c] = A(sum_over_groups(dy_sums, groups, width, c) / samples());
       q[c] = A(sum_over_groups(dots, groups, width, c) / samples());
     }
+  }
+
+  // Makes dz in place of dy, then dW and dx from it, in one sweep; in training one that gathers comes before.
+  void run_backward() {
+    pack();
+    read_stats();
+    if (p.training) gather_dy();
     for_each_image([&](Scratch& s, int group, int64_t n) { input_gradient(s, group, n); });
     const int rows = C / parts;
     for (int part = 0; part < parts && p.dparams[0]; ++part)
@@ -194,7 +199,8 @@ template <class T> struct Call {
     load_x(s, n);
     load_gradient(s, n);
     update(s.z, [&](int b, int64_t at, Vec<A> dy) {
-      return norm_gradient(get(rstd + b * L), dy, get(dy_mean + b * L), get(s.y + at), get(q + b * L));
+      const Vec<A> r = get(rstd + b * L);
+      return p.training ? norm_gradient(r, dy, get(dy_mean + b * L), get(s.y + at), get(q + b * L)) : r * dy;
     });
     for (int part = 0; part < parts && p.dparams[0]; ++part) {
       A* cross = crosses + (int64_t(group) * parts + part) * width * in_width;

@@ -50,16 +50,18 @@ template <int N> __forceinline__ void wait() { host_simt::land_copies(N); }
 
 #endif
 
-// Rectifies as torch does: NaN stays. One instruction, where a comparison and a choice would be two.
-__device__ __forceinline__ float relu_nan(float v) {
+// Finds the larger of two, and NaN where one is, as torch does. One instruction, where comparisons and a choice would be
+// three.
+__device__ __forceinline__ float max_nan(float a, float b) {
 #if defined(__CUDACC__)
-  float kept;
-  asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(kept) : "f"(v));
-  return kept;
+  float larger;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+  return larger;
 #else
-  return v > 0 || v != v ? v : 0.0f;
+  return a > b || a != a ? a : b;
 #endif
 }
+__device__ __forceinline__ float relu_nan(float v) { return max_nan(v, 0.0f); }
 
 }  // namespace
 }  // namespace fastnas::cuda

@@ -15,7 +15,8 @@
 namespace fastnas::cuda {
 namespace {
 
-// Computes dL/du = A^T dy - B (u - mean u) - A^T mean(dy) over a tile: two products into one set of sums.
+// Computes dL/du = A^T dy - B (u - mean u) - A^T mean(dy) over a tile: two products into one set of sums. Outside of
+// training it is the first alone.
 template <class Units> __device__ void half_gradient(const Plan& plan, const Half& h, float* shared) {
   SHARED(Operand, operands, 2);
   Mixing<Units> mixing(plan, shared);
@@ -26,7 +27,9 @@ template <class Units> __device__ void half_gradient(const Plan& plan, const Hal
   }
   const Planes du = plan.own(h.du);
   mixing.each_pass([&] {
-    mixing.add(operands, 2, plan.C, [&] { mixing.add_constants(h.du_bias); });
+    mixing.add(operands, plan.training ? 2 : 1, plan.C, [&] {
+      if (plan.training) mixing.add_constants(h.du_bias);
+    });
     mixing.put(du, mixing.tile.image * du.image);
   });
 }
@@ -39,9 +42,17 @@ __device__ void add_plain_gradient(const Plan& plan, const Value& value, const P
   mixing.each_four([&](const Place& at, int i) {
     Quad z[4], dy[4];
     float rstd[4], mean_dy[4], mean[4], rstd_q[4];
-    mixing.four(static_cast<const float*>(value.z.data) + image, at, i, z);
     mixing.four(static_cast<const float*>(n.dy.data) + image, at, i, dy);
-    mixing.channels(n.rstd, i, rstd), mixing.channels(n.dy_mean, i, mean_dy);
+    mixing.channels(n.rstd, i, rstd);
+    if (!plan.training) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mixing.sum[i + k][j] += w * rstd[k] * dy[k].v[j];
+      return;
+    }
+    mixing.four(static_cast<const float*>(value.z.data) + image, at, i, z);
+    mixing.channels(n.dy_mean, i, mean_dy);
     mixing.channels(n.stats, i, mean), mixing.channels(n.rstd_q, i, rstd_q);
 #pragma unroll
     for (int k = 0; k < 4; ++k)

@@ -6,6 +6,7 @@
 // what it has in registers, and the block adds the four and writes dx, once. With a warp to a tile there would be 128
 // of them for a state of 64 images of 64 channels, 8x8, on 132 multiprocessors. A warp of dL/dD has some channels of
 // a group of images, and all taps in registers until the last image.
+#include "mixed_edges_fold.h"
 #include "mixed_edges_pools.h"
 #include "mixed_edges_taps.h"
 
@@ -17,7 +18,7 @@ namespace {
 struct Gradients {
   Source source;
   Tiling taps[2];
-  int dx_blocks, half_blocks, warp_floats;
+  int dx_blocks, taps_blocks, half_blocks, warp_floats;  // half_blocks: of dL/dD and dL/dW of a half
 };
 
 // grid (parts of all images by kWarps, halves): computes dL/dv of second halves, through the relu before them, kept in
@@ -233,15 +234,19 @@ __device__ __forceinline__ void taps_gradient(const Plan& plan, const Half& h, c
   if (is_last_block(h.taps_done, unsigned(blocks))) fold_taps(plan, h);
 }
 
-// grid (blocks of dx, then blocks of dL/dD half by half): the two need du, but not each other. dx comes first, because
-// its blocks are few and long.
+// grid (blocks of dx, then blocks of dL/dD and of dL/dW half by half): they need du, but not each other. dx comes
+// first, because its blocks are few and long.
 __global__ void __launch_bounds__(kThreads, 3)
     gradients_kernel(const __grid_constant__ Plan plan, const __grid_constant__ Gradients call) {
   DYNAMIC_SHARED(float, shared);
   const int index = int(blockIdx.x) - call.dx_blocks;
   if (index < 0) return state_gradient(plan, call, shared);
   const Half* const h = plan.halves.at(call.source.halves.first + index / call.half_blocks);
-  if (h) taps_gradient(plan, *h, call, index % call.half_blocks, shared + warp_index() * call.warp_floats);
+  const int own = index % call.half_blocks, rows = kRowsAtOnce * (own - call.taps_blocks) * kWarps;
+  if (!h) return;
+  if (rows < 0) return taps_gradient(plan, *h, call, own, shared + warp_index() * call.warp_floats);
+  if (const int first = rows + kRowsAtOnce * warp_index(); first < plan.C)
+    fold_pointwise_gradient(plan, *h, first, shared);
 }
 
 // --- launches ------------------------------------------------------------------------------------------------
@@ -306,8 +311,9 @@ void launch_state_gradients(Launcher& run, int state) {
   }
   if (plan.wants_params) {
     for (const Half& h : halves)
-      call.half_blocks = std::max(call.half_blocks, blocks_of_taps(plan, call.taps[h.stride - 1], h.stride));
-    call.warp_floats = std::max(call.warp_floats, taps_floats(plan, halves, call.taps));
+      call.taps_blocks = std::max(call.taps_blocks, blocks_of_taps(plan, call.taps[h.stride - 1], h.stride));
+    call.half_blocks = call.taps_blocks + (plan.C + kRowsAtOnce * kWarps - 1) / (kRowsAtOnce * kWarps);
+    call.warp_floats = std::max({call.warp_floats, taps_floats(plan, halves, call.taps), kFoldFloats / kWarps});
   }
   const int blocks = call.dx_blocks + call.source.halves.count() * call.half_blocks;
   run(gradients_kernel, dim3(unsigned(blocks)), sizeof(float) * size_t(kWarps) * call.warp_floats, call);

@@ -100,10 +100,11 @@ __device__ __noinline__ float4 noise_of(const Plan& plan, const Plain& n, int64_
 }
 
 // Computes dL/dz of a normed term at an element of [N, C, rows, cols]: w r (dy - mean dy - (z - mean z) r q), with
-// the noise's d drawn again where it multiplies dy.
+// the noise's d drawn again where it multiplies dy; outside of training w r dy.
 __device__ float plain_gradient(const Plan& plan, const Plain& n, float z, int64_t at, int c) {
   float dy = static_cast<const float*>(n.dy.data)[at];
   if (n.noisy && is_multiplicative(plan.form)) dy *= draw_of(plan, n).element(uint64_t(at));
+  if (!plan.training) return plan.w[n.weight] * n.rstd[c] * dy;
   return norm_gradient(plan.w[n.weight] * n.rstd[c], dy, n.dy_mean[c], z - n.stats[c], n.rstd_q[c]);
 }
 

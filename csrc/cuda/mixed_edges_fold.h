@@ -14,22 +14,29 @@ constexpr int kDepth = 32;      // of what a warp stages of four rows
 constexpr int kChain = 8;       // products that are added in fp32 before fp64 takes the sum
 constexpr int kFoldFloats = kWarps * kRowsAtOnce * kDepth;  // of shared memory that a fold takes
 
-// Finds W as floats, copied where the call's are of 16 bits: it is read C times.
-__device__ const float* weights_of(const Plan& plan, const Half& h) {
-  if (plan.type == DType::f32) return static_cast<const float*>(h.pointwise);
-#pragma unroll 4
-  for (int i = int(threadIdx.x); i < plan.C * plan.C; i += kThreads) h.weights[i] = get(h.pointwise, plan.type, i);
-  __syncthreads();
-  return h.weights;
+// Finds W as floats, which the first fold of a half copies where the call's are of 16 bits: it is read C times.
+__device__ const float* floats_of_weights(const Plan& plan, const Half& h) {
+  return plan.type == DType::f32 ? static_cast<const float*>(h.pointwise) : h.weights;
 }
+__device__ const float* weights_of(const Plan& plan, const Half& h) {
+#pragma unroll 4
+  for (int i = int(threadIdx.x); h.weights && i < plan.C * plan.C; i += kThreads)
+    h.weights[i] = get(h.pointwise, plan.type, i);
+  __syncthreads();
+  return floats_of_weights(plan, h);
+}
+
+// Finds what the output of a half's batch norm is multiplied by.
+__device__ double scale_of(const Plan& plan, const Half& h) { return h.final ? double(plan.w[h.weight]) : 1.0; }
 
 // Sums of four rows by two columns that a lane has of a product of [C][C] matrices.
 using RowSums = double[kRowsAtOnce][kColsAtOnce];
 
 // Computes sum_i left(r, i) right(i, j) for the rows of a warp and the columns j = col, col + 32 of a lane; `right`
 // lies in memory, rows `pitch` apart. Both sides are floats that were rounded before; eight products are added in fp32,
-// which rounds less than that did, as one FFMA takes a fourth of the time of a conversion and a DFMA. The warp's part
-// of `scratch` gives all lanes the left side by loads of 16 bytes.
+// which rounds less than that did, as one FFMA takes a fourth of the time of a conversion and a DFMA. All loads of 32
+// rows of `right` are in flight together, and the warp's part of `scratch` gives all lanes the left side by loads of 16
+// bytes.
 template <class Left>
 __device__ __forceinline__ void multiply_rows(int C, float* scratch, Left left, const float* right, int pitch, int col,
                                               RowSums& sum) {
@@ -39,22 +46,24 @@ __device__ __forceinline__ void multiply_rows(int C, float* scratch, Left left, 
   for (int base = 0; base < C; base += kDepth) {
     const int own = base + lane_index();
     Quad rows{};
+    float m[kDepth][kColsAtOnce];
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r)
       if (own < C) rows.v[r] = left(r, own);
+#pragma unroll
+    for (int k = 0; k < kDepth; ++k)
+#pragma unroll
+      for (int q = 0; q < kColsAtOnce; ++q) m[k][q] = base + k < C ? right[(base + k) * pitch + cols[q]] : 0.0f;
     __syncwarp();
     store_quad(staged + lane_index() * kRowsAtOnce, rows);
     __syncwarp();
-#pragma unroll 1
-    for (int first = base; first < min(base + kDepth, C); first += kChain) {
-      float chain[kRowsAtOnce][kColsAtOnce] = {}, m[kChain][kColsAtOnce];
 #pragma unroll
-      for (int k = 0; k < kChain; ++k)
+    for (int first = 0; first < kDepth; first += kChain) {
+      if (base + first >= C) break;
+      float chain[kRowsAtOnce][kColsAtOnce] = {};
 #pragma unroll
-        for (int q = 0; q < kColsAtOnce; ++q) m[k][q] = first + k < C ? right[(first + k) * pitch + cols[q]] : 0.0f;
-#pragma unroll
-      for (int k = 0; k < kChain; ++k) {
-        const Quad l = quad_at(staged + (first - base + k) * kRowsAtOnce);
+      for (int k = first; k < first + kChain; ++k) {
+        const Quad l = quad_at(staged + k * kRowsAtOnce);
 #pragma unroll
         for (int q = 0; q < kColsAtOnce; ++q)
 #pragma unroll
@@ -69,9 +78,12 @@ __device__ __forceinline__ void multiply_rows(int C, float* scratch, Left left, 
 }
 
 // Picks the value of a lane's row, lane r that of row r.
-__device__ double of_own_row(const double (&rows)[kRowsAtOnce]) {
-  const int r = lane_index() % kRowsAtOnce;
-  return r == 0 ? rows[0] : r == 1 ? rows[1] : r == 2 ? rows[2] : rows[3];
+template <int N> __device__ double of_own_row(const double (&rows)[N]) {
+  double own = rows[0];
+#pragma unroll
+  for (int r = 1; r < N; ++r)
+    if (lane_index() % N == r) own = rows[r];
+  return own;
 }
 
 // --- Gram matrices -----------------------------------------------------------------------------------------
@@ -85,12 +97,20 @@ __device__ void fold_gram(const Plan& plan, const Half& h) {
     const double mean = double(sums[c]) * per_sample - double(shifts[c]);
     h.mean[c] = mean, h.shift[c] = float(-mean);
   }
-  if (h.gram) {
-#pragma unroll 4
-    for (int k = int(threadIdx.x); k < C * C; k += kThreads) {
-      const int i = k / C, j = k % C;
-      const double rest = double(sums[i]) * (double(sums[j]) * per_sample);
-      h.gram[k] = float((double(gram[i * plan.width + j]) - rest) * per_sample);
+  const MatrixQuads own(plan.width);
+  for (int j = own.col; h.gram && j < C; j += own.cols_on) {
+    const Quad others = quad_at(sums + j);
+#pragma unroll 2
+    for (int i = own.row; i < C; i += own.rows_on) {
+      Quad cov = quad_at(gram + i * plan.width + j);
+      const double mean = double(sums[i]) * per_sample;
+#pragma unroll
+      for (int k = 0; k < 4; ++k) cov.v[k] = float((double(cov.v[k]) - mean * double(others.v[k])) * per_sample);
+      if (C == plan.width) {
+        store_quad(h.gram + i * C + j, cov);
+      } else {
+        for (int k = 0; k < 4 && j + k < C; ++k) h.gram[i * C + j + k] = cov.v[k];
+      }
     }
   }
   __syncthreads();
@@ -133,7 +153,7 @@ __device__ float fold_statistics(const Plan& plan, const Half& h, const float* w
 __device__ void fold_rows(const Plan& plan, const Half& h, bool gathered, float* scratch) {
   const int C = plan.C, lane = lane_index();
   const float* const weights = weights_of(plan, h);
-  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  const double scale = scale_of(plan, h);
   for (int first = kRowsAtOnce * warp_index(); first < C; first += kRowsAtOnce * kWarps) {
     const int own = min(first + lane % kRowsAtOnce, C - 1);
     const float var = gathered ? fold_statistics(plan, h, weights, first, scratch) : h.stats[C + own];
@@ -152,53 +172,64 @@ __device__ void fold_rows(const Plan& plan, const Half& h, bool gathered, float*
 
 // --- cross matrices ----------------------------------------------------------------------------------------
 
-// Holds the factors of a warp's four rows: q = r <W_co, P_co>, and r.
-struct CrossRows { double q[kRowsAtOnce], rstd[kRowsAtOnce]; };
+constexpr int kCrossRows = 8;  // that a warp makes q of at once
 
-// Makes q of four rows of W, and what depends on a row alone: from_dy = w r W_co, and the factor w r^2 q with which the
-// row enters B. P = mean(dy (u - mean u)^T) is the merged sum by the count.
-__device__ CrossRows fold_cross_rows(const Plan& plan, const Half& h, const float* weights, int first, double scale) {
-  const int C = plan.C, lane = lane_index(), own = min(first + lane % kRowsAtOnce, C - 1);
+// Makes q = r <W_co, P_co> of a warp's rows of W, and what depends on a row alone: from_dy = w r W_co, and the factor
+// w r^2 q with which the row enters B. P = mean(dy (u - mean u)^T) is the merged sum by the count.
+__device__ void fold_cross_rows(const Plan& plan, const Half& h, const float* weights, int first, double scale) {
+  const int C = plan.C, lane = lane_index(), own = min(first + lane % kCrossRows, C - 1);
   const double own_rstd = batch_rstd(double(h.stats[C + own]), plan.eps), per_sample = 1.0 / double(plan.samples());
-  CrossRows rows;
+  double rstd[kCrossRows], q[kCrossRows] = {};
 #pragma unroll
-  for (int r = 0; r < kRowsAtOnce; ++r) rows.rstd[r] = __shfl_sync(0xffffffffu, own_rstd, r), rows.q[r] = 0;
+  for (int r = 0; r < kCrossRows; ++r) rstd[r] = __shfl_sync(0xffffffffu, own_rstd, r);
 #pragma unroll 2
   for (int ci = lane; ci < C; ci += 32)
 #pragma unroll
-    for (int r = 0; r < kRowsAtOnce; ++r) {
+    for (int r = 0; r < kCrossRows; ++r) {
       const int co = min(first + r, C - 1);
       const double w = double(weights[co * C + ci]);
-      rows.q[r] += w * double(h.partial[co * plan.width + ci]);
-      h.from_dy[plan.at(co, ci)] = float(folded(scale, rows.rstd[r], w));
+      q[r] += w * double(h.partial[co * plan.width + ci]);
+      h.from_dy[plan.at(co, ci)] = float(folded(scale, rstd[r], w));
     }
 #pragma unroll
-  for (int r = 0; r < kRowsAtOnce; ++r) rows.q[r] = warp_total(rows.q[r]) * per_sample * rows.rstd[r];
-  const double q = of_own_row(rows.q);
-  if (lane < kRowsAtOnce && first + lane < C) h.q[own] = q, h.coefficient[own] = centring(scale, own_rstd, q);
-  return rows;
+  for (int r = 0; r < kCrossRows; ++r) q[r] = warp_total(q[r]);
+  const double own_q = of_own_row(q) * per_sample * own_rstd;
+  if (lane < kCrossRows && first + lane < C) h.q[own] = own_q, h.coefficient[own] = centring(scale, own_rstd, own_q);
 }
 
-// Makes dL/dW = w M r (P - q r W S) for four rows of W, S = cov(u).
-__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, const float* weights, int first, double scale,
-                                        const CrossRows& rows, float* scratch) {
-  const int C = plan.C;
-  const double samples = double(plan.samples()), per_sample = 1.0 / samples;
+// Makes dL/dW = w M r (P - q r W S), S = cov(u), of a warp's four rows of W. Nothing of backward waits for it, so the
+// last kernel does it, beside others, and not the block that all others wait for.
+__device__ void fold_pointwise_gradient(const Plan& plan, const Half& h, int first, float* scratch) {
+  const int C = plan.C, own = min(first + lane_index() % kRowsAtOnce, C - 1);
+  const float* const weights = floats_of_weights(plan, h);
+  const double scale = scale_of(plan, h), samples = double(plan.samples()), per_sample = 1.0 / samples;
+  const double own_rstd = batch_rstd(double(h.stats[C + own]), plan.eps), own_q = h.q[own];
   const auto weight = [&](int r, int i) { return weights[min(first + r, C - 1) * C + i]; };
   for (int col = lane_index(); col - lane_index() < C; col += 32 * kColsAtOnce) {
     RowSums ws = {};
     multiply_rows(C, scratch, weight, h.gram, C, col, ws);
 #pragma unroll
-    for (int q = 0; q < kColsAtOnce; ++q)
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      const double rstd = __shfl_sync(0xffffffffu, own_rstd, r), q = __shfl_sync(0xffffffffu, own_q, r);
 #pragma unroll
-      for (int r = 0; r < kRowsAtOnce; ++r) {
-        const int co = first + r, ci = col + 32 * q;
+      for (int k = 0; k < kColsAtOnce; ++k) {
+        const int co = first + r, ci = col + 32 * k;
         if (co >= C || ci >= C) continue;
         const double p = double(h.partial[co * plan.width + ci]) * per_sample;
         put(h.dW, plan.type, int64_t(co) * C + ci,
-            float(pointwise_gradient(scale, samples, rows.rstd[r], rows.q[r], p, ws[r][q])));
+            float(pointwise_gradient(scale, samples, rstd, q, p, ws[r][k])));
       }
+    }
   }
+}
+
+// Makes dL/dw of the term from q of its channels, which is by the `unit` of it.
+__device__ void fold_weight(const Plan& plan, const Half& h, double unit) {
+  if (warp_index() != 0 || !h.final || !plan.dw) return;
+  double q = 0;
+  for (int co = lane_index(); co < plan.C; co += 32) q += h.q[co];
+  q = warp_total(q);
+  if (lane_index() == 0) plan.dw[h.weight] = q * unit;
 }
 
 // Makes -B and the constant of dL/du, a warp per four rows, and dL/dw = M sum q.
@@ -231,20 +262,34 @@ __device__ void fold_centring(const Plan& plan, const Half& h, const float* weig
     for (int r = 0; r < kRowsAtOnce; ++r) bias[r] = warp_total(bias[r]) * per_sample;
     if (lane < kRowsAtOnce && first + lane < C) h.du_bias[first + lane] = float(of_own_row(bias));
   }
-  if (warp_index() != 0 || !h.final || !plan.dw) return;
-  double q = 0;
-  for (int co = lane; co < C; co += 32) q += h.q[co];
-  q = warp_total(q);
-  if (lane == 0) plan.dw[h.weight] = q * double(plan.samples());
+  fold_weight(plan, h, double(plan.samples()));
+}
+
+// Makes from_dy = w r W, dL/dW = w r sum dy u^T and dL/dw = <dy, r (W u - mean)> outside of training: a warp per row.
+__device__ void fold_linear(const Plan& plan, const Half& h) {
+  const int C = plan.C;
+  const float *const weights = weights_of(plan, h), *const dy_sums = h.partial + plan.matrix_size();
+  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  for (int co = warp_index(); co < C; co += kWarps) {
+    const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
+    double product = 0;
+    for (int ci = lane_index(); ci < C; ci += 32) {
+      const double w = double(weights[co * C + ci]), sum = double(h.partial[co * plan.width + ci]);
+      product += w * sum;
+      h.from_dy[plan.at(co, ci)] = float(folded(scale, rstd, w));
+      if (h.dW) put(h.dW, plan.type, int64_t(co) * C + ci, float(scale * rstd * sum));
+    }
+    product = warp_total(product);
+    if (lane_index() == 0) h.q[co] = rstd * (product - double(h.stats[co]) * double(dy_sums[co]));
+  }
+  __syncthreads();
+  fold_weight(plan, h, 1.0);
 }
 
 __device__ void fold_cross(const Plan& plan, const Half& h, float* scratch) {
   const float* const weights = weights_of(plan, h);
-  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
-  for (int first = kRowsAtOnce * warp_index(); first < plan.C; first += kRowsAtOnce * kWarps) {
-    const CrossRows rows = fold_cross_rows(plan, h, weights, first, scale);
-    if (h.dW) fold_pointwise_gradient(plan, h, weights, first, scale, rows, scratch);
-  }
+  for (int first = kCrossRows * warp_index(); first < plan.C; first += kCrossRows * kWarps)
+    fold_cross_rows(plan, h, weights, first, scale_of(plan, h));
   __syncthreads();
   fold_centring(plan, h, weights, scratch);
 }

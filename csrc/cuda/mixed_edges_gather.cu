@@ -195,14 +195,14 @@ __device__ void fold_half(const Plan& plan, const Half& h, const Gather& call, f
     else merge_grams(plan, parts);
   };
   if (!merges_all(plan, h.partial, h.done, merge)) return;
-  if (cross) return fold_cross(plan, h, scratch);
+  if (cross) return plan.training ? fold_cross(plan, h, scratch) : fold_linear(plan, h);
   fold_gram(plan, h);
   fold_rows(plan, h, true, scratch);
 }
 
-// grid (groups, halves + values): a block walks all tiles of a group of images. 64 groups fix the order of the sums. They
-// give the two second halves of one edge 128 blocks, about one for each of the 132 multiprocessors of an H100, and make
-// the longest block, a max pool with its dots, short enough that others fill the time beside it.
+// grid (groups, halves + values): a block walks all tiles of a group of images. 64 groups fix the order of the sums.
+// They give the two second halves of one edge 128 blocks, about one for each of the 132 multiprocessors of an H100, and
+// make the longest block, a max pool with its dots, short enough that others fill the time beside it.
 //
 // `wide`: grid (images, halves + values, channels) computes u and z alone, of cells whose tiles have no room for whole
 // strips of all channels; a block takes kMostFusedChannels of them.
@@ -265,7 +265,7 @@ void launch_gather(Launcher& run, Range states, Which which, Sums sums, bool val
   call.first_half = halves.first, call.halves = halves.count();
   call.first_value = own.first, call.values = values ? own.count() : 0;
   call.which = which, call.sums = sums;
-  call.strided = which == Which::inner, call.centres = sums == Sums::cross;
+  call.strided = which == Which::inner, call.centres = sums == Sums::cross && plan.training;
   call.warp_floats = warp_floats(run, states, values);
   if (!plan.fused) launch_wide(run, call), call.warp_floats = 0;
   call.tile_floats = tile_floats(plan, plan.tiling);

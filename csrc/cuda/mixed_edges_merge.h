@@ -9,7 +9,8 @@
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kPartsAtOnce = 4;  // whose loads are in flight together
+constexpr int kMostParts = 8;  // that a step adds, all loads in flight together
+static_assert(kClusterGroups <= kMostParts && kMostGroups <= kMostParts * kClusterGroups);
 
 __device__ Quad fresh_quad(const float* from) {
   const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
@@ -33,9 +34,10 @@ struct Parts {
   __device__ float* moved(const Plan& plan, int part) const { return row(plan, part, 4); }
   // Where sum and shift of all parts go: not over those of a part, which are still read.
   __device__ float* total(const Plan& plan, int k) const { return row(plan, 0, 2 - first_row + k); }
-  __device__ double samples(const Plan& plan, int part) const {
-    const int first = group + part * step, last = min(first + step, plan.groups);
-    return double((plan.first_image(last) - plan.first_image(first)) * plan.plane());
+  // Counts the samples of some parts.
+  __device__ double samples(const Plan& plan, int part, int parts) const {
+    const int first = group + part * step, last = min(first + parts * step, plan.groups);
+    return double(int(plan.first_image(last) - plan.first_image(first))) * double(plan.out.pixels());
   }
 };
 __device__ Parts groups_of_cluster(const Plan& plan, float* partial, int cluster) {
@@ -63,39 +65,59 @@ template <class Merge> __device__ bool merges_all(const Plan& plan, float* parti
   return true;
 }
 
-// Adds up the quads of all parts: of(part, place, row) gives a part's at a place of the matrix. Four parts are asked
-// for at once, and added in pairs.
-template <class Of> __device__ void merge_matrices(const Plan& plan, const Parts& parts, Of of) {
-  const int a_row = plan.width / 4;
-  for (int k = int(threadIdx.x); k < plan.C * a_row; k += kThreads) {
-    const int row = k / a_row;
-    Quad total{};
+// Says which quads of a [C][width] matrix a thread has: of columns first, first + 4 threads_across, ..., those in rows
+// row, row + rows_on, ... Threads lie over rows as powers of two, because a division would cost more than a load.
+struct MatrixQuads {
+  int col, cols_on, row, rows_on;
+  __device__ explicit MatrixQuads(int width) {
+    int bits = 0;
+    while (4 << bits < width && 1 << bits < kThreads) ++bits;
+    col = 4 * (int(threadIdx.x) & ((1 << bits) - 1)), cols_on = 4 << bits;
+    row = int(threadIdx.x) >> bits, rows_on = kThreads >> bits;
+  }
+};
+
+// Adds up a thread's quads of one column, of all parts, whose loads are in flight at once: of(part, quad, row) may
+// change a part's quad before.
+template <class Of>
+__device__ void merge_column(const Plan& plan, const Parts& parts, const MatrixQuads& own, int col, Of of) {
 #pragma unroll 1
-    for (int base = 0; base < parts.count; base += kPartsAtOnce) {
-      Quad part[kPartsAtOnce];
+  for (int row = own.row; row < plan.C; row += own.rows_on) {
+    float* const first = parts.data + row * plan.width + col;
+    Quad part[kMostParts];
 #pragma unroll
-      for (int p = 0; p < kPartsAtOnce; ++p) part[p] = of(min(base + p, parts.count - 1), 4 * k, row);
+    for (int p = 0; p < kMostParts; ++p) part[p] = fresh_quad(first + min(p, parts.count - 1) * parts.apart);
 #pragma unroll
-      for (int p = 1; p < kPartsAtOnce; ++p)  // after the loads: a branch around each would have them wait in line
-        if (base + p >= parts.count) part[p] = {};
+    for (int p = 0; p < kMostParts; ++p) of(p, part[p], row);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) total.v[e] += (part[0].v[e] + part[1].v[e]) + (part[2].v[e] + part[3].v[e]);
-    }
-    store_quad(parts.data + 4 * k, total);
+    for (int p = 1; p < kMostParts; ++p)  // after the loads: a branch around each would have them wait in line
+      if (p >= parts.count) part[p] = {};
+#pragma unroll
+    for (int half = kMostParts / 2; half > 0; half /= 2)
+#pragma unroll
+      for (int p = 0; p < half; ++p)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) part[p].v[e] += part[p + half].v[e];
+    store_quad(first, part[0]);
   }
 }
 
 // Adds matrices that need no moving.
 __device__ void merge_plainly(const Plan& plan, const Parts& parts) {
-  merge_matrices(plan, parts, [&](int p, int place, int) { return fresh_quad(parts.matrix(p) + place); });
+  const MatrixQuads own(plan.width);
+  for (int col = own.col; col < plan.width; col += own.cols_on)
+    merge_column(plan, parts, own, col, [](int, Quad&, int) {});
 }
 
 // Adds sums dy u^T, and of dy alone.
 __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
   for (int c = int(threadIdx.x); c < plan.C; c += kThreads) {
     double sum = 0;
-#pragma unroll kPartsAtOnce
-    for (int p = 0; p < parts.count; ++p) sum += double(__ldcg(parts.sum(plan, p) + c));
+#pragma unroll
+    for (int p = 0; p < kMostParts; ++p) {
+      const double part = double(__ldcg(parts.sum(plan, min(p, parts.count - 1)) + c));
+      sum += p < parts.count ? part : 0.0;
+    }
     parts.total(plan, 0)[c] = float(sum);
   }
   merge_plainly(plan, parts);
@@ -105,40 +127,53 @@ __device__ void merge_crosses(const Plan& plan, const Parts& parts) {
 // Part p has sum u' of u' = u + shift_p; it gets d = shift - shift_p in place of its shift, and sum u' + n d. The
 // total's sum would be 0, but the shift is rounded: what is left of it is kept.
 __device__ void move_to_mean(const Plan& plan, const Parts& parts) {
+  const double count = parts.samples(plan, 0, parts.count);
   for (int c = int(threadIdx.x); c < plan.C; c += kThreads) {
-    double sum = 0, rest = 0, count = 0;
-#pragma unroll kPartsAtOnce
-    for (int p = 0; p < parts.count; ++p) {
-      const double n = parts.samples(plan, p);
-      sum += double(__ldcg(parts.sum(plan, p) + c)) - n * double(__ldcg(parts.shift(plan, p) + c)), count += n;
+    float sum[kMostParts], shift[kMostParts];
+#pragma unroll
+    for (int p = 0; p < kMostParts; ++p) {
+      const int k = min(p, parts.count - 1);
+      sum[p] = __ldcg(parts.sum(plan, k) + c), shift[p] = __ldcg(parts.shift(plan, k) + c);
     }
-    const float shift = float(-sum / count);
-#pragma unroll kPartsAtOnce
-    for (int p = 0; p < parts.count; ++p) {
-      const float d = shift - __ldcg(parts.shift(plan, p) + c);
-      const double moved = double(__ldcg(parts.sum(plan, p) + c)) + parts.samples(plan, p) * double(d);
+    double total = 0, rest = 0;
+#pragma unroll
+    for (int p = 0; p < kMostParts; ++p)
+      if (p < parts.count) total += double(sum[p]) - parts.samples(plan, p, 1) * double(shift[p]);
+    const float mean = float(-total / count);
+#pragma unroll
+    for (int p = 0; p < kMostParts; ++p) {
+      if (p >= parts.count) continue;
+      const float d = mean - shift[p];
+      const double moved = double(sum[p]) + parts.samples(plan, p, 1) * double(d);
       rest += moved;
       parts.shift(plan, p)[c] = d, parts.moved(plan, p)[c] = float(moved);
     }
-    parts.total(plan, 0)[c] = float(rest), parts.total(plan, 1)[c] = shift;
+    parts.total(plan, 0)[c] = float(rest), parts.total(plan, 1)[c] = mean;
   }
 }
 
-// Adds Gram matrices, of u + d: sum (u' + d)(u' + d)^T = sum u' u'^T + d (sum u')^T + (sum u' + n d) d^T.
+// Adds Gram matrices, of u + d: sum (u' + d)(u' + d)^T = sum u' u'^T + d (sum u')^T + (sum u' + n d) d^T. What a column
+// needs of the parts is the same for all its rows.
 __device__ void merge_grams(const Plan& plan, const Parts& parts) {
   move_to_mean(plan, parts);
   __syncthreads();
   const float* const rows = parts.sum(plan, 0);
   const int width = plan.width, moved = int(parts.moved(plan, 0) - rows);
-  merge_matrices(plan, parts, [&](int p, int place, int row) {
-    const float *i = rows + p * parts.apart + row, *j = i + place - (width + 1) * row;
-    Quad gram = fresh_quad(parts.matrix(p) + place);
-    const Quad sum = fresh_quad(j), d = fresh_quad(j + width);
-    const float d_i = __ldcg(i + width), moved_i = __ldcg(i + moved);
+  const MatrixQuads own(width);
+  for (int col = own.col; col < width; col += own.cols_on) {
+    Quad sum[kMostParts], d[kMostParts];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) gram.v[e] += d_i * sum.v[e] + moved_i * d.v[e];
-    return gram;
-  });
+    for (int p = 0; p < kMostParts; ++p) {
+      const float* const j = rows + min(p, parts.count - 1) * parts.apart + col;
+      sum[p] = fresh_quad(j), d[p] = fresh_quad(j + width);
+    }
+    merge_column(plan, parts, own, col, [&](int p, Quad& gram, int row) {
+      const float* const i = rows + min(p, parts.count - 1) * parts.apart + row;
+      const float d_i = __ldcg(i + width), moved_i = __ldcg(i + moved);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) gram.v[e] += d_i * sum[p].v[e] + moved_i * d[p].v[e];
+    });
+  }
 }
 
 }  // namespace

@@ -86,6 +86,32 @@ __device__ __forceinline__ void average(const float* from, int pitch, const Plac
       });
 }
 
+// Holds maxima alone.
+template <int S> struct Maxima {
+  float best[kSide<S>];
+  __device__ void begin(const Maxima& middle) { *this = middle; }
+};
+
+// Calls put(r, z) with the maxima of each row of a strip. NaN stays.
+template <int S, class Put>
+__device__ __forceinline__ void highest(const float* from, int pitch, const Place& at, Put put) {
+  const int cols = at.from.cols - at.col;
+  each_window<S, Maxima<S>>(
+      from, pitch, at,
+      [&](const auto& window, Maxima<S>& own) {
+#pragma unroll
+        for (int q = 0; q < kSide<S>; ++q) {
+          const float here = window[q * S], before = q > 0 || at.col > 0 ? window[q * S - 1] : here;
+          own.best[q] = max_nan(max_nan(before, here), q * S + 1 < cols ? window[q * S + 1] : here);
+        }
+      },
+      [&](const Maxima<S>& own, int, Maxima<S>& into) {
+#pragma unroll
+        for (int q = 0; q < kSide<S>; ++q) into.best[q] = max_nan(into.best[q], own.best[q]);
+      },
+      [&](int r, Maxima<S>& result) { put(r, result.best); });
+}
+
 // Holds maxima, and which pixel each is: of a row of three 0 to 2, of a window 0 to 8.
 template <int S> struct Winners {
   float best[kSide<S>], winner[kSide<S>];

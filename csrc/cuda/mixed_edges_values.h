@@ -28,10 +28,11 @@ __device__ void pool_strip(const Value& value, const strips::Patch& patch, const
       if (strip.col + q < shape.cols) strips::put_quad(row + q, make_float4(z[q], z[q + 1], z[q + 2], z[q + 3]));
   };
   if (value.made == Made::average) return strips::average<S>(from, patch.pitch, at, put_row);
+  if (!value.winner) return strips::highest<S>(from, patch.pitch, at, put_row);
   // Spelled out: unoptimised, nvcc takes a name for this array's type for one of variable length.
   const auto put_winners = [&](int r, float (&z)[strips::kSide<S>], float (&winner)[strips::kSide<S>]) {
     put_row(r, z);
-    if (!value.winner || strip.row + r >= tile.rows) return;
+    if (strip.row + r >= tile.rows) return;
     Planes won = value.z;
     won.data = value.winner;
     const int64_t first = plane + int64_t(tile.row + strip.row + r) * won.grid.cols + tile.col + strip.col;
@@ -91,106 +92,155 @@ __device__ __forceinline__ void bring_value(const Plan& plan, const Gather& call
              stand.tile.image * value.z.image + stand.first_channel * plan.plane());
 }
 
-// Sums deviations of a tile's channel from the pivot, and their squares, over a warp; sums are of the type of `zero`.
-template <class A>
-__device__ void sum_deviations(const Tiling& t, const Tile& tile, const float* channel, float pivot, A zero,
-                               double (&sums)[2]) {
-  A sum = zero, squares = zero;
+// Sums deviations of a tile's channel from the pivot, and their squares, over a warp, in fp64.
+__device__ void sum_deviations(const Tiling& t, const Tile& tile, const float* channel, float pivot, double& sum,
+                               double& squares) {
+  sum = squares = 0;
   for (int q = lane_index(); q < t.quads(); q += 32) {
     const Place p = place_at(t, tile, 0, q);
     const Quad quad = quad_at(channel + p.pixel);
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const A d = k < p.count ? A(quad.v[k]) - A(pivot) : zero;
+      const double d = k < p.count ? double(quad.v[k]) - double(pivot) : 0.0;
       sum += d, squares += d * d;
     }
   }
-  sums[0] = warp_total(double(sum)), sums[1] = warp_total(double(squares));
+  sum = warp_total(sum), squares = warp_total(squares);
 }
 
-// Adds a tile to the moments of a group, a warp per channel: about a pivot, the first value that the group has of the
-// channel. Where the squares vanish or overflow in fp32 the warp sums the tile again in fp64.
+// Adds a tile to the moments of a group, a warp per four channels: about a pivot, the first value that the group has of
+// the channel. Where the squares vanish or overflow in fp32 the warp sums the tile again in fp64.
 __device__ void add_moments(const Plan& plan, const Value& value, const Tile& tile, const float* z, bool opens) {
   const Tiling& t = plan.tiling;
+  const double count = double(tile.rows * tile.cols);
   double* const parts = value.parts + int64_t(blockIdx.x) * 3 * plan.C;
-  for (int c = warp_index(); c < plan.C; c += kWarps) {
-    const float* channel = z + c * t.pitch;
+  for (int first = kSumsAtOnce * warp_index(); first < plan.C; first += kSumsAtOnce * kWarps) {
+    const float* channel[kSumsAtOnce];
+    float pivot[kSumsAtOnce], sum[kSumsAtOnce] = {}, squares[kSumsAtOnce] = {};
     __syncwarp();
-    const float pivot = opens ? channel[0] : float(parts[c]);
-    double sums[2];
-    sum_deviations(t, tile, channel, pivot, 0.0f, sums);
-    const double count = double(tile.rows * tile.cols);
-    if (!squares_fit_fp32(moments_of_sums(count, double(pivot), sums[1], sums[0])))  // all lanes or none
-      sum_deviations(t, tile, channel, pivot, 0.0, sums);
-    __syncwarp();
-    if (lane_index() != 0) continue;
-    if (opens) parts[c] = pivot, parts[plan.C + c] = sums[0], parts[2 * plan.C + c] = sums[1];
-    else parts[plan.C + c] += sums[0], parts[2 * plan.C + c] += sums[1];
+#pragma unroll
+    for (int c = 0; c < kSumsAtOnce; ++c) {
+      const int own = min(first + c, plan.C - 1);
+      channel[c] = z + own * t.pitch, pivot[c] = opens ? *channel[c] : float(parts[own]);
+    }
+    for (int q = lane_index(); q < t.quads(); q += 32) {
+      const Place p = place_at(t, tile, 0, q);
+#pragma unroll
+      for (int c = 0; c < kSumsAtOnce; ++c) {
+        const Quad quad = quad_at(channel[c] + p.pixel);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+          const float d = k < p.count ? quad.v[k] - pivot[c] : 0.0f;
+          sum[c] += d, squares[c] += d * d;
+        }
+      }
+    }
+    double sums[kSumsAtOnce][2];
+#pragma unroll
+    for (int c = 0; c < kSumsAtOnce; ++c)
+      sums[c][0] = warp_total(double(sum[c])), sums[c][1] = warp_total(double(squares[c]));
+#pragma unroll
+    for (int c = 0; c < kSumsAtOnce; ++c) {  // all lanes have the same sums
+      if (!squares_fit_fp32(moments_of_sums(count, double(pivot[c]), sums[c][1], sums[c][0])))
+        sum_deviations(t, tile, channel[c], pivot[c], sums[c][0], sums[c][1]);
+      if (lane_index() != c || first + c >= plan.C) continue;
+      double* const own = parts + first + c;
+      if (opens) own[0] = pivot[c], own[plan.C] = sums[c][0], own[2 * plan.C] = sums[c][1];
+      else own[plan.C] += sums[c][0], own[2 * plan.C] += sums[c][1];
+    }
   }
 }
 
-constexpr int kQuadsAtOnce = 4;  // of a lane, whose loads are in flight together: a channel of a tile of 512 pixels
-
-// Reads quads of a plane of floats that a lane has of a tile's channel, from its quad `first` on, 32 apart; where there
-// is none the count is 0.
-__device__ void get_quads(const Tiling& t, const Tile& tile, int channel, int first, const Planes& from, int64_t plane,
-                          Place (&places)[kQuadsAtOnce], Quad (&quads)[kQuadsAtOnce]) {
-  const float* const data = static_cast<const float*>(from.data) + plane;
+// Adds what a tile gives to a channel's sums over dy, or begins them.
+__device__ void put_dots(const Plan& plan, const Plain& n, int channel, bool opens, const double (&sums)[3]) {
+  double* const dots = n.dots + int64_t(blockIdx.x) * 3 * plan.C + channel;
+  double before[3] = {};
 #pragma unroll
-  for (int i = 0; i < kQuadsAtOnce; ++i) {
-    const int q = first + 32 * i;
-    places[i] = place_at(t, tile, channel, q), quads[i] = {};
-    if (q >= t.quads()) places[i].count = 0;
-  }
-  if (from.aligned) {  // a quad is inside of the image or it is not
+  for (int k = 0; k < 3; ++k)
+    if (!opens) before[k] = dots[k * plan.C];
 #pragma unroll
-    for (int i = 0; i < kQuadsAtOnce; ++i)
-      if (places[i].count > 0) quads[i] = load_quad(data + places[i].offset);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < kQuadsAtOnce; ++i) quads[i] = get_quad(from, plane + places[i].offset, places[i].count);
+  for (int k = 0; k < 3; ++k) dots[k * plan.C] = before[k] + sums[k];
 }
 
-// Adds a tile to a term's sums over dy, a warp per channel: <dy, z - mean>, the sum of dy, and what dL/dw needs of a
-// noisy skip. Multiplicative noise after a batch norm makes its dy dy d, so the first two are sums of that. Draws are
-// made again.
+constexpr int kQuadsAtOnce = 2;  // of each of four channels that a lane loads, all in flight together
+
+// Adds a tile to a term's sums over dy, a warp per four channels: <dy, z - mean> and the sum of dy, or of a skip
+// <dy, z>.
 __device__ void add_dots(const Plan& plan, const Plain& n, const Tile& tile, const float* z, bool opens) {
   const Tiling& t = plan.tiling;
+  const int plane = plan.out.pixels();
+  const int64_t image = tile.image * plan.image();
+  for (int first = kSumsAtOnce * warp_index(); first < plan.C; first += kSumsAtOnce * kWarps) {
+    float mean[kSumsAtOnce] = {}, centred[kSumsAtOnce] = {}, sum[kSumsAtOnce] = {};
+#pragma unroll
+    for (int c = 0; c < kSumsAtOnce; ++c)
+      if (n.normed) mean[c] = n.stats[min(first + c, plan.C - 1)];
+    for (int q = lane_index(); q < t.quads(); q += 32 * kQuadsAtOnce) {
+      Place places[kQuadsAtOnce];
+      Quad dy[kQuadsAtOnce][kSumsAtOnce];
+#pragma unroll
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        places[i] = place_at(t, tile, 0, q + 32 * i);
+        if (q + 32 * i >= t.quads()) places[i].count = 0;
+#pragma unroll
+        for (int c = 0; c < kSumsAtOnce; ++c) {
+          const int at = min(first + c, plan.C - 1) * plane + places[i].offset;
+          dy[i][c] = get_quad(n.dy, image + at, places[i].count);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kQuadsAtOnce; ++i) {
+        if (places[i].count == 0) continue;
+#pragma unroll
+        for (int c = 0; c < kSumsAtOnce; ++c) {
+          const Quad zs = quad_at(z + min(first + c, plan.C - 1) * t.pitch + places[i].pixel);
+#pragma unroll
+          for (int k = 0; k < 4; ++k)  // dy is 0 outside of the image
+            centred[c] += dy[i][c].v[k] * (zs.v[k] - mean[c]), sum[c] += dy[i][c].v[k];
+        }
+      }
+    }
+#pragma unroll
+    for (int c = 0; c < kSumsAtOnce; ++c) {
+      const double own = warp_total(double(centred[c])), all = warp_total(double(sum[c]));
+      if (lane_index() == c && first + c < plan.C) put_dots(plan, n, first + c, opens, {own, all, n.normed ? 0 : own});
+    }
+  }
+}
+
+// Does the same where the term's noise counts, which is drawn again. Multiplicative noise after a batch norm makes its
+// dy dy d, so the first two sums are of that; the third is what dL/dw needs.
+__device__ void add_drawn_dots(const Plan& plan, const Plain& n, const Tile& tile, const float* z, bool opens) {
+  const Tiling& t = plan.tiling;
   const bool multiplicative = is_multiplicative(plan.form);
-  // A plain skip's z counts only for dL/dw; the noise of a normed one counts also where it scales dy.
-  const bool draws = n.noisy && (plan.dw || (multiplicative && n.normed));
-  const Draw<float> draw = draws ? draw_of(plan, n) : Draw<float>(plan.form, 0, 0, 0, 0);
-  double* const dots = n.dots + int64_t(blockIdx.x) * 3 * plan.C;
+  const Draw<float> draw = draw_of(plan, n);
   for (int c = warp_index(); c < plan.C; c += kWarps) {
     const float mean = n.normed ? n.stats[c] : 0.0f;
     const int64_t plane = (tile.image * plan.C + c) * plan.plane();
     float centred = 0, sum = 0, other = 0;
-    for (int first = lane_index(); first - lane_index() < t.quads(); first += kQuadsAtOnce * 32) {
-      Place places[kQuadsAtOnce];
-      Quad all_dy[kQuadsAtOnce];
-      get_quads(t, tile, c, first, n.dy, plane, places, all_dy);
+    for (int q = lane_index(); q < t.quads(); q += 32) {
+      const Place p = place_at(t, tile, c, q);
+      const Quad all_dy = get_quad(n.dy, plane + p.offset, p.count), zs = quad_at(z + c * t.pitch + p.pixel);
 #pragma unroll
-      for (int i = 0; i < kQuadsAtOnce; ++i) {
-        const Place& p = places[i];
-        if (p.count == 0) continue;
-        const Quad zs = quad_at(z + c * t.pitch + p.pixel);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          if (k >= p.count) continue;
-          float dy = all_dy[i].v[k];
-          const float d = draws ? draw.element(uint64_t(plane + p.offset + k)) : 0.0f;
-          if (!n.normed) other += dy * (draws ? mixed_value(multiplicative, zs.v[k], d) : zs.v[k]);
-          else if (draws && multiplicative) dy *= d;
-          else if (draws) other += dy * d;
-          centred += dy * (zs.v[k] - mean), sum += dy;
-        }
+      for (int k = 0; k < 4; ++k) {
+        if (k >= p.count) continue;
+        float dy = all_dy.v[k];
+        const float d = draw.element(uint64_t(plane + p.offset + k));
+        if (!n.normed) other += dy * mixed_value(multiplicative, zs.v[k], d);
+        else if (multiplicative) dy *= d;
+        else other += dy * d;
+        centred += dy * (zs.v[k] - mean), sum += dy;
       }
     }
     const double totals[3] = {warp_total(double(centred)), warp_total(double(sum)), warp_total(double(other))};
-    if (lane_index() != 0) continue;
-    for (int k = 0; k < 3; ++k) dots[k * plan.C + c] = totals[k] + (opens ? 0.0 : dots[k * plan.C + c]);
+    if (lane_index() == 0) put_dots(plan, n, c, opens, totals);
   }
+}
+
+// A plain skip's noise counts only for dL/dw, that of a normed one also where it scales dy.
+__device__ void add_dots_of(const Plan& plan, const Plain& n, const Tile& tile, const float* z, bool opens) {
+  if (n.noisy && (plan.dw || (is_multiplicative(plan.form) && n.normed))) add_drawn_dots(plan, n, tile, z, opens);
+  else add_dots(plan, n, tile, z, opens);
 }
 
 // Computes a value over a group of images and sums what its terms need: moments forward, sums over dy on the way back.
@@ -201,7 +251,7 @@ __device__ __forceinline__ void gather_value(const Plan& plan, const Gather& cal
     if (call.wide) continue;
     if (value.parts) add_moments(plan, value, stand.tile, space.tile, stand.opens);
     for (int k = value.first_plain; plan.backward && k < value.last_plain; ++k)
-      add_dots(plan, plan.plains.all[plan.readers[k]], stand.tile, space.tile, stand.opens);
+      add_dots_of(plan, plan.plains.all[plan.readers[k]], stand.tile, space.tile, stand.opens);
   }
   if (call.wide || !is_last_block(value.done, gridDim.x)) return;
   for (int k = value.first_plain; k < value.last_plain; ++k) {

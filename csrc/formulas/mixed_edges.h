@@ -1,5 +1,6 @@
 // y_j = sum_{e into j} sum_k w_ek o_k(x_e),  o_k(x) = BN(W (D * relu(x))) | BN(V * relu(x)) | BN(pool(x)) | pool(x) | x + noise,  BN(W u) = r W (u - mean u)
-// dL/du = A^T (dy - mean dy) - B (u - mean u),  A = w r W,  B = W^T (w r^2 q) W,  q = r rowsum(W o P),  P = mean(dy (u - mean u)^T)
+// dL/du = A^T (dy - mean dy) - B (u - mean u),  A = w r W,  B = W^T (w r^2 q) W,  q = r rowsum(W o P),  P = mean(dy (u - mean u)^T).
+// Given statistics: dL/du = A^T dy
 #pragma once
 
 #include "mixed_norm_sum.h"

@@ -108,8 +108,10 @@ class DenseEdges:
                 continue
             z = [self._kept(t, own, states, call.params) for t in terms]
             stats = own.stats[_norms(terms)].unbind(1)
-            summed = self._sum(call, node, terms, z, None, None)
-            kept = [own.std[_skips(terms)] if own.std.numel() else own.std, *stats]
+            training = call.running is None
+            summed = self._sum(call, node, terms, z, *((None, None) if training else stats))
+            kept = [own.std[_skips(terms)] if own.std.numel() else own.std]
+            kept += stats if training else ()
             own_dw, *dz = self.norm_sum.backward(
                 dy.contiguous(), summed, [t.contiguous() for t in kept], [True] * (1 + len(z))
             )

@@ -93,12 +93,16 @@ class EagerNormSum:
 
 
 def reference_edges(call: EdgesCall, stats: Tensor, std: Tensor | None = None) -> Tensor:
-    """Runs the reference on a call's leaves, for autograd to record; fills stats in training."""
+    """Runs the reference on a call's leaves, for autograd to record; fills stats in training.
+
+    Outside of it the statistics are those of the call.
+    """
     drawn = call.noise._asdict()
     del drawn["noisy"]  # every skip is
     leaves_and_table = call[:4]
+    given = stats if call.running is None else call.running
     return reference.mixed_edges(
-        *leaves_and_table, stats, training=call.running is None, eps=call.eps, std=std, **drawn
+        *leaves_and_table, given, training=call.running is None, eps=call.eps, std=std, **drawn
     )
 
 
@@ -147,8 +151,9 @@ class EagerEdges:
 
 
 def reference_conv(call: ConvCall, stats: Tensor) -> Tensor:
-    """Runs the reference on a call's leaves, for autograd to record; fills stats in training."""
-    return reference.relu_conv_bn(*call[:2], stats, training=call.running is None, eps=call.eps)
+    """Runs the reference on a call's leaves, for autograd to record; as `reference_edges`."""
+    given = stats if call.running is None else call.running
+    return reference.relu_conv_bn(*call[:2], given, training=call.running is None, eps=call.eps)
 
 
 class EagerConv:
@@ -165,8 +170,6 @@ class EagerConv:
         with _recording():
             leaves = [call.x, *call.params]
             x, *params = (t.detach().requires_grad_(need) for t, need in zip(leaves, needs))
-            # It is always in training here, where the empty statistics are filled: outside of it
-            # the public function refuses a gradient.
             y = reference_conv(call._replace(x=x, params=params), torch.empty_like(saved[1]))
             wanted = [t for t in (x, *params) if t.requires_grad]
             grads = list(torch.autograd.grad(y, wanted, grad))

@@ -46,7 +46,7 @@ class NativeEdges:
             saved.stats.copy_(call.running)
         # There is nothing to compute without images, and CUDA refuses a grid of size 0.
         if out.numel():
-            self._run("mixed_edges_fwd", call, x, out, saved, {"training": training})
+            self._run("mixed_edges_fwd", call, x, out, saved, {})
         else:
             for tensor in saved:
                 tensor.zero_()
@@ -107,6 +107,7 @@ class NativeEdges:
             dtype=DTYPES[x[0].dtype],
             images=x[0].shape[0],
             channels=x[0].shape[1],
+            training=call.running is None,
             sizes=[size for t in x for size in t.shape[2:]],
             eps=call.eps,
             tf32=native.uses_tf32(),
@@ -159,7 +160,7 @@ class NativeConv:
         if call.running is not None:
             stats.copy_(call.running)
         if y.numel():
-            self._run("relu_conv_bn_fwd", call, x, y, stats, training=call.running is None)
+            self._run("relu_conv_bn_fwd", call, x, y, stats)
         return y, [stats]
 
     def backward(
@@ -184,6 +185,7 @@ class NativeConv:
         filled = native.params(
             "ReluConvBnParams", dtype=DTYPES[x.dtype], images=N, rows=rows, cols=cols,
             in_channels=in_C, channels=y.shape[1], reduce=len(weights) == 2, eps=call.eps,
+            training=call.running is None,
             **places(on, LAST, x=x, y=y), **places(on, params=weights, stats=stats), **fields,
             **native.launch(x),
         )  # fmt: skip

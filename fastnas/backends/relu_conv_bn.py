@@ -44,15 +44,7 @@ class MatmulConv:
         layout = state_format(call.x)
         x, dy, y = (laid_out(t, layout) for t in (call.x, grad, saved[0]))
         params, stats = [laid_out(p) for p in call.params], laid_out(saved[1])
-        # The kernel is given z - mean z, which is y / r. Given y itself, with r as its weight, it
-        # would round dy - mean(dy): in bf16 that is dy again where the mean is below its last bit,
-        # and dW is off by four roundings.
-        std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
-        norm = NormSumCall([y * std], stats.new_ones(1), [True], call.eps, None, None, NO_NOISE)
-        # The sum's forward saves [deviations of no noise, mean, var]. The mean is 0, since y std
-        # has none.
-        given = [stats.new_empty(0, dtype=torch.float64), torch.zeros_like(stats[:1]), stats[1:]]
-        (dz,) = self.norm_sum.backward(dy, norm, given, [False, True])
+        dz = self._through_norm(dy, y, stats, call)
         needs_dx, *needs_dp = needs
         # Kernel i made channels [i C / 2, (i + 1) C / 2) of z [N, C, H', W'].
         halves = dz.chunk(len(params), dim=1)
@@ -65,6 +57,22 @@ class MatmulConv:
                 dW = _outer(half, _relu_read(x, i, len(params), layout), layout)
                 found.append(dW.to(p.dtype).view(p.shape))
         return found
+
+    def _through_norm(self, dy: Tensor, y: Tensor, stats: Tensor, call: ConvCall) -> Tensor:
+        """Returns dz of y = BN(z)."""
+        one, deviations = stats.new_ones(1), stats.new_empty(0, dtype=torch.float64)  # of no noise
+        if call.running is not None:
+            # dz = r dy, for which the kernel reads neither z nor y.
+            norm = NormSumCall([y], one, [True], call.eps, stats[:1], stats[1:], NO_NOISE)
+            return self.norm_sum.backward(dy, norm, [deviations], [False, True])[0]
+        # The kernel is given z - mean z, which is y / r. Given y itself, with r as its weight, it
+        # would round dy - mean(dy): in bf16 that is dy again where the mean is below its last bit,
+        # and dW is off by four roundings.
+        std = (stats[1] + call.eps).sqrt().to(y.dtype).view(1, -1, 1, 1)
+        norm = NormSumCall([y * std], one, [True], call.eps, None, None, NO_NOISE)
+        # The sum's forward saves [deviations, mean, var]. The mean is 0, since y std has none.
+        given = [deviations, torch.zeros_like(stats[:1]), stats[1:]]
+        return self.norm_sum.backward(dy, norm, given, [False, True])[0]
 
 
 def _relu_read(x: Tensor, i: int, stride: int, layout: torch.memory_format) -> Tensor:

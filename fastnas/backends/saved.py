@@ -64,7 +64,7 @@ class SavedTensors(NamedTuple):
         # serve one sample only.
         halves = 2 * edges if sampled else table.halves
         # "lean" keeps the inputs v and dense outputs z, "fast" the outputs u too. Outside of
-        # training there is no backward that would read them.
+        # training backward is one sweep, which makes them again as it passes.
         inputs = (edges if sampled else table.separable) if training and memory != "minimal" else 0
         outputs = (edges if sampled else table.kept) if training and memory == "fast" else 0
         dense = table.kept_dense if training and memory != "minimal" else 0

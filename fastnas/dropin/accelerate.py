@@ -73,8 +73,8 @@ def accelerate(
     DARTS run fused; others (an own noisy skip connection) run by their own modules. Where none
     is of DARTS, the weighted sum is fused, with the batch norms that the operations end in.
 
-    A call that the fused ops cannot serve (evaluation mode with gradients, a batch norm
-    frozen for itself, another device) runs the module's own forward and logs the reason once.
+    A call that the fused ops cannot serve (some batch norms frozen and others not, another
+    device) runs the module's own forward and logs the reason once.
     Each call looks whether the module still is what was read: operations that were exchanged,
     hooked or set otherwise are read again, and where a class has another forward, or a module of
     its own class other settings, than were compared, the module's own forward runs. Copies

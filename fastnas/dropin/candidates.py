@@ -78,7 +78,7 @@ def _deferred(
     module: nn.Module, settings: Settings, found: Candidate, given: Any, x: Tensor
 ) -> DeferredSum | Tensor:
     # Without a norm nothing depends on the mode, and training is what has gradients.
-    training = module.training or not found.norms
+    training = found.norms[0].training if found.norms else True
     norm = found.norms[0] if found.norms else None
     eps, momentum = (norm.eps, cast(float, norm.momentum)) if norm is not None else (1e-5, 0.0)
     before = None if settings.last is None else settings.last()
@@ -218,11 +218,11 @@ def _why_not(
     if x.dim() == 4 and channels not in (None, x.shape[1]):
         return f"x has {x.shape[1]} channels; {channels} are needed"
     biased = any(conv._parameters.get("bias") is not None for conv in found.convs)
-    if biased and not module.training and torch.is_grad_enabled():
+    if biased and not found.norms[0].training and torch.is_grad_enabled():
         return "a bias has a gradient outside of training"
     stride = found.stride if isinstance(found, Candidate) else len(found.convs)
     op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
-    training = module.training or not found.norms
+    training = all(norm.training for norm in found.norms)
     return why_not_state(op, x, weights, stride, training, settings.backend)
 
 

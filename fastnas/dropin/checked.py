@@ -152,6 +152,8 @@ class Reader:
 
 def _other_mode(module: nn.Module, found: Read) -> str | None:
     norms = () if isinstance(found, SumParts) else found.norms
-    if any(norm.training != module.training for norm in norms):
+    modes = {norm.training for norm in norms}
+    # All may be frozen, in a module that is in training.
+    if len(modes) > 1 or (True in modes and not module.training):
         return "its batch norms differ from it or from each other in mode"
     return None

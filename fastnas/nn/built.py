@@ -120,10 +120,20 @@ def _why_not_as_new(module: nn.Module, new: nn.Module, known: Kinds) -> str | No
     return None
 
 
+def _mode(module: nn.Module, ops: Iterable[reference.MixedOp]) -> bool:
+    """Returns the mode that its batch norms have to be in: its own, or all of them are frozen.
+
+    Where noise is drawn they may not be: a fused call has one mode, which decides on both.
+    """
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    frozen = norms and not any(norm.training for norm in norms)
+    return module.training and not (frozen and all(op.noise is None for op in ops))
+
+
 def _why_not_norms(norms: tuple[nn.BatchNorm2d, ...], training: bool) -> str | None:
     for norm in norms:
         if norm.training != training:
-            return "a batch norm is in another mode than the cell"
+            return "a batch norm is in another mode than the cell, or than another one"
         reason = why_not_norm(norm)
         if reason is not None:
             return reason
@@ -140,7 +150,7 @@ def _layers(
 
 
 def _candidate(
-    module: nn.Module, name: str | None, op: reference.MixedOp, known: Kinds
+    module: nn.Module, name: str | None, op: reference.MixedOp, training: bool, known: Kinds
 ) -> Candidate | str:
     if name is None or (not EDGE_OPERATIONS[name].kind(op.stride) and name != "none"):
         return f"{type(module).__name__} is no operation that mixed_edges knows"
@@ -148,14 +158,15 @@ def _candidate(
     if reason is not None:
         return reason
     convs, norms = _layers(module)
-    return _why_not_norms(norms, op.training) or Candidate(name, op.stride, convs, norms)
+    return _why_not_norms(norms, training) or Candidate(name, op.stride, convs, norms)
 
 
-def _read_op(op: reference.MixedOp, known: Kinds) -> _Read:
+def _read_op(op: reference.MixedOp, training: bool, known: Kinds) -> _Read:
     modules = candidate_modules(op)
     if len(modules) != len(op.names):
         return ["its number of candidates was changed"] * len(modules)
-    return [_candidate(module, name, op, known) for module, name in zip(modules, op.names)]
+    named = zip(modules, op.names)
+    return [_candidate(module, name, op, training, known) for module, name in named]
 
 
 def _refuse_odd_norms(edges: list[_Read]) -> None:
@@ -187,7 +198,7 @@ def _parts_of(op: reference.MixedOp, read: _Read) -> MixedOpParts:
 
 def mixed_op_parts(op: Any, known: Kinds) -> MixedOpParts | str:
     """Reads the candidates of our mixed op, or says why they are computed one by one."""
-    read = _read_op(op, known)
+    read = _read_op(op, _mode(op, [op]), known)
     _refuse_odd_norms([read])
     parts = _parts_of(op, read)
     return op.refusal(parts) or _why_not_partly(parts, [parts], [op]) or parts
@@ -210,13 +221,13 @@ def _why_not_partly(
     return None
 
 
-def _preprocess(cell: Any, name: str, known: Kinds) -> Preprocess | str:
+def _preprocess(cell: Any, name: str, training: bool, known: Kinds) -> Preprocess | str:
     module = getattr(cell, name)
     reason = _why_not_as_new(module, _new_preprocessing(*cell.preprocessed[name]), known)
     if reason is not None:
         return f"{name}: {reason}"
     convs, norms = _layers(module)
-    reason = _why_not_norms(norms, cell.training)
+    reason = _why_not_norms(norms, training)
     if reason is not None:
         return f"{name}: {reason}"
     return Preprocess("factorized_reduce" if len(convs) > 1 else "relu_conv_bn", convs, norms[0])
@@ -224,11 +235,12 @@ def _preprocess(cell: Any, name: str, known: Kinds) -> Preprocess | str:
 
 def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     """Reads the operations of our cell, or says why they are computed one by one."""
-    before = [_preprocess(cell, name, known) for name in cell.preprocessed]
+    training = _mode(cell, cell._ops)
+    before = [_preprocess(cell, name, training, known) for name in cell.preprocessed]
     for found in before:
         if isinstance(found, str):
             return found
-    edges = [_read_op(op, known) for op in cell._ops]
+    edges = [_read_op(op, training, known) for op in cell._ops]
     _refuse_odd_norms(edges)
     parts = tuple(map(_parts_of, cell._ops, edges))
     for e, (op, edge) in enumerate(zip(cell._ops, parts)):

@@ -60,6 +60,15 @@ class Layers:
         return self.norms[0].eps if self.norms else 1e-5
 
     @property
+    def training(self) -> bool:
+        """Tells whether the norms normalise by the batch, as far as it is theirs to say.
+
+        All of them are in one mode, or else they are not fused. Frozen ones, in evaluation mode,
+        may be part of a module in training.
+        """
+        return self.norms[0].training if self.norms else True
+
+    @property
     def momentum(self) -> float:
         return cast(float, self.norms[0].momentum) if self.norms else 0.0
 

@@ -62,6 +62,7 @@ def can_run(
     # Tensors are looked up in each call: `functional_call` and `.half()` exchange them behind the
     # parts.
     params = parts.layers.tensors().params
+    training = training and parts.layers.training
     return why_not_state("mixed_edges", x, params, stride, training, backend)
 
 
@@ -81,8 +82,6 @@ def why_not_state(
     reason = why_eager(x)
     if reason is not None:
         return reason
-    if not training and torch.is_grad_enabled():
-        return "there is no gradient outside of training"
     dtype = autocast_dtype(x) if params else x.dtype
     if params and params[0] is not None and autocast_dtype(params[0]) != dtype:
         return f"x is {x.dtype}, the parameters are not"
@@ -177,18 +176,18 @@ def preprocessed(
 
 def preprocessed_state(pre: Preprocess, x: Tensor, how: How, paths: int = 1) -> Tensor:
     """Computes one input of a cell as its nodes read it."""
-    tensors = pre.tensors()
+    tensors, training = pre.tensors(), how.training and pre.training
     y = relu_conv_bn(
         x,
         tensors.params,
         running=tensors.running[0],
         momentum=pre.momentum,
-        training=how.training,
+        training=training,
         eps=pre.eps,
         paths=paths,
         backend=how.backend,
     )
-    if how.training:
+    if training:
         count(tensors.counters, paths)
     return y
 
@@ -201,8 +200,9 @@ def run_layers(
     draw: NoiseDraw | None = None,
 ) -> Tensor:
     """Computes the nodes of a table in one call of `mixed_edges`; w and draw as in `run_cell`."""
+    training = how.training and layers.training
     # Without a skip nothing is drawn, and a draw that was given is left alone.
-    noise = how.noise if how.training and layers.table.skips else None
+    noise = how.noise if training and layers.table.skips else None
     tensors = layers.tensors()
     choice, weight = (w.choice, w.weight) if isinstance(w, Paths) else (None, w)
     y = mixed_edges(
@@ -213,7 +213,7 @@ def run_layers(
         choice=choice,
         running=tensors.running if layers.norms else None,
         momentum=layers.momentum,
-        training=how.training,
+        training=training,
         eps=layers.eps,
         noise=noise,
         level=None if draw is None or noise is None else draw.level,
@@ -222,10 +222,10 @@ def run_layers(
         backend=how.backend,
     )
     if not isinstance(w, Paths):
-        if how.training:
+        if training:
             count(tensors.counters)
         return y
-    if how.training:
+    if training:
         _count_sampled(layers, w)
     if not w.siblings:
         return y

@@ -334,14 +334,7 @@ def check_norm_settings(op: str, training: object, momentum: object, eps: object
     check_number(f"{op}: eps", eps)
 
 
-def check_statistics(
-    op: str,
-    training: bool,
-    has_running: bool,
-    values: int,
-    x: Tensor,
-    params: Sequence[Tensor],
-) -> None:
+def check_statistics(op: str, training: bool, has_running: bool, values: int, x: Tensor) -> None:
     """Refuses a batch norm without running statistics, or of one value a channel in training."""
     # The unbiased variance divides by values - 1.
     if training and values <= 1:
@@ -349,13 +342,5 @@ def check_statistics(
             f"{op}: {values} value(s) per channel, x has shape {list(x.shape)}; more than 1 is"
             " needed in training"
         )
-    if training:
-        return
-    if not has_running:
+    if not training and not has_running:
         raise ValueError(f"{op}: training is False and running is None; statistics are needed")
-    # Kernels have no backward for given statistics, and a gradient of zeros would be wrong without
-    # a word.
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *params)):
-        raise ValueError(
-            f"{op}: training is False and a gradient is wanted; it has one in training only"
-        )

@@ -78,7 +78,7 @@ def _check_statistics(call: EdgesCall, setting: Setting) -> None:
     has_running = running is not None or norms == 0
     # Without batch norms a single value per channel is fine.
     values = N * rows * cols if norms else 2
-    check_statistics(OP, training, has_running, values, x[0], [*x, call.w, *call.params])
+    check_statistics(OP, training, has_running, values, x[0])
 
 
 def _check_noise(call: EdgesCall, noise: SkipNoise | None) -> None:

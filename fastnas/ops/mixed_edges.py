@@ -40,11 +40,14 @@ def _fake(call: EdgesCall) -> tuple[Tensor, list[Tensor]]:
 
 
 def _reference(call: EdgesCall) -> Tensor:
-    """Runs the reference in training, which is where a gradient is; `choice` is [edges]."""
+    """Runs the reference; `choice` is [edges]."""
     if call.choice is not None:
         path = call.table.path(call.choice.tolist())
         own = [call.params[i] for i in path.params]
-        call = call._replace(w=call.w[list(path.edges), None], params=own, table=path.table)
+        running = None if call.running is None else call.running[list(path.norms)]
+        call = call._replace(
+            w=call.w[list(path.edges), None], params=own, table=path.table, running=running
+        )
     like = call.x[0]
     wide = accumulation_dtype(like.dtype)
     return reference_edges(call, like.new_empty(call.table.norms, 2, like.shape[1], dtype=wide))
@@ -52,8 +55,8 @@ def _reference(call: EdgesCall) -> Tensor:
 
 def _prepare(call: EdgesCall, needs: Needs) -> EdgesCall:
     # needs is [w, *x, *params]. cov(u) is [halves, C, C]; the architecture step, which moves no
-    # parameter, need not hold it.
-    return call._replace(keep_gram=any(needs[1 + len(call.x) :]))
+    # parameter, need not hold it, and constant statistics have no use for it.
+    return call._replace(keep_gram=call.running is None and any(needs[1 + len(call.x) :]))
 
 
 MIXED_EDGES = Op(
@@ -128,7 +131,8 @@ def mixed_edges(
         running: (mean, variance) of each batch norm in the order of the terms: updated in
             training, used outside of it.
         momentum: of the running statistics, 0 to 1.
-        training: whether the statistics are the batch's. Outside of it there is no gradient.
+        training: whether the statistics are the batch's. Outside of it they are constants, also
+            for the gradients.
         eps: added to every variance, which is kept in float32 (float64): below 1e-38 it is 0.
         noise: on every skip (`SkipNoise`); None draws none.
         level: float64 [2] (`SkipNoise.level`); by default amplitude 1.

@@ -83,7 +83,8 @@ def relu_conv_bn(
             the image shifted by a pixel in both directions (`FactorizedReduce`).
         running: (mean, variance), each [C]: updated in training, used outside of it.
         momentum: of the running statistics, 0 to 1.
-        training: whether the statistics are the batch's. Outside of it there is no gradient.
+        training: whether the statistics are the batch's. Outside of it they are constants, also
+            for the gradients.
         eps: added to the variance.
         paths: groups of images, one after the other in x, with statistics of their own; the
             running ones move group by group, as in a call for each.
@@ -103,7 +104,7 @@ def relu_conv_bn(
     if running is not None:
         channels = sum(p.shape[0] for p in params)
         check_running("relu_conv_bn", "running", running, channels, x.device, training)
-    check_statistics("relu_conv_bn", training, running is not None, values, x, params)
+    check_statistics("relu_conv_bn", training, running is not None, values, x)
     given = None
     if not training and running is not None:
         given = stack_running([running], accumulation_dtype(x.dtype))[0]

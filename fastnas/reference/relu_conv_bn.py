@@ -1,5 +1,6 @@
 """y = r (z - mean z),  z = W relu(x),  r = (var z + eps)^-1/2,  W a 1x1 convolution
-dz = r (dy - mean dy - y mean(dy y)),  dW = dz relu(x)^T,  dx = W^T dz where x > 0
+dz = r (dy - mean dy - y mean(dy y)),  dW = dz relu(x)^T,  dx = W^T dz where x > 0.
+Given statistics: dz = r dy
 """
 
 from __future__ import annotations

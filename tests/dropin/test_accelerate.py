@@ -42,9 +42,18 @@ def test_network_agrees_with_the_untouched_one(calls, primitives, memory):
     assert calls == {"run_cell": 3}
     assert_same(given, observed(eager, [x], eager.arch_parameters()))
     eager.eval(), fused.eval()
-    with torch.no_grad():
-        assert_same([fused(x)], [eager(x)])
+    given = observed(fused, [x], fused.arch_parameters())
+    assert_same(given, observed(eager, [x], eager.arch_parameters()))
     assert calls == {"run_cell": 6}
+    for module in (eager, fused):
+        module.train()
+        for norm in module.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.eval()
+    given = observed(fused, [x], fused.arch_parameters())
+    assert_same(given, observed(eager, [x], eager.arch_parameters()))
+    assert calls == {"run_cell": 9}
+    assert_same_state(fused, eager)
 
 
 @pytest.mark.parametrize("reduction", [False, True])
@@ -259,9 +268,7 @@ def test_cell_takes_weights_as_rows(calls):
 # ---- calls that the fused ops do not serve
 
 
-@pytest.mark.parametrize(
-    "kind", ["autocast of fp16", "short weights", "frozen batch norm", "eval with grad"]
-)
+@pytest.mark.parametrize("kind", ["autocast of fp16", "short weights", "frozen batch norm"])
 def test_own_forward_where_the_fused_cannot(calls, caplog, kind):
     forwards._say_once.cache_clear()
     eager = MixedOp(C, 1)
@@ -274,8 +281,6 @@ def test_own_forward_where_the_fused_cannot(calls, caplog, kind):
     for module in (eager, fused):
         if kind == "frozen batch norm":
             module._ops[1][1].eval()
-        if kind == "eval with grad":
-            module.eval()
     autocast = torch.autocast("cpu", torch.float16, enabled=kind == "autocast of fp16")
     with autocast, caplog.at_level(logging.WARNING):
         for given, expected in zip(observed(fused, inputs), observed(eager, inputs)):

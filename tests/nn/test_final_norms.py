@@ -76,7 +76,7 @@ def test_cell_is_the_reference(calls, kind, foreign, layout):
     assert_same_state(ours, eager)
     eager.eval(), ours.eval()
     assert_same(observed(ours, inputs), observed(eager, inputs))
-    assert calls["mixed_norm_sum"] == ends_in_norm + SPACE.nodes
+    assert calls["mixed_norm_sum"] == 2 * ends_in_norm
     assert_same_state(ours, eager)
 
 

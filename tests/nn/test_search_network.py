@@ -1,5 +1,7 @@
 """fastnas.nn against fastnas.reference: outputs, gradients, running statistics, names."""
 
+import copy
+
 import pytest
 import torch
 
@@ -39,6 +41,49 @@ def test_equals_the_reference(name):
     assert list(state) == list(expected_state)
     for key, value in expected_state.items():
         torch.testing.assert_close(state[key], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_constant_statistics_equal_the_reference(frozen):
+    """In evaluation mode, and in training where all batch norms are frozen."""
+    space = get_space("S0")
+    pair = networks(space)
+    arch = nn.ArchParameters(space, scale=1.0).double()
+    weights = {cell: alpha.softmax(-1) for cell, alpha in arch.alphas().items()}
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for net in pair:
+        run(net, arch, x)  # moves the running statistics
+        constant(net, frozen)
+        before = copy.deepcopy(net.state_dict())
+        y = net(x, weights)
+        inputs = [x, *arch.parameters(), *net.parameters()]
+        results.append((y, *torch.autograd.grad(y.square().sum(), inputs, retain_graph=True)))
+        assert all(torch.equal(t, before[key]) for key, t in net.state_dict().items())
+    assert all(cell.why_not_fused(x) is None for cell in pair[1].cells)
+    for expected, given in zip(*results):
+        atol = 1e-10 * float(expected.abs().max())
+        torch.testing.assert_close(given, expected, rtol=1e-10, atol=atol)
+
+
+def test_frozen_norms_beside_noise_or_others_are_not_fused():
+    x = torch.randn(2, 3, 9, 8, dtype=torch.float64)
+    _, noisy = networks(get_space("S0"), noise=SkipNoise())
+    constant(noisy, frozen=True)
+    _, mixed = networks(get_space("S0"))
+    constant(mixed, frozen=True)
+    for cell in mixed.cells:
+        cell.preprocess0.train()
+    for cell in (*noisy.cells, *mixed.cells):
+        assert "a batch norm is in another mode" in cell.why_not_fused(x)
+
+
+def constant(network, frozen):
+    """Makes all statistics constants: in evaluation mode, or only its batch norms."""
+    network.train(frozen)
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.eval()
 
 
 def test_s4_draws_its_noise_candidate():

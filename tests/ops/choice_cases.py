@@ -21,7 +21,7 @@ def run(
     memory: str = "lean",
     needs: Collection[str] | None = None,
 ) -> Results:
-    """y, gradients (in training, where there are some) and running statistics."""
+    """y, gradients and running statistics."""
     running = inputs.initial_running()
 
     def f(leaves: Sequence[Tensor]) -> Tensor:
@@ -32,7 +32,6 @@ def run(
             rng=own.rng, memory=memory, backend=backend,
         )  # fmt: skip
 
-    needs = needs if inputs.training else ()
     return with_gradients(f, inputs.leaves, inputs.dy, needs) | named(running)
 
 
@@ -107,7 +106,7 @@ def _by(
         return torch.cat([along(replace(own, x=list(x), w=w, rng=rng), row)
                           for row, x, w, rng in groups])  # fmt: skip
 
-    results = with_gradients(f, leaves, inputs.dy, None if inputs.training else ())
+    results = with_gradients(f, leaves, inputs.dy)
     return results | named(running)
 
 

@@ -82,7 +82,6 @@ def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> R
                             backend=backend)  # fmt: skip
 
     leaves = {name: t.to(device) for name, t in inputs.leaves.items()}
-    needs = needs if inputs.training else ()
     results = with_gradients(f, leaves, inputs.dy.to(device), needs) | named([(mean, variance)])
     y = results["y"]
     assert not y.numel() or y.is_contiguous(memory_format=state_format(leaves["x"]))
@@ -108,7 +107,7 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
             out.append(y)
         return torch.cat(out)
 
-    results = with_gradients(f, leaves, inputs.dy, None if inputs.training else ())
+    results = with_gradients(f, leaves, inputs.dy)
     return results | named(running)
 
 

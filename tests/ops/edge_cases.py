@@ -158,6 +158,15 @@ def make(
     return Inputs(table, x, w.to(device, w_dtype or dtype), params, dy, noise, level, rng)
 
 
+def outside_of_training(inputs: Inputs) -> Inputs:
+    """The same call with given statistics, which are not those of the batch, and no noise drawn."""
+    shape = inputs.table.norms, 2, inputs.x[0].shape[1]
+    generator = torch.Generator().manual_seed(5)
+    statistics = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
+    wide = torch.promote_types(inputs.x[0].dtype, torch.float32)
+    return replace(inputs, statistics=statistics.to(inputs.x[0].device, wide), level=None, rng=None)
+
+
 def call(
     inputs: Inputs,
     backend: str | None,
@@ -206,11 +215,11 @@ def run(
     needs: Collection[str] | None = None,
     memory: str = "lean",
 ) -> Results:
-    """y, gradients (in training, where there are some) and running statistics."""
+    """y, gradients and running statistics."""
     running = inputs.initial_running()
     results = with_gradients(
         lambda leaves: call(inputs.rebuilt(leaves), backend, memory, running),
-        inputs.leaves, inputs.dy, needs if inputs.training else (),
+        inputs.leaves, inputs.dy, needs,
     )  # fmt: skip
     return results | named(running)
 
@@ -244,7 +253,7 @@ def by_eager(inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
                                      training=inputs.training, eps=EPS, form=form,
                                      level=inputs.level, rng=inputs.rng)  # fmt: skip
 
-    results = with_gradients(f, leaves, inputs.dy, None if inputs.training else ())
+    results = with_gradients(f, leaves, inputs.dy)
     y = results["y"]
     if not inputs.training:
         return results | named(inputs.initial_running())

@@ -24,6 +24,7 @@ from edge_cases import (
     make,
     named,
     one_edge,
+    outside_of_training,
     run,
     same_bits,
 )
@@ -285,10 +286,21 @@ def test_memory_does_not_change_the_result(
 def test_outside_of_training(backend: Target, dtype: torch.dtype, stride: int) -> None:
     inputs = make(cell(stride, 2), (5, 4), C=4, dtype=dtype, noise=noise_of("uniform_additive"),
                   target=backend)  # fmt: skip
-    generator = torch.Generator().manual_seed(5)
-    stats = torch.rand(inputs.table.norms, 2, 4, generator=generator, dtype=torch.float64)
-    stats = (stats + 0.1).to(backend.device, torch.promote_types(dtype, torch.float32))
-    check(replace(inputs, statistics=stats, level=None, rng=None), backend.name, memory="fast")
+    check(outside_of_training(inputs), backend.name, memory="fast")
+
+
+@STRIDES
+@pytest.mark.parametrize("name", TERMS)
+def test_every_term_alone_outside_of_training(
+    backend: Target, dtype: torch.dtype, name: str, stride: int
+) -> None:
+    inputs = make(one_edge(stride, name), dtype=dtype, target=backend, seed=1)
+    check(outside_of_training(inputs), backend.name)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_unusual_tables_outside_of_training(backend: Target, name: str) -> None:
+    check(outside_of_training(of_table(name, target=backend)), backend.name)
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 1, 1), (0, 4, 3, 3)], ids=str)
@@ -296,9 +308,9 @@ def test_few_values_outside_of_training(backend: Target, shape: tuple[int, ...])
     N, C, *size = shape
     inputs = make(cell(1, 2), (size[0], size[1]), C, N, target=backend)
     running = torch.stack([torch.stack(pair) for pair in inputs.initial_running()])
-    y = run(replace(inputs, statistics=running), backend.name)["y"]
-    assert y.shape == (N, 2 * C, *size)
-    assert y.isfinite().all()
+    got = run(replace(inputs, statistics=running), backend.name)
+    assert got["y"].shape == (N, 2 * C, *size)
+    assert all(t.isfinite().all() for t in got.values())
 
 
 @pytest.mark.backends("eager", "cpu", "cuda")  # on the shim also in any order of threads
@@ -349,3 +361,4 @@ def calls(draw: st.DrawFn) -> Inputs:
 def test_drawn_cells(inputs: Inputs, memory: str, data: st.DataObject) -> None:
     needs = data.draw(st.sets(st.sampled_from(sorted(inputs.leaves))))
     check(inputs, "cpu", needs, memory)
+    check(outside_of_training(inputs), "cpu", needs, memory)
