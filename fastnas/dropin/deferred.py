@@ -217,6 +217,18 @@ class DeferredSum(Tensor):
         self._grad_mode = torch.is_grad_enabled()
         return self
 
+    def _become_tensor(self) -> Tensor:
+        """Turns this very object into the tensor of its values, and returns it.
+
+        Who asks whether it requires a gradient may be about to give it to an `autograd.Function`
+        (as torch does with the inputs of a module that has backward hooks), which takes nothing
+        but tensors.
+        """
+        value = self.tensor()
+        with torch.set_grad_enabled(self._grad_mode), torch._C.DisableTorchFunctionSubclass():
+            torch.utils.swap_tensors(self, value.view_as(value))
+        return self
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -232,6 +244,8 @@ class DeferredSum(Tensor):
             if name in _OF_GRADIENTS:
                 # Whoever uses the sum from here on has to use the tensor that is watched.
                 first._dense = (first.tensor(),)
+            if func is _REQUIRES_GRAD:
+                return first._become_tensor().requires_grad
         return func(*real(args), **real(kwargs))
 
     @classmethod
@@ -272,4 +286,5 @@ _REFLECTED: dict[Callable[[Any, Any], Any], Callable[[Any, Any], Any]] = {
 }
 """The same for one that is the second argument."""
 
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _OF_GRADIENTS = frozenset(("retain_grad", "register_hook", "requires_grad_"))

@@ -129,7 +129,7 @@ def _observe(
             seen |= {name + what: value for name, value in step.items()}
         _set_mode(module, False)
         with torch.no_grad():
-            seen["output in evaluation mode"] = forward(module, *first)
+            seen["output in evaluation mode"] = forward(module, *first).detach()
     return seen
 
 
