@@ -3,10 +3,10 @@
 //
 // The order of the six launches follows from what needs a sum over all images. dy of every node that the state's
 // edges enter is complete, as those nodes come later. (1) u of the final halves with P = sum dy (u - mean u)^T, values
-// with their sums over dy, folded to dL/dw, dL/dW and the matrices of dL/du. (2) du, and (3) dv of the sep_convs
+// with their sums over dy, folded to dL/dw and the matrices of dL/du. (2) du, and (3) dv of the sep_convs
 // through the transposed second convolution. (4) As (1) for their first halves, with dv in place of dy, and dL/dW of
-// strided skips. (5) du of these; dL/dz of pools and strided skips. (6) dx, and dL/dD from du. No two blocks add to
-// one address; partial sums of groups of images are added in order by the last block of a job.
+// strided skips. (5) du of these; dL/dz of pools and strided skips. (6) dx, dL/dD from du, and dL/dW. No two blocks add
+// to one address; partial sums of groups of images are added in order by the last block of a job.
 #include "mixed_edges.h"
 
 #include "mixed_edges_common.h"

@@ -312,7 +312,9 @@ void launch_state_gradients(Launcher& run, int state) {
   if (plan.wants_params) {
     for (const Half& h : halves)
       call.taps_blocks = std::max(call.taps_blocks, blocks_of_taps(plan, call.taps[h.stride - 1], h.stride));
-    call.half_blocks = call.taps_blocks + (plan.C + kRowsAtOnce * kWarps - 1) / (kRowsAtOnce * kWarps);
+    call.half_blocks = call.taps_blocks;
+    // Outside of training dL/dW is no product, and the gather's last block has made it.
+    if (plan.training) call.half_blocks += (plan.C + kRowsAtOnce * kWarps - 1) / (kRowsAtOnce * kWarps);
     call.warp_floats = std::max({call.warp_floats, taps_floats(plan, halves, call.taps), kFoldFloats / kWarps});
   }
   const int blocks = call.dx_blocks + call.source.halves.count() * call.half_blocks;

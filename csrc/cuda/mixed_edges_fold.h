@@ -269,7 +269,7 @@ __device__ void fold_centring(const Plan& plan, const Half& h, const float* weig
 __device__ void fold_linear(const Plan& plan, const Half& h) {
   const int C = plan.C;
   const float *const weights = weights_of(plan, h), *const dy_sums = h.partial + plan.matrix_size();
-  const double scale = h.final ? double(plan.w[h.weight]) : 1.0;
+  const double scale = scale_of(plan, h);
   for (int co = warp_index(); co < C; co += kWarps) {
     const double rstd = batch_rstd(double(h.stats[C + co]), plan.eps);
     double product = 0;

@@ -177,10 +177,6 @@ class SearchConfig(RunConfig):
         except ValueError as error:
             raise ConfigError(str(error)) from error
         layout = space.cell_layout
-        if self.memory != "lean" and not layout.is_fused:
-            raise ConfigError(
-                f"memory is {self.memory!r}, which is for fused cells; space {space.name} has none"
-            )
         if self.table is not None and not layout.has_tables:
             tabled = ", ".join(name for name, other in LAYOUTS.items() if other.has_tables)
             raise ConfigError(

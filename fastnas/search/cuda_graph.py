@@ -102,7 +102,7 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
     if isinstance(strategy, SinglePath) and backend != "cuda":
         return f"the backend is {backend}; the kernels that read sampled paths are cuda's"
     layout = bilevel.network.space.cell_layout
-    if isinstance(strategy, SinglePath) and not layout.is_fused:
+    if isinstance(strategy, SinglePath) and not layout.has_device_paths:
         return f"a cell of {layout.name} reads its sampled path on the host"
     reason = strategy.not_capturable()
     if reason is not None:

@@ -99,7 +99,7 @@ class DartsLayout(Layout[Genotype]):
     operations = OPS
     is_closed = False
     edges_per_node = 2
-    is_fused = True
+    has_device_paths = True
     has_tables = False
     formats = {"darts": to_darts, "ptdarts": to_ptdarts, "fairdarts": to_fairdarts}
     search_defaults = {"layers": 8, "train_layers": 8}

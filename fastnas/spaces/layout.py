@@ -59,8 +59,8 @@ class Layout(ABC, Generic[G]):
     """Whether a space can offer no other operations."""
     edges_per_node: ClassVar[int | None]
     """Edges that a node of a derived cell keeps; None: all of them, some as ``none``."""
-    is_fused: ClassVar[bool]
-    """Whether `mixed_edges` runs its cells, one call a cell; `memory` is a setting of such."""
+    has_device_paths: ClassVar[bool]
+    """Whether CUDA's kernels read the sampled paths of its cells from the device's memory."""
     has_tables: ClassVar[bool]
     """Whether there are published tables of the accuracy of every cell."""
     search_defaults: ClassVar[Mapping[str, Any]]

@@ -169,7 +169,7 @@ class NB201Layout(Layout[NB201Genotype]):
     operations = NB201_OPS
     is_closed = True
     edges_per_node = None
-    is_fused = False
+    has_device_paths = False
     has_tables = True
     formats = {"nb201": to_nb201}
     search_defaults = {"layers": 5, "train_layers": 5, "table_report": TABLE_REPORT}

@@ -81,7 +81,6 @@ CONTRADICTIONS = (
     ["search", "--method=rome", "--clip-samples=each", "--paths-at-once"],
     ["search", "--method=rome", "--space=nb201"],
     ["search", "--method=anasod-darts", "--space=S1"],
-    ["search", "--space=nb201", "--memory=fast"],
     ["search", "--table=table.csv"],
     ["search", "--table-report=c10_test_200ep"],
     ["search", "--space=nb201", "--table=dir"],

@@ -224,3 +224,37 @@ def test_accelerate_leaves_it_as_it_is():
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_cell_is_one_op_and_a_step_holds_a_quarter_of_eagers_bytes():
+    """Inner nodes and the outputs of 3x3 convolutions are all that is held beside the input."""
+    eager, ours = networks(5)
+    x, alpha = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(6, 5).double()
+    assert ours.cells[0].why_not_fused(torch.randn(2, 4, 8, 8).double()) is None
+    weights = {"normal": alpha.requires_grad_()}
+    held = []
+    for network in (eager, ours):
+        kept = {}
+
+        def pack(t, kept=kept):
+            storage = t.untyped_storage()
+            kept[storage.data_ptr()] = storage  # alive, so that no address comes again
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            network(x, weights)
+        parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        held.append(sum(s.nbytes() for at, s in kept.items() if at not in parameters))
+    assert held[1] <= held[0] / 4, held
+
+
+def test_a_foreign_candidate_runs_beside_the_fused_ones():
+    eager, ours = networks(1)
+    for network in (eager, ours):
+        network.cells[0]._ops[2]._ops[3].op[1].register_forward_hook(lambda *_: None)
+    assert "hooks" in ours.cells[0].why_not_fused(torch.randn(2, 4, 8, 8).double())
+    x, alpha = torch.randn(2, 3, 8, 8, dtype=torch.float64), torch.rand(6, 5).double()
+    found = [outcome(n, {"normal": a.softmax(-1)}, x, a) for n in (eager, ours)
+             for a in [alpha.clone().requires_grad_()]]  # fmt: skip
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=1e-10, atol=1e-11, msg=name)
