@@ -232,6 +232,8 @@ def _own(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: 
     settings.site.ran_own(reason)
     say_once(type(module).__name__, reason)
     y = type(module).forward(module, *real(args), **real(kwargs))
-    # Some code wants outputs of one type from all candidates.
+    # Some code wants outputs of one type from all candidates; hooks want tensors.
+    if any(hooks(module)) or has_global_hooks():
+        return y
     plain = not isinstance(y, Tensor) or isinstance(y, DeferredSum) or y.dim() != 4
     return y if plain or must_not_wait(y) else DeferredSum((), (y,), y.shape, layout_of(y))

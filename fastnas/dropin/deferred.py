@@ -244,7 +244,7 @@ class DeferredSum(Tensor):
             if name in _OF_GRADIENTS:
                 # Whoever uses the sum from here on has to use the tensor that is watched.
                 first._dense = (first.tensor(),)
-            if func is _REQUIRES_GRAD:
+            if func == _REQUIRES_GRAD:
                 return first._become_tensor().requires_grad
         return func(*real(args), **real(kwargs))
 
