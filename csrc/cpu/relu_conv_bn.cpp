@@ -218,7 +218,7 @@ template <class T> struct Call {
     const int step = p.reduce ? 2 : 1;
     for (int part = 0; part < parts; ++part) {
       const int rows = C / parts;
-      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, (part + 1) * rows, 0, part * rows};
+      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, (part + 1) * rows, nullptr, 0, part * rows};
       product(&factor, 1, out, in_blocks, static_cast<A*>(nullptr), false, s.u);
       for_each_pixel<A>(out, in_C, [&](int b, int h, int w, int used) {
         const int row = step * h + part, col = step * w + part;
