@@ -160,9 +160,8 @@ template <class T> struct Call : Buffers<T> {
       const Factor<A> factor{s.u, h.fold, C, this->slots()};
       product(&factor, 1, part, blocks, h.bias, false, s.work);
       for_each_pixel<A>(rows, out.cols, C, [&](int b, int row, int w, int used) {
-        Vec<A> v = relu(get(s.work + (int64_t(b) * part.pixels() + (row - rows.first) * out.cols + w) * L));
-        if constexpr (!std::is_same_v<T, A>)
-          for (int l = 0; l < L; ++l) v[l] = load(store<T>(v[l]));
+        const A* at = s.work + (int64_t(b) * part.pixels() + (row - rows.first) * out.cols + w) * L;
+        const Vec<A> v = rounded<T, A>(relu(get(at)));
         put(s.v + (int64_t(b) * out.padded() + out.inside() + row * out.pitch() + w) * L, v);
         if (keep) store_pixel<T, A>(to, row * out.cols + w, b, used, v);
       });

@@ -119,6 +119,12 @@ template <class T, class A> void store_vector(T* to, Vec<A> v) {
   }
 }
 
+// Rounds to what store_vector and load_vector would leave of the values.
+template <class T, class A> Vec<A> rounded(Vec<A> v) {
+  if constexpr (std::is_same_v<T, bf16_t>) return bit_cast<Vec<A>>(bf16_of(bit_cast<Bits>(v)) << 16);
+  else return v;
+}
+
 // Loads or stores `count` <= lanes values; the other lanes read as 0. A full load past the last channel would read
 // the next pixel's channels, or past the end of the tensor at the last pixel.
 template <class T, class A> Vec<A> load_lanes(const T* from, int count) {
