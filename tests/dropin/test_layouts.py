@@ -1,0 +1,134 @@
+"""accelerate on the layouts of public code bases: the numbers of their own forwards, fused."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+
+import pytest
+import torch
+from compared import MODES, CountedCalls, assert_same_state, state_after
+from fused_share import fused_share
+from torch import Tensor, nn
+
+import fastnas
+from fastnas.benchmarks.layouts import LAYOUTS, Layout
+from fastnas.dropin import Report
+
+C, LAYERS, NODES = 4, 3, 2
+LEAST_SHARE = 0.95
+COMPILED = ("darts", "pc-darts", "noisy-darts", "xautodl-nb201")
+"""What `torch.compile` is tried on here; tests/fuzz/drop_in.py tries all."""
+
+every_layout = pytest.mark.parametrize("name", LAYOUTS)
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def images(batch: int = 3) -> Tensor:
+    return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3)).double()
+
+
+def own(layout: Layout) -> nn.Module:
+    """The network as the code base has it, in fp64, with logits that tell candidates apart."""
+    torch.manual_seed(5)
+    network = layout.build(C, LAYERS, NODES).double()
+    for alphas in layout.alphas(network):
+        alphas.data = torch.randn_like(alphas, dtype=torch.float64)
+    return network
+
+
+@functools.cache
+def _accelerated(name: str) -> tuple[nn.Module, Report]:
+    network = own(LAYOUTS[name])
+    return network, fastnas.accelerate(network)
+
+
+def accelerated(name: str) -> nn.Module:
+    """A copy of the network that was accelerated once in this process."""
+    return copy.deepcopy(_accelerated(name)[0])
+
+
+def state(layout: Layout, network: nn.Module, mode: str = "training", x: Tensor | None = None):
+    def call(x: Tensor) -> Tensor:
+        return layout.call(network, x)
+
+    return state_after(call, network, layout.alphas(network), images() if x is None else x, mode)
+
+
+@every_layout
+def test_every_mode_is_as_by_its_own_forward(name):
+    layout = LAYOUTS[name]
+    eager, fused = own(layout), accelerated(name)
+    # Twice in training: what the first call has read is used again.
+    for mode in ("training", *MODES, "training"):
+        assert_same_state(state(layout, fused, mode), state(layout, eager, mode))
+
+
+@every_layout
+def test_candidates_are_fused(name):
+    layout = LAYOUTS[name]
+    eager = own(layout)
+    with CountedCalls(layout.candidates(eager)) as asked:
+        state(layout, eager)
+    network = own(layout)
+    report = fastnas.accelerate(network)
+    share, reasons = fused_share(report, lambda: state(layout, network), asked.count)
+    assert share >= LEAST_SHARE, reasons
+
+
+@every_layout
+def test_frozen_weights_and_frozen_alphas(name):
+    layout = LAYOUTS[name]
+    eager, fused = own(layout), accelerated(name)
+    for network in (eager, fused):
+        network.requires_grad_(False)
+        for alphas in layout.alphas(network):
+            alphas.requires_grad_()
+    assert_same_state(state(layout, fused), state(layout, eager))
+    for network in (eager, fused):
+        network.requires_grad_(True)
+        for alphas in layout.alphas(network):
+            alphas.requires_grad_(False)
+    assert_same_state(weights_step(layout, fused), weights_step(layout, eager))
+
+
+def weights_step(layout: Layout, network: nn.Module):
+    """As `state`, where the alphas are constants."""
+    return state_after(lambda x: layout.call(network, x), network, (), images())
+
+
+@every_layout
+def test_copies_and_checkpoints(name):
+    layout = LAYOUTS[name]
+    eager, fused = own(layout), accelerated(name)
+    assert list(fused.state_dict()) == list(eager.state_dict())
+    again = pickle.loads(pickle.dumps(fused))
+    fused.load_state_dict(eager.state_dict())
+    expected = state(layout, copy.deepcopy(eager))
+    assert_same_state(state(layout, fused), expected)
+    assert_same_state(state(layout, again), expected)
+
+
+@every_layout
+def test_channels_last_images(name):
+    layout = LAYOUTS[name]
+    eager, fused = own(layout), accelerated(name)
+    x = images().contiguous(memory_format=torch.channels_last)
+    assert_same_state(state(layout, fused, x=x), state(layout, eager, x=x))
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled(name, mode):
+    layout = LAYOUTS[name]
+    eager, fused = own(layout), accelerated(name)
+    torch._dynamo.reset()
+
+    @functools.partial(torch.compile, backend="aot_eager", fullgraph=False)
+    def compiled(x: Tensor) -> Tensor:
+        return layout.call(fused, x)
+
+    for _ in range(2):
+        given = state_after(compiled, fused, layout.alphas(fused), images(), mode)
+        assert_same_state(given, state(layout, eager, mode))
