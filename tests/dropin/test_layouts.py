@@ -8,12 +8,12 @@ import pickle
 
 import pytest
 import torch
-from compared import MODES, CountedCalls, assert_same_state, state_after
-from fused_share import fused_share
+from compared import MODES, assert_same_state, state_after
 from torch import Tensor, nn
 
 import fastnas
 from fastnas.benchmarks.layouts import LAYOUTS, Layout
+from fastnas.benchmarks.layouts.counting import calls_of, fused_share
 from fastnas.dropin import Report
 
 C, LAYERS, NODES = 4, 3, 2
@@ -69,12 +69,11 @@ def test_every_mode_is_as_by_its_own_forward(name):
 def test_candidates_are_fused(name):
     layout = LAYOUTS[name]
     eager = own(layout)
-    with CountedCalls(layout.candidates(eager)) as asked:
-        state(layout, eager)
+    asked = calls_of(layout.candidates(eager), lambda: state(layout, eager))
     network = own(layout)
     report = fastnas.accelerate(network)
-    share, reasons = fused_share(report, lambda: state(layout, network), asked.count)
-    assert share >= LEAST_SHARE, reasons
+    found = fused_share(report, lambda: state(layout, network), asked)
+    assert found.share >= LEAST_SHARE, found
 
 
 @every_layout
