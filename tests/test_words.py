@@ -21,7 +21,7 @@ VERBS = frozenset(
     continues copies corrects counts crops cuts decides declares defines depends derives
     describes differentiates divides does draws drops ends enters evaluates evolves fills finds
     fits follows gathers gives goes groups guards hands has hashes holds implements imports
-    inverts is keeps knows lays leads lets lists loads locks logs looks makes maps measures
+    inverts is keeps knows lays leads lets lists loads locks logs looks makes maps marks measures
     merges mixes moves multiplies mutates names needs normalises offers opens optimises orders
     packs passes picks plots pools prints profiles proposes puts raises reads records reduces
     refuses removes repeats replaces replays reports resets returns runs samples saves says

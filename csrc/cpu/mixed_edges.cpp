@@ -75,9 +75,9 @@ template <class T> struct Forward : Statistics<T> {
     this->centred_rows(s, h, image, false, [&](Rows rows, const Grid& part) {
       if (keep) {
         const Pixels<T> to = this->template kept_pixels<T>(h, image);
-        store_image<T, A>(s.u, part, C, {to.data + int64_t(rows.first) * out.cols * to.stride, to.stride});
+        store_image<T, A>(s.u, part, C, to.from(int64_t(rows.first) * out.cols));
       }
-      const Factor<A> factor{s.u, h.fold, C};
+      const Factor<A> factor{s.u, h.fold, C, this->slots()};
       product(&factor, 1, part, blocks, h.bias, true, this->rows_of(s.y, rows), out.cols, out.pixels());
     });
   }
@@ -88,7 +88,7 @@ template <class T> struct Forward : Statistics<T> {
     for_each_pixel<A>(out, C, [&](int b, int h, int c, int) {
       A* at = z + (int64_t(b) * out.pixels() + h * out.cols + c) * L;
       Vec<A> rstd{};
-      for (int l = 0; l < L && b * L + l < C; ++l) rstd[l] = A(norm.rstd[b * L + l]);
+      for (int l = 0; l < L && b * L + l < this->lanes; ++l) rstd[l] = A(norm.rstd[(b * L + l) % C]);
       put(at, (get(at) - get(norm.mean + b * L)) * rstd);
     });
   }

@@ -13,7 +13,6 @@
 #include "../params.h"
 #include "dense.h"
 #include "depthwise.h"
-#include "groups.h"
 #include "moments.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -43,7 +42,9 @@ template <class T> struct Buffers {
 
   const MixedEdgesParams& p;
   int C, blocks, width;  // width: channels up to full lanes
-  int groups;
+  Batch batch;
+  int groups, lanes;  // lanes in use: C, of every slot of a pack
+  LaneNumbers<A> starts;
   std::vector<Grid> grids;  // of each state
   Grid out;
   std::vector<Half<A>> halves;
@@ -71,7 +72,7 @@ template <class T> struct Buffers {
   };
   std::vector<Dense> dense_terms;  // [terms]
 
-  // Holds what one thread needs for one image. All of it together is a dozen images (1 MiB in backward, at 16
+  // Holds what one thread needs for one pack of images. All of it together is a dozen packs (1 MiB in backward, at 16
   // channels of 32 x 32 in fp32), so it stays in L2 while the terms of a node are worked through.
   struct Scratch {
     A *x, *relu_x;     // source: unpadded as it is, padded after relu
@@ -88,7 +89,8 @@ template <class T> struct Buffers {
   // With `measure` the arena starts at null and only counts; no pointer of this object may be followed then.
   Buffers(const MixedEdgesParams& params, bool measure)
       : p(params), C(params.channels), blocks(blocks_of<A>(C)), width(blocks * L),
-        groups(group_count(params.images)),
+        batch{params.images, C, images_of_a_pack(params)}, groups(batch.groups()), lanes(C * batch.slots),
+        starts(slot_starts<A>(C)),
         arena{measure ? nullptr : static_cast<char*>(params.workspace)} {
     for (int s = 0; s < p.inputs; ++s) grids.push_back({int(p.sizes[2 * s]), int(p.sizes[2 * s + 1])});
     const Edge& first = p.edges[0];
@@ -110,7 +112,23 @@ template <class T> struct Buffers {
   // Says whether the term is a pool with a batch norm behind it.
   bool is_pool(const EdgeTerm& t) const { return t.op == EdgeOp::max_pool || t.op == EdgeOp::avg_pool; }
   int64_t samples() const { return p.images * out.pixels(); }
-  int64_t first_image(int group) const { return p.images * group / groups; }
+  int64_t first_image(int group) const { return batch.first(group); }
+  // Tiles of dense convolutions (dense.h) read one image at a time.
+  static int images_of_a_pack(const MixedEdgesParams& p) {
+    for (int i = 0; i < p.edges[p.edge_count - 1].last_term; ++i)
+      if (p.terms[i].op == EdgeOp::dense_conv) return 1;
+    return slots_for<A>(p.channels, p.images);
+  }
+  const LaneNumbers<A>* slots() const { return batch.slots > 1 ? &starts : nullptr; }
+  // Finds, in a channels-last tensor, the pack that begins with an image.
+  template <class U> Pixels<U> pack(U* tensor, const Grid& grid, int64_t stride, int64_t image) const {
+    const int64_t size = grid.pixels() * stride;
+    return {tensor + image * size, stride, size, int(std::min<int64_t>(batch.slots, p.images - image))};
+  }
+  // Repeats a value of the channels in every slot, with zeros in the lanes that are not in use.
+  template <class F> void fill_lanes(A* to, F of_channel) const {
+    for (int l = 0; l < width; ++l) to[l] = l < lanes ? A(of_channel(l % C)) : A(0);
+  }
   const T* param(int i) const { return static_cast<const T*>(p.params[i]); }
   const Grid& half_grid(const Half<A>& h) const {
     return h.final && h.term->halves == 2 ? out : source_grid(*h.term);
@@ -203,7 +221,7 @@ template <class T> struct Buffers {
     for (Scratch& s : scratch) {
       for (A** plane : {&s.x, &s.u, &s.work, &s.y, &s.z}) *plane = arena.template take<A>(plain);
       for (A** plane : {&s.relu_x, &s.v}) *plane = arena.template take<A>(padded);
-      s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * pixels + 8);
+      s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * pixels + 8);  // of one image
       s.columns = arena.template take<A>(pixels * L);
       if (!p.dout) continue;
       s.column_gradients = arena.template take<A>(pixels * L);

@@ -36,8 +36,8 @@ template <class T> struct Backward : BackwardSums<T> {
   void depthwise_gradient(Scratch& s, const Half<A>& h, A* dy, const A* in, int group, int64_t image, bool opens) {
     if (h.kernel.stride == 1) clear_halo(out, blocks, s.du);
     this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
-      const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, out.pixels()},
-                                    {s.u, h.from_u, C, part.pixels()}};
+      const Factor<A> factors[2] = {{this->rows_of(dy, rows), h.from_dy, C, this->slots(), out.pixels()},
+                                    {s.u, h.from_u, C, this->slots(), part.pixels()}};
       write_du(s, h, factors, 2, rows, part);
     });
     add_taps(s, h, in, group, opens);
@@ -76,7 +76,8 @@ template <class T> struct Backward : BackwardSums<T> {
       A *sum = crosses[slot * groups + group], *sums = dv_sums + (int64_t(slot) * groups + group) * width;
       if (opens) std::fill_n(sum, int64_t(width) * width, A(0)), std::fill_n(sums, width, A(0));
       this->centred_rows(s, first, image, true, [&](Rows rows, const Grid& part) {
-        outer(this->rows_of(s.y, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), false, sum);
+        outer(this->rows_of(s.y, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), this->slots(),
+              false, sum);
       });
       add_channel_sums(s.y, out.pixels(), blocks, sums);
     });
@@ -125,8 +126,7 @@ template <class T> struct Backward : BackwardSums<T> {
         const Half<A>& h = halves[t.half];
         A* dy = s.g;
         if (!h.final) {
-          const auto from = input_gradient(mine, image);
-          load_image<A, A>({from.data, from.stride}, out, C, s.y);
+          load_image<A, A>(input_gradient(mine, image).to_read(), out, C, s.y);
           dy = s.y;
         }
         depthwise_gradient(s, h, dy, s.relu_x, group, image, opens);
@@ -146,9 +146,8 @@ template <class T> struct Backward : BackwardSums<T> {
       const int pixel = h * grid.cols + w;
       const int64_t inside = (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L;
       Vec<A> d = where_relu_passes(get(s.relu_x + inside), get(s.dx + inside));
-      A* at = to.data + pixel * to.stride + b * L;
-      if (!first) d += load_lanes<A, A>(at, used);
-      store_lanes<A, A>(at, d, used);
+      if (!first) d += load_pixel<A, A>(to.to_read(), pixel, b, used);
+      store_pixel<A, A>(to, pixel, b, used, d);
     });
   }
 
@@ -176,8 +175,8 @@ template <class T> struct Backward : BackwardSums<T> {
     for (int b = 0; b < blocks; ++b) {
       Vec<A> mean = get(dy_mean + int64_t(this->edge_of(t).target) * width + b * L);
       if (times)
-        for (int l = 0; l < L; ++l)
-          mean[l] = A(total(skip_dots[i] + width, 2 * width, b * L + l) / double(this->samples()));
+        for (int l = 0; l < L && b * L + l < this->lanes; ++l)
+          mean[l] = A(total(skip_dots[i] + width, 2 * width, (b * L + l) % C) / double(this->samples()));
       for (int64_t k = 0; k < pixels; ++k) {
         A* at = s.z + (b * pixels + k) * L;
         put(at, through_norm(get(n.scale + b * L), get(dy + (b * pixels + k) * L), mean, at, get(n.rstd_q + b * L)));
@@ -190,9 +189,9 @@ template <class T> struct Backward : BackwardSums<T> {
         A* sum = reduce_crosses[i] + (int64_t(group) * 2 + part) * width * width;
         if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
         this->gather(s, grid, part, s.u);
-        outer(s.z, C, pixels, s.u, blocks, pixels, pixels, false, sum);
+        outer(s.z, C, pixels, s.u, blocks, pixels, pixels, this->slots(), false, sum);
       }
-      const Factor<A> factor{s.z, back, part == 0 ? C / 2 : C, 0, part * (C / 2)};
+      const Factor<A> factor{s.z, back, part == 0 ? C / 2 : C, this->slots(), 0, part * (C / 2)};
       product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, s.u);
       for_each_pixel<A>(out, C, [&](int b, int h, int w, int) {
         if (2 * h + part >= grid.rows || 2 * w + part >= grid.cols) return;
@@ -230,12 +229,12 @@ template <class T> struct Backward : BackwardSums<T> {
     const Grid& grid = this->grids[state];
     const int64_t size = int64_t(grid.pixels()) * width;
     const auto own = gradient(state, image);
-    if (writer[state] >= 0) load_image<A, A>({own.data, own.stride}, grid, C, s.dx);
+    if (writer[state] >= 0) load_image<A, A>(own.to_read(), grid, C, s.dx);
     else std::fill_n(s.dx, size, A(0));
     pools(s, state, image);
     skips(s, state, image);
     if (state < p.inputs) {
-      store_image<T, A>(s.dx, grid, C, {static_cast<T*>(p.dx[state]) + image * grid.pixels() * C, C});
+      store_image<T, A>(s.dx, grid, C, this->pack(static_cast<T*>(p.dx[state]), grid, C, image));
       return;
     }
     const int node = state - p.inputs;
@@ -248,9 +247,9 @@ template <class T> struct Backward : BackwardSums<T> {
 
   // Adds the pools that leave a state, each kind and stride once: dz = w r (dy - mean dy - (z - mean) r q) of every
   // edge that has one (w dy where it has no batch norm), with dy of the node it enters, is summed in s.y, then goes
-  // through the transposed pool together. z and its winners are computed again. All edges' dy are folded by now, since they enter later nodes.
-  // One transposed pool serves all edges, because it is linear in dz and its winners depend on x alone. q and the
-  // mean of dy are those of each edge and node.
+  // through the transposed pool together. z and its winners are computed again. All edges' dy are folded by now, since
+  // they enter later nodes. One transposed pool serves all edges, because it is linear in dz and its winners depend on
+  // x alone. q and the mean of dy are those of each edge and node.
   void pools(Scratch& s, int state, int64_t image) {
     const int64_t size = int64_t(out.pixels()) * width;
     for (EdgeOp op : {EdgeOp::max_pool, EdgeOp::avg_pool})

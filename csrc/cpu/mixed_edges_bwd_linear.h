@@ -19,11 +19,11 @@ template <class T> struct LinearBackward : Backward<T> {
 
   // Of each half its place in `crosses`, [halves into a node][groups] of partial sums of P. Every node uses them
   // again.
-  std::vector<int> slots;
+  std::vector<int> places;
 
   LinearBackward(const MixedEdgesParams& params, bool measure) : Base(params, measure) {
     std::vector<int> used(p.nodes);
-    for (const auto& h : halves) slots.push_back(used[this->edge_of(*h.term).target]++);
+    for (const auto& h : halves) places.push_back(used[this->edge_of(*h.term).target]++);
     for (int i = 0; i < *std::max_element(used.begin(), used.end()) * groups; ++i)
       crosses.push_back(this->arena.template take<A>(int64_t(width) * width));
   }
@@ -37,14 +37,15 @@ template <class T> struct LinearBackward : Backward<T> {
     const bool opens = image == this->first_image(group);
     if (on && h.kernel.stride == 1) clear_halo(out, blocks, s.du);
     const auto back = [&](Rows rows, const Grid& part) {
-      const Factor<A> factor{this->rows_of(dy, rows), h.from_dy, C, out.pixels()};
+      const Factor<A> factor{this->rows_of(dy, rows), h.from_dy, C, this->slots(), out.pixels()};
       if (on) this->write_du(s, h, &factor, 1, rows, part);
     };
     if (wants_cross(h)) {
-      A* sum = crosses[slots[h.index] * groups + group];
+      A* sum = crosses[places[h.index] * groups + group];
       if (opens) std::fill_n(sum, int64_t(width) * width, A(0));
       this->centred_rows(s, h, image, false, [&](Rows rows, const Grid& part) {
-        outer(this->rows_of(dy, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), false, sum);
+        outer(this->rows_of(dy, rows), C, out.pixels(), s.u, blocks, part.pixels(), part.pixels(), this->slots(),
+              false, sum);
         back(rows, part);
       });
     } else {
@@ -113,7 +114,9 @@ template <class T> struct LinearBackward : Backward<T> {
       for (int ci = 0; ci < C; ++ci) {
         const int64_t at = int64_t(co) * C + ci;
         double P = 0;
-        for (int g = 0; g < groups; ++g) P += double(crosses[slots[h.index] * groups + g][int64_t(co) * width + ci]);
+        this->batch.for_each_slot([&](int g, int lane) {
+          P += double(crosses[places[h.index] * groups + g][int64_t(co) * width + lane + ci]);
+        });
         product += load(pointwise[at]) * P;
         if (dW) dW[at] = store<T>(A(this->scale_of(h) * h.rstd[co] * P));
       }
@@ -136,8 +139,7 @@ template <class T> struct LinearBackward : Backward<T> {
     // Rows of A as the product takes them: one for each channel of dy.
     for (const auto& h : halves)
       for (int co = 0; co < C; ++co)
-        for (int ci = 0; ci < width; ++ci)
-          h.from_dy[int64_t(co) * width + ci] = ci < C ? h.fold[int64_t(ci) * width + co] : A(0);
+        this->fill_lanes(h.from_dy + int64_t(co) * width, [&](int ci) { return h.fold[int64_t(ci) * width + co]; });
     for (int node = p.nodes - 1; node >= 0; --node) {
       this->for_each_image([&](Scratch& s, int group, int64_t image) {
         this->finish_state(s, p.inputs + node, image);

@@ -19,6 +19,7 @@ template <class T> struct BackwardSums : Call<T> {
   using typename Base::Norm;
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
+  using Base::batch, Base::pack, Base::fill_lanes;
 
   std::vector<A*> crosses;  // [halves of one sweep][groups]: partial sums of dy (u - mean u)^T, [width][width]
   A *dy_sums, *dv_sums;  // [groups][width] of dy; the same of dv, for each sep_conv into the node
@@ -85,11 +86,11 @@ template <class T> struct BackwardSums : Call<T> {
   // without a gradient: they end at the sums over dy.
   bool goes_on(const Edge& e) const { return p.dparams != nullptr || needed[e.source]; }
   Pixels<A> gradient(int state, int64_t image) const {
-    return {gradients[state] + image * this->grids[state].pixels() * C, C};
+    return pack(gradients[state], this->grids[state], C, image);
   }
   // Finds dL/dv of a sep_conv, by its slot among those into the node.
   Pixels<A> input_gradient(int slot, int64_t image) const {
-    return {dv + (slot * p.images + image) * out.pixels() * C, C};
+    return this->template kept_pack<A>(dv, slot, image);
   }
 
   // Calls f(slot among those of the node, half) over the node's final halves, or over its sep_convs' first ones.
@@ -100,8 +101,7 @@ template <class T> struct BackwardSums : Call<T> {
   }
 
   void load_gradient(Scratch& s, int node, int64_t image) {
-    const auto at = gradient(p.inputs + node, image);
-    load_image<A, A>({at.data, at.stride}, out, C, s.g);
+    load_image<A, A>(gradient(p.inputs + node, image).to_read(), out, C, s.g);
   }
 
   // --- sums over dy --------------------------------------------------------------------------------------
@@ -130,7 +130,8 @@ template <class T> struct BackwardSums : Call<T> {
           else this->load_source(s, this->edge_of(t).source, image, false);
         }
         this->centred_rows(s, h, image, true, [&](Rows rows, const Grid& part) {
-          outer(this->rows_of(s.g, rows), C, pixels, s.u, blocks, part.pixels(), part.pixels(), false, sum);
+          outer(this->rows_of(s.g, rows), C, pixels, s.u, blocks, part.pixels(), part.pixels(), this->slots(), false,
+                sum);
         });
         continue;
       }
@@ -216,14 +217,14 @@ template <class T> struct BackwardSums : Call<T> {
   }
 
   double total(const A* partial, int64_t stride, int64_t at) const {
-    return sum_over_groups(partial, groups, stride, at);
+    return batch.sum(partial, stride, at);
   }
 
   // Goes from the groups' partial sums to mean(dy), dL/dw, dL/dW and the matrices of dL/du. For pools and strided
   // skips q comes from <dy, z - mean>; M q is their dL/dw, summed over channels.
   void fold_sums(int node) {
-    for (int c = 0; c < width; ++c)
-      dy_mean[int64_t(node) * width + c] = A(total(dy_sums, width, c) / double(this->samples()));
+    fill_lanes(dy_mean + int64_t(node) * width,
+               [&](int c) { return total(dy_sums, width, c) / double(this->samples()); });
     fold_halves(node, true);
     fold_others(node);
   }
@@ -235,12 +236,12 @@ template <class T> struct BackwardSums : Call<T> {
       double dw = 0;
       if (this->has_norm(t)) {
         Norm& n = norms[i];
-        for (int c = 0; c < width; ++c) n.rstd_q[c] = 0;
+        std::vector<double> q(C);
         for (int c = 0; c < C; ++c) {
-          const double q = total(n.dot, width, c) * n.rstd[c] / double(this->samples());
-          n.rstd_q[c] = A(n.rstd[c] * q);
-          dw += q * double(this->samples());
+          q[c] = total(n.dot, width, c) * n.rstd[c] / double(this->samples());
+          dw += q[c] * double(this->samples());
         }
+        fill_lanes(n.rstd_q, [&](int c) { return n.rstd[c] * q[c]; });
       }
       if (skip_dots[i])
         for (int c = 0; c < C; ++c) dw += total(skip_dots[i], 2 * width, c);
@@ -276,14 +277,13 @@ template <class T> struct BackwardSums : Call<T> {
     double* row = B + int64_t(C) * width;
     std::vector<double> P(width), W(width), bias(width, 0.0);
     std::fill_n(B, int64_t(C) * width, 0.0);
-    std::fill_n(h.from_dy, int64_t(C) * width, A(0));
     double dw = 0;
     for (int co = 0; co < C; ++co) {
       std::fill(P.begin(), P.end(), 0.0);
-      for (int g = 0; g < groups; ++g) {
-        const A* partial = crosses[slot * groups + g] + int64_t(co) * width;
+      batch.for_each_slot([&](int g, int lane) {
+        const A* partial = crosses[slot * groups + g] + int64_t(co) * width + lane;
         for (int ci = 0; ci < C; ++ci) P[ci] += double(partial[ci]);
-      }
+      });
       double q = 0;
       for (int ci = 0; ci < C; ++ci) {
         P[ci] /= samples;
@@ -293,11 +293,8 @@ template <class T> struct BackwardSums : Call<T> {
       q *= h.rstd[co];
       dw += q * samples;
       const double mean = total(sums, width, co) / samples;
-      for (int ci = 0; ci < C; ++ci) {
-        const double a = folded(scale, h.rstd[co], W[ci]);
-        h.from_dy[int64_t(co) * width + ci] = A(a);
-        bias[ci] -= a * mean;
-      }
+      fill_lanes(h.from_dy + int64_t(co) * width, [&](int ci) { return folded(scale, h.rstd[co], W[ci]); });
+      for (int ci = 0; ci < C; ++ci) bias[ci] -= folded(scale, h.rstd[co], W[ci]) * mean;
       if (dW) {
         std::fill_n(row, C, 0.0);
         for (int i = 0; i < C; ++i)
@@ -313,8 +310,8 @@ template <class T> struct BackwardSums : Call<T> {
       }
     }
     for (int i = 0; i < C; ++i)
-      for (int j = 0; j < width; ++j) h.from_u[int64_t(i) * width + j] = j < C ? A(-B[int64_t(i) * width + j]) : A(0);
-    for (int c = 0; c < width; ++c) h.du_bias[c] = A(bias[c]);
+      fill_lanes(h.from_u + int64_t(i) * width, [&](int j) { return -B[int64_t(i) * width + j]; });
+    fill_lanes(h.du_bias, [&](int c) { return bias[c]; });
     if (h.final && p.dw) p.dw[h.term->edge * p.candidates + h.term->weight] = dw;
   }
 };

@@ -1,8 +1,9 @@
 // Computes what forward and backward of mixed_edges share.
 //
-// The working unit is one image of one state. What is cheap to compute from it (pools, depthwise outputs, strided
-// skips, draws of noise) is computed again in every sweep that needs it and never held: 25 FMA an element cost less
-// than writing and reading the element (0.3 against 0.4 ns, benchmarks/NOTES.md).
+// The working unit is one image of one state, or a pack of them where they share vectors; `image` is the first of it.
+// What is cheap to compute from it (pools, depthwise outputs, strided skips, draws of noise) is computed again in every
+// sweep that needs it and never held: 25 FMA an element cost less than writing and reading the element (0.3 against
+// 0.4 ns, benchmarks/NOTES.md).
 #pragma once
 
 #include "mixed_edges_buffers.h"
@@ -18,16 +19,16 @@ template <class T> struct Call : Buffers<T> {
   using typename Base::Norm;
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::grids, Base::out, Base::halves;
+  using Base::batch, Base::lanes, Base::pack, Base::fill_lanes;
   using Base::norms, Base::reduce_matrix, Base::dense_terms, Base::scratch;
   using Base::terms, Base::edge_of, Base::source_grid, Base::half_grid, Base::weight, Base::is_pool, Base::is_dense;
   using Base::param;
   using Base::Base;
 
-  // Calls f(scratch of the thread, group, image) over all images; the images of a
+  // Calls f(scratch of the thread, group, first image) over all packs; the packs of a
   // group come in order on one thread.
   template <class F> void for_each_image(F f) {
-    fastnas::FASTNAS_ISA::for_each_image(p.images, groups, int(scratch.size()),
-                                         [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
+    batch.for_each_pack(int(scratch.size()), [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
   }
 
   // Calls f(index) over independent small jobs.
@@ -42,17 +43,16 @@ template <class T> struct Call : Buffers<T> {
   template <class U> Pixels<U> node_pixels(int node, int64_t image) const {
     const int inner = p.nodes - p.outputs;
     if (node < inner)
-      return {static_cast<U*>(p.inner) + (node * p.images + image) * out.pixels() * C, C};
+      return kept_pack<U>(p.inner, node, image);
     return output_slice(static_cast<U*>(p.out), node, image);
   }
   template <class U> Pixels<U> output_slice(U* base, int node, int64_t image) const {
-    const int64_t stride = int64_t(p.outputs) * C;
-    return {base + image * out.pixels() * stride + int64_t(node - (p.nodes - p.outputs)) * C, stride};
+    return pack(base + int64_t(node - (p.nodes - p.outputs)) * C, out, int64_t(p.outputs) * C, image);
   }
   // Finds the pixels of a state: an input tensor or a node.
   Pixels<const T> state_pixels(int state, int64_t image) const {
     if (state >= p.inputs) return node_pixels<const T>(state - p.inputs, image);
-    return {static_cast<const T*>(p.x[state]) + image * grids[state].pixels() * C, C};
+    return pack(static_cast<const T*>(p.x[state]), grids[state], C, image);
   }
 
   // Reads an image of a state, rectifies and pads it in one pass: convolutions read relu_x; pools, skips and
@@ -66,9 +66,7 @@ template <class T> struct Call : Buffers<T> {
     clear_halo(grid, blocks, s.relu_x);
     for_each_pixel<A>(grid, C, [&](int b, int h, int w, int used) {
       const int pixel = h * grid.cols + w;
-      const T* at = from.data + pixel * from.stride + b * L;
-      prefetch(at, from.stride);
-      const Vec<A> x = load_lanes<T, A>(at, used);
+      const Vec<A> x = load_pixel<T, A>(from, pixel, b, used);
       if (raw) put(s.x + (int64_t(b) * grid.pixels() + pixel) * L, x);
       put(s.relu_x + (int64_t(b) * grid.padded() + grid.inside() + h * grid.pitch() + w) * L, relu(x));
     });
@@ -104,7 +102,7 @@ template <class T> struct Call : Buffers<T> {
     const A* matrix = reduce_matrix[&t - p.terms];
     for (int part = 0; part < 2; ++part) {
       gather(s, source_grid(t), part, strided);
-      const Factor<A> factor{strided, matrix + part * int64_t(C) * width, C};
+      const Factor<A> factor{strided, matrix + part * int64_t(C) * width, C, this->slots()};
       product(&factor, 1, out, blocks, static_cast<A*>(nullptr), false, part == 0 ? z : s.v);
     }
     select_halves(out.pixels(), C, s.v, z);
@@ -129,7 +127,7 @@ template <class T> struct Call : Buffers<T> {
   }
   bool keeps_dense(const EdgeTerm& t) const { return p.z != nullptr && t.kept >= 0; }
   template <class U> Pixels<U> dense_pixels(const EdgeTerm& t, int64_t image) const {
-    return {static_cast<T*>(p.z) + (t.kept * p.images + image) * out.pixels() * C, C};
+    return kept_pack<U>(p.z, t.kept, image);
   }
 
   // Makes v = relu(BN(W1 (D1 * relu(x)))), the input of a second half, padded in s.v: read where forward kept it
@@ -143,13 +141,12 @@ template <class T> struct Call : Buffers<T> {
     clear_halo(out, blocks, s.v);
     const Pixels<const T> from = second_input<const T>(t, image);
     for_each_pixel<A>(out, C, [&](int b, int h, int w, int used) {
-      const T* at = from.data + (h * out.cols + w) * from.stride + b * L;
-      prefetch(at, from.stride);
-      put(s.v + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L, load_lanes<T, A>(at, used));
+      put(s.v + (int64_t(b) * out.padded() + out.inside() + h * out.pitch() + w) * L,
+          load_pixel<T, A>(from, h * out.cols + w, b, used));
     });
   }
   template <class U> Pixels<U> second_input(const EdgeTerm& t, int64_t image) const {
-    return {static_cast<T*>(p.v) + (t.input * p.images + image) * out.pixels() * C, C};
+    return kept_pack<U>(p.v, t.input, image);
   }
   // Computes v a few rows at a time and stores it if `keep`. v is rounded to the stored dtype
   // either way: statistics, the sum of the node and backward must all see the same v, or the
@@ -160,14 +157,13 @@ template <class T> struct Call : Buffers<T> {
     clear_halo(out, blocks, s.v);
     const Pixels<T> to = keep ? second_input<T>(t, image) : Pixels<T>{nullptr, 0};
     centred_rows(s, h, image, false, [&](Rows rows, const Grid& part) {
-      const Factor<A> factor{s.u, h.fold, C};
+      const Factor<A> factor{s.u, h.fold, C, this->slots()};
       product(&factor, 1, part, blocks, h.bias, false, s.work);
       for_each_pixel<A>(rows, out.cols, C, [&](int b, int row, int w, int used) {
-        Vec<A> v = relu(get(s.work + (int64_t(b) * part.pixels() + (row - rows.first) * out.cols + w) * L));
-        if constexpr (!std::is_same_v<T, A>)
-          for (int l = 0; l < L; ++l) v[l] = load(store<T>(v[l]));
+        const A* at = s.work + (int64_t(b) * part.pixels() + (row - rows.first) * out.cols + w) * L;
+        const Vec<A> v = rounded<T, A>(relu(get(at)));
         put(s.v + (int64_t(b) * out.padded() + out.inside() + row * out.pitch() + w) * L, v);
-        if (keep) store_lanes<T, A>(to.data + (row * out.cols + w) * to.stride + b * L, v, used);
+        if (keep) store_pixel<T, A>(to, row * out.cols + w, b, used, v);
       });
     });
   }
@@ -183,8 +179,7 @@ template <class T> struct Call : Buffers<T> {
     for_each_rows<A>(out, blocks, [&](Rows rows) {
       const Grid part{rows.count(), out.cols};
       if (read) {
-        const Pixels<const T> kept = kept_pixels<const T>(h, image);
-        load_image<T, A>({kept.data + int64_t(rows.first) * out.cols * kept.stride, kept.stride}, part, C, s.u);
+        load_image<T, A>(kept_pixels<const T>(h, image).from(int64_t(rows.first) * out.cols), part, C, s.u);
       } else {
         depthwise(second ? s.v : s.relu_x, half_grid(h), h.taps, h.kernel, h.shift, rows, out.cols, blocks, s.u);
       }
@@ -195,7 +190,11 @@ template <class T> struct Call : Buffers<T> {
   A* rows_of(A* image, Rows rows) const { return image + int64_t(rows.first) * out.cols * L; }
   bool keeps(const Half<A>& h) const { return p.u != nullptr && h.kept >= 0; }
   template <class U> Pixels<U> kept_pixels(const Half<A>& h, int64_t image) const {
-    return {static_cast<T*>(p.u) + (h.kept * p.images + image) * out.pixels() * C, C};
+    return kept_pack<U>(p.u, h.kept, image);
+  }
+  // Finds a pack of one of the images of a node's size that were kept for backward, [kept][N][pixels][C].
+  template <class U> Pixels<U> kept_pack(void* kept, int32_t place, int64_t image) const {
+    return pack(static_cast<U*>(kept) + place * p.images * out.pixels() * C, out, C, image);
   }
 
   // Draws the noise of a skip into `to`, channels in the lanes. The j-th skip into a node takes stream j of the
@@ -209,14 +208,16 @@ template <class T> struct Call : Buffers<T> {
     const double spread = p.level[1] * (is_relative(p.form) ? p.std[t.skip] : 1.0);
     const Draw<A> draw(p.form, uint64_t(p.rng[2 * node]), uint64_t(p.rng[2 * node + 1]) + uint64_t(ordinal),
                        p.level[0], spread);
-    const int64_t count = int64_t(C) * out.pixels(), begin = image * count;
-    draw_range(draw, begin, count, s.noise);
-    for_each_pixel<A>(out, C, [&](int b, int h, int w, int used) {
-      const int pixel = h * out.cols + w;
-      Vec<A> v{};
-      for (int l = 0; l < used; ++l) v[l] = s.noise[int64_t(b * L + l) * out.pixels() + pixel];
-      put(to + (int64_t(b) * out.pixels() + pixel) * L, v);
-    });
+    const int64_t count = int64_t(C) * out.pixels();
+    for (int64_t n = image; n < std::min(image + batch.slots, p.images); ++n) {
+      draw_range(draw, n * count, count, s.noise);
+      A* slot = to + (n - image) * C;
+      for_each_pixel<A>(out, C, [&](int b, int h, int w, int used) {
+        const int pixel = h * out.cols + w;
+        A* at = slot + (int64_t(b) * out.pixels() + pixel) * L;
+        for (int l = 0; l < used; ++l) at[l] = s.noise[int64_t(b * L + l) * out.pixels() + pixel];
+      });
+    }
   }
   bool noisy() const { return p.form != NoiseForm::none; }
   bool multiplicative() const { return is_multiplicative(p.form); }
@@ -224,8 +225,8 @@ template <class T> struct Call : Buffers<T> {
   // --- small matrices --------------------------------------------------------------------------------------
 
   // Lays out the weights of dense convolutions, the depthwise taps by channel block, and the matrices of strided
-  // skips. A part of a strided skip fills
-  // its own output channels only; the zeros elsewhere are multiplied, but their results are never selected.
+  // skips. A part of a strided skip fills its own output channels only; the zeros elsewhere are multiplied, but their
+  // results are never selected.
   void pack_taps() {
     for_each_job(terms(), [&](int64_t i) {
       const EdgeTerm& t = p.terms[i];
@@ -237,22 +238,25 @@ template <class T> struct Call : Buffers<T> {
       const Half<A>& h = halves[i];
       const T* taps = param(h.param);
       const int count = h.kernel.taps();
-      for (int c = 0; c < width; ++c)
+      for (int l = 0; l < width; ++l)
         for (int k = 0; k < count; ++k)
-          h.taps[(int64_t(c / L) * count + k) * L + c % L] = c < C ? A(load(taps[int64_t(c) * count + k])) : A(0);
+          h.taps[(int64_t(l / L) * count + k) * L + l % L] =
+              l < lanes ? A(load(taps[int64_t(l % C) * count + k])) : A(0);
     });
     for (int i = 0; i < terms(); ++i) {
       const EdgeTerm& t = p.terms[i];
       if (t.op != EdgeOp::reduce_skip) continue;
-      std::fill_n(reduce_matrix[i], int64_t(C) * width * 4, A(0));
       for (int part = 0; part < 2; ++part) {
         const T* w = param(t.param + part);
         A *forward = reduce_matrix[i] + part * int64_t(C) * width, *back = forward + 2 * int64_t(C) * width;
-        for (int row = 0; row < C / 2; ++row)
-          for (int ci = 0; ci < C; ++ci) {
-            const int co = row + part * (C / 2);
-            forward[int64_t(ci) * width + co] = back[int64_t(co) * width + ci] = A(load(w[int64_t(row) * C + ci]));
-          }
+        const int first = part * (C / 2);
+        const auto of = [&](int co, int ci) {
+          return co >= first && co < first + C / 2 ? load(w[int64_t(co - first) * C + ci]) : A(0);
+        };
+        for (int row = 0; row < C; ++row) {
+          fill_lanes(forward + int64_t(row) * width, [&](int co) { return of(co, row); });
+          fill_lanes(back + int64_t(row) * width, [&](int ci) { return of(row, ci); });
+        }
       }
     }
   }
@@ -263,15 +267,12 @@ template <class T> struct Call : Buffers<T> {
     const double scale = scale_of(h);
     const T* pointwise = param(h.param + 1);
     const A *stats = stats_of(h.norm), *shift = static_cast<const A*>(p.shift) + int64_t(h.index) * C;
-    for (int c = 0; c < width; ++c) h.shift[c] = p.training && c < C ? shift[c] : A(0);
-    std::fill_n(h.fold, int64_t(C) * width, A(0));
-    if (h.bias) std::fill_n(h.bias, width, A(0));
-    for (int co = 0; co < C; ++co) {
-      h.rstd[co] = batch_rstd(double(stats[C + co]), p.eps);
-      for (int ci = 0; ci < C; ++ci)
-        h.fold[int64_t(ci) * width + co] = A(folded(scale, h.rstd[co], load(pointwise[int64_t(co) * C + ci])));
-      if (h.bias) h.bias[co] = A(-scale * h.rstd[co] * double(stats[co]));
-    }
+    fill_lanes(h.shift, [&](int c) { return p.training ? shift[c] : A(0); });
+    for (int co = 0; co < C; ++co) h.rstd[co] = batch_rstd(double(stats[C + co]), p.eps);
+    for (int ci = 0; ci < C; ++ci)
+      fill_lanes(h.fold + int64_t(ci) * width,
+                 [&](int co) { return folded(scale, h.rstd[co], load(pointwise[int64_t(co) * C + ci])); });
+    if (h.bias) fill_lanes(h.bias, [&](int co) { return -scale * h.rstd[co] * double(stats[co]); });
   }
   double scale_of(const Half<A>& h) const { return h.final ? double(weight(*h.term)) : 1.0; }
   A* stats_of(int norm) const { return static_cast<A*>(p.stats) + int64_t(norm) * 2 * C; }
@@ -282,12 +283,9 @@ template <class T> struct Call : Buffers<T> {
     const EdgeTerm& t = p.terms[term];
     const A* stats = stats_of(t.norm);
     Norm& n = norms[term];
-    for (int c = 0; c < width; ++c) n.mean[c] = n.scale[c] = 0;
-    for (int c = 0; c < C; ++c) {
-      n.rstd[c] = batch_rstd(double(stats[C + c]), p.eps);
-      n.mean[c] = stats[c];
-      n.scale[c] = A(double(weight(t)) * n.rstd[c]);
-    }
+    for (int c = 0; c < C; ++c) n.rstd[c] = batch_rstd(double(stats[C + c]), p.eps);
+    fill_lanes(n.mean, [&](int c) { return stats[c]; });
+    fill_lanes(n.scale, [&](int c) { return double(weight(t)) * n.rstd[c]; });
   }
   bool has_norm(const EdgeTerm& t) const { return is_pool(t) || t.op == EdgeOp::reduce_skip || is_dense(t); }
   // Folds all at once from the statistics that are there: those that are given, or that forward kept.

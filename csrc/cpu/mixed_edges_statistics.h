@@ -17,6 +17,7 @@ template <class T> struct Statistics : Call<T> {
   using typename Base::Norm;
   using typename Base::Scratch;
   using Base::p, Base::C, Base::L, Base::blocks, Base::width, Base::groups, Base::halves, Base::out, Base::norms;
+  using Base::batch, Base::lanes;
 
   // Holds the partial sums of one half over one group of images. The Gram matrix is that of u + shift, where shift
   // is minus the mean of the group's first rows: where u lies far from zero, raw second moments in fp32 would lose
@@ -25,6 +26,7 @@ template <class T> struct Statistics : Call<T> {
     A* products;    // [width][width] of (u + shift)(u + shift)^T, lane blocks on and above the diagonal
     A* deviations;  // [width] of u + shift
     A* shift;       // [width]
+    Gram of_slot(int lane) const { return {products + lane, deviations + lane, shift + lane}; }
   };
   // They are [halves that one sweep gathers][groups], used again by every sweep.
   std::vector<Gram> grams;
@@ -82,15 +84,16 @@ template <class T> struct Statistics : Call<T> {
       }
       compute();
       add_channel_sums(s.u, pixels, blocks, gram.deviations);
-      outer(s.u, C, pixels, s.u, blocks, pixels, pixels, true, gram.products);
+      outer(s.u, C, pixels, s.u, blocks, pixels, pixels, this->slots(), true, gram.products);
     });
   }
 
   // Gathers, from one image of a state, the moments of its pools (each kind and stride once, for all edges),
   // of its strided skips and dense convolutions, whose z is kept where the memory setting says so, and of
-  // the state itself where noise is relative to the spread of x. `before` counts the group's earlier images.
+  // the state itself where noise is relative to the spread of x. `before` counts the group's earlier packs.
   void gather_first(Scratch& s, int state, int group, int64_t image) {
-    const int64_t before = image - this->first_image(group);
+    const int64_t before = (image - this->first_image(group)) / batch.slots;
+    const int used = C * batch.slots_of(group);
     const Grid& grid = this->grids[state];
     bool done[2][2] = {}, raw = false;
     for (int i = 0; i < this->terms(); ++i) {
@@ -100,17 +103,17 @@ template <class T> struct Statistics : Call<T> {
       if (this->is_pool(t) && !done[t.op == EdgeOp::avg_pool][e.stride - 1]) {
         done[t.op == EdgeOp::avg_pool][e.stride - 1] = true;
         this->pool(t, s, s.z);
-        this->pooled(state, t.op, e.stride).add_image(s.z, out.pixels(), C, group, before * out.pixels());
+        this->pooled(state, t.op, e.stride).add_pack(s.z, out.pixels(), used, group, before * out.pixels());
       } else if (t.op == EdgeOp::reduce_skip) {
         this->reduce(t, s, s.u, s.z);
-        this->own_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
+        this->own_moments[i].add_pack(s.z, out.pixels(), used, group, before * out.pixels());
       } else if (this->is_dense(t)) {
         this->compute_dense(s, t, s.z);
         if (this->keeps_dense(t)) store_image<T, A>(s.z, out, C, this->template dense_pixels<T>(t, image));
-        this->own_moments[i].add_image(s.z, out.pixels(), C, group, before * out.pixels());
+        this->own_moments[i].add_pack(s.z, out.pixels(), used, group, before * out.pixels());
       } else if (t.op == EdgeOp::skip && is_relative(p.form) && !raw) {
         raw = true;
-        this->state_moments[state].add_image(s.x, grid.pixels(), C, group, before * grid.pixels());
+        this->state_moments[state].add_pack(s.x, grid.pixels(), used, group, before * grid.pixels());
       }
     }
   }
@@ -145,8 +148,8 @@ template <class T> struct Statistics : Call<T> {
   // Goes from the groups' partial sums to mean(u), S, the statistics of z, the shift that backward
   // uses, and the folded matrix.
   //
-  // The first loop adds the groups' means: the mean of u in a group is deviations / n - shift. The second adds,
-  // with d the group's mean minus the whole mean and e = deviations / n the mean left after the shift,
+  // The first loop adds the means of the groups' slots: that of u is deviations / n - shift. The second adds,
+  // with d such a mean minus the whole mean and e = deviations / n the mean left after the shift,
   //  sum (u - mean)(u - mean)^T = products + n (d d^T - e e^T),
   // all in fp64 and group by group in their order. Only lane blocks on and above the diagonal are
   // there; the rest is mirrored. A variance below 0, which rounding can leave of a constant channel, is
@@ -155,16 +158,16 @@ template <class T> struct Statistics : Call<T> {
     double *S = work, *row = work + int64_t(C) * width;
     std::vector<double> mean(C, 0.0);
     const double total = double(this->samples());
-    for (int g = 0; g < groups; ++g) {
-      const Gram& gram = grams[slot * groups + g];
-      const double n = group_samples(g);
+    batch.for_each_slot([&](int g, int lane) {
+      const Gram gram = grams[slot * groups + g].of_slot(lane);
+      const double n = double(batch.packs(g) * out.pixels());
       for (int c = 0; c < C; ++c) mean[c] += n / total * (double(gram.deviations[c]) / n - double(gram.shift[c]));
-    }
+    });
     std::fill_n(S, int64_t(C) * width, 0.0);
     std::vector<double> deviation(width, 0.0), delta(width, 0.0);
-    for (int g = 0; g < groups; ++g) {
-      const Gram& gram = grams[slot * groups + g];
-      const double n = group_samples(g);
+    batch.for_each_slot([&](int g, int lane) {
+      const Gram gram = grams[slot * groups + g].of_slot(lane);
+      const double n = double(batch.packs(g) * out.pixels());
       for (int c = 0; c < C; ++c) {
         deviation[c] = double(gram.deviations[c]) / n;
         delta[c] = deviation[c] - double(gram.shift[c]) - mean[c];
@@ -175,7 +178,7 @@ template <class T> struct Statistics : Call<T> {
               (double(gram.products[int64_t(i) * width + j]) +
                n * (delta[i] * delta[j] - deviation[i] * deviation[j])) /
               total;
-    }
+    });
     for (int i = 0; i < C; ++i)
       for (int j = 0; j < i / L * L; ++j) S[int64_t(i) * width + j] = S[int64_t(j) * width + i];
     if (p.gram)
@@ -200,12 +203,9 @@ template <class T> struct Statistics : Call<T> {
     for (int c = 0; c < C; ++c) static_cast<A*>(p.shift)[int64_t(h.index) * C + c] = A(-mean[c]);
     this->fold_half(h);
   }
-  double group_samples(int g) const {
-    return double((this->first_image(g + 1) - this->first_image(g)) * out.pixels());
-  }
 
   Moments finished(const ChannelMoments<A>& m, int channel, int64_t pixels) const {
-    return m.total(channel, width, groups, p.images, pixels);
+    return m.total(batch, channel, width, pixels);
   }
 
   // Folds pools, strided skips and noise of the edges that leave the states [from, to): statistics of z, folded

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "../formulas/mixed_sum.h"
-#include "vector.h"
+#include "groups.h"
 
 namespace fastnas::FASTNAS_ISA {
 
@@ -63,17 +63,18 @@ template <class S, class A> LaneMoments<A> two_pass_lanes(const A* plane, int64_
           __builtin_convertvector(squares, Wide<A>) - left_over * left_over / count};
 }
 
-// Mean and centred squares of channels, gathered image by image and merged (Chan, Golub, LeVeque 1979). An image is
-// one plane in cache, read twice; `before` is how many values of the channel the group has seen, 0 opens the group.
+// Mean and centred squares of channels, gathered pack by pack and merged (Chan, Golub, LeVeque 1979), lane by lane:
+// the images of a pack stay apart until the end. A pack is one plane in cache, read twice, of which `lanes` are in use;
+// `before` is how many values of the channel a slot of the group has seen, 0 opens the group.
 template <class A> struct ChannelMoments {
   double *mean, *squares;  // [groups][blocks lanes]
 
-  void add_image(const A* z, int64_t pixels, int channels, int group, int64_t before) {
+  void add_pack(const A* z, int64_t pixels, int lanes, int group, int64_t before) {
     constexpr int L = kLanes<A>;
-    const int blocks = blocks_of<A>(channels);
+    const int blocks = blocks_of<A>(lanes);
     const double share = double(pixels) / double(before + pixels);
     for (int b = 0; b < blocks; ++b) {
-      const LaneMoments<A> here = plane_moments(z + b * pixels * L, pixels, channels - b * L);
+      const LaneMoments<A> here = plane_moments(z + b * pixels * L, pixels, lanes - b * L);
       double *m = mean + (int64_t(group) * blocks + b) * L, *s = squares + (int64_t(group) * blocks + b) * L;
       for (int l = 0; l < L; ++l) {
         const double delta = before == 0 ? 0 : here.mean[l] - m[l];
@@ -84,23 +85,22 @@ template <class A> struct ChannelMoments {
   }
 
   // Merges the groups in their order, whatever thread gathered them.
-  Moments total(int channel, int width, int groups, int64_t images, int64_t pixels) const {
+  Moments total(const Batch& batch, int channel, int width, int64_t pixels) const {
     Moments sum;
-    for (int g = 0; g < groups; ++g) {
-      const int64_t here = images * (g + 1) / groups - images * g / groups;
-      const int64_t at = int64_t(g) * width + channel;
-      sum = merge(sum, {double(here * pixels), mean[at], squares[at]});
-    }
+    batch.for_each_slot([&](int group, int lane) {
+      const int64_t at = int64_t(group) * width + lane + channel;
+      sum = merge(sum, {double(batch.packs(group) * pixels), mean[at], squares[at]});
+    });
     return sum;
   }
 
  private:
-  // Takes the plane again in fp64 if the squares of any channel in use do not fit fp32. Lanes past the last channel
-  // hold zeros, whose squares never fit; they do not count.
-  static LaneMoments<A> plane_moments(const A* plane, int64_t pixels, int channels) {
+  // Takes the plane again in fp64 if the squares of any lane in use do not fit fp32. The other lanes hold zeros, whose
+  // squares never fit; they do not count.
+  static LaneMoments<A> plane_moments(const A* plane, int64_t pixels, int lanes) {
     const LaneMoments<A> m = two_pass_lanes<Vec<A>>(plane, pixels);
     if constexpr (!std::is_same_v<A, double>)
-      for (int l = 0; l < kLanes<A> && l < channels; ++l)
+      for (int l = 0; l < kLanes<A> && l < lanes; ++l)
         if (!squares_fit_fp32({double(pixels), m.mean[l], m.squares[l]})) return two_pass_lanes<Wide<A>>(plane, pixels);
     return m;
   }

@@ -13,6 +13,19 @@
 
 namespace fastnas::FASTNAS_ISA {
 
+// Reads one channel of a pixel: a scalar, which the multiplication broadcasts, or of a pack a vector, in which each
+// slot has its own.
+template <class A, bool packed> struct Channel {
+  int lane;
+  Channel(const LaneNumbers<A>*, int channel) : lane(channel) {}
+  A of(const A* pixel) const { return pixel[lane]; }
+};
+template <class A> struct Channel<A, true> {
+  LaneNumbers<A> lanes;
+  Channel(const LaneNumbers<A>* slots, int channel) : lanes(*slots + Whole<A>(channel)) {}
+  Vec<A> of(const A* pixel) const { return pick<A>(get(pixel), lanes); }
+};
+
 // A factor is one addend of a product: u [blocks][plane][lanes] times matrix [channels of u][width]. The
 // matrix is stored with the input channel outermost (W transposed), so that the weights of one input
 // channel are whole aligned vectors.
@@ -20,6 +33,7 @@ template <class A> struct Factor {
   const A* u;
   const A* matrix;
   int channels;
+  const LaneNumbers<A>* slots = nullptr;  // of a pack (slot_starts); null: the lanes are of one image
   int64_t plane = 0;  // pixels from block to block of u; 0: those of the product
   int first = 0;      // the first channel that counts; rows of the matrix before it are not read
 };
@@ -31,7 +45,9 @@ template <class A> struct Factor {
 //
 // A factor that begins at a channel `first` skips the rows of the matrix before it instead of finding zeros there:
 // the skipped channels of u belong to the other convolution of a strided pair, and 0 times their inf would be NaN.
-template <class A, int pixels, int blocks>
+//
+// With `packed` a channel is broadcast within each slot; matrix and bias are repeated for each.
+template <class A, int pixels, int blocks, bool packed>
 inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int64_t pixel, int width, int block,
                          const A* bias, bool add, A* out, int64_t out_plane) {
   constexpr int L = kLanes<A>;
@@ -53,9 +69,10 @@ inline void product_tile(const Factor<A>* factors, int count, int64_t plane, int
       for (int i = first < begin ? begin - first : 0; i < lanes; ++i, column += width) {
         Vec<A> m[blocks];
         for (int b = 0; b < blocks; ++b) m[b] = get(column + b * L);
+        const Channel<A, packed> channel(factors[f].slots, i);
 #pragma GCC unroll 16
         for (int p = 0; p < pixels; ++p) {
-          const A s = u[p * L + i];
+          const auto s = channel.of(u + p * L);
 #pragma GCC unroll 2
           for (int b = 0; b < blocks; ++b) acc[p][b] += m[b] * s;
         }
@@ -83,15 +100,15 @@ void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, 
   // Rows that follow each other without a gap are one row, which leaves fewer tails where planes are narrow.
   const bool flat = out_pitch == grid.cols;
   const int rows = flat ? 1 : grid.rows, cols = flat ? grid.pixels() : grid.cols;
-  const auto block_step = [&](auto wide, int block) {
+  const auto block_step = [&](auto wide, auto packed, int block) {
     constexpr int B = decltype(wide)::value;
     for (int h = 0; h < rows; ++h) {
       int w = 0;
       const auto run = [&](auto pixels) {
         constexpr int n = decltype(pixels)::value;
         for (; w + n <= cols; w += n)
-          product_tile<A, n, B>(factors, count, grid.pixels(), int64_t(h) * cols + w, width, block, bias, add,
-                                out + (int64_t(h) * out_pitch + w) * L, out_plane);
+          product_tile<A, n, B, packed>(factors, count, grid.pixels(), int64_t(h) * cols + w, width, block, bias, add,
+                                        out + (int64_t(h) * out_pitch + w) * L, out_plane);
       };
       if constexpr (B == 1) run(std::integral_constant<int, 2 * R>());
       run(std::integral_constant<int, R>());
@@ -99,9 +116,11 @@ void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, 
       run(std::integral_constant<int, 1>());
     }
   };
+  using one = std::integral_constant<int, 1>;
+  if (factors->slots) return block_step(one(), std::true_type(), 0);
   int block = 0;
-  for (; block + 2 <= blocks; block += 2) block_step(std::integral_constant<int, 2>(), block);
-  if (block < blocks) block_step(std::integral_constant<int, 1>(), block);
+  for (; block + 2 <= blocks; block += 2) block_step(std::integral_constant<int, 2>(), std::false_type(), block);
+  if (block < blocks) block_step(one(), std::false_type(), block);
 }
 
 template <class A>
@@ -112,8 +131,9 @@ void product(const Factor<A>* factors, int count, const Grid& grid, int blocks, 
 // Adds a tile of `rows` x `blocks` vectors of a cross matrix: every sum is loaded once, lives in a register while
 // all pixels go past, and is stored once. Pixels come in order, so a matrix depends on the order of its calls and
 // on nothing else; the callers add the images of a group in order on one thread.
-template <class A, int rows, int blocks>
-inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, A* sum, int width) {
+template <class A, int rows, int blocks, bool packed>
+inline void outer_tile(const A* a, int row, const LaneNumbers<A>* slots, const A* b, int64_t b_plane, int64_t pixels,
+                       A* sum, int width) {
   constexpr int L = kLanes<A>;
   Vec<A> acc[rows][blocks];
 #pragma GCC unroll 16
@@ -125,7 +145,7 @@ inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, 
     for (int j = 0; j < blocks; ++j) v[j] = get(b + (j * b_plane + p) * L);
 #pragma GCC unroll 16
     for (int i = 0; i < rows; ++i) {
-      const A s = a[p * L + i];
+      const auto s = Channel<A, packed>(slots, row + i).of(a + p * L);
 #pragma GCC unroll 2
       for (int j = 0; j < blocks; ++j) acc[i][j] += v[j] * s;
     }
@@ -142,23 +162,33 @@ inline void outer_tile(const A* a, const A* b, int64_t b_plane, int64_t pixels, 
 // With `upper` a and b are the same and only the lane blocks on and above the diagonal are computed, which at
 // C = 64 and 16 lanes saves 6 of 16 blocks; who reads the matrix mirrors it. Rows up to the next full tile are
 // written, so `sum` has `width` rows even where C is smaller.
+//
+// Of a pack, the matrices of its images lie side by side: row i, lane s C + j is a_i b_j of the image in slot s.
 template <class A>
 void outer(const A* a, int a_channels, int64_t a_plane, const A* b, int b_blocks, int64_t b_plane, int64_t pixels,
-           bool upper, A* sum) {
+           const LaneNumbers<A>* slots, bool upper, A* sum) {
   constexpr int L = kLanes<A>;
   const int width = b_blocks * L;
+  const auto tiles = [&](auto rows, auto wide, auto packed, int block, int j) {
+    for (int i = 0; i < L && block * L + i < a_channels; i += rows)
+      outer_tile<A, rows, wide, packed>(a + block * a_plane * L, i, slots, b + j * b_plane * L, b_plane, pixels,
+                                        sum + int64_t(block * L + i) * width + j * L, width);
+  };
+  using std::integral_constant;
+  constexpr int budget = kVectorRegisters == 32 ? 16 : 8, one = budget < L ? budget : L;
+  if (slots) {
+    // A pack has few channels, so most rows of the largest tile would be of none.
+    constexpr int few = one < 4 ? 1 : one / 4;
+    if (a_channels <= few) tiles(integral_constant<int, few>(), integral_constant<int, 1>(), std::true_type(), 0, 0);
+    else tiles(integral_constant<int, one / 2>(), integral_constant<int, 1>(), std::true_type(), 0, 0);
+    return;
+  }
   for (int block = 0; block * L < a_channels; ++block) {
     int j = upper ? block : 0;
-    const auto columns = [&](auto wide) {
-      constexpr int B = decltype(wide)::value;
-      constexpr int budget = (kVectorRegisters == 32 ? 16 : 8) / B, rows = budget < L ? budget : L;
-      for (int i = 0; i < L && block * L + i < a_channels; i += rows)
-        outer_tile<A, rows, B>(a + block * a_plane * L + i, b + j * b_plane * L, b_plane, pixels,
-                               sum + int64_t(block * L + i) * width + j * L, width);
-      j += B;
-    };
-    while (j + 2 <= b_blocks) columns(std::integral_constant<int, 2>());
-    if (j < b_blocks) columns(std::integral_constant<int, 1>());
+    constexpr int two = budget / 2 < L ? budget / 2 : L;
+    for (; j + 2 <= b_blocks; j += 2)
+      tiles(integral_constant<int, two>(), integral_constant<int, 2>(), std::false_type(), block, j);
+    if (j < b_blocks) tiles(integral_constant<int, one>(), integral_constant<int, 1>(), std::false_type(), block, j);
   }
 }
 

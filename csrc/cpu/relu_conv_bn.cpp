@@ -23,7 +23,9 @@ template <class T> struct Call {
   static constexpr int L = kLanes<A>;
 
   const ReluConvBnParams& p;
-  const int C, in_C, blocks, in_blocks, width, in_width, parts, groups;
+  const int C, in_C, blocks, in_blocks, width, in_width, parts;
+  const Batch batch;
+  const int groups;
   const Grid in, out;
   Arena arena;
   A *forward, *back;  // W of each part, [in_C][width] and [C][in_width]; rows of the other part are 0
@@ -39,7 +41,8 @@ template <class T> struct Call {
 
   Call(const ReluConvBnParams& params, bool measure)
       : p(params), C(p.channels), in_C(p.in_channels), blocks(blocks_of<A>(C)), in_blocks(blocks_of<A>(in_C)),
-        width(blocks * L), in_width(in_blocks * L), parts(p.reduce ? 2 : 1), groups(group_count(p.images)),
+        width(blocks * L), in_width(in_blocks * L), parts(p.reduce ? 2 : 1), batch{p.images, C},
+        groups(batch.groups()),
         in{int(p.rows), int(p.cols)},
         out{int(p.reduce ? (p.rows + 1) / 2 : p.rows), int(p.reduce ? (p.cols + 1) / 2 : p.cols)},
         arena{measure ? nullptr : static_cast<char*>(p.workspace)} {
@@ -61,11 +64,10 @@ template <class T> struct Call {
   }
 
   template <class F> void for_each_image(F f) {
-    fastnas::FASTNAS_ISA::for_each_image(p.images, groups, int(scratch.size()),
-                                         [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
+    batch.for_each_pack(int(scratch.size()), [&](int thread, int group, int64_t n) { f(scratch[thread], group, n); });
   }
   double samples() const { return double(p.images) * out.pixels(); }
-  int64_t first_image(int group) const { return p.images * group / groups; }
+  int64_t first_image(int group) const { return batch.first(group); }
 
   // Lays out W twice, for the product forward (input channel outermost) and the one
   // back (output channel outermost).
@@ -139,11 +141,11 @@ template <class T> struct Call {
       if (!p.training) return;
       // Rounded values are read back: the mean of the unrounded ones would be off by what rounding took.
       if constexpr (!std::is_same_v<T, A>) load_image<T, A>(image(static_cast<const T*>(y), out, C, n), out, C, s.z);
-      moments.add_image(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
+      moments.add_pack(s.z, out.pixels(), C, group, (n - first_image(group)) * out.pixels());
     });
     if (!p.training) return;
     for (int c = 0; c < C; ++c) {
-      const Moments total = moments.total(c, width, groups, p.images, out.pixels());
+      const Moments total = moments.total(batch, c, width, out.pixels());
       static_cast<A*>(p.stats)[c] = A(total.mean);
       static_cast<A*>(p.stats)[C + c] = stored_variance<A>(total.squares / total.count);
     }
@@ -171,8 +173,8 @@ template <class T> struct Call {
       add_channel_dots(s.z, s.y, out.pixels(), blocks, dot);
     });
     for (int c = 0; c < width; ++c) {
-      dy_mean[c] = A(sum_over_groups(dy_sums, groups, width, c) / samples());
-      q[c] = A(sum_over_groups(dots, groups, width, c) / samples());
+      dy_mean[c] = A(batch.sum(dy_sums, width, c) / samples());
+      q[c] = A(batch.sum(dots, width, c) / samples());
     }
   }
 
@@ -186,8 +188,8 @@ template <class T> struct Call {
     for (int part = 0; part < parts && p.dparams[0]; ++part)
       for (int row = 0; row < rows; ++row)
         for (int ci = 0; ci < in_C; ++ci)
-          static_cast<T*>(p.dparams[part])[int64_t(row) * in_C + ci] = store<T>(A(sum_over_groups(
-              crosses, groups, int64_t(parts) * width * in_width,
+          static_cast<T*>(p.dparams[part])[int64_t(row) * in_C + ci] = store<T>(A(batch.sum(
+              crosses, int64_t(parts) * width * in_width,
               (int64_t(part) * width + part * rows + row) * in_width + ci)));
   }
 
@@ -206,7 +208,8 @@ template <class T> struct Call {
       A* cross = crosses + (int64_t(group) * parts + part) * width * in_width;
       if (n == first_image(group)) std::fill_n(cross, int64_t(width) * in_width, A(0));
       input_of(s, part, s.u);
-      outer(s.z, C, out.pixels(), s.u, in_blocks, out.pixels(), out.pixels(), false, cross);
+      outer(s.z, C, out.pixels(), s.u, in_blocks, out.pixels(), out.pixels(),
+            static_cast<const LaneNumbers<A>*>(nullptr), false, cross);
     }
     if (!p.dx) return;
     T* dx = static_cast<T*>(p.dx) + n * in.pixels() * in_C;
@@ -215,7 +218,7 @@ template <class T> struct Call {
     const int step = p.reduce ? 2 : 1;
     for (int part = 0; part < parts; ++part) {
       const int rows = C / parts;
-      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, (part + 1) * rows, 0, part * rows};
+      const Factor<A> factor{s.z, back + int64_t(part) * C * in_width, (part + 1) * rows, nullptr, 0, part * rows};
       product(&factor, 1, out, in_blocks, static_cast<A*>(nullptr), false, s.u);
       for_each_pixel<A>(out, in_C, [&](int b, int h, int w, int used) {
         const int row = step * h + part, col = step * w + part;

@@ -4,11 +4,17 @@
 // With pixels in the lanes a plane of 8 x 8 or of an odd width would leave lanes empty, and every horizontal tap
 // would need shifted, unaligned loads. This way every plane size and every tap is an aligned load of a full vector,
 // and nothing is shuffled. The lanes past the last channel hold zeros, so no loop over pixels has a tail.
+//
+// Where half of a vector or more would stay empty, a pack of images shares it: lane s C + c is channel c of image s.
+// What treats the lanes alike (convolutions, pools, sums of channels) does not know of it; taps and the other values of
+// channels are repeated for each slot s. Products over the channels broadcast slot by slot (pick), and what was summed
+// over pixels is summed over slots in the end.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -43,6 +49,11 @@ template <class A> using Vec = typename VectorOf<A>::type;
 template <class A> constexpr int kLanes = kVectorBytes / int(sizeof(A));
 
 template <class A> int blocks_of(int channels) { return (channels + kLanes<A> - 1) / kLanes<A>; }
+// Counts the images of a pack: as many as fit a vector, and not more than there are.
+template <class A> int slots_for(int channels, int64_t images) {
+  const int64_t fit = kLanes<A> / channels, slots = fit < images ? fit : images;
+  return slots > 1 ? int(slots) : 1;
+}
 
 // Adds the lanes in their order, so the result depends on the instruction set, never
 // on a compiler's reduction tree.
@@ -53,6 +64,24 @@ template <class A> A sum_lanes(Vec<A> v) {
   A sum = 0;
   for (int l = 0; l < kLanes<A>; ++l) sum += v[l];
   return sum;
+}
+
+// Picks the lanes that `lanes` counts, for each lane of the result.
+template <class A> using Whole = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+template <class A> struct LaneNumbersOf { typedef Whole<A> type __attribute__((vector_size(kVectorBytes))); };
+template <class A> using LaneNumbers = typename LaneNumbersOf<A>::type;
+template <class A> Vec<A> pick(Vec<A> v, LaneNumbers<A> lanes) {
+#if defined(__clang__)
+  return __builtin_shufflevector(v, lanes);
+#else
+  return __builtin_shuffle(v, lanes);
+#endif
+}
+// Counts, for every lane, the first lane of its slot; picking that plus i broadcasts channel i within each slot.
+template <class A> LaneNumbers<A> slot_starts(int channels) {
+  LaneNumbers<A> starts{};
+  for (int l = 0; l < kLanes<A>; ++l) starts[l] = l / channels * channels;
+  return starts;
 }
 
 // As in torch: a comparison with NaN is false, so NaN stays NaN going forward, and its gradient passes going back.
@@ -88,6 +117,12 @@ template <class T, class A> void store_vector(T* to, Vec<A> v) {
     const Halves halves = __builtin_convertvector(bits, Halves);
     memcpy(to, &halves, sizeof halves);
   }
+}
+
+// Rounds to what store_vector and load_vector would leave of the values.
+template <class T, class A> Vec<A> rounded(Vec<A> v) {
+  if constexpr (std::is_same_v<T, bf16_t>) return bit_cast<Vec<A>>(bf16_of(bit_cast<Bits>(v)) << 16);
+  else return v;
 }
 
 // Loads or stores `count` <= lanes values; the other lanes read as 0. A full load past the last channel would read
@@ -130,14 +165,79 @@ template <class A, class F> void for_each_rows(const Grid& grid, int blocks, F f
   for (int h = 0; h < grid.rows; h += step) f(Rows{h, h + step < grid.rows ? h + step : grid.rows});
 }
 
-// Pixels are one image of a channels-last tensor: `stride` elements from pixel to pixel, which is C, or nodes * C
-// for a node, whose values are a slice of the concatenated output of a cell.
+// Pixels are one image of a channels-last tensor, or a pack of them: `stride` elements from pixel to pixel, which is C,
+// or nodes * C for a node, whose values are a slice of the concatenated output of a cell; `image` from one to the next.
 template <class T> struct Pixels {
   T* data;
-  int64_t stride;
+  int64_t stride, image = 0;
+  int images = 1;
+  Pixels from(int64_t pixel) const { return {data + pixel * stride, stride, image, images}; }
+  Pixels<const T> to_read() const { return {data, stride, image, images}; }
 };
 
-// Calls f(block, row, column, lanes in use) for every vector of an image.
+// Loads the same channels of several images side by side. Halves are joined as vectors: written to memory one by one
+// and read back at once, they would wait until the last of them had left the store buffer.
+template <class T> using Stored = std::conditional_t<sizeof(T) == 2, uint16_t, T>;  // vectors have no bf16
+template <class T, int count> struct Channels { typedef T type __attribute__((vector_size(count * sizeof(T)))); };
+template <class V, int... lane> auto joined(V low, V high, std::integer_sequence<int, lane...>) {
+  return __builtin_shufflevector(low, high, lane...);
+}
+template <class T, int channels, int images> auto load_joined(const T* from, int64_t image) {
+  if constexpr (images == 1) {
+    typename Channels<T, channels>::type v;
+    memcpy(&v, from, sizeof v);
+    return v;
+  } else {
+    return joined(load_joined<T, channels, images / 2>(from, image),
+                  load_joined<T, channels, images / 2>(from + images / 2 * image, image),
+                  std::make_integer_sequence<int, channels * images>());
+  }
+}
+
+// Calls f(integral constant images) if that many images of `channels` fill a vector evenly: 2 or 4.
+template <class A, class F> bool with_even_pack(int channels, int images, F f) {
+  if (channels * images != kLanes<A>) return false;
+  if constexpr (kLanes<A> >= 4)
+    if (images == 4) return f(std::integral_constant<int, 4>()), true;
+  if (images == 2) return f(std::integral_constant<int, 2>()), true;
+  return false;
+}
+
+// Loads of images ask for what lies this many pixels ahead. A node is one line in `nodes` of the concatenated
+// output, a stride that the hardware's prefetcher does not follow; asking made reading images 1.5 times faster.
+constexpr int kAhead = 24;
+template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }
+
+// Loads or stores one vector of a pixel: `channels` of a block, of every image of the pack.
+template <class T, class A> Vec<A> load_pixel(const Pixels<const T>& from, int64_t pixel, int block, int channels) {
+  constexpr int L = kLanes<A>;
+  const T* at = from.data + pixel * from.stride + block * L;
+  if (from.images == 1) {
+    prefetch(at, from.stride);
+    return load_lanes<T, A>(at, channels);
+  }
+  Vec<A> v{};
+  const bool even = with_even_pack<A>(channels, from.images, [&](auto images) {
+    const auto stored = load_joined<Stored<T>, L / images, images>(reinterpret_cast<const Stored<T>*>(at), from.image);
+    v = load_vector<T, A>(reinterpret_cast<const T*>(&stored));
+  });
+  for (int l = 0; !even && l < channels * from.images; ++l) v[l] = load(at[l / channels * from.image + l % channels]);
+  return v;
+}
+template <class T, class A> void store_pixel(const Pixels<T>& to, int64_t pixel, int block, int channels, Vec<A> v) {
+  constexpr int L = kLanes<A>;
+  T* at = to.data + pixel * to.stride + block * L;
+  if (to.images == 1) return store_lanes<T, A>(at, v, channels);
+  const bool even = with_even_pack<A>(channels, to.images, [&](auto images) {
+    T stored[L];
+    store_vector<T, A>(stored, v);
+    for (int s = 0; s < images; ++s) memcpy(at + s * to.image, stored + s * (L / images), sizeof(T) * (L / images));
+  });
+  for (int l = 0; !even && l < channels * to.images; ++l)
+    at[l / channels * to.image + l % channels] = store<T>(v[l]);
+}
+
+// Calls f(block, row, column, channels in use) for every vector of an image.
 template <class A, class F> void for_each_pixel(Rows rows, int cols, int channels, F f) {
   for (int b = 0; b < blocks_of<A>(channels); ++b) {
     const int used = channels - b * kLanes<A> < kLanes<A> ? channels - b * kLanes<A> : kLanes<A>;
@@ -155,32 +255,24 @@ template <class A, class F> void for_each_pixel(const Grid& grid, int channels, 
 template <class A> void select_halves(int64_t pixels, int channels, const A* second, A* z) {
   for (int b = 0; b < blocks_of<A>(channels); ++b) {
     Vec<A> lane{};
-    for (int l = 0; l < kLanes<A>; ++l) lane[l] = A(b * kLanes<A> + l);
+    for (int l = 0; l < kLanes<A>; ++l) lane[l] = A((b * kLanes<A> + l) % channels);
     const auto first = lane < splat<A>(A(channels / 2));
     for (int64_t i = b * pixels * kLanes<A>; i < (b + 1) * pixels * kLanes<A>; i += kLanes<A>)
       put(z + i, first ? get(z + i) : get(second + i));
   }
 }
 
-// Loads of images ask for what lies this many pixels ahead. A node is one line in `nodes` of the concatenated
-// output, a stride that the hardware's prefetcher does not follow; asking made reading images 1.5 times faster.
-constexpr int kAhead = 24;
-template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }
-
 template <class T, class A> void load_image(Pixels<const T> from, const Grid& grid, int channels, A* to) {
   for_each_pixel<A>(grid, channels, [&](int b, int h, int w, int used) {
     const int pixel = h * grid.cols + w;
-    const T* at = from.data + pixel * from.stride + b * kLanes<A>;
-    prefetch(at, from.stride);
-    put(to + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>, load_lanes<T, A>(at, used));
+    put(to + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>, load_pixel<T, A>(from, pixel, b, used));
   });
 }
 
 template <class T, class A> void store_image(const A* from, const Grid& grid, int channels, Pixels<T> to) {
   for_each_pixel<A>(grid, channels, [&](int b, int h, int w, int used) {
     const int pixel = h * grid.cols + w;
-    store_lanes<T, A>(to.data + pixel * to.stride + b * kLanes<A>,
-                      get(from + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>), used);
+    store_pixel<T, A>(to, pixel, b, used, get(from + (int64_t(b) * grid.pixels() + pixel) * kLanes<A>));
   });
 }
 

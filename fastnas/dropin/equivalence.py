@@ -217,4 +217,6 @@ def _distance(a: Tensor | None, b: Tensor | None) -> float:
         return float("inf")
     if b.numel() == 0:
         return 0.0
+    # What is seen may still be part of a graph, of which float() would warn.
+    a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / (1 + b.abs().max()))

@@ -74,23 +74,3 @@ def assert_same_state(
 ) -> None:
     found = differences(given, expected, tolerance)
     assert not found, f"{len(found)} of {len(expected)}: " + "; ".join(found[:5])
-
-
-class CountedCalls:
-    """Counts the calls of modules while it is entered, by hooks: of a network on its own."""
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # A shared module is one module, but each of its calls counts.
-        self.modules = list(dict.fromkeys(modules))
-        self.count = 0
-
-    def __enter__(self) -> CountedCalls:
-        self.handles = [m.register_forward_hook(self._count) for m in self.modules]
-        return self
-
-    def _count(self, *_: object) -> None:
-        self.count += 1
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()

@@ -35,8 +35,11 @@ STRIDES = pytest.mark.parametrize("stride", [1, 2])
 
 @pytest.mark.backends("cpu")
 @pytest.mark.parametrize("memory", MEMORY)
-def test_threads_do_not_change_a_bit(backend: Target, dtype: torch.dtype, memory: str) -> None:
-    inputs = make(cell(2, 2), (9, 7), C=18, N=20, dtype=dtype,
+@pytest.mark.parametrize("C", [4, 18])
+def test_threads_do_not_change_a_bit(
+    backend: Target, dtype: torch.dtype, C: int, memory: str
+) -> None:
+    inputs = make(cell(2, 2), (9, 7), C, N=21, dtype=dtype,
                   noise=noise_of("gaussian_additive"))  # fmt: skip
     outcomes = []
     for threads in (1, 2, 4):
@@ -58,10 +61,10 @@ def use_isa(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_every_vector_width(use_isa: Callable[[], None], dtype: torch.dtype) -> None:
-    for C, stride in ((3, 1), (10, 2), (18, 1), (18, 2)):
+    for C, stride in ((1, 1), (2, 2), (3, 1), (4, 2), (8, 1), (10, 2), (18, 1), (18, 2)):
         names = [name for name in TERMS if C % 2 == 0 or stride == 1 or name != "skip"]
         noise = noise_of("gaussian_additive")
-        inputs = make(cell(stride, 1, names), (7, 6), C, dtype=dtype, noise=noise)
+        inputs = make(cell(stride, 1, names), (7, 6), C, N=7, dtype=dtype, noise=noise)
         double = dtype == torch.float64
         before = run(inputs, "cpu") if double else {}
         use_isa()
@@ -69,6 +72,26 @@ def test_every_vector_width(use_isa: Callable[[], None], dtype: torch.dtype) -> 
         if double:
             for name, t in got.items():
                 torch.testing.assert_close(t, before[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.backends("cpu")
+@STRIDES
+@pytest.mark.parametrize("C", [1, 2, 3, 4, 5, 8])
+def test_images_in_one_vector_do_not_meet(
+    use_isa: Callable[[], None], backend: Target, dtype: torch.dtype, C: int, stride: int
+) -> None:
+    """With statistics that are given, inf and NaN stay in the image that has them."""
+    use_isa()
+    names = [name for name in TERMS if stride == 1 or C % 2 == 0 or name != "skip"]
+    inputs = make(one_edge(stride, *names), (5, 7), C, N=7, dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    inputs = replace(inputs, statistics=torch.ones(inputs.table.norms, 2, C, dtype=wide))
+    bad = inputs.x[0].clone(memory_format=torch.preserve_format)
+    bad[2, 0, 1, 1], bad[2, C - 1, 3, 3] = torch.inf, torch.nan
+    others = [0, 1, 3, 4, 5, 6]
+    got, want = (run(given, backend.name)["y"] for given in (replace(inputs, x=[bad]), inputs))
+    assert got[2].isnan().any()
+    same_bits({"y": got[others]}, {"y": want[others]})
 
 
 # For the CUDA kernels: small tiles of many channels, two passes over a Gram matrix (C > 88), images
