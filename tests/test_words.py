@@ -17,7 +17,7 @@ PLACES = (*ROOMS, ROOT / "fastnas", ROOT / "kernels", ROOT / "benchmarks")
 VERBS = frozenset(
     """
     adds allocates announces answers applies asks augments begins benchmarks bounds brings
-    builds calls captures changes checks chooses claims climbs compares compiles computes
+    builds calls captures casts changes checks chooses claims climbs compares compiles computes
     continues copies corrects counts crops cuts decides declares defines depends derives
     describes differentiates divides does draws drops ends enters evaluates evolves fills finds
     fits follows gathers gives goes groups guards hands has hashes holds implements imports

@@ -266,8 +266,9 @@ template <class T> struct Call : Buffers<T> {
   void fold_half(const Half<A>& h) {
     const double scale = scale_of(h);
     const T* pointwise = param(h.param + 1);
-    const A *stats = stats_of(h.norm), *shift = static_cast<const A*>(p.shift) + int64_t(h.index) * C;
-    fill_lanes(h.shift, [&](int c) { return p.training ? shift[c] : A(0); });
+    const A *stats = stats_of(h.norm), *shift = nullptr;
+    if (p.training) shift = static_cast<const A*>(p.shift) + int64_t(h.index) * C;
+    fill_lanes(h.shift, [&](int c) { return shift ? shift[c] : A(0); });
     for (int co = 0; co < C; ++co) h.rstd[co] = batch_rstd(double(stats[C + co]), p.eps);
     for (int ci = 0; ci < C; ++ci)
       fill_lanes(h.fold + int64_t(ci) * width,

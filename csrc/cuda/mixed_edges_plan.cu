@@ -182,7 +182,7 @@ Candidate Planner::add_convolution(const EdgeTerm& t, const Edge& e) {
     h.size = t.size, h.dilation = t.dilation, h.stride = part == 0 ? e.stride : 1;
     h.weight = weight_of(t), h.target = e.target;
     h.stats = static_cast<float*>(p.stats) + int64_t(t.norm + part) * 2 * C;
-    h.shift = static_cast<float*>(p.shift) + int64_t(index) * C;
+    h.shift = p.training ? static_cast<float*>(p.shift) + int64_t(index) * C : nullptr;
     h.gram = p.gram ? static_cast<float*>(p.gram) + int64_t(index) * C * C : nullptr;
     h.mean = arena.take<double>(C);
     h.weights = plan.type == DType::f32 ? nullptr : arena.take<float>(int64_t(C) * C);

@@ -26,7 +26,7 @@ class SavedTensors(NamedTuple):
     stats: Tensor
     """[norms, 2, C] mean and biased variance, accumulation dtype."""
     shift: Tensor
-    """[halves, C] minus the mean of the depthwise output."""
+    """[halves, C] minus the mean of the depthwise output; given statistics have no use for it."""
     gram: Tensor
     """[halves, C, C] its covariance: only where parameters need a gradient."""
     v: Tensor
@@ -77,7 +77,7 @@ class SavedTensors(NamedTuple):
             new(table.norms, 2, C, dtype=wide).zero_()
             if sampled
             else new(table.norms, 2, C, dtype=wide),
-            new(halves, C, dtype=wide),
+            new(halves if training else 0, C, dtype=wide),
             new(halves if keep_gram else 0, C, C, dtype=wide),
             new(inputs, N, rows, cols, C),
             new(outputs, N, rows, cols, C),

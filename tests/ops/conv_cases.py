@@ -70,6 +70,16 @@ def make(
     return Inputs(x, params, laid_out(normal(N, out, rows, cols), dy_layout))
 
 
+def outside_of_training(inputs: Inputs) -> Inputs:
+    """The same call with given statistics, which are not those of the batch."""
+    generator = torch.Generator().manual_seed(5)
+    shape = 2, inputs.dy.shape[1]
+    statistics = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
+    return replace(
+        inputs, statistics=statistics.to(torch.promote_types(inputs.x.dtype, torch.float32))
+    )
+
+
 def run(inputs: Inputs, backend: str, needs: Collection[str] | None = None) -> Results:
     """On the device of the backend; the results are on the CPU."""
     device = getattr(BACKENDS[backend], "device", "cpu")

@@ -20,6 +20,7 @@ from edge_cases import (
     edge,
     make,
     one_edge,
+    outside_of_training,
     run,
 )
 from op_check import EVERY, SCHEMA, opcheck
@@ -65,6 +66,29 @@ def test_every_subset_of_gradients(
         assert {name[1:] for name in got if name.startswith("d")} == needs
     for needs in (set(), {"w"}, params, {min(params)}):
         check(inputs, backend.name, needs, memory)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_subset_of_gradients_outside_of_training(backend: Target, stride: int) -> None:
+    inputs = outside_of_training(small(backend, stride=stride))
+    params = {name for name in inputs.leaves if name.startswith("params")}
+    for wanted in itertools.product([set(), {"w"}], [set(), {"x[0]"}], [set(), {"x[1]"}],
+                                    [set(), params, {min(params)}]):  # fmt: skip
+        check(inputs, backend.name, set().union(*wanted))
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_what_is_held_outside_of_training(backend: Target, memory: str) -> None:
+    """Nothing but the states and the statistics."""
+    inputs = outside_of_training(make(cell(2, 2), (9, 7), C=4, N=3, target=backend))
+    inputs = inputs.rebuilt([t.requires_grad_() for t in inputs.leaves.values()])
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = call(inputs, backend.name, memory, inputs.initial_running())
+    given = {t.data_ptr() for t in (y, *inputs.leaves.values())}
+    others = [t.shape for t in saved if t.numel() and t.data_ptr() not in given]
+    # Those that the call is given, and those that it leaves to backward.
+    assert [tuple(shape) for shape in others] == 2 * [(inputs.table.norms, 2, 4)]
 
 
 @pytest.mark.parametrize("dparams", [True, False])
@@ -149,11 +173,14 @@ def test_gradcheck(backend: Target, form: str | None, stride: int) -> None:
     """Finite differences in fp64; not where std(x) is in the noise, a constant in backward."""
     noise = None if form is None else noise_of(form)
     table = SMALL if stride == 1 else one_edge(2, *NAMES)
-    inputs = make(table, (3, 2), C=2, N=2, noise=noise)
-    leaves = [t.requires_grad_() for t in inputs.leaves.values()]
-    assert torch.autograd.gradcheck(
-        lambda *leaves: call(inputs.rebuilt(leaves), backend.name), leaves
-    )
+    given = make(table, (3, 2), C=2, N=2, noise=noise)
+    leaves = [t.requires_grad_() for t in given.leaves.values()]
+    for inputs in (given, outside_of_training(given)):
+        running = inputs.initial_running()
+        assert torch.autograd.gradcheck(
+            lambda *own: call(inputs.rebuilt(own), backend.name, running=running),  # noqa: B023
+            leaves,
+        )
 
 
 @pytest.mark.parametrize(
@@ -170,7 +197,9 @@ def test_opcheck(backend: Target, form: str | None, memory: str, layout: str) ->
     params = [laid_out(p, layout) for p in inputs.params]
     x, w = [laid_out(t, layout) for t in inputs.x], laid_out(inputs.w, layout)
     drawn = Noise([], form or "none", inputs.level, inputs.rng)
-    call = EdgesCall(x, w, params, inputs.table, None, EPS, drawn, None, memory, True)
+    running = outside_of_training(inputs).statistics if memory == "minimal" else None
+    keep_gram = running is None
+    call = EdgesCall(x, w, params, inputs.table, running, EPS, drawn, None, memory, keep_gram)
     # The fake gives the layout of the device, and "cuda-host" on the CPU that of a CUDA device.
     tests = SCHEMA if backend.name == "cuda-host" else EVERY
     needs = [
@@ -217,6 +246,29 @@ def test_compiles_to_a_full_graph(backend: Target, form: str | None) -> None:
     f = step(inputs, backend.name)
     compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
     for got, want in zip(results(compiled), results(f)):
+        assert torch.equal(got, want)
+
+
+@pytest.mark.backends("cpu")
+def test_compiles_outside_of_training(backend: Target) -> None:
+    torch._dynamo.reset()
+    inputs = outside_of_training(small(backend, None, torch.float32))
+
+    def f(*leaves: torch.Tensor) -> torch.Tensor:
+        own = inputs.rebuilt([t.sin() for t in leaves])
+        running = list(inputs.statistics.unbind()) if inputs.statistics is not None else []
+        return fastnas.mixed_edges(
+            own.x, own.w, own.params, own.table, running=[tuple(pair) for pair in running],
+            training=False, backend=backend.name,
+        ).square()  # fmt: skip
+
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    results = []
+    for g in (compiled, f):
+        leaves = [t.detach().clone().requires_grad_() for t in inputs.leaves.values()]
+        y = g(*leaves)
+        results.append((y, *torch.autograd.grad(y, leaves, inputs.dy)))
+    for got, want in zip(*results):
         assert torch.equal(got, want)
 
 

@@ -11,7 +11,18 @@ import pytest
 import torch
 from cases import noise_of
 from choice_cases import check, run
-from edge_cases import EPS, FEW, MEMORY, MOMENTUM, Inputs, cell, edge, make, named
+from edge_cases import (
+    EPS,
+    FEW,
+    MEMORY,
+    MOMENTUM,
+    Inputs,
+    cell,
+    edge,
+    make,
+    named,
+    outside_of_training,
+)
 from targets import Target
 from torch import Tensor
 
@@ -172,19 +183,12 @@ def test_noise_on_the_chosen_skips(backend: Target) -> None:
     assert torch.equal(first, second)
 
 
-@pytest.mark.backends("eager", "cpu")
-def test_outside_of_training_it_uses_the_running_statistics(backend: Target) -> None:
-    choice = sampled(2, seed=4)
-    inputs = given(choice)
-    running, results = inputs.initial_running(), []
-    for name in (backend.name, "eager"):
-        with torch.no_grad():
-            y = fastnas.mixed_edges(inputs.x, inputs.w, inputs.params, inputs.table, choice=choice,
-                                    running=running, training=False, backend=name)  # fmt: skip
-        results.append(y)
-    torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
-    before = named(inputs.initial_running())
-    assert all(torch.equal(t, before[name]) for name, t in named(running).items())
+@pytest.mark.parametrize("stride", [1, 2])
+def test_outside_of_training_it_uses_the_running_statistics(backend: Target, stride: int) -> None:
+    for paths in (None, 2):
+        choice = sampled(paths, seed=4)
+        inputs = outside_of_training(given(choice, stride, target=backend))
+        check(inputs, choice, backend.name)
 
 
 TABLE = EdgeTable(2, 1, 2, (edge(0, 0, 1, ("skip", "dil_3")), edge(1, 0, 1, ("max_pool",))))

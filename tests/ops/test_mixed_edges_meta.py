@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cases import noise_of
-from edge_cases import cell, check, make
+from edge_cases import cell, check, make, outside_of_training
 from targets import under_test
 from torch import Tensor
 from torch.nn import functional as F
@@ -33,9 +33,10 @@ KINDS = {
     "strided": make(cell(2, 2), SIZE, C=4, N=4),
     "far": make(cell(1, 1), SIZE, C=4, N=4, dtype=torch.float32, offset=100.0),
     "noise": make(cell(2, 2), SIZE, C=4, N=4, noise=noise_of("gaussian_multiplicative")),
+    "given": outside_of_training(make(cell(2, 2), SIZE, C=4, N=4)),
 }
 EXACT = ("double", "strided", "noise")
-ALL = tuple(KINDS)
+ALL = tuple(kind for kind in KINDS if kind != "given")
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,13 @@ def frozen(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
     return batch_norm(z, stats.clone(), False, eps)
 
 
+def of_the_batch(z: Tensor, stats: Tensor, training: bool, eps: float) -> Tensor:
+    """The values of given statistics, and the gradient of the batch's."""
+    right = batch_norm(z, stats, False, eps)
+    by_batch = batch_norm(z, stats.clone(), True, eps)
+    return right.detach() + by_batch - by_batch.detach()
+
+
 def dropped(i: int) -> Callable[[list[Tensor]], list[Tensor]]:
     """Gradient i left zero."""
     return lambda ts: [torch.zeros_like(t) if k == i else t for k, t in enumerate(ts)]
@@ -185,6 +193,14 @@ WRONG = [
     Mutant("unbiased variance", EXACT, "y", names={"batch_norm": unbiased}),
     Mutant("sums of squares", ("far",), "y", names={"batch_norm": of_squares}),
     Mutant("dx of constants", EXACT, "dw", names={"batch_norm": frozen}),
+    Mutant("dx of the batch's statistics", ("given",), "dw", names={"batch_norm": of_the_batch}),
+    Mutant("given statistics of other norms", ("given",), "y",
+           fwd={"running": lambda running: running.roll(1, 0)}),
+    Mutant("given means forgotten in backward", ("given",), "dw",
+           bwd={"running": lambda running: running * torch.tensor([0.0, 1.0]).view(1, 2, 1)}),
+    Mutant("given: one element of dx left zero", ("given",), "dx",
+           dx=lambda dx: [first(dx[0], 0.0), *dx[1:]]),
+    Mutant("given: dparams left zero", ("given",), "dparams[0]", dparams=dropped(0)),
     Mutant("dx of other inputs", ALL, "dx", dx=lambda dx: dx[::-1]),
     Mutant("dx: one input left zero", ALL, "dx", dx=dropped(1)),
     Mutant("dx: one element left zero", ALL, "dx", dx=lambda dx: [first(dx[0], 0.0), *dx[1:]]),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from cases import bits, laid_out
-from conv_cases import by_eager, check, make, run
+from conv_cases import by_eager, check, make, outside_of_training, run
 from edge_cases import EPS, MOMENTUM, Pair, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,9 +185,13 @@ def test_backward_twice_and_after_a_change(backend: Target, stride: int) -> None
 def test_gradcheck(backend: Target, stride: int) -> None:
     inputs = make(stride, (3, 3), (2, 2), N=2)
     leaves = [t.requires_grad_() for t in inputs.leaves.values()]
-    assert torch.autograd.gradcheck(
-        lambda x, *params: relu_conv_bn(x, params, backend=backend.name), leaves
-    )
+    pair = outside_of_training(inputs).initial_running()[0]
+    for running, training in ((None, True), (pair, False)):
+        settings = {"running": running, "training": training, "backend": backend.name}
+        assert torch.autograd.gradcheck(
+            lambda x, *params: relu_conv_bn(x, params, **settings),  # noqa: B023
+            leaves,
+        )
 
 
 @STRIDES
@@ -197,9 +201,9 @@ def test_opcheck(backend: Target, stride: int, layout: str) -> None:
     params = [laid_out(p, layout) for p in inputs.params]
     count = len(params)
     needs = [[True] * (1 + count), [True, *[False] * count], [False, *[True] * count]]
-    for running, wanted in ((None, needs), (torch.ones(2, 6), [])):
+    for running in (None, torch.ones(2, 6)):
         call = ConvCall(inputs.x, params, running, EPS)
-        opcheck(RELU_CONV_BN, call, inputs.dy, wanted, backend.name)
+        opcheck(RELU_CONV_BN, call, inputs.dy, needs, backend.name)
 
 
 @STRIDES
@@ -308,6 +312,17 @@ def test_every_vector_width(isa: str) -> None:
         native.use_isa(before)
 
 
+@pytest.mark.backends("eager", "cpu", "cuda-host", "cuda", "triton")
+@STRIDES
+def test_outside_of_training(backend: Target, dtype: torch.dtype, stride: int) -> None:
+    """Each gradient by itself, too: statistics are constants."""
+    for layout in ("channels_last", "contiguous"):
+        inputs = make(stride, (7, 6), (5, 8), dtype=dtype, layout=layout, dy_layout=layout)
+        inputs = outside_of_training(inputs)
+        for needs in (None, *({name} for name in inputs.leaves), set()):
+            check(inputs, backend.name, needs)
+
+
 @STRIDES
 def test_few_values_outside_of_training(backend: Target, dtype: torch.dtype, stride: int) -> None:
     """Given statistics serve a single value, and no image at all."""
@@ -340,7 +355,9 @@ def test_drawn_shapes(
     N = 3 + 32 // (size[0] * size[1])
     inputs = make(stride, size, (channels[0], 2 * channels[1]), N, layout=layout,
                   dy_layout=dy_layout, seed=seed)  # fmt: skip
-    check(inputs, "cpu", data.draw(st.sets(st.sampled_from(sorted(inputs.leaves)))))
+    needs = data.draw(st.sets(st.sampled_from(sorted(inputs.leaves))))
+    check(inputs, "cpu", needs)
+    check(outside_of_training(inputs), "cpu", needs)
 
 
 @pytest.mark.backends("eager", "cpu", "cuda-host", "cuda", "triton")

@@ -80,18 +80,23 @@ def mixed_norm_sum(target: Target, training: bool, form: str | None = None) -> C
     return Case([given.w, *given.z], op, by_reference)
 
 
-def mixed_edges(target: Target, stride: int, form: str | None = None) -> Case:
+def mixed_edges(
+    target: Target, stride: int, form: str | None = None, training: bool = True
+) -> Case:
     noise = None if form is None else noise_of(form)
     given = edge_cases.make(edge_cases.cell(stride, 2, NAMES), (4, 5), C=2, noise=noise,
                             target=target)  # fmt: skip
+    given = given if training else edge_cases.outside_of_training(given)
+    running = None if training else given.initial_running()
 
     def op(leaves: Sequence[Tensor]) -> Tensor:
-        return edge_cases.call(given.rebuilt(leaves), target.name)
+        return edge_cases.call(given.rebuilt(leaves), target.name, running=running)
 
     def by_reference(leaves: Sequence[Tensor]) -> Tensor:
         own = given.rebuilt(leaves)
         stats = torch.zeros(given.table.norms, 2, 2, dtype=leaves[0].dtype, device=target.device)
-        return reference.mixed_edges(own.x, own.w, own.params, own.table, stats,
+        stats = stats if given.statistics is None else given.statistics
+        return reference.mixed_edges(own.x, own.w, own.params, own.table, stats, training=training,
                                      eps=edge_cases.EPS, form=form or "none", level=given.level,
                                      rng=given.rng)  # fmt: skip
 
@@ -130,7 +135,7 @@ def sampled_edges(target: Target) -> Case:
     return Case([w, *rest], op, by_reference)
 
 
-def preprocessing(target: Target, stride: int) -> Case:
+def preprocessing(target: Target, stride: int, training: bool = True) -> Case:
     dtype = target.widest("relu_conv_bn")
 
     def normal(*shape: int) -> Tensor:
@@ -138,12 +143,15 @@ def preprocessing(target: Target, stride: int) -> Case:
 
     params = [normal(4 // stride, 3, 1, 1) for _ in range(stride)]
 
+    given = torch.linspace(0.2, 1.2, 8, dtype=dtype, device=target.device).view(2, 4)
+
     def op(leaves: Sequence[Tensor]) -> Tensor:
-        return relu_conv_bn(leaves[0], leaves[1:], backend=target.name)
+        running = None if training else (given[0], given[1])
+        return relu_conv_bn(leaves[0], leaves[1:], running=running, training=training,
+                            backend=target.name)  # fmt: skip
 
     def by_reference(leaves: Sequence[Tensor]) -> Tensor:
-        stats = torch.zeros(2, 4, dtype=dtype, device=target.device)
-        return reference.relu_conv_bn(leaves[0], leaves[1:], stats)
+        return reference.relu_conv_bn(leaves[0], leaves[1:], given.clone(), training=training)
 
     return Case([normal(2, 3, 5, 4), *params], op, by_reference)
 
@@ -175,9 +183,11 @@ CASES: dict[str, Callable[[Target], Case]] = {
     "mixed_edges": lambda t: mixed_edges(t, 1),
     "mixed_edges stride 2": lambda t: mixed_edges(t, 2),
     "mixed_edges noise": lambda t: mixed_edges(t, 1, "gaussian_multiplicative"),
+    "mixed_edges evaluation": lambda t: mixed_edges(t, 2, training=False),
     "mixed_edges sampled": sampled_edges,
     "relu_conv_bn": lambda t: preprocessing(t, 1),
     "relu_conv_bn stride 2": lambda t: preprocessing(t, 2),
+    "relu_conv_bn evaluation": lambda t: preprocessing(t, 1, False),
     **{
         f"sample_paths {topology}": lambda t, topology=topology: paths(t, topology)
         for topology in ("none", "top2", "pairs")
@@ -223,7 +233,7 @@ def test_second_derivatives(backend: Target, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name", ["mixed_sum gaussian_additive", "mixed_norm_sum", "mixed_norm_sum evaluation",
-             "mixed_edges", "relu_conv_bn stride 2", "sample_paths top2"]
+             "mixed_edges", "mixed_edges evaluation", "relu_conv_bn stride 2", "sample_paths top2"]
 )  # fmt: skip
 def test_of_each_leaf_alone(backend: Target, name: str) -> None:
     """What is saved depends on which gradients are wanted."""
