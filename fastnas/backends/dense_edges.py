@@ -135,9 +135,9 @@ class DenseEdges:
 
     def _sum(
         self, call: EdgesCall, node: int, terms: Sequence[Term], z: list[Tensor],
-        mean: Tensor | None, var: Tensor | None,
+        *stats: Tensor | None,
     ) -> NormSumCall:  # fmt: skip
-        """Returns the sum that is a node."""
+        """Returns the sum that is a node; `stats` are the mean and variance to normalise by."""
         w = call.w.flatten()[_places(call.table, node, call.w.device)]
         noise = call.noise
         if noise.form != "none":
@@ -148,8 +148,8 @@ class DenseEdges:
                 if noisy
                 else Noise([], "none", None, None)
             )
-        normed = [t.term.norms > 0 for t in terms]
-        return NormSumCall(z, w, normed, call.eps, mean, var, noise)
+        has_norm = [t.term.norms > 0 for t in terms]
+        return NormSumCall(z, w, has_norm, call.eps, *stats, noise)
 
     def _keep(self, terms: Sequence[Term], z: Sequence[Tensor], saved: SavedTensors) -> None:
         for t, own in zip(terms, z):

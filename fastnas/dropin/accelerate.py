@@ -58,28 +58,36 @@ class Options(NamedTuple):
 def accelerate(
     model: nn.Module, memory: str = "lean", backend: str | None = None, *, check: bool = True
 ) -> Report:
-    """Lets the fused ops compute the cells and mixed ops of a DARTS-style network, in place.
+    """Lets the fused ops compute the cells and candidates of a search network, in place.
 
-    Looks for cells (`preprocess0`, `preprocess1`, a ModuleList `_ops` of mixed ops; called with
-    s0, s1, weights) and, in what is no such cell, for mixed ops (a ModuleList `_ops`; called
-    with x, weights), by what they are made of, not by class::
+    Looks for candidates by the layers that they are made of: separable and dilated convolutions,
+    pools, factorized reductions, dense convolutions of NAS-Bench-201, identities and zeros, in
+    lists, dicts or under names of their own::
 
         report = fastnas.accelerate(network)
-        print(report)
+        print(report)  # again after a step: what really ran fused
 
-    Each gets a new `forward`, and that is all: modules, parameters, buffers, state-dict names,
-    optimizers and hooks stay as they are, and so do the results, to rounding. A cell all of
-    whose operations are those of DARTS runs fused as a whole. Of a mixed op, the operations of
-    DARTS run fused; others (an own noisy skip connection) run by their own modules. Where none
-    is of DARTS, the weighted sum is fused, with the batch norms that the operations end in.
+    What a candidate returns is a sum that waits. Scaled and added it stays one, and is computed, as
+    one `mixed_edges` for all terms that have met by then, when anything else looks at it. So how a
+    mixed op is named, called and written does not matter. Other candidates (an own noisy skip) run
+    by their own modules. A cell as in the public DARTS code (`preprocess0`, `preprocess1`, a
+    ModuleList `_ops`; called with s0, s1, weights) runs fused as a whole, which is faster. A mixed
+    op (a ModuleList `_ops`) without a recognised candidate is summed by `mixed_norm_sum`.
+
+    Modules get a new `forward` (and `new`, so that the network of an unrolled step is accelerated
+    as well), and that is all: parameters, buffers, state-dict names, optimizers and hooks stay as
+    they are, and so do the results, to rounding. The network itself returns tensors.
 
     A call that the fused ops cannot serve (some batch norms frozen and others not, another
-    device) runs the module's own forward and logs the reason once.
-    Each call looks whether the module still is what was read: operations that were exchanged,
-    hooked or set otherwise are read again, and where a class has another forward, or a module of
-    its own class other settings, than were compared, the module's own forward runs. Copies
-    (`copy.deepcopy`, pickle) are as fast as the original. `nn.DataParallel` is not served: its
-    replicas share their forward with the first; use DistributedDataParallel.
+    device, `torch.func`) runs the module's own forward and logs the reason once. So does compiled
+    code, outside of whole cells. Each call looks whether the module still is what was read:
+    operations that were exchanged, hooked or set otherwise are read again, and where a class has
+    another forward, or a module of its own class other settings, than were compared, the module's
+    own forward runs. Copies (`copy.deepcopy`, pickle) are as fast as the original.
+    `nn.DataParallel` is not served: its replicas share their forward with the first; use
+    DistributedDataParallel. An output of a candidate cannot be given to an `autograd.Function` as
+    it is, nor may a candidate's input be changed before its output is used: both raise an error
+    that says so.
 
     Args:
         model: the network, on the device where it is to run.
@@ -90,17 +98,16 @@ def accelerate(
             running statistics differ: noise in its own forward, other ways to mix. It runs copies,
             so that nothing in the module moves; a module that cannot be copied, or is on the meta
             device, is left. Hooks inside an operation that runs by its own module are called. A
-            forward that leaves out candidates of weight 0 runs itself where a weight is 0, which
+            cell that leaves out candidates of weight 0 runs itself where a weight is 0, which
             each call then has to read. What a forward makes of objects that it keeps, or of values
-            in its own buffers, no check can see, and a network that the loop builds anew (`new()`
-            of the unrolled step) is to be accelerated itself.
+            in its own buffers, no check can see.
 
     Returns:
-        Which modules were replaced by what, and which were left, and why.
+        Which modules run otherwise now, which do not and why; `calls` counts what really ran.
 
     Raises:
         TypeError: `model` is no module.
-        ValueError: `memory` is none of the three, or nothing like a cell or mixed op was found.
+        ValueError: `memory` is none of the three, or there is no candidate to fuse.
         BackendError: the explicit backend cannot run here.
     """
     if memory not in MEMORY:
