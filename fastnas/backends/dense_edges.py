@@ -71,8 +71,10 @@ class DenseEdges:
             z = [_output(t, states, call.params) for t in terms]
             self._keep(terms, z, saved)
             norms = _norms(terms)
-            given = saved.stats[norms].unbind(1) if call.running is not None else (None, None)
-            y, (std, *found) = self.norm_sum.forward(self._sum(call, node, terms, z, *given))
+            given: list[Tensor | None] = [None, None]
+            if call.running is not None:
+                given = [*saved.stats[norms].unbind(1)]
+            y, (std, *found) = self.norm_sum.forward(self._sum(call, node, terms, z, given))
             if call.running is None:
                 saved.stats[norms] = torch.stack(found, 1) if found[0].numel() else saved.stats[:0]
             if std.numel():
@@ -109,7 +111,7 @@ class DenseEdges:
             z = [self._kept(t, own, states, call.params) for t in terms]
             stats = own.stats[_norms(terms)].unbind(1)
             training = call.running is None
-            summed = self._sum(call, node, terms, z, *((None, None) if training else stats))
+            summed = self._sum(call, node, terms, z, [None, None] if training else [*stats])
             kept = [own.std[_skips(terms)] if own.std.numel() else own.std]
             kept += stats if training else ()
             own_dw, *dz = self.norm_sum.backward(
@@ -135,7 +137,7 @@ class DenseEdges:
 
     def _sum(
         self, call: EdgesCall, node: int, terms: Sequence[Term], z: list[Tensor],
-        *stats: Tensor | None,
+        stats: list[Tensor | None],
     ) -> NormSumCall:  # fmt: skip
         """Returns the sum that is a node; `stats` are the mean and variance to normalise by."""
         w = call.w.flatten()[_places(call.table, node, call.w.device)]
@@ -149,7 +151,8 @@ class DenseEdges:
                 else Noise([], "none", None, None)
             )
         has_norm = [t.term.norms > 0 for t in terms]
-        return NormSumCall(z, w, has_norm, call.eps, *stats, noise)
+        mean, var = stats
+        return NormSumCall(z, w, has_norm, call.eps, mean, var, noise)
 
     def _keep(self, terms: Sequence[Term], z: Sequence[Tensor], saved: SavedTensors) -> None:
         for t, own in zip(terms, z):

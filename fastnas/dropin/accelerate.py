@@ -151,10 +151,12 @@ def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
     groups = find_groups(model, trials if options.check else None)
     by_holder = {group.holder: group for group in groups}
     for name, module in model.named_modules():
-        if module in inside or not (candidate_modules(module) or module in by_holder):
+        group = by_holder.get(module)
+        is_site = candidate_modules(module) or (group is not None and group.is_fused)
+        if module in inside or not is_site:
             continue
         label = name or type(module).__name__
-        what, reasons = _replace(module, label, by_holder.get(module), report, options, model)
+        what, reasons = _replace(module, label, group, report, options, model)
         if what is None:
             report.left.append((label, "; ".join(dict.fromkeys(reasons))))
             continue
@@ -183,15 +185,15 @@ def _replace(
         return None, ["it is fastnas' own and fused already"]
     if "forward" in vars(module):
         return None, ["its instance has a forward of its own"]
-    reasons = []
-    if (candidate_modules(module) and group is None) or is_cell(module):
+    fused = group is not None and group.is_fused
+    whole = is_cell(module)
+    reasons = [] if fused or whole or group is None else [*group.foreign.values()][:1]
+    if not fused or whole:
         site = Site(label, report.calls)
         what, reason = replace_forward(
             module, site, options.memory, options.backend, options.check, module is model
         )
         if what is not None:
-            return what, []
+            return "; not fused: ".join([what, *reasons]), []
         reasons.append(reason)
-    if group is None:
-        return None, reasons
-    return group.what, reasons
+    return (group.what if group is not None and fused else None), reasons

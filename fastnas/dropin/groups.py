@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
@@ -50,6 +51,11 @@ class Group:
     name: str
     found: dict[str, nn.Module] = field(default_factory=dict)
     foreign: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_fused(self) -> bool:
+        """Tells whether there is a batch norm to fuse."""
+        return any(map(_has_norm, self.found.values()))
 
     @property
     def what(self) -> str:
@@ -107,10 +113,10 @@ def _difference(module: nn.Module, structure: Structure, forward: Callable[..., 
     x = x.to(device_of(module), dtype_of(module))
     checked = Checked(module.modules())
 
-    def fused(copy: nn.Module, x: Tensor) -> Tensor:
+    def fused(m: nn.Module, x: Tensor) -> Tensor:
         reading = Reading(Reader(structure, checked))
         settings = Settings(Site("", Tally()), "lean", None, reading, strict=True)
-        y: Tensor = real(forward(copy, settings, x))
+        y: Tensor = real(forward(m, settings, x))
         return y
 
     # None stands for arguments without a default, as in calls.
@@ -120,20 +126,14 @@ def _difference(module: nn.Module, structure: Structure, forward: Callable[..., 
 
 
 def find_groups(model: nn.Module, trials: Trials | None) -> list[Group]:
-    """Finds modules that have candidates in them.
+    """Finds modules that have candidates in them, or a list of what may be such.
 
     Args:
         trials: tries each out; None: it is taken for what its structure says.
     """
     groups: dict[nn.Module, Group] = {}
     _walk(model, "", model, "", trials, groups)
-    return [group for group in groups.values() if _is_worth_it(group)]
-
-
-def _is_worth_it(group: Group) -> bool:
-    """Tells whether there is a batch norm to fuse, and something beside it to sum it with."""
-    normed = any(map(_has_norm, group.found.values()))
-    return normed and len(group.found) + len(group.foreign) > 1
+    return list(groups.values())
 
 
 def _walk(
@@ -153,7 +153,10 @@ def _walk(
     children = {k: child for k, child in every.items() if not isinstance(child, _CONTAINERS)}
     read = {k: _read(child, trials) for k, child in children.items()}
     found = [k for k, reason in read.items() if reason is None]
-    if found:
+    # One alone, in no list, is no choice: it may be what prepares a cell's input.
+    if len(found) < 2 and not isinstance(module, _CONTAINERS):
+        found = []
+    if found or (isinstance(module, _CONTAINERS) and children):
         group = groups.setdefault(holder, Group(holder, holder_name))
         group.found |= {f"{name}.{k}": children[k] for k in found}
         # Beside candidates in a list, what is none is a foreign candidate. Beside those that lie in
@@ -161,7 +164,7 @@ def _walk(
         if isinstance(module, _CONTAINERS):
             group.foreign |= {f"{name}.{k}": str(r) for k, r in read.items() if r is not None}
     for k, child in every.items():
-        if read.get(k, "") is not None:
+        if k not in found:
             _walk(child, f"{name}.{k}".lstrip("."), holder, holder_name, trials, groups)
 
 
@@ -172,7 +175,17 @@ def _read(module: nn.Module, trials: Trials | None) -> str | None:
         return found
     if "forward" in vars(module):
         return "its instance has a forward of its own"
-    return trials.why_not(module, nested_candidate, candidate_forward) if trials else None
+    if trials is None:
+        return None
+    reasons = (trials.why_not(m, nested_candidate, candidate_forward) for m in _both_modes(module))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def _both_modes(module: nn.Module) -> list[nn.Module]:
+    """Returns the module, and a copy in the other mode if that changes more than the mode."""
+    if all(type(part).train is nn.Module.train for part in module.modules()):
+        return [module]
+    return [module, copy.deepcopy(module).train(not module.training)]
 
 
 def fuse_groups(
@@ -182,12 +195,15 @@ def fuse_groups(
     names = {module: name for name, module in model.named_modules()}
 
     def give(module: nn.Module, forward: Callable[..., Any], structure: Structure) -> None:
-        reading = Reading(Reader(structure, Checked(module.modules())))
+        compared = [part for m in _both_modes(module) for part in m.modules()]
+        reading = Reading(Reader(structure, Checked(compared)))
         settings = Settings(Site(names[module], tally), memory, backend, reading)
         module.forward = functools.partial(forward, module, settings)
 
     around: set[nn.Module] = set()
     for group in groups:
+        if not group.is_fused:
+            continue
         for module in group.found.values():
             give(module, candidate_forward, nested_candidate)
         parts = group.name.split(".") if group.name else []

@@ -139,7 +139,7 @@ def compute(terms: Sequence[Term]) -> Tensor:
             fused.setdefault(next(iter(fused), None), []).extend(shared)
             plain = [term for term in plain if term not in shared]
         parts += [_fused(group) for group in fused.values()]
-        parts += [_weighted(weight, _by_its_module(call)) for weight, call in plain]
+        parts += [_weighted(weight, _plain(call)) for weight, call in plain]
         return reduce(torch.add, parts)
 
 
@@ -154,10 +154,13 @@ def _each_once(terms: Iterable[Term]) -> list[Term]:
     return [(weight, call) for call, weight in weights.items()]
 
 
-def _by_its_module(call: Call) -> Tensor:
+def _plain(call: Call) -> Tensor:
+    """Computes what has no batch norm: the identity, zeros, or a pool by its module."""
+    x, stride = call.input(), call.candidate.stride
     if call.candidate.is_open:
         call.site.ran_own("a pool without a batch norm")
-    return call.own(call.input())
+        return call.own(x)
+    return x if call.is_skip else x[:, :, ::stride, ::stride] * 0
 
 
 def _weighted(weight: Scalar | None, value: Tensor) -> Tensor:

@@ -71,10 +71,15 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 def _leaves(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Returns the layers in order of registration, however deep; none beside tensors of its own."""
+    """Returns the layers in order of registration, however deep; none beside tensors of its own.
+
+    A wrapper may name its layer's tensors a second time, as those of low-rank adapters do.
+    """
     if not module._modules:
         return (module,)
-    if module._parameters or module._buffers:
+    held = {id(t) for child in module.children() for t in (*child.parameters(), *child.buffers())}
+    own = [*module._parameters.values(), *module._buffers.values()]
+    if any(id(t) not in held for t in own if t is not None):
         return ()
     children = [_leaves(child) for child in module._modules.values() if child is not None]
     return tuple(leaf for leaves in children for leaf in leaves) if all(children) else ()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastnas import nn as own
-from fastnas.dropin import forwards
+from fastnas.dropin import pending
 from fastnas.dropin.accelerate import accelerate, decelerate
 from fastnas.spaces import get_space
 
@@ -69,37 +69,63 @@ class BrokenMixedOp(MixedOp):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
-    [
-        (NoisyMixedOp, "it computes something else: output differs by"),
-        (PartialMixedOp, "it computes something else: output differs by"),
-        (DetachedMixedOp, "it computes something else: gradient of input 1 differs by"),
-        (EvaluationMixedOp, "it computes something else: output in evaluation mode differs by"),
-        (SteppedMixedOp, "its forward takes (self, x, weights, step); (x, weights) is needed"),
-        (PairMixedOp, "its forward returns a tuple, not a tensor"),
-        (BrokenMixedOp, "its own forward fails on a random input: no such luck"),
-    ],
+    "kind", [NoisyMixedOp, PartialMixedOp, DetachedMixedOp, EvaluationMixedOp, SteppedMixedOp]
 )
-def test_a_mixed_op_that_does_something_else_is_left(calls, kind, reason):
-    module = kind(C, 1)
-    report = accelerate(module)
-    assert not report.replaced
-    assert reason in report.left[0][1]
-    assert "forward" not in vars(module)
+def test_what_a_mixed_op_makes_of_its_candidates_is_its_own(calls, kind):
+    eager = kind(C, 1).double()
+    fused = copy.deepcopy(eager)
+    report = accelerate(fused)
+    assert dict(report.replaced) == {kind.__name__: "8 candidates: mixed_edges"}
+    x, w = edge_inputs()
+    inputs = [x, w, 3] if kind is SteppedMixedOp else [x, w]
+    calls.clear()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+    assert calls == {"deferred": 1} and report.calls.share == 1
+    eager.eval(), fused.eval()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+
+
+def test_a_mixed_op_that_returns_more_than_a_tensor(calls):
+    eager = PairMixedOp(C, 1).double()
+    fused = copy.deepcopy(eager)
+    accelerate(fused)
+    inputs = edge_inputs()
+    for given, expected in zip(fused(*inputs), eager(*inputs)):
+        assert type(given) is torch.Tensor
+        assert_same([given], [expected])
+
+
+def test_an_error_of_a_mixed_op_is_the_one_that_it_was():
+    module = BrokenMixedOp(C, 1)
+    accelerate(module)
+    with pytest.raises(RuntimeError, match="no such luck"):
+        module(*edge_inputs())
 
 
 def test_the_check_is_in_double_precision(monkeypatch):
-    run_edge = forwards.run_edge
-    monkeypatch.setattr(forwards, "run_edge", lambda *a, **k: (1 + 1e-6) * run_edge(*a, **k))
+    mixed_edges = pending.mixed_edges
+    wrong = lambda *a, **k: (1 + 1e-6) * mixed_edges(*a, **k)  # noqa: E731
+    monkeypatch.setattr(pending, "mixed_edges", wrong)
     what = dict(accelerate(MixedOp(C, 1)).replaced)["MixedOp"]
+    assert what.startswith("8 candidates: mixed_norm_sum")
     assert "not fused: it computes something else: output differs by" in what
 
 
 def test_without_the_check_the_caller_answers_for_it():
-    module = NoisyMixedOp(C, 1).double()
-    assert accelerate(module, check=False).replaced
+    class Identity(nn.Module):  # of that name, but it is none
+        def forward(self, x):
+            return 2 * x
+
+    module = MixedOp(C, 1).double()
+    module._ops[3] = Identity()
+    [(_, what)] = accelerate(module).replaced
+    assert what.startswith("7 of 8 candidates: mixed_edges; by its module 3: it computes something")
+    assert accelerate(module, check=False).replaced[0][1] == "8 candidates: mixed_edges"
     inputs = edge_inputs()
-    assert_same([module(*inputs)], [MixedOp.forward(module, *inputs)])
+    given = module(*inputs)
+    decelerate(module)
+    module._ops[3] = nn.Identity()
+    assert_same([given], [module(*inputs)])
 
 
 class AuxiliaryCell(Cell):
@@ -131,15 +157,15 @@ def test_an_optional_argument_is_served_by_the_own_forward(calls):
     calls.clear()
     inputs = cell_inputs()
     assert_same(observed(fused, inputs), observed(eager, inputs))
-    assert calls == {"run_cell": 1}
+    assert calls["run_cell"] == 1
     assert_same(observed(fused, [*inputs, 0.5]), observed(eager, [*inputs, 0.5]))
-    assert calls == {"run_cell": 1}
+    assert calls["run_cell"] == 1
 
 
-def test_cells_of_a_derived_network_and_of_fastnas_are_left():
+def test_cells_of_a_derived_network_and_of_fastnas():
     derived = cell()
     derived._ops = nn.ModuleList(operation("sep_conv_3x3", C, 1) for _ in range(EDGES))
-    assert "edge 0: SepConv has no ModuleList" in accelerate(derived).left[0][1]
+    assert accelerate(derived).replaced == [("Cell", "5 candidates: mixed_edges")]
     report = accelerate(own.SearchNetwork(get_space("S2"), C, 10, 1))
     assert not report.replaced
     assert {reason for _, reason in report.left} == {"it is fastnas' own and fused already"}
@@ -156,12 +182,10 @@ def test_a_forward_of_the_instance_is_left():
 def test_the_report_is_a_table():
     lines = str(accelerate(network(primitives=WITHOUT_NONE, noise=0.2), check=False)).splitlines()
     assert lines[0] == "replaced (15)"
-    assert lines[1].startswith(
-        "  cells.0._ops.0 .. cells.2._ops.4 (15)  6 of 7 candidates: mixed_ed"
-    )
-    assert lines[2] == "left (3)"
-    assert lines[3].startswith("  cells.0 .. cells.2 (3)  edge 0, candidate 2: NoisySkip")
-    assert len(lines) == 4
+    assert "6 of 7 candidates: mixed_edges; by its module 2: NoisySkip is not" in lines[1]
+    left = lines.index("left (3)")
+    assert lines[left + 1].startswith("  cells.0 .. cells.2 (3)  edge 0, candidate 2: NoisySkip")
+    assert len(lines) == left + 2
 
 
 @pytest.mark.parametrize(
@@ -173,7 +197,7 @@ def test_the_report_is_a_table():
             ValueError,
             "memory is 'small'; allowed: fast, lean, minimal",
         ),
-        (lambda: accelerate(nn.Linear(2, 2)), ValueError, "Linear has no module with a ModuleList"),
+        (lambda: accelerate(nn.Linear(2, 2)), ValueError, "Linear has no operation of DARTS"),
         (lambda: accelerate(MixedOp(C, 1), backend="gpu"), ValueError, "backend is 'gpu'; allowed"),
     ],
 )

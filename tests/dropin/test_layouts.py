@@ -26,13 +26,6 @@ every_layout = pytest.mark.parametrize("name", LAYOUTS)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def _lora(name: str) -> object:
-    """Names the one layout that is not fused yet, so that it is seen, and seen when it is."""
-    reason = "convolutions wrapped for LoRA run by themselves"
-    wrapped = pytest.mark.xfail(reason=reason, strict=True)
-    return pytest.param(name, marks=wrapped if name == "confopt" else ())
-
-
 def images(batch: int = 3) -> Tensor:
     return torch.randn(batch, 3, 16, 16, generator=torch.Generator().manual_seed(3)).double()
 
@@ -74,7 +67,7 @@ def test_every_mode_is_as_by_its_own_forward(name):
         assert_same_state(state(layout, fused, mode), state(layout, eager, mode))
 
 
-@pytest.mark.parametrize("name", [_lora(name) for name in LAYOUTS])
+@pytest.mark.parametrize("name", LAYOUTS)
 def test_candidates_are_fused(name):
     layout = LAYOUTS[name]
     eager = own(layout)

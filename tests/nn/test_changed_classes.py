@@ -142,7 +142,7 @@ def test_a_setting_changed_since_the_check(scaled_cells, calls, duplicate):
     fused = duplicate(fused)
     calls.clear()
     assert_alike(eager, fused, inputs)
-    assert not calls
+    assert not calls["run_cell"]
     eager.scale = fused.scale = 1.0
     assert_alike(eager, fused, inputs)
     assert calls["run_cell"]
