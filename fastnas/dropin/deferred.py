@@ -185,6 +185,7 @@ class DeferredSum(Tensor):
     # ---- what is known of it without its values
 
     shape = property(lambda self: self._size)
+    ndim = property(lambda self: len(self._size))
     dtype = property(lambda self: self._dtype)
     device = property(lambda self: self._like().device)
 
