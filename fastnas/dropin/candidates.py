@@ -113,8 +113,7 @@ def norm_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     if reason is not None:
         return _own(module, settings, args, kwargs, reason)
     call.site.ran_fused()
-    y = _deferred(module, settings, joined, args[0], x)
-    return y
+    return _deferred(module, settings, joined, args[0], x)
 
 
 @replacement

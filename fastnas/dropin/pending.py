@@ -61,6 +61,7 @@ class Call:
         self.x, self.version = x, 0 if x.is_inference() else x._version
         biases = [conv._parameters.get("bias") for conv in candidate.convs]
         self.biases = biases if any(b is not None for b in biases) else []
+        """Of its convolutions, which the kernels do not add: a batch norm takes them away."""
         self.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
         self.grad = torch.is_grad_enabled()
@@ -137,7 +138,7 @@ def compute(terms: Sequence[Term]) -> Tensor:
         shared = [term for term in plain if term[1].settles_as_plain()]
         if fused or any("pool" in call.candidate.name for _, call in shared):
             fused.setdefault(next(iter(fused), None), []).extend(shared)
-            plain = [term for term in plain if term not in shared]
+            plain = [term for term in plain if term[1].candidate.is_open]
         parts += [_fused(group) for group in fused.values()]
         parts += [_weighted(weight, _plain(call)) for weight, call in plain]
         return reduce(torch.add, parts)
@@ -182,7 +183,7 @@ def _fused(terms: list[Term]) -> Tensor:
     moves = manner.training and not again
     running = None
     if moves or not manner.training:
-        running = [pair for call in calls for pair in _running(call, moves)]
+        running = [pair for call in calls for pair in _running(call)]
     with _autocast_of(calls[0]):
         y = mixed_edges(
             [row[0][1].input() for row in rows],
@@ -200,7 +201,7 @@ def _fused(terms: list[Term]) -> Tensor:
         count([c for call in calls for c in call.tensors.counters])
         for call in calls:
             for (mean, _), shift in zip(call.tensors.running, _shifts(call)):
-                mean.add_(shift)
+                mean.add_(shift, alpha=manner.momentum)
     for call in calls:
         call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
@@ -228,16 +229,12 @@ def _shifts(call: Call) -> list[Tensor]:
     return found
 
 
-def _running(call: Call, moves: bool) -> list[tuple[Tensor, Tensor]]:
-    """Returns the running statistics of what the kernels compute, which add no bias."""
-    pairs, shifts = call.tensors.running, _shifts(call)
-    if not shifts:
+def _running(call: Call) -> list[tuple[Tensor, Tensor]]:
+    """Returns the running statistics to move; outside of training, those without biases."""
+    pairs = call.tensors.running
+    if call.manner.training or not call.biases:
         return pairs
-    if not moves:
-        return [(mean - shift, var) for (mean, var), shift in zip(pairs, shifts)]
-    for (mean, _), shift in zip(pairs, shifts):
-        mean.sub_(shift)
-    return pairs
+    return [(mean - shift, var) for (mean, var), shift in zip(pairs, _shifts(call))]
 
 
 def _tied(weight: Scalar | None, call: Call) -> Scalar | None:
