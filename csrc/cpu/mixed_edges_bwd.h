@@ -354,7 +354,7 @@ template <class T> struct Backward : BackwardSums<T> {
         for (int b = 0; b < blocks; ++b) {
           const A* at = partial + (int64_t(tap) * width + in) * width + b * L;
           Wide<A> sum{};
-          for (int g = 0; g < groups; ++g) sum += widen<A>(get(at + g * this->dense_sums(t)));
+          for (int g = 0; g < groups; ++g) sum += __builtin_convertvector(get(at + g * this->dense_sums(t)), Wide<A>);
           for (int lane = 0; lane < L && b * L + lane < C; ++lane)
             dV[(int64_t(b * L + lane) * C + in) * taps + tap] = store<T>(A(sum[lane]));
         }

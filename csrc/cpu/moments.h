@@ -38,7 +38,6 @@ template <class A> struct WideOf {
   typedef double type __attribute__((vector_size(kLanes<A> * int(sizeof(double)))));
 };
 template <class A> using Wide = typename WideOf<A>::type;
-template <class A> Wide<A> widen(Vec<A> v) { return __builtin_convertvector(v, Wide<A>); }
 
 // Mean and centred squares of each lane, that is of each channel of a block.
 template <class A> struct LaneMoments {

@@ -170,10 +170,13 @@ class NativeConv:
         x, y, dy = in_format([call.x, saved[0], grad], LAST)
         dx = [_new_last(x, *x.shape)] if needs_dx else []
         wanted = call.params if any(needs_dp) else []
-        dparams = [torch.empty_like(p, memory_format=ROWS) for p in wanted]
+        # Kernels sum over images, so that without any they would write no gradient.
+        new = torch.empty_like if y.numel() else torch.zeros_like
+        dparams = [new(p, memory_format=ROWS) for p in wanted]
         grads = places(x.device, LAST, dy=dy, dx=dx[0] if dx else None)
         grads |= places(x.device, dparams=dparams)
-        self._run("relu_conv_bn_bwd", call, x, y, laid_out(saved[1]), **grads)
+        if y.numel():
+            self._run("relu_conv_bn_bwd", call, x, y, laid_out(saved[1]), **grads)
         return dx + [d for d, need in zip(dparams, needs_dp) if need]
 
     def _run(
