@@ -86,8 +86,8 @@ def accelerate(
     own forward runs. Copies (`copy.deepcopy`, pickle) are as fast as the original.
     `nn.DataParallel` is not served: its replicas share their forward with the first; use
     DistributedDataParallel. An output of a candidate cannot be given to an `autograd.Function` as
-    it is, nor may a candidate's input be changed before its output is used: both raise an error
-    that says so.
+    it is, nor may what a sum reads (inputs, parameters, summands, factors) be changed before
+    the sum is used: both raise an error that says so.
 
     Args:
         model: the network, on the device where it is to run.

@@ -12,6 +12,7 @@ was changed before the sum was computed is an error.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -20,7 +21,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastnas.dropin.pending import Call, Scalar, Term, compute, is_function_forward
+from fastnas.dropin.pending import (
+    Call,
+    Scalar,
+    Term,
+    Time,
+    changed,
+    compute,
+    is_function_forward,
+    version,
+)
 
 
 def _as_scalar(value: Any, like: Tensor) -> Scalar | None:
@@ -36,6 +46,11 @@ def _as_scalar(value: Any, like: Tensor) -> Scalar | None:
 
 
 _CLONE = "give it `output.clone()`"
+_Watched = tuple[tuple[Tensor, int], ...]
+
+
+def _watch(y: Tensor) -> _Watched:
+    return ((y, version(y)),)
 
 
 class DeferredSum(Tensor):
@@ -50,6 +65,7 @@ class DeferredSum(Tensor):
         dense: what is added that is computed already.
         shape: of the sum.
         layout: the memory format in which others see it.
+        time: under what it is made, where that is known.
     """
 
     _terms: tuple[Term, ...]
@@ -57,10 +73,15 @@ class DeferredSum(Tensor):
     _size: torch.Size
     _format: torch.memory_format
     _dtype: torch.dtype
-    _grad_mode: bool
-    """Whether gradients were on when it was made; its parts are computed in this mode."""
+    _time: Time
+    """Under what it was made; its parts are computed under the same."""
     _seen: Tensor | None
     """The values as others see them."""
+    _seen_version: int
+    _watched: _Watched
+    """Tensors that wait in it, with the version of each."""
+    _in_sum: bool
+    """Whether it has become part of another sum, which does not pass through its tensor."""
 
     @staticmethod
     def __new__(
@@ -69,6 +90,7 @@ class DeferredSum(Tensor):
         dense: Sequence[Tensor],
         size: torch.Size,
         layout: torch.memory_format,
+        time: Time | None = None,
     ) -> DeferredSum:
         like = dense[0] if dense else terms[0][1].x
         dtypes = [*(call.dtype for _, call in terms), *(y.dtype for y in dense)]
@@ -77,18 +99,31 @@ class DeferredSum(Tensor):
         self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=like.device)
         self._terms, self._dense = tuple(terms), tuple(dense)
         self._size, self._format, self._seen, self._dtype = size, layout, None, dtype
-        self._grad_mode = torch.is_grad_enabled()
+        self._time, self._watched, self._in_sum = time or Time.now(), (), False
         return self
 
     # ---- its values
 
     def computed(self) -> Tensor:
         """Returns the values, in the layout in which the fused ops left them."""
+        self._follow()
         if self._terms or len(self._dense) != 1:
-            with torch.set_grad_enabled(self._grad_mode):
+            self._check()
+            with self._time.again():
                 parts = [*([compute(self._terms)] if self._terms else []), *self._dense]
                 self._terms, self._dense = (), (reduce(torch.add, parts),)
+            self._watched = ()
         return self._dense[0]
+
+    def _check(self) -> None:
+        for y, before in self._watched:
+            if version(y) != before:
+                raise RuntimeError(changed(f"a summand or factor, {list(y.shape)},"))
+
+    def _follow(self) -> None:
+        """Takes over what others have done, in place, to the values that they see."""
+        if self._seen is not None and version(self._seen) != self._seen_version:
+            self._dense, self._seen_version = (self._seen,), version(self._seen)
 
     def tensor(self) -> Tensor:
         """Returns the values, in the layout of the module's own forward.
@@ -96,7 +131,7 @@ class DeferredSum(Tensor):
         Raises:
             RuntimeError: it was given to an `autograd.Function`, which finds no gradient to it.
         """
-        if self._grad_mode and is_function_forward():
+        if self._time.grad and is_function_forward():
             raise RuntimeError(
                 "fastnas: the output of a candidate was given to an autograd.Function, which finds"
                 f" no gradient to it; {_CLONE}"
@@ -104,8 +139,9 @@ class DeferredSum(Tensor):
         if self._seen is None:
             is_input = self._identity() is not None
             y = self.computed()
-            with torch.set_grad_enabled(self._grad_mode):
+            with self._time.again():
                 self._seen = y if is_input else y.contiguous(memory_format=self._format)
+            self._seen_version = version(self._seen)
         return self._seen
 
     def single(self) -> Call | None:
@@ -129,29 +165,51 @@ class DeferredSum(Tensor):
 
     # ---- what keeps it a sum
 
-    def _new(self, terms: Sequence[Term], dense: Sequence[Tensor]) -> DeferredSum:
-        return DeferredSum(terms, dense, self._size, self._format)
+    def _parts(self) -> _Watched:
+        """Returns what is to be watched in a sum that it becomes part of."""
+        self._follow()
+        computed = not self._terms and len(self._dense) == 1
+        return _watch(self._dense[0]) if computed else self._watched
+
+    def _new(
+        self,
+        terms: Sequence[Term],
+        dense: Sequence[Tensor],
+        watched: _Watched,
+    ) -> DeferredSum:
+        made = DeferredSum(terms, dense, self._size, self._format, self._time)
+        made._watched, self._in_sum = watched, True
+        return made
 
     def _stays(self) -> bool:
-        """Tells whether an operation may wait: it then happens in the grad mode of the calls."""
-        return self._grad_mode == torch.is_grad_enabled()
+        """Tells whether an operation may wait: it then happens under what the calls did."""
+        return self._time == Time.now()
 
     def _times(self, scale: Scalar) -> DeferredSum:
+        self._check()
+        self._follow()
         terms = [(scale if w is None else w * scale, call) for w, call in self._terms]
-        return self._new(terms, [scale * y for y in self._dense])
+        # Products are new tensors; a factor of 1 becomes the scale itself.
+        waits = any(w is None for w, _ in self._terms)
+        watched = _watch(scale) if waits and isinstance(scale, Tensor) else ()
+        return self._new(terms, [scale * y for y in self._dense], watched)
 
     def _plus(self, other: Any) -> DeferredSum | None:
         if isinstance(other, int | float) and other == 0:
-            return self._new(self._terms, self._dense)
+            watched = self._parts()
+            return self._new(self._terms, self._dense, watched)
         if not isinstance(other, Tensor) or other.shape != self._size:
             return None
         if other.device != self.device or not other.dtype.is_floating_point:
             return None
         if not isinstance(other, DeferredSum):
-            return self._new(self._terms, (*self._dense, other))
+            watched = self._parts() + _watch(other)
+            return self._new(self._terms, (*self._dense, other), watched)
         if not other._stays():
             return None
-        return self._new(self._terms + other._terms, self._dense + other._dense)
+        watched = self._parts() + other._parts()
+        other._in_sum = True
+        return self._new(self._terms + other._terms, self._dense + other._dense, watched)
 
     def __mul__(self, other: Any) -> Any:
         scale = _as_scalar(other, self._like()) if self._stays() else None
@@ -202,21 +260,41 @@ class DeferredSum(Tensor):
         identity = self._identity()
         if identity is not None:  # it is its input that changes
             getattr(identity, name)(*real(args), **real(kwargs))
-            self._terms, self._dense, self._seen = (), (identity,), identity
-            return self
+            return self._holds(identity)
         operator = _OPERATORS.get(name.removesuffix("_"))
         if operator is not None and len(args) == 1 and not kwargs:
             value = operator(self, *args)
         else:
-            # Backward of `mixed_edges` reads its output, so that a copy is changed.
-            value = self.tensor().clone()
+            value = self._copied()
             getattr(value, name)(*real(args), **real(kwargs))
-        deferred = isinstance(value, DeferredSum)
-        self._terms = value._terms if deferred else ()
-        self._dense = value._dense if deferred else (value,)
+        if not isinstance(value, DeferredSum):
+            return self._holds(value)
+        self._terms, self._dense, self._watched = value._terms, value._dense, value._watched
         self._size, self._dtype, self._seen = value.shape, value.dtype, None
-        self._grad_mode = torch.is_grad_enabled()
+        self._time, self._in_sum = Time.now(), False
         return self
+
+    def _copied(self) -> Tensor:
+        """Returns values to change: backward of `mixed_edges` reads those that it returned."""
+        with self._time.again():
+            return self.tensor().clone()
+
+    def _holds(self, value: Tensor) -> DeferredSum:
+        """Makes this very tensor its values, which others see."""
+        self._terms, self._dense, self._watched = (), (value,), ()
+        self._seen, self._seen_version = value, version(value)
+        self._size, self._dtype = value.shape, value.dtype
+        self._time, self._in_sum = Time.now(), False
+        return self
+
+    def _watch_gradient(self, name: str) -> None:
+        """Lets whoever uses the sum from here on use the tensor that is looked at."""
+        if self._in_sum and name in ("retain_grad", "register_hook"):
+            raise RuntimeError(
+                f"fastnas: {name} of an output that is part of a sum already, whose gradient does"
+                " not pass through it; call it before the output is used"
+            )
+        self._dense = (self.tensor(),)
 
     def _become_tensor(self) -> Tensor:
         """Turns this very object into the tensor of its values, and returns it.
@@ -226,7 +304,9 @@ class DeferredSum(Tensor):
         but tensors.
         """
         value = self.tensor()
-        with torch.set_grad_enabled(self._grad_mode), torch._C.DisableTorchFunctionSubclass():
+        if weakref.getweakrefcount(self):  # then torch does not swap it
+            return value
+        with self._time.again(), torch._C.DisableTorchFunctionSubclass():
             torch.utils.swap_tensors(self, value.view_as(value))
         return self
 
@@ -242,9 +322,10 @@ class DeferredSum(Tensor):
         if isinstance(first, cls):
             if name == "__setitem__" or (name.endswith("_") and not name.startswith("_")):
                 return first._change(name, *args[1:], **kwargs)
-            if name in _OF_GRADIENTS:
-                # Whoever uses the sum from here on has to use the tensor that is watched.
-                first._dense = (first.tensor(),)
+            if name in _OF_GRADIENTS or func == _DATA:
+                first._watch_gradient(name)
+            if kwargs.get("inplace") and first._identity() is None:
+                first._holds(first._copied())
             if func == _REQUIRES_GRAD:
                 return first._become_tensor().requires_grad
         return func(*real(args), **real(kwargs))
@@ -288,4 +369,5 @@ _REFLECTED: dict[Callable[[Any, Any], Any], Callable[[Any, Any], Any]] = {
 """The same for one that is the second argument."""
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _OF_GRADIENTS = frozenset(("retain_grad", "register_hook", "requires_grad_"))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple, cast
@@ -36,6 +36,49 @@ class Manner(NamedTuple):
     backend: str | None
 
 
+class Time(NamedTuple):
+    """Says under what an operation was called; it is computed later under the same."""
+
+    grad: bool
+    inference: bool
+    hooks: object
+    """Those of saved tensors. Each checkpoint has its own, and counts what is saved in it."""
+
+    @classmethod
+    def now(cls) -> Time:
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Goes back to the modes of then, and leaves hooks that were set since, for a while."""
+        changes = self.inference != torch.is_inference_mode_enabled()
+        mode = torch.inference_mode(self.inference) if changes else nullcontext()
+        left, autograd = [], torch._C._autograd
+        while (top := autograd._top_saved_tensors_default_hooks(True)) not in (None, self.hooks):
+            left.append(top)
+            autograd._pop_saved_tensors_default_hooks()
+        try:
+            with mode, torch.set_grad_enabled(self.grad):
+                yield
+        finally:
+            for hooks in reversed(left):
+                autograd._push_saved_tensors_default_hooks(*hooks)
+
+
+def version(x: Tensor) -> int:
+    """Returns a number that grows when x is changed in place; inference tensors have none."""
+    return 0 if x.is_inference() else x._version
+
+
+def changed(what: str) -> str:
+    """Tells of a tensor that was changed while a sum waited for it."""
+    return (
+        f"fastnas: {what} was changed before the sum that reads it was computed, at its first use;"
+        " eager computes at once. Clone it before it is changed, or `decelerate` this network"
+    )
+
+
 class Call:
     """Holds one call of a candidate, as long as somebody may ask for its output.
 
@@ -58,13 +101,14 @@ class Call:
     ) -> None:
         self.candidate, self.tensors, self.manner = candidate, tensors, manner
         self.own, self.site = own, site
-        self.x, self.version = x, 0 if x.is_inference() else x._version
+        self.x, self.version = x, version(x)
+        self.weights = sum(map(version, tensors.params))
         biases = [conv._parameters.get("bias") for conv in candidate.convs]
         self.biases = biases if any(b is not None for b in biases) else []
         """Of its convolutions, which the kernels do not add: a batch norm takes them away."""
         self.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
-        self.grad = torch.is_grad_enabled()
+        self.time = Time.now()
         self.ran = False
         """Whether it was computed, so that its running statistics have moved."""
         self.value: Tensor | None = None
@@ -83,14 +127,13 @@ class Call:
         """Returns the input.
 
         Raises:
-            RuntimeError: it is no longer what it was at the call.
+            RuntimeError: it, or a parameter, is no longer what it was at the call.
         """
-        if not self.x.is_inference() and self.x._version != self.version:
-            raise RuntimeError(
-                f"fastnas: the input of {self.candidate.name}, {list(self.x.shape)}, was changed"
-                " between the call and the first use of its output, which eager computes at once;"
-                " clone it before it is changed, or `decelerate` this network"
-            )
+        name = self.candidate.name
+        if version(self.x) != self.version:
+            raise RuntimeError(changed(f"the input of {name}, {list(self.x.shape)},"))
+        if sum(map(version, self.tensors.params)) != self.weights:
+            raise RuntimeError(changed(f"a parameter of {name}"))
         return self.x
 
     def settles_as_plain(self) -> bool:
@@ -109,7 +152,7 @@ class Call:
     def __del__(self) -> None:
         # Nobody used the output, but eager's running statistics have moved.
         if self.must_run and not sys.is_finalizing():
-            self.grad = False
+            self.time = self.time._replace(grad=False)
             try:
                 compute([(None, self)])
             except Exception:  # raised from here it would reach nobody
@@ -122,8 +165,8 @@ Term = tuple[Scalar | None, Call]
 
 
 def compute(terms: Sequence[Term]) -> Tensor:
-    """Computes sum_i w_i o_i(x_i), by one `mixed_edges` for each manner; all of one grad mode."""
-    with torch.set_grad_enabled(terms[0][1].grad):
+    """Computes sum_i w_i o_i(x_i), by one `mixed_edges` for each manner; all of one `Time`."""
+    with terms[0][1].time.again():
         parts: list[Tensor] = []
         fused: dict[object, list[Term]] = {}
         plain: list[Term] = []
