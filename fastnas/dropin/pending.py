@@ -72,7 +72,7 @@ def version(x: Tensor) -> int:
 
 
 def changed(what: str) -> str:
-    """Tells of a tensor that was changed while a sum waited for it."""
+    """Returns the message for a tensor that was changed while a sum waited for it."""
     return (
         f"fastnas: {what} was changed before the sum that reads it was computed, at its first use;"
         " eager computes at once. Clone it before it is changed, or `decelerate` this network"
