@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -11,10 +12,10 @@ from torch import nn
 
 from fastnas.backends import MEMORY
 from fastnas.checks import typed
+from fastnas.dropin.cells import is_cell
 from fastnas.dropin.equivalence import device_of, dtype_of
 from fastnas.dropin.groups import Group, Trials, find_groups, fuse_groups, nearest_miss
-from fastnas.dropin.ours import is_replaced, replacement
-from fastnas.dropin.recognise import is_cell
+from fastnas.dropin.replacements import is_replaced, replacement
 from fastnas.dropin.tally import Site, Tally, grouped
 from fastnas.dropin.whole import replace_forward
 from fastnas.nn.dag import Dag
@@ -135,9 +136,11 @@ def decelerate(model: nn.Module) -> None:
 
 
 @replacement
-def accelerated_new(network: nn.Module, options: Options, trials: Trials, *args: Any) -> Any:
+def accelerated_new(
+    network: nn.Module, options: Options, trials: Trials, *args: Any, **kwargs: Any
+) -> Any:
     """Makes a network as its own `new` does, for the unrolled step, and accelerates it."""
-    made = type(network).new(network, *args)  # type: ignore[attr-defined]
+    made = type(network).new(network, *args, **kwargs)  # type: ignore[attr-defined]
     if isinstance(made, nn.Module):
         _accelerate(made, options, trials)
     return made
@@ -148,7 +151,8 @@ def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
     # A second call begins at the modules' own forwards, not at those of the first.
     decelerate(model)
     report, inside = Report(), set[nn.Module]()
-    groups = find_groups(model, trials if options.check else None)
+    tried = trials if options.check else None
+    groups = find_groups(model, tried)
     by_holder = {group.holder: group for group in groups}
     for name, module in model.named_modules():
         group = by_holder.get(module)
@@ -164,9 +168,11 @@ def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
         if is_cell(module) and "forward" in vars(module):
             # Its mixed ops are called where it cannot be fused whole: they have no rows.
             inside.update(module.modules())
-    fuse_groups(model, groups, options.memory, options.backend, report.calls)
-    for module in model.modules():
-        if callable(getattr(type(module), "new", None)) and "new" not in vars(module):
+    fuse_groups(model, groups, options.memory, options.backend, report.calls, tried)
+    for module in model.modules() if report.replaced else ():
+        # Class methods and static ones do not make a network like this one.
+        own = inspect.getattr_static(type(module), "new", None)
+        if inspect.isfunction(own) and "new" not in vars(module):
             vars(module)["new"] = functools.partial(accelerated_new, module, options, trials)
     return report
 

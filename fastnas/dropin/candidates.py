@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 
 from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.deferred import DeferredSum, real
-from fastnas.dropin.ours import replacement
 from fastnas.dropin.pending import Call, Manner, autocast_now, must_not_wait
+from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.tally import Site
 from fastnas.nn.facts import has_global_hooks, hooks
@@ -52,30 +53,43 @@ class Settings:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "last": None}
 
-    def __deepcopy__(self, memo: Any) -> Settings:
-        # The reading drops what it has seen, as a copy is another module.
-        return Settings(
-            self.site, self.memory, self.backend, replace(self.reading, seen={}, compiled=[])
-        )
 
+def _serve(
+    module: nn.Module,
+    settings: Settings,
+    args: tuple[Any, ...],
+    kwargs: Any,
+    fused: Callable[[nn.Module, Settings, Any, _Input, Tensor], Any],
+) -> Any:
+    """Runs `fused` on what the module was read as, its input and the tensor that this is.
 
-@replacement
-def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
-    """Returns the candidate's output as a sum that is computed when it is used."""
-    # Compiled code computes candidate by candidate: dynamo cannot follow sums that wait.
+    Where that cannot be, the module's own forward runs. So it does in compiled code: dynamo cannot
+    follow sums that wait.
+    """
     if torch.compiler.is_compiling():
         return type(module).forward(module, *args, **kwargs)
     ready = _ready(module, settings, args, kwargs)
     if isinstance(ready, str):
         return _own(module, settings, args, kwargs, ready)
-    found, given, x = cast(tuple[Candidate, _Input, Tensor], ready)
+    return fused(module, settings, *ready)
+
+
+@replacement
+def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
+    """Returns the candidate's output as a sum that is computed when it is used."""
+    return _serve(module, settings, args, kwargs, _counted)
+
+
+def _counted(
+    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: Tensor
+) -> DeferredSum | Tensor:
     if not found.is_open:  # a pool counts once its batch norm comes
         settings.site.ran_fused()
     return _deferred(module, settings, found, given, x)
 
 
 def _deferred(
-    module: nn.Module, settings: Settings, found: Candidate, given: Any, x: Tensor
+    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: Tensor
 ) -> DeferredSum | Tensor:
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.norms[0].training if found.norms else True
@@ -119,12 +133,12 @@ def norm_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
 @replacement
 def preprocess_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
     """Computes the preprocessing of a cell's input, fused; its layout waits for who looks."""
-    if torch.compiler.is_compiling():
-        return type(module).forward(module, *args, **kwargs)
-    ready = _ready(module, settings, args, kwargs)
-    if isinstance(ready, str):
-        return _own(module, settings, args, kwargs, ready)
-    found, given, x = cast(tuple[Preprocess, _Input, Tensor], ready)
+    return _serve(module, settings, args, kwargs, _preprocessed)
+
+
+def _preprocessed(
+    module: nn.Module, settings: Settings, found: Preprocess, given: _Input, x: Tensor
+) -> DeferredSum | Tensor:
     how = How(module.training, memory=settings.memory, backend=settings.backend)
     y = preprocessed_state(found, x, how)
     deferred = DeferredSum((), (y,), y.shape, layout_of(given))

@@ -11,7 +11,7 @@ from torch import nn
 from fastnas.nn.built import KNOWN
 from fastnas.nn.facts import Facts, behaviour
 from fastnas.nn.final_norms import Norms, final_norm, passed_over
-from fastnas.nn.parts import Candidate, CellParts, MixedOpParts, Preprocess, candidate_modules
+from fastnas.nn.parts import Candidate, CellParts, Preprocess, candidate_modules
 
 _OF_TORCH = {*vars(nn.Module()), "forward"}
 """Attributes of a module that are no settings of its class."""
@@ -31,24 +31,20 @@ def sum_parts(module: nn.Module) -> SumParts:
     return SumParts({k: norm for k, norm in found.items() if norm is not None})
 
 
-Parts = CellParts | MixedOpParts | SumParts
+Parts = CellParts | SumParts
 Read = Parts | Candidate | Preprocess
 """What there are readers of."""
 
 
 def parts_of(module: nn.Module, found: Read | str) -> Iterator[nn.Module]:
-    """Yields the modules that were read: all but foreign candidates, which run by themselves."""
+    """Yields the modules that were read: of a sum, not what its candidates run by themselves."""
     if isinstance(found, SumParts):
         yield module
         yield cast(nn.Module, module._ops)
         for k in found.norms:
             yield from passed_over(candidate_modules(module)[k])
         return
-    foreign = found.foreign if isinstance(found, MixedOpParts) else {}
-    ops = candidate_modules(module)
-    # A foreign candidate runs by its own module, so that whatever changes in it is obeyed.
-    skipped = {part for k in foreign for part in ops[k].modules()}
-    yield from (part for part in module.modules() if part not in skipped)
+    yield from module.modules()
 
 
 def _frozen(value: object) -> Hashable:

@@ -23,9 +23,9 @@ from torch.utils._pytree import tree_map
 
 from fastnas.dropin.pending import (
     Call,
+    Modes,
     Scalar,
     Term,
-    Time,
     changed,
     compute,
     is_function_forward,
@@ -65,7 +65,7 @@ class DeferredSum(Tensor):
         dense: what is added that is computed already.
         shape: of the sum.
         layout: the memory format in which others see it.
-        time: under what it is made, where that is known.
+        modes: those under which it is made, where they are known.
     """
 
     _terms: tuple[Term, ...]
@@ -73,7 +73,7 @@ class DeferredSum(Tensor):
     _size: torch.Size
     _format: torch.memory_format
     _dtype: torch.dtype
-    _time: Time
+    _modes: Modes
     """Under what it was made; its parts are computed under the same."""
     _seen: Tensor | None
     """The values as others see them."""
@@ -90,7 +90,7 @@ class DeferredSum(Tensor):
         dense: Sequence[Tensor],
         size: torch.Size,
         layout: torch.memory_format,
-        time: Time | None = None,
+        modes: Modes | None = None,
     ) -> DeferredSum:
         like = dense[0] if dense else terms[0][1].x
         dtypes = [*(call.dtype for _, call in terms), *(y.dtype for y in dense)]
@@ -99,7 +99,7 @@ class DeferredSum(Tensor):
         self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=like.device)
         self._terms, self._dense = tuple(terms), tuple(dense)
         self._size, self._format, self._seen, self._dtype = size, layout, None, dtype
-        self._time, self._watched, self._in_sum = time or Time.now(), (), False
+        self._modes, self._watched, self._in_sum = modes or Modes.now(), (), False
         return self
 
     # ---- its values
@@ -109,7 +109,7 @@ class DeferredSum(Tensor):
         self._follow()
         if self._terms or len(self._dense) != 1:
             self._check()
-            with self._time.again():
+            with self._modes.restored():
                 parts = [*([compute(self._terms)] if self._terms else []), *self._dense]
                 self._terms, self._dense = (), (reduce(torch.add, parts),)
             self._watched = ()
@@ -131,7 +131,7 @@ class DeferredSum(Tensor):
         Raises:
             RuntimeError: it was given to an `autograd.Function`, which finds no gradient to it.
         """
-        if self._time.grad and is_function_forward():
+        if self._modes.grad and is_function_forward():
             raise RuntimeError(
                 "fastnas: the output of a candidate was given to an autograd.Function, which finds"
                 f" no gradient to it; {_CLONE}"
@@ -139,7 +139,7 @@ class DeferredSum(Tensor):
         if self._seen is None:
             is_input = self._identity() is not None
             y = self.computed()
-            with self._time.again():
+            with self._modes.restored():
                 self._seen = y if is_input else y.contiguous(memory_format=self._format)
             self._seen_version = version(self._seen)
         return self._seen
@@ -177,13 +177,13 @@ class DeferredSum(Tensor):
         dense: Sequence[Tensor],
         watched: _Watched,
     ) -> DeferredSum:
-        made = DeferredSum(terms, dense, self._size, self._format, self._time)
+        made = DeferredSum(terms, dense, self._size, self._format, self._modes)
         made._watched, self._in_sum = watched, True
         return made
 
     def _stays(self) -> bool:
         """Tells whether an operation may wait: it then happens under what the calls did."""
-        return self._time == Time.now()
+        return self._modes == Modes.now()
 
     def _times(self, scale: Scalar) -> DeferredSum:
         self._check()
@@ -271,12 +271,12 @@ class DeferredSum(Tensor):
             return self._holds(value)
         self._terms, self._dense, self._watched = value._terms, value._dense, value._watched
         self._size, self._dtype, self._seen = value.shape, value.dtype, None
-        self._time, self._in_sum = Time.now(), False
+        self._modes, self._in_sum = Modes.now(), False
         return self
 
     def _copied(self) -> Tensor:
         """Returns values to change: backward of `mixed_edges` reads those that it returned."""
-        with self._time.again():
+        with self._modes.restored():
             return self.tensor().clone()
 
     def _holds(self, value: Tensor) -> DeferredSum:
@@ -284,7 +284,7 @@ class DeferredSum(Tensor):
         self._terms, self._dense, self._watched = (), (value,), ()
         self._seen, self._seen_version = value, version(value)
         self._size, self._dtype = value.shape, value.dtype
-        self._time, self._in_sum = Time.now(), False
+        self._modes, self._in_sum = Modes.now(), False
         return self
 
     def _watch_gradient(self, name: str) -> None:
@@ -306,7 +306,7 @@ class DeferredSum(Tensor):
         value = self.tensor()
         if weakref.getweakrefcount(self):  # then torch does not swap it
             return value
-        with self._time.again(), torch._C.DisableTorchFunctionSubclass():
+        with self._modes.restored(), torch._C.DisableTorchFunctionSubclass():
             torch.utils.swap_tensors(self, value.view_as(value))
         return self
 

@@ -13,47 +13,38 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.dropin.candidates import first_arguments, given_back
+from fastnas.dropin.candidates import Settings, first_arguments, given_back
+from fastnas.dropin.cells import is_cell
 from fastnas.dropin.checked import Parts, SumParts
 from fastnas.dropin.deferred import real
-from fastnas.dropin.ours import replacement
-from fastnas.dropin.recognise import is_cell
+from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
-from fastnas.dropin.tally import Site
 from fastnas.nn.final_norms import foldable, norm_sum, pass_norms, run_to_norm
 from fastnas.nn.parts import CellParts, candidate_modules
-from fastnas.nn.reading import Reading
 from fastnas.nn.run import How, can_run, run_cell, why_eager
 from fastnas.ops import mixed_sum
 
 
 @dataclass
-class Settings:
-    """Holds the arguments of a replaced forward.
+class WholeSettings(Settings):
+    """Holds the arguments of a replaced forward; `reading` is of `Parts`.
 
     Args:
-        site: what calls of its candidates are counted as.
-        memory, backend: of `accelerate`.
-        reading: what the module consists of.
         outermost: whether the module is the network, which returns no sums that wait.
         skips_zeros: whether the module's own forward leaves out candidates of weight 0.
-        strict: whether to raise `NotFused` where the module's own forward would run.
     """
 
-    site: Site
-    memory: str
-    backend: str | None
-    reading: Reading[Any]
     outermost: bool = False
     skips_zeros: bool = False
-    strict: bool = False
 
     def how(self, module: nn.Module) -> How:
         """Says how a fused call of the module runs."""
         return How(module.training, memory=self.memory, backend=self.backend)
 
 
-def _own_forward(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: str) -> Any:
+def _own_forward(
+    module: nn.Module, settings: WholeSettings, args: Any, kwargs: Any, reason: str
+) -> Any:
     if settings.strict:
         raise NotFused(reason)
     say_once(type(module).__name__, reason)
@@ -100,7 +91,7 @@ def _inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Tens
 
 
 def _fusible(
-    module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
+    module: nn.Module, settings: WholeSettings, args: tuple[Any, ...], kwargs: Any
 ) -> tuple[Parts, tuple[Tensor, ...]] | str:
     inputs = _inputs(module, args, kwargs)
     if isinstance(inputs, str):
@@ -118,7 +109,7 @@ def _fusible(
 
 
 @replacement
-def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
+def cell_forward(module: nn.Module, settings: WholeSettings, *args: Any, **kwargs: Any) -> Tensor:
     """Runs the whole cell fused, preprocessing and concatenation included."""
     args, kwargs = real(args), real(kwargs)
     found = _fusible(module, settings, args, kwargs)
@@ -131,7 +122,7 @@ def cell_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
 
 
 @replacement
-def sum_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Tensor:
+def sum_forward(module: nn.Module, settings: WholeSettings, *args: Any, **kwargs: Any) -> Tensor:
     """Runs every candidate by its own module, but for the batch norm that some end in."""
     args, kwargs = real(args), real(kwargs)
     found = _fusible(module, settings, args, kwargs)

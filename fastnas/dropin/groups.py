@@ -23,6 +23,7 @@ from fastnas.dropin.checked import Checked, Reader, frozen_settings
 from fastnas.dropin.deferred import real
 from fastnas.dropin.equivalence import device_of, disagreement, dtype_of
 from fastnas.dropin.recognise import nested_candidate, pool_norm, preprocess
+from fastnas.dropin.replacements import has_foreign_forward
 from fastnas.dropin.tally import Site, Tally
 from fastnas.nn.dag import Dag
 from fastnas.nn.facts import behaviour
@@ -189,9 +190,18 @@ def _both_modes(module: nn.Module) -> list[nn.Module]:
 
 
 def fuse_groups(
-    model: nn.Module, groups: list[Group], memory: str, backend: str | None, tally: Tally
+    model: nn.Module,
+    groups: list[Group],
+    memory: str,
+    backend: str | None,
+    tally: Tally,
+    trials: Trials | None,
 ) -> None:
-    """Gives candidates, and the modules around them, their forwards."""
+    """Gives candidates, what prepares their cells' inputs, and the modules around, their forwards.
+
+    Args:
+        trials: as in `find_groups`.
+    """
     names = {module: name for name, module in model.named_modules()}
 
     def give(module: nn.Module, forward: Callable[..., Any], structure: Structure) -> None:
@@ -202,20 +212,22 @@ def fuse_groups(
 
     around: set[nn.Module] = set()
     for group in groups:
-        if not group.is_fused:
+        if not group.is_fused or has_foreign_forward(group.holder):
             continue
         for module in group.found.values():
             give(module, candidate_forward, nested_candidate)
         parts = group.name.split(".") if group.name else []
         around |= {model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)}
-        if any(nested.is_open for nested in map(nested_candidate, group.found.values())
-               if isinstance(nested, Candidate)):  # fmt: skip
+        read = [nested_candidate(module) for module in group.found.values()]
+        if any(isinstance(found, Candidate) and found.is_open for found in read):
             for norm in group.holder.children():
                 if isinstance(norm, nn.BatchNorm2d) and "forward" not in vars(norm):
                     give(norm, norm_forward, pool_norm)
     for module in around:
         for child in module.children():
-            if "forward" not in vars(child) and isinstance(preprocess(child), Preprocess):
+            if "forward" in vars(child) or not isinstance(preprocess(child), Preprocess):
+                continue
+            if trials is None or trials.why_not(child, preprocess, preprocess_forward) is None:
                 give(child, preprocess_forward, preprocess)
         has_forward = type(module).forward is not nn.Module.forward
         if "forward" not in vars(module) and has_forward:
@@ -231,11 +243,7 @@ def nearest_miss(model: nn.Module) -> str:
     best, count = "", 1
     for name, module in model.named_modules():
         if isinstance(module, _CONTAINERS):
-            alike = [
-                m
-                for m in module.children()
-                if any(isinstance(p, nn.BatchNorm2d) for p in m.modules())
-            ]
+            alike = [child for child in module.children() if _has_norm(child)]
             if len(alike) > count:
                 reason = nested_candidate(alike[0])
                 best, count = f"; {name} looks like candidates, but the first: {reason}", len(alike)

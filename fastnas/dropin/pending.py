@@ -36,8 +36,8 @@ class Manner(NamedTuple):
     backend: str | None
 
 
-class Time(NamedTuple):
-    """Says under what an operation was called; it is computed later under the same."""
+class Modes(NamedTuple):
+    """Holds the modes of torch under which an operation is called, to compute it later."""
 
     grad: bool
     inference: bool
@@ -45,13 +45,13 @@ class Time(NamedTuple):
     """Those of saved tensors. Each checkpoint has its own, and counts what is saved in it."""
 
     @classmethod
-    def now(cls) -> Time:
+    def now(cls) -> Modes:
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
 
     @contextmanager
-    def again(self) -> Iterator[None]:
-        """Goes back to the modes of then, and leaves hooks that were set since, for a while."""
+    def restored(self) -> Iterator[None]:
+        """Sets these modes for a while, and takes away hooks that were set since."""
         changes = self.inference != torch.is_inference_mode_enabled()
         mode = torch.inference_mode(self.inference) if changes else nullcontext()
         left, autograd = [], torch._C._autograd
@@ -108,7 +108,7 @@ class Call:
         """Of its convolutions, which the kernels do not add: a batch norm takes them away."""
         self.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
-        self.time = Time.now()
+        self.modes = Modes.now()
         self.ran = False
         """Whether it was computed, so that its running statistics have moved."""
         self.value: Tensor | None = None
@@ -136,13 +136,12 @@ class Call:
             raise RuntimeError(changed(f"a parameter of {name}"))
         return self.x
 
-    def settles_as_plain(self) -> bool:
-        """Tells whether `mixed_edges` has it without a batch norm, and of a pool makes it that."""
+    def close(self) -> None:
+        """Takes an average pool as one without a batch norm, since none has come by now."""
         candidate = self.candidate
         if candidate.is_open and (candidate.name, candidate.stride) == ("avg_pool_3x3", 1):
             self.candidate = replace(candidate, name="plain_avg_pool_3x3")
             self.site.ran_fused()
-        return not self.candidate.is_open
 
     def settle(self) -> None:
         """Computes the output if statistics wait for it: its module is about to be called again."""
@@ -152,7 +151,7 @@ class Call:
     def __del__(self) -> None:
         # Nobody used the output, but eager's running statistics have moved.
         if self.must_run and not sys.is_finalizing():
-            self.time = self.time._replace(grad=False)
+            self.modes = self.modes._replace(grad=False)
             try:
                 compute([(None, self)])
             except Exception:  # raised from here it would reach nobody
@@ -165,26 +164,40 @@ Term = tuple[Scalar | None, Call]
 
 
 def compute(terms: Sequence[Term]) -> Tensor:
-    """Computes sum_i w_i o_i(x_i), by one `mixed_edges` for each manner; all of one `Time`."""
-    with terms[0][1].time.again():
+    """Computes sum_i w_i o_i(x_i), by few `mixed_edges`; all of the terms have the same modes."""
+    with terms[0][1].modes.restored():
         parts: list[Tensor] = []
-        fused: dict[object, list[Term]] = {}
+        groups: dict[tuple[object, ...], list[Term]] = {}
         plain: list[Term] = []
         for weight, call in _each_once(terms):
+            call.close()
             if call.value is not None:
                 parts.append(_weighted(weight, call.value))
             elif call.tensors.running:
-                fused.setdefault((call.manner, call.ran), []).append((weight, call))
+                # On a GPU dense convolutions are torch's, and depthwise ones beside them would run
+                # by the reference.
+                key = (call.candidate.is_dense, call.manner, call.ran)
+                groups.setdefault(key, []).append((weight, call))
             else:
                 plain.append((weight, call))
-        # What has no batch norm goes with any of them. Alone only a pool is worth a kernel.
-        shared = [term for term in plain if term[1].settles_as_plain()]
-        if fused or any("pool" in call.candidate.name for _, call in shared):
-            fused.setdefault(next(iter(fused), None), []).extend(shared)
-            plain = [term for term in plain if term[1].candidate.is_open]
-        parts += [_fused(group) for group in fused.values()]
-        parts += [_weighted(weight, _plain(call)) for weight, call in plain]
+        rest = _join(plain, groups)
+        parts += [_fused(group) for group in groups.values()]
+        parts += [_weighted(weight, _plain(call)) for weight, call in rest]
         return reduce(torch.add, parts)
+
+
+def _join(plain: list[Term], groups: dict[tuple[object, ...], list[Term]]) -> list[Term]:
+    """Adds what has no batch norm to groups that compute it anyway; returns what is left."""
+    for term in plain:
+        if term[1].candidate.is_dense:
+            home = next((key for key in groups if key[0]), (True,))
+            groups.setdefault(home, []).append(term)
+    # An identity or zeros alone are not worth a kernel, and an open pool has none.
+    rest = [term for term in plain if not term[1].candidate.is_dense]
+    for term in rest if groups else ():
+        if not term[1].candidate.is_open:
+            next(iter(groups.values())).append(term)
+    return [term for term in rest if not groups or term[1].candidate.is_open]
 
 
 def _each_once(terms: Iterable[Term]) -> list[Term]:

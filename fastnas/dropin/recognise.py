@@ -1,4 +1,4 @@
-"""Reads a foreign search network's modules by structure: candidates, mixed ops, cells.
+"""Reads a foreign search network's modules by structure: candidates, and what prepares inputs.
 
 The classes of the network do not matter, only the layers they are made of, as quark0/darts
 ``cnn/operations.py`` and ``model_search.py`` lay them out. Each reader returns what it found, or
@@ -14,18 +14,14 @@ from typing import TypeVar, cast
 
 from torch import Tensor, nn
 
-from fastnas.dropin.ours import has_foreign_forward
+from fastnas.dropin.replacements import has_foreign_forward
 from fastnas.nn.facts import hooks
 from fastnas.nn.parts import (
     Candidate,
-    CellParts,
-    MixedOpParts,
     Preprocess,
-    candidate_modules,
     layers_of,
     why_not_norm,
 )
-from fastnas.spaces.darts import DARTS
 from fastnas.spaces.operations import EDGE_KINDS, EdgeKind, Operation, operations_of
 
 Read = TypeVar("Read")
@@ -38,21 +34,22 @@ _RELU_CONV_BN = (nn.ReLU, nn.Conv2d, nn.BatchNorm2d)
 _POOLS: dict[type, str] = {nn.MaxPool2d: "max_pool_3x3", nn.AvgPool2d: "avg_pool_3x3"}
 
 
-class _Foreign(Exception):
+class Foreign(Exception):
     """Tells that the module is not what it was read as; the message says why."""
 
 
-def _need(condition: bool, reason: str) -> None:
+def need(condition: bool, reason: str) -> None:
+    """Raises `Foreign` unless the condition holds."""
     if not condition:
-        raise _Foreign(reason)
+        raise Foreign(reason)
 
 
-def _or_reason(read: Callable[[nn.Module], Read]) -> Callable[[nn.Module], Read | str]:
+def or_reason(read: Callable[[nn.Module], Read]) -> Callable[[nn.Module], Read | str]:
     @functools.wraps(read)
     def read_or_reason(module: nn.Module) -> Read | str:
         try:
             return read(module)
-        except _Foreign as foreign:
+        except Foreign as foreign:
             return str(foreign)
 
     return read_or_reason
@@ -62,8 +59,8 @@ def _need_plain(module: nn.Module) -> None:
     for name, part in module.named_modules():
         who = type(part).__name__ + (f" ({name})" if name else "")
         # A hook would not be called, because the fused op calls no module.
-        _need(not any(hooks(part)), f"{who} has hooks")
-        _need(not has_foreign_forward(part), f"{who} has a forward of its own instance")
+        need(not any(hooks(part)), f"{who} has hooks")
+        need(not has_foreign_forward(part), f"{who} has a forward of its own instance")
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -92,7 +89,7 @@ def _kinds(layers: Iterable[nn.Module]) -> tuple[type[nn.Module], ...]:
 def _need_fields(layer: nn.Module, what: str, **needed: object) -> None:
     for attribute, value in needed.items():
         given = getattr(layer, attribute)
-        _need(given == value, f"{what} has {attribute} {given}; {value} is needed")
+        need(given == value, f"{what} has {attribute} {given}; {value} is needed")
 
 
 def _need_conv(
@@ -119,42 +116,42 @@ def _need_conv(
         padding_mode="zeros",
     )
     weight = conv._parameters.get("weight")
-    _need(isinstance(weight, Tensor), f"{what} has no parameter `weight`")
+    need(isinstance(weight, Tensor), f"{what} has no parameter `weight`")
 
 
 def _need_no_bias(convs: Iterable[nn.Conv2d]) -> None:
     """Refuses what the kernels do not add; a sum that waits does it beside them."""
     for conv in convs:
         what = "depthwise" if conv.groups > 1 else "pointwise"
-        _need(conv.bias is None, f"{what} convolution has a bias")
+        need(conv.bias is None, f"{what} convolution has a bias")
 
 
 def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
     _need_fields(norm, "batch norm", num_features=channels, affine=False)
     reason = why_not_norm(norm)
-    _need(reason is None, str(reason))
+    need(reason is None, str(reason))
 
 
 def _need_relu(relu: nn.ReLU) -> None:
     # In place, the ReLU of one candidate changes what those after it read.
-    _need(not relu.inplace, "its first ReLU overwrites the input that other operations read")
+    need(not relu.inplace, "its first ReLU overwrites the input that other operations read")
 
 
-def _need_alike(norms: Iterable[nn.BatchNorm2d]) -> None:
+def need_alike(norms: Iterable[nn.BatchNorm2d]) -> None:
     norms = list(norms)
     for attribute in ("num_features", "eps", "momentum"):
         # One call of `mixed_edges` has one eps, one momentum and one number of channels.
         values = sorted({getattr(norm, attribute) for norm in norms})
         given = ", ".join(str(value) for value in values)
-        _need(len(values) <= 1, f"batch norms differ in {attribute}: {given}")
+        need(len(values) <= 1, f"batch norms differ in {attribute}: {given}")
     # A shared norm would be moved once in place of twice.
-    _need(len(set(norms)) == len(norms), "a batch norm is used more than once")
+    need(len(set(norms)) == len(norms), "a batch norm is used more than once")
 
 
 def _stride(layer: nn.Module) -> int:
     stride = layer.stride
     stride = stride[0] if isinstance(stride, tuple) else stride
-    _need(stride in (1, 2), f"stride is {stride}; 1 or 2 is needed")
+    need(stride in (1, 2), f"stride is {stride}; 1 or 2 is needed")
     return cast(int, stride)
 
 
@@ -175,7 +172,7 @@ def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
     size, stride = convs[0].kernel_size[0], _stride(convs[0])
     rows = operations_of(kind.name)
     sizes = tuple(sorted({op.size for op in rows}))
-    _need(size in sizes, f"{kind.name} has kernel {size}; one of {sizes} is needed")
+    need(size in sizes, f"{kind.name} has kernel {size}; one of {sizes} is needed")
     # This is the kernel of that size with its dilation, or else, to say what is wrong, one of that
     # size.
     op = min(
@@ -186,7 +183,7 @@ def _conv_candidate(kind: EdgeKind, layers: tuple[nn.Module, ...]) -> Candidate:
         # The second half of a sep_conv has stride 1: the first has halved the image.
         _need_half(layers[4 * half : 4 * half + 4], op, 1 if half else stride)
     norms = tuple(layer for layer in layers if isinstance(layer, nn.BatchNorm2d))
-    _need_alike(norms)
+    need_alike(norms)
     return Candidate(op.name, stride, convs, norms)
 
 
@@ -205,7 +202,7 @@ def _pool(pool: nn.Module) -> tuple[str, int]:
     name, stride = _POOLS[type(pool)], _stride(pool)
     for attribute, needed in (("kernel_size", 3), ("stride", stride), ("padding", 1)):
         given = size(cast(int, getattr(pool, attribute)))
-        _need(given == size(needed), f"{name} has {attribute} {given}; {size(needed)} is needed")
+        need(given == size(needed), f"{name} has {attribute} {given}; {size(needed)} is needed")
     needs: dict[str, object]
     if isinstance(pool, nn.MaxPool2d):
         needs = {"dilation": 1, "return_indices": False, "ceil_mode": False}
@@ -222,7 +219,7 @@ def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.Bat
     if set(parts) != {"relu", "conv_1", "conv_2", "bn"}:
         return None
     layers = [cast(nn.Module, parts[name]) for name in ("relu", "conv_1", "conv_2", "bn")]
-    _need(
+    need(
         _kinds(layers) == _REDUCE,
         f"{type(module).__name__} has relu, conv_1, conv_2, bn of other types than DARTS",
     )
@@ -232,7 +229,7 @@ def _factorized_reduce(module: nn.Module) -> tuple[tuple[nn.Conv2d, ...], nn.Bat
 def _reduction(layers: Sequence[nn.Module]) -> tuple[tuple[nn.Conv2d, ...], nn.BatchNorm2d]:
     relu, conv_1, conv_2, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.Conv2d, nn.BatchNorm2d], layers)
     _need_relu(relu)
-    _need(norm.num_features % 2 == 0, f"{norm.num_features} channels; an even number is needed")
+    need(norm.num_features % 2 == 0, f"{norm.num_features} channels; an even number is needed")
     for conv in (conv_1, conv_2):
         _need_conv(conv, "convolution", conv_1.in_channels, norm.num_features // 2, stride=2)
     _need_norm(norm, norm.num_features)
@@ -250,7 +247,7 @@ def _is_shift(leaf: nn.Module) -> bool:
     return padded and (leaf.padding, leaf.value) == ((0, 1, 0, 1), 0)
 
 
-@_or_reason
+@or_reason
 def candidate(module: nn.Module) -> Candidate | str:
     """Reads a candidate of the DARTS search network, or says why the module is not one.
 
@@ -269,7 +266,7 @@ def candidate(module: nn.Module) -> Candidate | str:
     found = _in_order(layers) if reduce is None else _reduce_candidate(reduce)
     # Cells of dense convolutions are not read whole.
     known = found is not None and not found.name.startswith("nor_conv")
-    _need(known, f"{called} is not laid out as an operation of DARTS")
+    need(known, f"{called} is not laid out as an operation of DARTS")
     found = cast(Candidate, found)
     _need_no_bias(found.convs)
     return found
@@ -291,13 +288,13 @@ def _dense_candidate(layers: tuple[nn.Module, ...]) -> Candidate:
     C, size = norm.num_features, conv.kernel_size[0]
     _need_relu(relu)
     sizes = [op.size for op in operations_of("dense_conv")]
-    _need(size in sizes, f"dense convolution has kernel {size}; one of {sizes} is needed")
+    need(size in sizes, f"dense convolution has kernel {size}; one of {sizes} is needed")
     _need_conv(conv, "dense convolution", C, C, size, padding=size // 2)
     _need_norm(norm, C)
     return Candidate(f"nor_conv_{size}x{size}", 1, (conv,), (norm,))
 
 
-@_or_reason
+@or_reason
 def nested_candidate(module: nn.Module) -> Candidate | str:
     """Reads a candidate whose layers lie in modules of their own, under any names.
 
@@ -315,38 +312,21 @@ def nested_candidate(module: nn.Module) -> Candidate | str:
     if len(kinds) == 1 and kinds[0] in _POOLS:
         return Candidate(*_pool(layers[0]))
     nested = _in_order(layers)
-    _need(nested is not None, found)
+    need(nested is not None, found)
     return cast(Candidate, nested)
 
 
-@_or_reason
+@or_reason
 def pool_norm(module: nn.Module) -> Candidate | str:
     """Reads a batch norm that may follow a pool; which pool, the call tells."""
     _need_plain(module)
-    _need(type(module) is nn.BatchNorm2d, f"{type(module).__name__} is no batch norm")
+    need(type(module) is nn.BatchNorm2d, f"{type(module).__name__} is no batch norm")
     norm = cast(nn.BatchNorm2d, module)
     _need_norm(norm, norm.num_features)
     return Candidate("max_pool_3x3", 1, (), (norm,))
 
 
-@_or_reason
-def mixed_op_parts(module: nn.Module) -> MixedOpParts | str:
-    """Reads the candidates of a mixed op (with a ModuleList `_ops`), or says why it is none."""
-    ops = candidate_modules(module)
-    _need(bool(ops), f"{type(module).__name__} has no ModuleList `_ops` of candidates")
-    read = [candidate(op) for op in ops]
-    candidates = tuple(None if isinstance(c, str) else c for c in read)
-    foreign = {k: c for k, c in enumerate(read) if isinstance(c, str)}
-    # The stride of foreign candidates is unknown; the trial runs them.
-    strides = {c.stride for c in candidates if c is not None}
-    _need(bool(strides), f"no candidate is of DARTS: {next(iter(foreign.values()), '')}")
-    _need(len(strides) <= 1, f"candidates differ in stride: {sorted(strides)}")
-    parts = MixedOpParts(candidates, foreign, strides.pop())
-    _need_alike(parts.norms)
-    return parts
-
-
-@_or_reason
+@or_reason
 def preprocess(module: nn.Module) -> Preprocess | str:
     """Reads the preprocessing of a cell's input, or says why the module is something else."""
     _need_plain(module)
@@ -356,7 +336,7 @@ def preprocess(module: nn.Module) -> Preprocess | str:
         return Preprocess("factorized_reduce", *reduce)
     layers = layers_of(module)
     called = type(module).__name__
-    _need(
+    need(
         _kinds(layers) == _RELU_CONV_BN,
         f"{called} is neither ReLU, 1x1 convolution, batch norm nor a factorized reduction",
     )
@@ -366,60 +346,3 @@ def preprocess(module: nn.Module) -> Preprocess | str:
     _need_no_bias((conv,))
     _need_norm(norm, norm.num_features)
     return Preprocess("relu_conv_bn", (conv,), norm)
-
-
-def is_cell(module: nn.Module) -> bool:
-    """Tells whether it has what a cell has: preprocess0, preprocess1, a ModuleList `_ops`."""
-    named = {"preprocess0", "preprocess1"} <= set(module._modules)
-    return named and isinstance(module._modules.get("_ops"), nn.ModuleList)
-
-
-def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
-    read = preprocess(cast(nn.Module, getattr(cell, name)))
-    if isinstance(read, str):
-        raise _Foreign(f"{name}: {read}")
-    return read
-
-
-def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
-    _need(not any(hooks(module)), f"edge {e} has hooks")
-    _need(not has_foreign_forward(module), f"edge {e} has a forward of its own instance")
-    edge = mixed_op_parts(module)
-    if isinstance(edge, str):
-        raise _Foreign(f"edge {e}: {edge}")
-    for k, reason in edge.foreign.items():
-        raise _Foreign(f"edge {e}, candidate {k}: {reason}")
-    return edge
-
-
-@_or_reason
-def cell_parts(cell: nn.Module) -> CellParts | str:
-    """Reads a cell whose every operation is recognised, or says why it is not one.
-
-    A reduction cell has stride 2 on the edges that leave its two inputs, and only there. Where
-    the cell names its nodes `_steps` and the nodes of its output `_multiplier`, as the public
-    code does, both must be the nodes that the edges make up: all of them are concatenated.
-    """
-    _need(is_cell(cell), f"{type(cell).__name__} has no preprocess0, preprocess1 and `_ops`")
-    modules = candidate_modules(cell)
-    try:
-        nodes = DARTS.nodes_of(len(modules), "its `_ops`")
-    except ValueError as error:
-        raise _Foreign(str(error)) from error
-    for name in ("_steps", "_multiplier"):
-        given = getattr(cell, name, nodes)
-        _need(given == nodes, f"{name} is {given}; the {len(modules)} edges make {nodes} nodes")
-    preprocess0 = _cell_preprocess(cell, "preprocess0")
-    preprocess1 = _cell_preprocess(cell, "preprocess1")
-    edges = tuple(_cell_edge(e, module) for e, module in enumerate(modules))
-    counts = {len(edge.candidates) for edge in edges}
-    _need(len(counts) == 1, f"edges differ in their number of candidates: {sorted(counts)}")
-    stride = edges[0].stride
-    ends = tuple((source, target - DARTS.inputs) for source, target in DARTS.edges(nodes))
-    for e, ((source, _), edge) in enumerate(zip(ends, edges)):
-        # Nodes have the size of the cell's output, so edges between them keep it.
-        needed = stride if source < DARTS.inputs else 1
-        _need(edge.stride == needed, f"edge {e} has stride {edge.stride}; {needed} is needed")
-    parts = CellParts(preprocess0, preprocess1, edges, ends, nodes)
-    _need_alike(parts.norms)
-    return parts

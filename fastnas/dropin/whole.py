@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fastnas.dropin.cells import cell_parts, is_cell
 from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
 from fastnas.dropin.equivalence import disagreement, faint, random_inputs
-from fastnas.dropin.forwards import Settings, cell_forward, sum_forward
-from fastnas.dropin.recognise import cell_parts, is_cell
+from fastnas.dropin.forwards import WholeSettings, cell_forward, sum_forward
 from fastnas.dropin.tally import Site
 from fastnas.nn.parts import candidate_modules
 from fastnas.nn.reading import Reading
@@ -54,7 +54,7 @@ def replace_forward(
         return None, way
     checked = Checked(parts_of(module, way.parts))
     reading = Reading(Reader(way.reader, checked))
-    settings = Settings(site, memory, backend, reading, outermost=outermost)
+    settings = WholeSettings(site, memory, backend, reading, outermost=outermost)
     reason = _refusal(module, way, settings, check)
     if reason is not None:
         return None, reason
@@ -65,7 +65,7 @@ def replace_forward(
     return way.what + zeros, ""
 
 
-def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> str | None:
+def _refusal(module: nn.Module, way: _Way, settings: WholeSettings, check: bool) -> str | None:
     """Says why the module's own forward cannot be replaced by this one, or None."""
     inputs = random_inputs(module, way.parts)
     signature = inspect.signature(type(module).forward)
@@ -76,7 +76,7 @@ def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> s
         needed = "(s0, s1, weights)" if is_cell(module) else "(x, weights)"
         return f"its forward takes {signature}; {needed} is needed"
     if not isinstance(way.parts, SumParts):
-        # inputs[-2] is s1 of a cell and x of a mixed op.
+        # inputs[-2] is s1.
         reason = can_run(way.parts, inputs[-2], True, settings.backend)
         if reason is not None:
             return reason
@@ -84,7 +84,7 @@ def _refusal(module: nn.Module, way: _Way, settings: Settings, check: bool) -> s
 
 
 def _difference(
-    module: nn.Module, way: _Way, settings: Settings, inputs: Sequence[Tensor]
+    module: nn.Module, way: _Way, settings: WholeSettings, inputs: Sequence[Tensor]
 ) -> str | None:
     """Says where the forwards differ, or None; finds out what the own one does at weights of 0."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastnas.spaces import Edge, EdgeTable
 from fastnas.spaces.edge_table import edge_term
+from fastnas.spaces.operations import OPERATIONS
 
 PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
 Ends = Sequence[tuple[int, int]]
@@ -92,6 +93,11 @@ class Candidate:
     def is_open(self) -> bool:
         """Tells whether it is a pool to which a batch norm of its own is still to come."""
         return self.name in ("max_pool_3x3", "avg_pool_3x3") and not self.norms
+
+    @property
+    def is_dense(self) -> bool:
+        """Tells whether it is of NAS-Bench-201: a dense convolution, a pool without a norm."""
+        return self.name not in OPERATIONS
 
     def tensors(self) -> Tensors:
         """Looks up what its layers compute with now."""

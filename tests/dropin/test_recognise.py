@@ -21,7 +21,8 @@ from public_darts import (
 from torch import nn
 
 from fastnas import reference
-from fastnas.dropin.recognise import candidate, cell_parts, mixed_op_parts, preprocess
+from fastnas.dropin.cells import cell_parts, mixed_op_parts
+from fastnas.dropin.recognise import candidate, preprocess
 from fastnas.spaces import get_space
 
 C = 4

@@ -1,0 +1,153 @@
+"""What lies around recognised candidates: inputs' preparation, `new`, forwards of instances."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from accelerated import C, assert_same, edge_inputs, observed
+from accelerated import calls as calls
+from public_darts import DilConv, Identity, MixedOp, ReLUConvBN, SepConv
+from torch import nn
+
+import fastnas
+from fastnas.nn.parts import Candidate
+
+
+class Plain(ReLUConvBN):
+    pass
+
+
+class Scaled(ReLUConvBN):
+    """Has the layers of a preprocessing, and makes something else of them."""
+
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Prepared(nn.Module):
+    """No cell that could be read whole: one input, one edge."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.before = kind(C, C)
+        self.op = MixedOp(C, 1)
+
+    def forward(self, x, w):
+        return self.op(self.before(x), w)
+
+
+@pytest.mark.parametrize("kind", [Plain, Scaled])
+def test_what_prepares_an_input_is_tried_out(kind):
+    torch.manual_seed(1)
+    eager = Prepared(kind).double()
+    fused = copy.deepcopy(eager)
+    fastnas.accelerate(fused)
+    assert ("forward" in vars(fused.before)) == (kind is Plain)
+    inputs = edge_inputs()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+
+
+class Makes(Prepared):
+    made = ()
+
+    def __init__(self, kind=Plain):
+        super().__init__(kind)
+
+    def new(self, kind=Plain):
+        return Makes(kind)
+
+
+class MakesByClass(Makes):
+    @classmethod
+    def new(cls, kind=Plain):
+        return cls(kind)
+
+
+class MakesByNobody(Makes):
+    @staticmethod
+    def new(kind=Plain):
+        return MakesByNobody(kind)
+
+
+def test_new_takes_what_it_took():
+    network = Makes()
+    fastnas.accelerate(network)
+    assert "forward" in vars(network.new().op._ops[4])
+    assert type(network.new(kind=Scaled).before) is Scaled
+
+
+@pytest.mark.parametrize("kind", [MakesByClass, MakesByNobody])
+def test_a_new_that_belongs_to_the_class_stays(kind):
+    network = kind()
+    fastnas.accelerate(network)
+    assert "new" not in vars(network)
+    assert type(network.new(Scaled).before) is Scaled
+
+
+class Nothing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(2, 2)])
+
+    def new(self):
+        return Nothing()
+
+
+def test_a_network_without_candidates_is_as_it_was_after_the_error():
+    network = Nothing()
+    before = [dict(vars(module)) for module in network.modules()]
+    with pytest.raises(ValueError, match="no operation of DARTS"):
+        fastnas.accelerate(network)
+    assert [dict(vars(module)) for module in network.modules()] == before
+
+
+def test_candidates_of_a_module_whose_forward_is_its_own_are_left():
+    network = Prepared(Plain).double()
+    network.op.forward = lambda x, w: MixedOp.forward(network.op, x, w)
+    report = fastnas.accelerate(network)
+    assert ("op", "its instance has a forward of its own") in report.left
+    assert not any("forward" in vars(op) for op in network.op._ops)
+
+
+class Mixed(nn.Module):
+    def __init__(self, *candidates):
+        super().__init__()
+        self.candidates = nn.ModuleList(candidates)
+
+    def forward(self, x, w):
+        return sum(a * op(x) for a, op in zip(w, self.candidates))
+
+
+def dense(size):
+    conv = nn.Conv2d(C, C, size, padding=size // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(C, affine=False))
+
+
+def bare_pool():
+    return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "ops"),
+    [
+        ([SepConv(C, 3, 1), dense(3), Identity(), bare_pool(), DilConv(C, 5, 1)], 2),
+        ([dense(1), dense(3), bare_pool(), Identity()], 1),
+        ([SepConv(C, 3, 1), bare_pool(), Identity()], 2),
+        ([SepConv(C, 3, 1), Identity()], 1),
+    ],
+)
+def test_dense_candidates_are_computed_apart_from_depthwise_ones(calls, candidates, ops):
+    eager = Mixed(*candidates).double()
+    fused = copy.deepcopy(eager)
+    fastnas.accelerate(fused)
+    inputs = edge_inputs(len(candidates))
+    calls.clear()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+    assert calls == {"deferred": ops}
+
+
+def test_names_tell_dense_candidates():
+    assert Candidate("plain_avg_pool_3x3", 1).is_dense and Candidate("nor_conv_1x1", 1).is_dense
+    assert not Candidate("avg_pool_3x3", 1).is_dense and not Candidate("none", 1).is_dense
