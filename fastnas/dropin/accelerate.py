@@ -107,12 +107,14 @@ def accelerate(
         Which modules run otherwise now, which do not and why; `calls` counts what really ran.
 
     Raises:
-        TypeError: `model` is no module.
+        TypeError: `model` is no module, or one that TorchScript compiled.
         ValueError: `memory` is none of the three, or there is no candidate to fuse.
         BackendError: the explicit backend cannot run here.
     """
     if memory not in MEMORY:
         raise ValueError(f"accelerate: memory is {memory!r}; allowed: {', '.join(MEMORY)}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("accelerate: model is compiled by TorchScript; a plain Module is needed")
     if backend is not None:  # raises before anything is replaced
         probe = torch.ones(1, dtype=dtype_of(model), device=device_of(model))
         mixed_sum([probe], probe, backend=backend)

@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import nn
 
+from fastnas.dropin.checked import OF_TORCH, is_setting
 from fastnas.dropin.recognise import (
     Foreign,
     candidate,
@@ -50,9 +51,21 @@ def _cell_preprocess(cell: nn.Module, name: str) -> Preprocess:
     return read
 
 
+def _need_plain_settings(who: str, module: nn.Module) -> None:
+    """Refuses what a forward may read, and others may change, without a module being written to.
+
+    Nothing is lost: the own forward runs, and its candidates fused.
+    """
+    need(not module._buffers, f"{who} has a buffer, which its forward may read")
+    for name, value in vars(module).items():
+        if name not in OF_TORCH:
+            need(is_setting(value), f"{who} keeps a {type(value).__name__}, {name}")
+
+
 def _cell_edge(e: int, module: nn.Module) -> MixedOpParts:
     need(not any(hooks(module)), f"edge {e} has hooks")
     need(not has_foreign_forward(module), f"edge {e} has a forward of its own instance")
+    _need_plain_settings(f"edge {e}", module)
     edge = mixed_op_parts(module)
     if isinstance(edge, str):
         raise Foreign(f"edge {e}: {edge}")
@@ -70,6 +83,7 @@ def cell_parts(cell: nn.Module) -> CellParts | str:
     code does, both must be the nodes that the edges make up: all of them are concatenated.
     """
     need(is_cell(cell), f"{type(cell).__name__} has no preprocess0, preprocess1 and `_ops`")
+    _need_plain_settings("it", cell)
     modules = candidate_modules(cell)
     try:
         nodes = DARTS.nodes_of(len(modules), "its `_ops`")

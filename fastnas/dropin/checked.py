@@ -13,7 +13,7 @@ from fastnas.nn.facts import Facts, behaviour
 from fastnas.nn.final_norms import Norms, final_norm, passed_over
 from fastnas.nn.parts import Candidate, CellParts, Preprocess, candidate_modules
 
-_OF_TORCH = {*vars(nn.Module()), "forward"}
+OF_TORCH = {*vars(nn.Module()), "forward"}
 """Attributes of a module that are no settings of its class."""
 
 
@@ -47,6 +47,14 @@ def parts_of(module: nn.Module, found: Read | str) -> Iterator[nn.Module]:
     yield from module.modules()
 
 
+def is_setting(value: object) -> bool:
+    """Tells whether a value can be compared with what it was: plain, or a list of such."""
+    if isinstance(value, list | tuple):
+        return all(map(is_setting, value))
+    plain = value is None or isinstance(value, bool | int | float | str | type)
+    return plain or callable(value)
+
+
 def _frozen(value: object) -> Hashable:
     """Returns a plain setting as a value; of other objects the name, or that of their type."""
     if value is None or isinstance(value, bool | int | float | str):
@@ -59,7 +67,7 @@ def _frozen(value: object) -> Hashable:
 
 
 def _settings(module: nn.Module) -> dict[str, Hashable]:
-    return {name: _frozen(v) for name, v in vars(module).items() if name not in _OF_TORCH}
+    return {name: _frozen(v) for name, v in vars(module).items() if name not in OF_TORCH}
 
 
 def frozen_settings(module: nn.Module) -> frozenset[tuple[str, Hashable]]:

@@ -154,8 +154,9 @@ def _walk(
     children = {k: child for k, child in every.items() if not isinstance(child, _CONTAINERS)}
     read = {k: _read(child, trials) for k, child in children.items()}
     found = [k for k, reason in read.items() if reason is None]
-    # One alone, in no list, is no choice: it may be what prepares a cell's input.
-    if len(found) < 2 and not isinstance(module, _CONTAINERS):
+    # One alone, in no list, is no choice. Nor are those that prepare the inputs of a cell.
+    choices = [k for k in found if isinstance(preprocess(children[k]), str)]
+    if not isinstance(module, _CONTAINERS) and (len(found) < 2 or not choices):
         found = []
     if found or (isinstance(module, _CONTAINERS) and children):
         group = groups.setdefault(holder, Group(holder, holder_name))

@@ -154,8 +154,10 @@ class Call:
             self.modes = self.modes._replace(grad=False)
             try:
                 compute([(None, self)])
-            except Exception:  # raised from here it would reach nobody
-                logger.exception("fastnas: running statistics of an unused output did not move")
+            except Exception as error:  # raised from here it would reach nobody
+                logger.warning(
+                    "fastnas: running statistics of an unused output did not move: %s", error
+                )
 
 
 Scalar = Tensor | float

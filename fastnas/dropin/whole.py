@@ -14,7 +14,7 @@ from fastnas.dropin.cells import cell_parts, is_cell
 from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
 from fastnas.dropin.equivalence import disagreement, faint, random_inputs
 from fastnas.dropin.forwards import WholeSettings, cell_forward, sum_forward
-from fastnas.dropin.tally import Site
+from fastnas.dropin.tally import Site, Tally
 from fastnas.nn.parts import candidate_modules
 from fastnas.nn.reading import Reading
 from fastnas.nn.run import can_run
@@ -91,7 +91,8 @@ def _difference(
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
         # m is a copy: parts that were read before are those of the original.
         reading = replace(settings.reading, seen={})
-        return way.forward(m, replace(settings, reading=reading, strict=True), *x)
+        trial = replace(settings, reading=reading, strict=True, site=Site("", Tally()))
+        return way.forward(m, trial, *x)
 
     *x, w = inputs
     # Some public forwards leave out candidates of weight 0, whose norms then stand still. If the

@@ -57,11 +57,12 @@ def _own_bases(kind: type[nn.Module]) -> list[type]:
 
 
 def _own_functions(own: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the methods and properties among what a class has."""
+    """Returns the methods, properties and plain values among what a class has."""
+    kinds = (property, bool, int, float, str)
     return {
         name: value
         for name, value in own.items()
-        if not name.startswith("__") and (callable(value) or isinstance(value, property))
+        if not name.startswith("__") and (callable(value) or isinstance(value, kinds))
     }
 
 

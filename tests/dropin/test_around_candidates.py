@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from accelerated import C, assert_same, edge_inputs, observed
+from accelerated import EDGES, C, assert_same, cell_inputs, edge_inputs, observed
 from accelerated import calls as calls
-from public_darts import DilConv, Identity, MixedOp, ReLUConvBN, SepConv
+from public_darts import Cell, DilConv, Identity, MixedOp, ReLUConvBN, SepConv
 from torch import nn
 
 import fastnas
@@ -47,6 +47,90 @@ def test_what_prepares_an_input_is_tried_out(kind):
     assert ("forward" in vars(fused.before)) == (kind is Plain)
     inputs = edge_inputs()
     assert_same(observed(fused, inputs), observed(eager, inputs))
+
+
+def masked(module):
+    module.register_buffer("mask", torch.ones(2).double())
+
+
+def counting(module):
+    module.kept = {"factor": 1.0}
+
+
+def with_arguments(module):
+    module.kept = Arguments()
+
+
+class Arguments:
+    factor = 1.0
+
+
+@pytest.mark.parametrize("keep", [masked, counting, with_arguments])
+@pytest.mark.parametrize("path", ["", "_ops.1"])
+def test_a_cell_that_keeps_what_may_change_runs_its_own_forward(calls, keep, path):
+    """What is neutral when the forwards are compared may be changed without a write to a module."""
+
+    class Kept(Cell):
+        def forward(self, s0, s1, weights):
+            module = self.get_submodule(path)
+            if keep is masked:
+                factor = module.mask[0]
+            else:
+                factor = module.kept["factor"] if keep is counting else module.kept.factor
+            return factor * super().forward(s0, s1, weights)
+
+    torch.manual_seed(2)
+    eager = Kept(2, 2, 6, 8, C, False, False).double()
+    keep(eager.get_submodule(path))
+    fused = copy.deepcopy(eager)
+    report = fastnas.accelerate(fused)
+    assert report.calls.total == 0  # trials are not counted
+    for network in (eager, fused):
+        module = network.get_submodule(path)
+        if keep is masked:
+            module.mask[0] = 2.0
+        elif keep is counting:
+            module.kept["factor"] = 2.0
+        else:
+            module.kept.factor = 2.0
+    inputs = cell_inputs()
+    calls.clear()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+    assert calls == {"deferred": 2} and report.calls.share == 1
+
+
+class Gained(ReLUConvBN):
+    gain = 1.0
+
+    def forward(self, x):
+        return self.gain * super().forward(x)
+
+
+def test_a_plain_value_of_a_class_that_changes(monkeypatch):
+    eager = Prepared(Gained).double()
+    fused = copy.deepcopy(eager)
+    fastnas.accelerate(fused)
+    assert "forward" in vars(fused.before)
+    monkeypatch.setattr(Gained, "gain", 2.0)
+    inputs = edge_inputs()
+    assert_same(observed(fused, inputs), observed(eager, inputs))
+
+
+def test_a_fused_cell_is_not_counted_by_its_trial():
+    assert fastnas.accelerate(Cell(2, 2, 6, 8, C, False, False)).calls.total == 0
+
+
+def test_preprocessing_that_looks_like_dense_candidates_is_no_choice():
+    cell = Cell(2, 2, C, C, C, False, False)
+    cell._ops[0]._ops[3] = nn.Tanh()
+    report = fastnas.accelerate(cell)
+    assert dict(report.left)["Cell"].startswith("edge 0, candidate 3: Tanh")
+    assert [name for name, _ in report.replaced] == [f"_ops.{e}" for e in range(EDGES)]
+
+
+def test_a_network_that_torchscript_compiled():
+    with pytest.raises(TypeError, match="compiled by TorchScript; a plain Module is needed"):
+        fastnas.accelerate(torch.jit.trace(nn.Sequential(nn.ReLU()), torch.ones(1)))
 
 
 class Makes(Prepared):
