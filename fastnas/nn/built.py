@@ -221,9 +221,11 @@ def _why_not_partly(
     return None
 
 
-def _preprocess(cell: Any, name: str, training: bool, known: Kinds) -> Preprocess | str:
+def _preprocess(
+    cell: Any, name: str, built_from: tuple[int, int, bool], training: bool, known: Kinds
+) -> Preprocess | str:
     module = getattr(cell, name)
-    reason = _why_not_as_new(module, _new_preprocessing(*cell.preprocessed[name]), known)
+    reason = _why_not_as_new(module, _new_preprocessing(*built_from), known)
     if reason is not None:
         return f"{name}: {reason}"
     convs, norms = _layers(module)
@@ -236,7 +238,10 @@ def _preprocess(cell: Any, name: str, training: bool, known: Kinds) -> Preproces
 def cell_parts(cell: Any, known: Kinds) -> CellParts | str:
     """Reads the operations of our cell, or says why they are computed one by one."""
     training = _mode(cell, cell._ops)
-    before = [_preprocess(cell, name, training, known) for name in cell.preprocessed]
+    before = [
+        _preprocess(cell, name, built_from, training, known)
+        for name, built_from in cell.preprocessed
+    ]
     for found in before:
         if isinstance(found, str):
             return found

@@ -7,7 +7,6 @@ checkpoints load. Mixing weights are arguments; the logits live in `fastnas.nn.A
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import torch
@@ -106,8 +105,8 @@ class Dag(nn.Module):
     """x_j = sum_{i<j} obar_ij(x_i) for every node j that is no input: the edges of a cell."""
 
     mixed_op: type[MixedOp] = MixedOp
-    preprocessed: Mapping[str, tuple[int, int, bool]] = MappingProxyType({})
-    """The modules that inputs pass first: channels in and out, and whether it halves the size."""
+    preprocessed: tuple[tuple[str, tuple[int, int, bool]], ...] = ()
+    """Names modules that inputs pass first; channels in and out, and whether it halves the size."""
     outputs = 0
     """How many nodes, the last ones, the output shows; 0 stands for all."""
 
@@ -181,16 +180,17 @@ class Cell(Dag):
         **options: object,
     ) -> None:
         super().__init__()
-        sizes = {"C_before_last": C_before_last, "C_last": C_last, "C": C}
-        for name, value in sizes.items():
+        channels = {"C_before_last": C_before_last, "C_last": C_last, "C": C}
+        for name, value in channels.items():
             check_int(name, value, 1)
-        self.preprocessed = {
-            "preprocess0": (C_before_last, C, reduced_before),
-            "preprocess1": (C_last, C, False),
-        }
+        self.preprocessed = (
+            ("preprocess0", (C_before_last, C, reduced_before)),
+            ("preprocess1", (C_last, C, False)),
+        )
         """What `preprocessing` built each from."""
-        self.preprocess0 = preprocessing(*self.preprocessed["preprocess0"])
-        self.preprocess1 = preprocessing(*self.preprocessed["preprocess1"])
+        self.preprocess0, self.preprocess1 = (
+            preprocessing(*sizes) for _, sizes in self.preprocessed
+        )
         self.build_edges(space, cell_type, C, **options)
 
     def input_states(self, inputs: Sequence[Tensor]) -> list[Tensor]:
