@@ -14,12 +14,15 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.deferred import DeferredSum, real
-from fastnas.dropin.pending import Call, Manner, autocast_now, must_not_wait
+from fastnas.dropin.modes import Modes, must_not_wait
+from fastnas.dropin.pending import Call, Manner, autocast_now
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
+from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
 from fastnas.nn.facts import has_global_hooks, hooks
 from fastnas.nn.parts import Candidate, Preprocess
@@ -27,6 +30,7 @@ from fastnas.nn.reading import Reading
 from fastnas.nn.run import How, preprocessed_state, why_not_state
 
 _Input = Tensor | DeferredSum
+_Source = Tensor | Sum
 
 
 @dataclass
@@ -59,9 +63,9 @@ def _serve(
     settings: Settings,
     args: tuple[Any, ...],
     kwargs: Any,
-    fused: Callable[[nn.Module, Settings, Any, _Input, Tensor], Any],
+    fused: Callable[[nn.Module, Settings, Any, _Input, Any], Any],
 ) -> Any:
-    """Runs `fused` on what the module was read as, its input and the tensor that this is.
+    """Runs `fused` on what the module was read as, its input, and what a candidate reads of that.
 
     Where that cannot be, the module's own forward runs. So it does in compiled code: dynamo cannot
     follow sums that wait.
@@ -81,7 +85,7 @@ def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwarg
 
 
 def _counted(
-    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: Tensor
+    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     if not found.is_open:  # a pool counts once its batch norm comes
         settings.site.ran_fused()
@@ -89,7 +93,7 @@ def _counted(
 
 
 def _deferred(
-    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: Tensor
+    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.norms[0].training if found.norms else True
@@ -102,7 +106,7 @@ def _deferred(
         found,
         found.tensors(),
         x,
-        Manner(training, autocast_now(x), eps, momentum, settings.memory, settings.backend),
+        Manner(training, autocast_now(x.device), eps, momentum, settings.memory, settings.backend),
         functools.partial(type(module).forward, module),
         settings.site,
     )
@@ -110,8 +114,10 @@ def _deferred(
     # Sizes are rounded up, as convolutions and pools with this padding do.
     rows, cols = (-(-size // found.stride) for size in x.shape[2:])
     shape = torch.Size((*x.shape[:2], rows, cols))
-    y = DeferredSum([(None, call)], (), shape, layout_of(given))
-    return y.tensor() if must_not_wait(x) else y
+    # The output of an identity is its input itself.
+    base = (given, None) if call.is_skip and isinstance(given, DeferredSum) else None
+    y = DeferredSum([Sum([(None, call)], (), shape, Modes.now())], layout_of(given), base=base)
+    return y.tensor() if must_not_wait(given.is_inference()) else y
 
 
 @replacement
@@ -121,13 +127,13 @@ def norm_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: An
     found = settings.reading.read(module)
     if call is None or not call.candidate.is_open or isinstance(found, str):
         return type(module).forward(module, *real(args), **real(kwargs))
-    pool, x = call.candidate, call.input()
+    pool = call.candidate
     joined = replace(found, name=pool.name, stride=pool.stride)
-    reason = _why_not(joined, x, module, settings)
+    reason = _why_not(joined, call.source, module, settings)
     if reason is not None:
         return _own(module, settings, args, kwargs, reason)
     call.site.ran_fused()
-    return _deferred(module, settings, joined, args[0], x)
+    return _deferred(module, settings, joined, args[0], call.source)
 
 
 @replacement
@@ -137,12 +143,12 @@ def preprocess_forward(module: nn.Module, settings: Settings, *args: Any, **kwar
 
 
 def _preprocessed(
-    module: nn.Module, settings: Settings, found: Preprocess, given: _Input, x: Tensor
+    module: nn.Module, settings: Settings, found: Preprocess, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     how = How(module.training, memory=settings.memory, backend=settings.backend)
-    y = preprocessed_state(found, x, how)
-    deferred = DeferredSum((), (y,), y.shape, layout_of(given))
-    return deferred.tensor() if must_not_wait(x) else deferred
+    y = preprocessed_state(found, x if isinstance(x, Tensor) else x.computed(), how)
+    deferred = DeferredSum.of(y, layout_of(given))
+    return deferred.tensor() if must_not_wait(y.is_inference()) else deferred
 
 
 @replacement
@@ -158,7 +164,12 @@ def around_forward(module: nn.Module, outermost: bool, *args: Any, **kwargs: Any
 
 def given_back(module: nn.Module, y: Any, outermost: bool = False) -> Any:
     """Returns what a module returns: tensors, where its hooks or the caller's code look at them."""
-    return real(y) if outermost or has_global_hooks() or any(hooks(module)) else y
+    if outermost or has_global_hooks() or any(hooks(module)):
+        return real(y)
+    for part in [y] if isinstance(y, Tensor) else tree_leaves(y):
+        if isinstance(part, DeferredSum):
+            part.end_of_cell()
+    return y
 
 
 def layout_of(x: Tensor | DeferredSum) -> torch.memory_format:
@@ -172,15 +183,15 @@ def layout_of(x: Tensor | DeferredSum) -> torch.memory_format:
 
 def _ready(
     module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
-) -> tuple[Candidate | Preprocess, _Input, Tensor] | str:
-    """Returns what a module was read as, its input and the tensor that this is; or why not."""
+) -> tuple[Candidate | Preprocess, _Input, _Source] | str:
+    """Returns what a module was read as, its input and what is read of that; or why not."""
     given = _input(module, args, kwargs)
     if isinstance(given, str):
         return given
     found: Candidate | Preprocess | str = settings.reading.read(module)
     if isinstance(found, str):
         return found
-    x = given.computed() if isinstance(given, DeferredSum) else given
+    x = given.source() if isinstance(given, DeferredSum) else given
     return _why_not(found, x, module, settings) or (found, given, x)
 
 
@@ -221,9 +232,10 @@ def _equal(value: Any, default: Any) -> bool:
 
 
 def _why_not(
-    found: Candidate | Preprocess, x: Tensor, module: nn.Module, settings: Settings
+    found: Candidate | Preprocess, source: _Source, module: nn.Module, settings: Settings
 ) -> str | None:
     """Says why the fused ops cannot serve a call on x, or None."""
+    x = cast(Tensor, source)  # of a sum that waits as much is known as is asked for here
     if is_transformed():
         return "torch.func transforms it"
     weights = [conv._parameters["weight"] for conv in found.convs[:1]]
@@ -249,4 +261,5 @@ def _own(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: 
     if any(hooks(module)) or has_global_hooks():
         return y
     plain = not isinstance(y, Tensor) or isinstance(y, DeferredSum) or y.dim() != 4
-    return y if plain or must_not_wait(y) else DeferredSum((), (y,), y.shape, layout_of(y))
+    waits = not plain and not must_not_wait(y.is_inference())
+    return DeferredSum.of(y, layout_of(y)) if waits else y

@@ -1,8 +1,10 @@
 """Defers the sums of a mixed op: no candidate is computed before somebody looks at its output.
 
 A recognised candidate returns a `DeferredSum`. Times a scalar, or plus another one, it stays a sum;
-anything else computes it, by one `mixed_edges` for all terms that have met by then. So no name,
-container or signature of a mixed op matters, nor what a network does between candidates and nodes.
+a candidate of it waits as well, and so does a concatenation of sums with its channels in another
+order. Anything else computes it, by one `mixed_edges` for all terms that have met by then. So no
+name, container or signature of a mixed op matters, nor what a network does between candidates and
+nodes.
 
 What eager does when a candidate is called must not wait. The training mode, the grad mode and the
 tensors of the module are those at the time of the call (`pending.Call`); running statistics move
@@ -15,115 +17,162 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastnas.dropin.pending import (
-    Call,
-    Modes,
-    Scalar,
-    Term,
-    changed,
-    compute,
-    is_function_forward,
-    version,
-)
+from fastnas.backends.layout import state_format
+from fastnas.dropin.modes import Modes, is_function_forward, version
+from fastnas.dropin.pending import Call, Scalar
+from fastnas.dropin.sums import Sum
 
 
-def _as_scalar(value: Any, like: Tensor) -> Scalar | None:
+def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
     """Returns what scales a term like a number: a number, or a tensor of one value; or None."""
     if isinstance(value, bool | int | float):
         return float(value)
     if not isinstance(value, Tensor) or value.numel() != 1 or value.dim() > 4 or value.is_complex():
         return None
     # A tensor without dimensions changes no dtype in a product; another one may.
-    if value.dim() and torch.promote_types(value.dtype, like.dtype) != like.dtype:
+    if value.dim() and torch.promote_types(value.dtype, dtype) != dtype:
         return None
     return value.reshape(()) if value.dim() else value
 
 
 _CLONE = "give it `output.clone()`"
-_Watched = tuple[tuple[Tensor, int], ...]
 
 
-def _watch(y: Tensor) -> _Watched:
-    return ((y, version(y)),)
+class _Channels(NamedTuple):
+    """Names the channels start to stop, without it, of [N, C, H, W]."""
+
+    start: int
+    stop: int
+
+    def of(self, y: Tensor) -> Tensor:
+        return y[:, self.start : self.stop]
+
+
+class _Moved(NamedTuple):
+    """Names a function of torch that gives a tensor another shape or order, and its arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+
+    def __call__(self, y: Tensor) -> Tensor:
+        moved: Tensor = getattr(y, self.name)(*self.args, **dict(self.kwargs))
+        return moved
 
 
 class DeferredSum(Tensor):
-    """Stands for sum_i w_i o_i(x_i) + sum_j y_j, computed when something needs its values.
+    """Stands for sums of candidates, computed when something needs the values.
 
     It behaves as the tensor would, also as an argument of torch's functions. The values are
     computed once. They lie in memory as those of the module's own forward do: random numbers that
     are drawn like them fall on the same elements.
 
     Args:
-        terms: candidates with their weights.
-        dense: what is added that is computed already.
-        shape: of the sum.
+        blocks: sums [N, C_b, H, W], one after the other along the channels.
         layout: the memory format in which others see it.
-        modes: those under which it is made, where they are known.
+        moves: what was done to the order of the elements since.
+        like: a tensor of the meta device that lies in memory as others see it, after the moves.
+        base: what it is a part of, and which; None where it is all of it.
     """
 
-    _terms: tuple[Term, ...]
-    _dense: tuple[Tensor, ...]
+    _blocks: tuple[Sum, ...]
+    _moves: tuple[_Moved, ...]
     _size: torch.Size
     _format: torch.memory_format
     _dtype: torch.dtype
-    _modes: Modes
-    """Under what it was made; its parts are computed under the same."""
+    _like: Tensor | None
+    _part_of: tuple[DeferredSum, _Channels | None] | None
+    _part_of_blocks: tuple[Sum, ...] | None
+    """What the base stood for at first."""
     _seen: Tensor | None
     """The values as others see them."""
     _seen_version: int
-    _watched: _Watched
-    """Tensors that wait in it, with the version of each."""
+    _slices: dict[_Channels, tuple[Tensor, int, Sum]]
+    """Parts of it, with the values and their version that each was taken from."""
     _in_sum: bool
     """Whether it has become part of another sum, which does not pass through its tensor."""
 
     @staticmethod
     def __new__(
         cls: type[DeferredSum],
-        terms: Sequence[Term],
-        dense: Sequence[Tensor],
-        size: torch.Size,
+        blocks: Sequence[Sum],
         layout: torch.memory_format,
-        modes: Modes | None = None,
+        moves: tuple[_Moved, ...] = (),
+        like: Tensor | None = None,
+        base: tuple[DeferredSum, _Channels | None] | None = None,
     ) -> DeferredSum:
-        like = dense[0] if dense else terms[0][1].x
-        dtypes = [*(call.dtype for _, call in terms), *(y.dtype for y in dense)]
-        dtype = reduce(torch.promote_types, dtypes)
+        N, _, *image = blocks[0].size
+        size = torch.Size((N, sum(block.size[1] for block in blocks), *image))
+        size = size if like is None else like.shape
+        dtype = reduce(torch.promote_types, (block.dtype for block in blocks))
         # A tensor without values: whatever is done with it comes to `__torch_function__` first.
-        self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=like.device)
-        self._terms, self._dense = tuple(terms), tuple(dense)
-        self._size, self._format, self._seen, self._dtype = size, layout, None, dtype
-        self._modes, self._watched, self._in_sum = modes or Modes.now(), (), False
+        self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=blocks[0].device)
+        self._blocks, self._moves, self._like, self._part_of = tuple(blocks), moves, like, base
+        self._size, self._format, self._dtype = size, layout, dtype
+        self._seen, self._slices, self._in_sum = None, {}, False
+        self._part_of_blocks = None if base is None else base[0]._blocks
         return self
+
+    @classmethod
+    def of(cls, y: Tensor, layout: torch.memory_format) -> DeferredSum:
+        """Returns one whose values these are; others see them in the layout."""
+        return cls([Sum.of(y)], layout)
 
     # ---- its values
 
     def computed(self) -> Tensor:
         """Returns the values, in the layout in which the fused ops left them."""
         self._follow()
-        if self._terms or len(self._dense) != 1:
-            self._check()
+        if self._is_joined():
+            for block in self._blocks:
+                block.check()
             with self._modes.restored():
-                parts = [*([compute(self._terms)] if self._terms else []), *self._dense]
-                self._terms, self._dense = (), (reduce(torch.add, parts),)
-            self._watched = ()
-        return self._dense[0]
+                self._blocks = (Sum.of(self._joined(), self._modes),)
+            self._moves = ()
+        return self._blocks[0].computed()
 
-    def _check(self) -> None:
-        for y, before in self._watched:
-            if version(y) != before:
-                raise RuntimeError(changed(f"a summand or factor, {list(y.shape)},"))
+    def _joined(self) -> Tensor:
+        # The last one may read the others, and is then computed with them.
+        parts = [block.computed() for block in reversed(self._blocks)][::-1]
+        if not self._moves:
+            return torch.cat(parts, dim=1)
+        y = torch.cat([part.contiguous(memory_format=self._format) for part in parts], dim=1)
+        for move in self._moves:
+            y = move(y)
+        return y
+
+    def _is_joined(self) -> bool:
+        return len(self._blocks) > 1 or bool(self._moves)
+
+    @property
+    def _modes(self) -> Modes:
+        """Under what it was made."""
+        return self._blocks[0].modes
 
     def _follow(self) -> None:
         """Takes over what others have done, in place, to the values that they see."""
         if self._seen is not None and version(self._seen) != self._seen_version:
-            self._dense, self._seen_version = (self._seen,), version(self._seen)
+            self._show(self._seen)
+        if self._part_of is None:
+            return
+        base, channels = self._part_of
+        if channels is not None:
+            self._blocks = (base._sliced(channels),)
+        else:
+            base._follow()
+            if base._blocks is not self._part_of_blocks:  # it is another sum by now, or known
+                self._blocks, self._moves = base._blocks, base._moves
+
+    def _show(self, y: Tensor) -> None:
+        """Lets whoever uses it from here on use the tensor that others see."""
+        self._blocks, self._moves = (Sum.of(y, self._modes),), ()
+        self._seen, self._seen_version = y, version(y)
 
     def tensor(self) -> Tensor:
         """Returns the values, in the layout of the module's own forward.
@@ -136,87 +185,107 @@ class DeferredSum(Tensor):
                 "fastnas: the output of a candidate was given to an autograd.Function, which finds"
                 f" no gradient to it; {_CLONE}"
             )
+        if self._part_of is not None:
+            base, channels = self._part_of
+            return base.tensor() if channels is None else channels.of(base.tensor())
         if self._seen is None:
-            is_input = self._identity() is not None
+            as_eager = self._like is not None or self._identity() is not None
             y = self.computed()
             with self._modes.restored():
-                self._seen = y if is_input else y.contiguous(memory_format=self._format)
+                self._seen = y if as_eager else y.contiguous(memory_format=self._format)
             self._seen_version = version(self._seen)
         return self._seen
 
     def single(self) -> Call | None:
         """Returns the call whose very output this is, if it is not computed yet."""
-        if self._dense or len(self._terms) != 1 or self._terms[0][0] is not None:
-            return None
-        return self._terms[0][1]
+        return None if self._is_joined() else self._blocks[0].single()
 
     def _identity(self) -> Tensor | None:
         """Returns the tensor that it is, as the output of an identity, or None."""
         call = self.single()
-        return call.x if call is not None and call.is_skip else None
+        identity = call is not None and call.is_skip and isinstance(call.source, Tensor)
+        return call.source if identity else None  # type: ignore[union-attr, return-value]
 
     @property
     def format(self) -> torch.memory_format:
         """Returns the memory format in which others see it."""
         return self._format
 
-    def _like(self) -> Tensor:
-        return self._dense[0] if self._dense else self._terms[0][1].x
+    def source(self) -> Tensor | Sum:
+        """Returns what a candidate reads: a sum that waits, or else the values, close together."""
+        self._follow()
+        block = self._blocks[0]
+        waits = self._stays() and not self._is_joined() and not block.is_computed
+        if waits and not block.is_output:
+            block.is_node = True
+            return block
+        y, self._blocks[0].was_read = self.computed(), True
+        if self._part_of is None:
+            return y
+        # The slice of a base is copied once for all candidates that read it.
+        with self._modes.restored():
+            packed = y.contiguous(memory_format=state_format(y))
+        if packed is not y:
+            self._blocks[0].hold(packed)
+        return packed
+
+    def end_of_cell(self) -> None:
+        """Notes that a module returns it, if it is made of nodes that read each other.
+
+        They are computed by one call then, and what reads them from here on by another one.
+        """
+        if any(block.sources() for block in self._blocks):
+            for block in self._blocks:
+                block.is_output = True
 
     # ---- what keeps it a sum
 
-    def _parts(self) -> _Watched:
-        """Returns what is to be watched in a sum that it becomes part of."""
-        self._follow()
-        computed = not self._terms and len(self._dense) == 1
-        return _watch(self._dense[0]) if computed else self._watched
-
-    def _new(
-        self,
-        terms: Sequence[Term],
-        dense: Sequence[Tensor],
-        watched: _Watched,
-    ) -> DeferredSum:
-        made = DeferredSum(terms, dense, self._size, self._format, self._modes)
-        made._watched, self._in_sum = watched, True
-        return made
+    def _new(self, blocks: Sequence[Sum]) -> DeferredSum:
+        self._in_sum = True
+        return DeferredSum(blocks, self._format, self._moves, self._like)
 
     def _stays(self) -> bool:
         """Tells whether an operation may wait: it then happens under what the calls did."""
         return self._modes == Modes.now()
 
-    def _times(self, scale: Scalar) -> DeferredSum:
-        self._check()
+    def _settle(self) -> None:
+        """Makes it ready to become part of another sum.
+
+        What candidates read is needed as a value anyway: its terms are not computed twice.
+        """
         self._follow()
-        terms = [(scale if w is None else w * scale, call) for w, call in self._terms]
-        # Products are new tensors; a factor of 1 becomes the scale itself.
-        waits = any(w is None for w, _ in self._terms)
-        watched = _watch(scale) if waits and isinstance(scale, Tensor) else ()
-        return self._new(terms, [scale * y for y in self._dense], watched)
+        if any(block.is_node for block in self._blocks):
+            self.computed()
+
+    def _times(self, scale: Scalar) -> DeferredSum:
+        self._settle()
+        return self._new([block.times(scale) for block in self._blocks])
 
     def _plus(self, other: Any) -> DeferredSum | None:
+        self._settle()
         if isinstance(other, int | float) and other == 0:
-            watched = self._parts()
-            return self._new(self._terms, self._dense, watched)
+            return self._new([block.plus(None) for block in self._blocks])
         if not isinstance(other, Tensor) or other.shape != self._size:
             return None
         if other.device != self.device or not other.dtype.is_floating_point:
             return None
         if not isinstance(other, DeferredSum):
-            watched = self._parts() + _watch(other)
-            return self._new(self._terms, (*self._dense, other), watched)
-        if not other._stays():
+            return None if self._is_joined() else self._new([self._blocks[0].plus(Sum.of(other))])
+        other._settle()
+        sizes = [block.size for block in other._blocks]
+        if not other._stays() or other._moves != self._moves:
             return None
-        watched = self._parts() + other._parts()
+        if sizes != [block.size for block in self._blocks]:
+            return None
         other._in_sum = True
-        return self._new(self._terms + other._terms, self._dense + other._dense, watched)
+        return self._new([a.plus(b) for a, b in zip(self._blocks, other._blocks)])
 
     def __mul__(self, other: Any) -> Any:
-        scale = _as_scalar(other, self._like()) if self._stays() else None
+        scale = _as_scalar(other, self._dtype) if self._stays() else None
         return self.tensor() * real(other) if scale is None else self._times(scale)
 
     def __truediv__(self, other: Any) -> Any:
-        scale = _as_scalar(other, self._like()) if self._stays() else None
+        scale = _as_scalar(other, self._dtype) if self._stays() else None
         # Python refuses 1 / 0, where torch gives inf.
         if scale is None or (isinstance(scale, float) and scale == 0):
             return self.tensor() / real(other)
@@ -240,12 +309,84 @@ class DeferredSum(Tensor):
 
     __rmul__, __radd__ = __mul__, __add__
 
+    # ---- parts of it, and what it is part of
+
+    def _sliced(self, channels: _Channels) -> Sum:
+        """Returns some of its channels, the same sum for all who ask for them."""
+        y = self.computed()
+        known = self._slices.get(channels)
+        if known is None or known[0] is not y or known[1] != version(y):
+            with self._modes.restored():
+                known = y, version(y), Sum.of(channels.of(y))
+            self._slices[channels] = known
+        return known[2]
+
+    def _item(self, index: Any) -> DeferredSum | None:
+        """Returns self[:, a:b], as what candidates may read; None for any other index."""
+        if not isinstance(index, tuple) or len(self._size) != 4 or not 2 <= len(index) <= 4:
+            return None
+        every, some, *rest = index
+        if not all(isinstance(part, slice) for part in index) or some.step not in (None, 1):
+            return None
+        if any(part != slice(None) for part in (every, *rest)) or not self._stays():
+            return None
+        if not all(b is None or type(b) is int for b in (some.start, some.stop)):
+            return None
+        channels = _Channels(*some.indices(self._size[1])[:2])
+        if channels.stop <= channels.start:
+            return None
+        return DeferredSum([self._sliced(channels)], self._format, base=(self, channels))
+
+    @staticmethod
+    def concatenated(tensors: Any) -> DeferredSum | None:
+        """Returns tensors one after the other along the channels, or None where that cannot wait.
+
+        One of them is a sum that waits.
+        """
+        if not isinstance(tensors, tuple | list):
+            return None
+        if not all(isinstance(y, Tensor) and y.dim() == 4 for y in tensors):
+            return None
+        sums = [y for y in tensors if isinstance(y, DeferredSum)]
+        first = sums[0]
+        alike = {(y.shape[0], y.shape[2:], y.dtype, y.device) for y in tensors}
+        if len(alike) > 1 or not all(y._stays() and not y._moves for y in sums):
+            return None
+        blocks: list[Sum] = []
+        for y in tensors:
+            if isinstance(y, DeferredSum):
+                y._follow()
+                y._in_sum = True
+            blocks += y._blocks if isinstance(y, DeferredSum) else [Sum.of(y)]
+        return DeferredSum(blocks, first._format)
+
+    def _moved(self, name: str, args: tuple[Any, ...], kwargs: Any) -> DeferredSum | None:
+        """Returns a concatenation in another shape or order, or None where that cannot wait."""
+        if not self._is_joined() or not self._stays():
+            return None
+        if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
+            return None
+        move = _Moved(name, args, tuple(kwargs.items()))
+        like = self._like
+        if like is None:
+            like = torch.empty(self._size, dtype=self._dtype, device="meta")
+            like = like.contiguous(memory_format=self._format)
+        like = move(like)
+        if like.dtype != self._dtype:
+            return None
+        self._in_sum = True
+        return DeferredSum(self._blocks, self._format, (*self._moves, move), like)
+
     # ---- what is known of it without its values
 
     shape = property(lambda self: self._size)
     ndim = property(lambda self: len(self._size))
     dtype = property(lambda self: self._dtype)
-    device = property(lambda self: self._like().device)
+    device = property(lambda self: self._blocks[0].device)
+    is_meta = property(lambda self: self._blocks[0].device.type == "meta")
+
+    def is_inference(self) -> bool:
+        return self._modes.inference
 
     def size(self, dim: int | None = None) -> Any:
         return self._size if dim is None else self._size[dim]
@@ -257,6 +398,9 @@ class DeferredSum(Tensor):
 
     def _change(self, name: str, *args: Any, **kwargs: Any) -> DeferredSum:
         """Does what the method of this name does to a tensor in place."""
+        if self._part_of is not None:  # it is the base that changes
+            getattr(self.tensor(), name)(*real(args), **real(kwargs))
+            return self
         identity = self._identity()
         if identity is not None:  # it is its input that changes
             getattr(identity, name)(*real(args), **real(kwargs))
@@ -269,9 +413,9 @@ class DeferredSum(Tensor):
             getattr(value, name)(*real(args), **real(kwargs))
         if not isinstance(value, DeferredSum):
             return self._holds(value)
-        self._terms, self._dense, self._watched = value._terms, value._dense, value._watched
+        self._blocks, self._moves, self._like = value._blocks, value._moves, value._like
         self._size, self._dtype, self._seen = value.shape, value.dtype, None
-        self._modes, self._in_sum = Modes.now(), False
+        self._in_sum = False
         return self
 
     def _copied(self) -> Tensor:
@@ -281,20 +425,29 @@ class DeferredSum(Tensor):
 
     def _holds(self, value: Tensor) -> DeferredSum:
         """Makes this very tensor its values, which others see."""
-        self._terms, self._dense, self._watched = (), (value,), ()
+        self._blocks, self._moves = (Sum.of(value),), ()
         self._seen, self._seen_version = value, version(value)
         self._size, self._dtype = value.shape, value.dtype
-        self._modes, self._in_sum = Modes.now(), False
+        self._in_sum = False
         return self
 
     def _watch_gradient(self, name: str) -> None:
         """Lets whoever uses the sum from here on use the tensor that is looked at."""
-        if self._in_sum and name in ("retain_grad", "register_hook"):
+        if self._part_of is not None and self._part_of[1] is None:
+            self._part_of[0]._watch_gradient(name)
+            return
+        seen = self.tensor()
+        block = self._blocks[0]
+        passed = self._in_sum or (block.was_read and block.dense[0] is not seen)
+        if passed and name in ("retain_grad", "register_hook"):
             raise RuntimeError(
                 f"fastnas: {name} of an output that is part of a sum already, whose gradient does"
                 " not pass through it; call it before the output is used"
             )
-        self._dense = (self.tensor(),)
+        if self._part_of is None:  # candidates of it that wait read what is watched
+            block.hold(seen)
+        self._part_of = None
+        self._show(seen)
 
     def _become_tensor(self) -> Tensor:
         """Turns this very object into the tensor of its values, and returns it.
@@ -322,12 +475,26 @@ class DeferredSum(Tensor):
         if isinstance(first, cls):
             if name == "__setitem__" or (name.endswith("_") and not name.startswith("_")):
                 return first._change(name, *args[1:], **kwargs)
-            if name in _OF_GRADIENTS or func == _DATA:
+            if name in _OF_GRADIENTS:
                 first._watch_gradient(name)
-            if kwargs.get("inplace") and first._identity() is None:
+            if func == _DATA:
+                return _Data.of_sum(first)
+            waits = None
+            if name == "__getitem__":
+                waits = first._item(args[1])
+            elif name in _MOVES:
+                waits = first._moved(name, args[1:], kwargs)
+            if waits is not None:
+                return waits
+            own = first._part_of is None and first._identity() is None
+            if kwargs.get("inplace") and own:
                 first._holds(first._copied())
             if func == _REQUIRES_GRAD:
                 return first._become_tensor().requires_grad
+        if name in ("cat", "concat", "concatenate") and (args[1:] or kwargs) in _CHANNELS:
+            joined = cls.concatenated(first)
+            if joined is not None:
+                return joined
         return func(*real(args), **real(kwargs))
 
     @classmethod
@@ -347,9 +514,43 @@ class DeferredSum(Tensor):
     __isub__, __itruediv__ = _of_python("sub_"), _of_python("div_")
 
 
+class _Data(DeferredSum):
+    """Stands for `.data` of a sum that waits: its shape is often all that is asked for."""
+
+    _of: DeferredSum
+
+    @classmethod
+    def of_sum(cls, of: DeferredSum) -> _Data:
+        made = cls(of._blocks, of._format, of._moves, of._like)
+        made._of = of
+        return made
+
+    def tensor(self) -> Tensor:
+        self._of._watch_gradient("data")
+        return self._of.tensor().data
+
+    def computed(self) -> Tensor:
+        return self.tensor()
+
+    def _stays(self) -> bool:
+        return False
+
+    def single(self) -> None:
+        return None
+
+    def _change(self, name: str, *args: Any, **kwargs: Any) -> DeferredSum:
+        getattr(self.tensor(), name)(*real(args), **real(kwargs))
+        return self
+
+
 def real(value: Any) -> Any:
     """Returns the value with tensors in place of deferred sums, in containers as well."""
-    return tree_map(lambda v: v.tensor() if isinstance(v, DeferredSum) else v, value)
+    # A tuple in place of a size would be taken for values, by `Tensor.new`.
+    return tree_map(
+        lambda v: v.tensor() if isinstance(v, DeferredSum) else v,
+        value,
+        is_leaf=lambda v: isinstance(v, torch.Size),
+    )
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -370,4 +571,10 @@ _REFLECTED: dict[Callable[[Any, Any], Any], Callable[[Any, Any], Any]] = {
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_MOVES = frozenset(
+    ("view", "reshape", "transpose", "swapaxes", "permute", "contiguous", "flatten", "unflatten")
+)
+"""Names of functions that a concatenation waits through."""
+_CHANNELS = [(1,), (-3,), {"dim": 1}, {"dim": -3}, {"axis": 1}]
+"""The arguments after the tensors of `cat` along the channels."""
 _OF_GRADIENTS = frozenset(("retain_grad", "register_hook", "requires_grad_"))

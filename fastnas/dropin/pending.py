@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, reduce
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from fastnas.dropin.modes import Modes, changed, version
 from fastnas.dropin.tally import Site
 from fastnas.nn.parts import Candidate, Tensors
 from fastnas.nn.run import count
@@ -20,6 +21,9 @@ from fastnas.ops import mixed_edges
 from fastnas.ops.autocast import autocast_dtype
 from fastnas.spaces import Edge, EdgeTable
 from fastnas.spaces.edge_table import edge_term
+
+if TYPE_CHECKING:
+    from fastnas.dropin.sums import Sum
 
 logger = logging.getLogger("fastnas")
 
@@ -36,56 +40,13 @@ class Manner(NamedTuple):
     backend: str | None
 
 
-class Modes(NamedTuple):
-    """Holds the modes of torch under which an operation is called, to compute it later."""
-
-    grad: bool
-    inference: bool
-    hooks: object
-    """Those of saved tensors. Each checkpoint has its own, and counts what is saved in it."""
-
-    @classmethod
-    def now(cls) -> Modes:
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        """Sets these modes for a while, and takes away hooks that were set since."""
-        changes = self.inference != torch.is_inference_mode_enabled()
-        mode = torch.inference_mode(self.inference) if changes else nullcontext()
-        left, autograd = [], torch._C._autograd
-        while (top := autograd._top_saved_tensors_default_hooks(True)) not in (None, self.hooks):
-            left.append(top)
-            autograd._pop_saved_tensors_default_hooks()
-        try:
-            with mode, torch.set_grad_enabled(self.grad):
-                yield
-        finally:
-            for hooks in reversed(left):
-                autograd._push_saved_tensors_default_hooks(*hooks)
-
-
-def version(x: Tensor) -> int:
-    """Returns a number that grows when x is changed in place; inference tensors have none."""
-    return 0 if x.is_inference() else x._version
-
-
-def changed(what: str) -> str:
-    """Returns the message for a tensor that was changed while a sum waited for it."""
-    return (
-        f"fastnas: {what} was changed before the sum that reads it was computed, at its first use;"
-        " eager computes at once. Clone it before it is changed, or `decelerate` this network"
-    )
-
-
 class Call:
     """Holds one call of a candidate, as long as somebody may ask for its output.
 
     Args:
         candidate: what the module was read as.
         tensors: those of its layers now; `functional_call` exchanges them for its duration only.
-        x: the input, [N, C, H, W].
+        source: the input, [N, C, H, W], which may be a sum that waits itself.
         own: the module's own forward.
         site: what the call is counted as.
     """
@@ -94,19 +55,22 @@ class Call:
         self,
         candidate: Candidate,
         tensors: Tensors,
-        x: Tensor,
+        source: Tensor | Sum,
         manner: Manner,
         own: Callable[[Tensor], Tensor],
         site: Site,
     ) -> None:
         self.candidate, self.tensors, self.manner = candidate, tensors, manner
         self.own, self.site = own, site
-        self.x, self.version = x, version(x)
+        self.source = source
+        self.device: torch.device = source.device
+        self.version = version(source) if isinstance(source, Tensor) else 0
         self.weights = sum(map(version, tensors.params))
         biases = [conv._parameters.get("bias") for conv in candidate.convs]
         self.biases = biases if any(b is not None for b in biases) else []
         """Of its convolutions, which the kernels do not add: a batch norm takes them away."""
-        self.dtype = autocast_dtype(x) if candidate.convs else x.dtype
+        x = cast(Tensor, source)  # of a sum that waits as much is known as is asked for
+        self.dtype: torch.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
         self.modes = Modes.now()
         self.ran = False
@@ -129,12 +93,20 @@ class Call:
         Raises:
             RuntimeError: it, or a parameter, is no longer what it was at the call.
         """
+        if isinstance(self.source, Tensor):
+            x, before = self.source, self.version
+        else:
+            x, before = self.source.read()
         name = self.candidate.name
-        if version(self.x) != self.version:
-            raise RuntimeError(changed(f"the input of {name}, {list(self.x.shape)},"))
+        if version(x) != before:
+            raise RuntimeError(changed(f"the input of {name}, {list(x.shape)},"))
+        self.check()
+        return x
+
+    def check(self) -> None:
+        """Raises RuntimeError where a parameter is no longer what it was at the call."""
         if sum(map(version, self.tensors.params)) != self.weights:
-            raise RuntimeError(changed(f"a parameter of {name}"))
-        return self.x
+            raise RuntimeError(changed(f"a parameter of {self.candidate.name}"))
 
     def close(self) -> None:
         """Takes an average pool as one without a batch norm, since none has come by now."""
@@ -165,26 +137,43 @@ Term = tuple[Scalar | None, Call]
 """A weight, None for 1, and what it weighs."""
 
 
+class Groups(NamedTuple):
+    """Holds the terms of a sum by how they are computed."""
+
+    fused: dict[tuple[object, ...], list[Term]]
+    """Those of one `mixed_edges` each, by what they have in common."""
+    plain: list[Term]
+    """Those that are worth no kernel, or have none."""
+    done: list[Term]
+    """Those that are computed already."""
+
+
+def grouped(terms: Sequence[Term]) -> Groups:
+    """Sorts terms by how they are computed; from now on each candidate is what it is by now."""
+    fused: dict[tuple[object, ...], list[Term]] = {}
+    plain: list[Term] = []
+    done: list[Term] = []
+    for weight, call in _each_once(terms):
+        call.close()
+        if call.value is not None:
+            done.append((weight, call))
+        elif call.tensors.running:
+            # On a GPU dense convolutions are torch's, and depthwise ones beside them would run by
+            # the reference.
+            key = (call.candidate.is_dense, call.manner, call.ran)
+            fused.setdefault(key, []).append((weight, call))
+        else:
+            plain.append((weight, call))
+    return Groups(fused, _join(plain, fused), done)
+
+
 def compute(terms: Sequence[Term]) -> Tensor:
     """Computes sum_i w_i o_i(x_i), by few `mixed_edges`; all of the terms have the same modes."""
     with terms[0][1].modes.restored():
-        parts: list[Tensor] = []
-        groups: dict[tuple[object, ...], list[Term]] = {}
-        plain: list[Term] = []
-        for weight, call in _each_once(terms):
-            call.close()
-            if call.value is not None:
-                parts.append(_weighted(weight, call.value))
-            elif call.tensors.running:
-                # On a GPU dense convolutions are torch's, and depthwise ones beside them would run
-                # by the reference.
-                key = (call.candidate.is_dense, call.manner, call.ran)
-                groups.setdefault(key, []).append((weight, call))
-            else:
-                plain.append((weight, call))
-        rest = _join(plain, groups)
-        parts += [_fused(group) for group in groups.values()]
-        parts += [_weighted(weight, _plain(call)) for weight, call in rest]
+        groups = grouped(terms)
+        parts = [_weighted(weight, cast(Tensor, call.value)) for weight, call in groups.done]
+        parts += [compute_nodes([group], [None])[0] for group in groups.fused.values()]
+        parts += [_weighted(weight, _plain(call)) for weight, call in groups.plain]
         return reduce(torch.add, parts)
 
 
@@ -226,28 +215,48 @@ def _weighted(weight: Scalar | None, value: Tensor) -> Tensor:
     return value if weight is None else weight * value
 
 
-def _fused(terms: list[Term]) -> Tensor:
-    """Computes terms of one manner by `mixed_edges`; moves the statistics of new calls."""
-    manner, again = terms[0][1].manner, terms[0][1].ran
-    edges: dict[tuple[int, int], list[Term]] = {}
-    for weight, call in terms:
-        edges.setdefault((id(call.x), call.candidate.stride), []).append((weight, call))
+def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum | None]) -> list[Tensor]:
+    """Computes nodes, of terms of one manner, by one `mixed_edges`; moves statistics of new calls.
+
+    Args:
+        nodes: the terms of each; a later one may read those before it.
+        sums: what stands for a node where a term reads it.
+    """
+    # Of each edge the state that it leaves, by its id, the node that it enters, and its terms.
+    edges: dict[tuple[int, int, int], list[Term]] = {}
+    for target, terms in enumerate(nodes):
+        for weight, call in terms:
+            key = (id(call.source), target, call.candidate.stride)
+            edges.setdefault(key, []).append((weight, call))
     rows = list(edges.values())
     calls = [call for row in rows for _, call in row]
-    names = tuple(
-        (row[0][1].candidate.stride, tuple(call.candidate.name for _, call in row)) for row in rows
+    inside = {id(node) for node in sums}
+    x: dict[int, Tensor] = {}
+    for call in calls:
+        if id(call.source) in inside:
+            call.check()
+        else:
+            x[id(call.source)] = call.input()
+    places = {state: i for i, state in enumerate([*x, *map(id, sums)])}
+    links = tuple(
+        (places[source], target, stride, tuple(call.candidate.name for _, call in row))
+        for (source, target, stride), row in edges.items()
     )
+    # What has no batch norm runs in any manner.
+    first = next((call for call in calls if call.tensors.running), calls[0])
+    manner, again = first.manner, first.ran
     # A second sum over the same call takes the batch's statistics, which have moved already.
     moves = manner.training and not again
     running = None
     if moves or not manner.training:
         running = [pair for call in calls for pair in _running(call)]
-    with _autocast_of(calls[0]):
+    like = next(iter(x.values()))
+    with _autocast(manner, like.device):
         y = mixed_edges(
-            [row[0][1].input() for row in rows],
-            _weights([[_tied(weight, call) for weight, call in row] for row in rows], calls[0].x),
+            list(x.values()),
+            _weights([[_tied(weight, call) for weight, call in row] for row in rows], like),
             [p for call in calls for p in call.tensors.params],
-            _table(names),
+            _table(links, len(x), len(nodes)),
             running=running,
             momentum=manner.momentum,
             training=manner.training,
@@ -263,7 +272,9 @@ def _fused(terms: list[Term]) -> Tensor:
     for call in calls:
         call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
-    return y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
+    y = y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
+    C = y.shape[1] // len(nodes)
+    return [y] if len(nodes) == 1 else [y.narrow(1, i * C, C) for i in range(len(nodes))]
 
 
 @torch.no_grad()
@@ -303,28 +314,30 @@ def _tied(weight: Scalar | None, call: Call) -> Scalar | None:
     return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
 
 
-def _autocast_of(call: Call) -> AbstractContextManager[Any]:
-    """Returns what the call is computed in, so that autocast is as it was."""
-    kind, dtype = call.x.device.type, call.manner.autocast
-    if dtype == autocast_now(call.x):
+def _autocast(manner: Manner, device: torch.device) -> AbstractContextManager[Any]:
+    """Returns what calls are computed in, so that autocast is as it was."""
+    if manner.autocast == autocast_now(device):
         return nullcontext()
-    return torch.autocast(kind, dtype, enabled=dtype is not None)
+    return torch.autocast(device.type, manner.autocast, enabled=manner.autocast is not None)
 
 
-def autocast_now(x: Tensor) -> torch.dtype | None:
-    """Returns the dtype of autocast on the device of x, or None where it is off."""
-    kind = x.device.type
+def autocast_now(device: torch.device) -> torch.dtype | None:
+    """Returns the dtype of autocast on a device, or None where it is off."""
+    kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @lru_cache(maxsize=256)
-def _table(edges: tuple[tuple[int, tuple[str, ...]], ...]) -> EdgeTable:
-    """Returns the table of one node, into which each edge has a stride and candidates by name."""
+def _table(
+    links: tuple[tuple[int, int, int, tuple[str, ...]], ...], inputs: int, nodes: int
+) -> EdgeTable:
+    """Returns the table of edges, each a state, a node, a stride and candidates by name."""
     rows = []
-    for source, (stride, names) in enumerate(edges):
+    for source, target, stride, names in links:
         terms = [edge_term(name, k, stride) for k, name in enumerate(names)]
-        rows.append(Edge(source, 0, stride, tuple(term for term in terms if term is not None)))
-    return EdgeTable(len(edges), 1, max(len(names) for _, names in edges), tuple(rows))
+        kept = tuple(term for term in terms if term is not None)
+        rows.append(Edge(source, target, stride, kept))
+    return EdgeTable(inputs, nodes, max(len(names) for *_, names in links), tuple(rows))
 
 
 def _weights(rows: list[list[Scalar | None]], like: Tensor) -> Tensor:
@@ -339,22 +352,3 @@ def _weights(rows: list[list[Scalar | None]], like: Tensor) -> Tensor:
     K, zero = max(map(len, rows)), 0 * one
     flat = [t for row in rows for t in [*map(tensor, row), *[zero] * (K - len(row))]]
     return torch.stack(flat).view(len(rows), K)
-
-
-def is_function_forward() -> bool:
-    """Tells whether the forward of an `autograd.Function` is running.
-
-    torch switches off both kinds of derivatives there; `no_grad` leaves those of forward mode on.
-    """
-    on = torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled()
-    return not (on or torch.is_inference_mode_enabled())
-
-
-def must_not_wait(x: Tensor) -> bool:
-    """Tells whether a candidate of x is to return a tensor at once."""
-    # The forward of a Function has to. So has the second forward of a re-entrant checkpoint, in the
-    # middle of a backward pass; the other kind of checkpoint goes by hooks of saved tensors.
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    in_backward = torch._C._current_graph_task_id() != -1 and not hooked
-    # An inference tensor has no version, by which a change could be seen.
-    return in_backward or x.is_inference() or is_function_forward()

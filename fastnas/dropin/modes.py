@@ -1,0 +1,72 @@
+"""Holds the modes of torch under which candidates are called, and versions of what they read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Modes(NamedTuple):
+    """Holds the modes of torch under which an operation is called, to compute it later."""
+
+    grad: bool
+    inference: bool
+    hooks: object
+    """Those of saved tensors. Each checkpoint has its own, and counts what is saved in it."""
+
+    @classmethod
+    def now(cls) -> Modes:
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Sets these modes for a while, and takes away hooks that were set since."""
+        changes = self.inference != torch.is_inference_mode_enabled()
+        mode = torch.inference_mode(self.inference) if changes else nullcontext()
+        left, autograd = [], torch._C._autograd
+        while (top := autograd._top_saved_tensors_default_hooks(True)) not in (None, self.hooks):
+            left.append(top)
+            autograd._pop_saved_tensors_default_hooks()
+        try:
+            with mode, torch.set_grad_enabled(self.grad):
+                yield
+        finally:
+            for hooks in reversed(left):
+                autograd._push_saved_tensors_default_hooks(*hooks)
+
+
+def version(x: Tensor) -> int:
+    """Returns a number that grows when x is changed in place; inference tensors have none."""
+    return 0 if x.is_inference() else x._version
+
+
+def changed(what: str) -> str:
+    """Returns the message for a tensor that was changed while a sum waited for it."""
+    return (
+        f"fastnas: {what} was changed before the sum that reads it was computed, at its first use;"
+        " eager computes at once. Clone it before it is changed, or `decelerate` this network"
+    )
+
+
+def is_function_forward() -> bool:
+    """Tells whether the forward of an `autograd.Function` is running.
+
+    torch switches off both kinds of derivatives there; `no_grad` leaves those of forward mode on.
+    """
+    on = torch.is_grad_enabled() or torch._C._is_fwd_grad_enabled()
+    return not (on or torch.is_inference_mode_enabled())
+
+
+def must_not_wait(inference: bool) -> bool:
+    """Tells whether a candidate is to return a tensor at once; of an inference tensor, always."""
+    # The forward of a Function has to. So has the second forward of a re-entrant checkpoint, in the
+    # middle of a backward pass; the other kind of checkpoint goes by hooks of saved tensors.
+    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    in_backward = torch._C._current_graph_task_id() != -1 and not hooked
+    # An inference tensor has no version, by which a change could be seen.
+    return in_backward or inference or is_function_forward()

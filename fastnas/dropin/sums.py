@@ -1,0 +1,206 @@
+"""Holds sums of candidates that wait, and what keeps them sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from fastnas.dropin.modes import Modes, changed, version
+from fastnas.dropin.pending import Call, Scalar, Term, compute, compute_nodes, grouped
+
+Watched = tuple[tuple[Tensor, int], ...]
+"""Tensors that wait in a sum, with the version of each."""
+
+
+def watch(y: Tensor) -> Watched:
+    """Returns what tells later whether y was changed."""
+    return ((y, version(y)),)
+
+
+class Sum:
+    """Stands for s = sum_i w_i o_i(x_i) + sum_j y_j, [N, C, H, W], until its values are needed.
+
+    An x_i may be such a sum itself. The nodes of a cell that read each other are then computed by
+    one call, when the last of them is needed.
+
+    Args:
+        terms: candidates with their weights.
+        dense: what is added that is computed already.
+        size: of the sum.
+        modes: those under which it is made; its parts are computed under the same.
+        watched: tensors that must not change before.
+    """
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        dense: Sequence[Tensor],
+        size: torch.Size,
+        modes: Modes,
+        watched: Watched = (),
+    ) -> None:
+        self.terms, self.dense = tuple(terms), tuple(dense)
+        self.size, self.modes, self.watched = size, modes, watched
+        parts: list[Call | Tensor] = [*(call for _, call in terms), *dense]
+        self.dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+        self.device = parts[0].device
+        self.is_output = False
+        """Whether a cell has returned it: what reads it then belongs to another call."""
+        self.is_node = False
+        """Whether candidates that wait read it, so that it is needed as a value."""
+        self.was_read = False
+        """Whether candidates were computed from it, which do not pass through what others see."""
+        self._version = 0
+
+    @classmethod
+    def of(cls, y: Tensor, modes: Modes | None = None) -> Sum:
+        """Returns the sum whose value this tensor is."""
+        return cls((), (y,), y.shape, modes or Modes.now(), watch(y))
+
+    @property
+    def is_computed(self) -> bool:
+        return not self.terms and len(self.dense) == 1
+
+    # ---- what is known of it without its values, as of a tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.size
+
+    @property
+    def is_meta(self) -> bool:
+        return self.device.type == "meta"
+
+    def dim(self) -> int:
+        return len(self.size)
+
+    def single(self) -> Call | None:
+        """Returns the call whose very output this is, if it is not computed yet."""
+        if self.dense or len(self.terms) != 1 or self.terms[0][0] is not None:
+            return None
+        return self.terms[0][1]
+
+    def sources(self) -> list[tuple[int, Sum]]:
+        """Lists the sums that wait and that its candidates read, with the stride of each."""
+        found = [(call.candidate.stride, call.source) for _, call in self.terms]
+        return [(n, s) for n, s in found if not isinstance(s, Tensor) and not s.is_computed]
+
+    # ---- its values
+
+    def computed(self) -> Tensor:
+        """Returns the values, in the layout in which the fused ops left them."""
+        if not self.is_computed:
+            nodes = _nodes(self)
+            for node in nodes:
+                node.check()
+            with self.modes.restored():
+                if len(nodes) > 1:
+                    values = compute_nodes([node.terms for node in nodes], nodes)
+                else:
+                    fused = [compute(self.terms)] if self.terms else []
+                    values = [reduce(torch.add, [*fused, *self.dense])]
+            for node, y in zip(nodes, values):
+                node.hold(y)
+                node.was_read |= node is not self
+        return self.dense[0]
+
+    def read(self) -> tuple[Tensor, int]:
+        """Returns the values for a candidate, and the version of them that it is to find."""
+        y, self.was_read = self.computed(), True
+        return y, self._version
+
+    def hold(self, y: Tensor) -> None:
+        """Makes this tensor its value."""
+        self.terms, self.dense, self.watched = (), (y,), ()
+        self._version = version(y)
+
+    def check(self) -> None:
+        """Raises RuntimeError where a tensor that waits in it has changed."""
+        for y, before in self.watched:
+            if version(y) != before:
+                raise RuntimeError(changed(f"a summand or factor, {list(y.shape)},"))
+
+    # ---- what keeps it a sum
+
+    def _parts(self) -> Watched:
+        """Returns what is to be watched in a sum that it becomes part of."""
+        return watch(self.dense[0]) if self.is_computed else self.watched
+
+    def times(self, scale: Scalar) -> Sum:
+        """Returns scale s; the check of what waits comes first, since products are new tensors."""
+        self.check()
+        terms = [(scale if w is None else w * scale, call) for w, call in self.terms]
+        # A factor of 1 becomes the scale itself.
+        waits = any(w is None for w, _ in self.terms)
+        watched = watch(scale) if waits and isinstance(scale, Tensor) else ()
+        return Sum(terms, [scale * y for y in self.dense], self.size, self.modes, watched)
+
+    def plus(self, other: Sum | None) -> Sum:
+        """Returns s + other; None stands for 0."""
+        if other is None:
+            return Sum(self.terms, self.dense, self.size, self.modes, self._parts())
+        watched = self._parts() + other._parts()
+        terms, dense = self.terms + other.terms, self.dense + other.dense
+        return Sum(terms, dense, self.size, self.modes, watched)
+
+
+def _common(node: Sum) -> object:
+    """Returns what all terms of a sum that one `mixed_edges` computes have in common, or None."""
+    groups = grouped(node.terms)
+    if node.dense or len(groups.fused) != 1 or groups.plain or groups.done:
+        return None
+    (key,) = groups.fused
+    calls = [call for _, call in node.terms]
+    first = next((call for call in calls if call.tensors.running), calls[0])
+    # Between nodes all has the dtype in which the op computes, which autocast chooses.
+    autocast = first.manner.autocast
+    narrow = autocast is not None and node.dtype != autocast
+    ran = any(call.ran for call in calls)
+    return None if ran or narrow else (*key, node.size, node.modes)
+
+
+def _nodes(last: Sum) -> list[Sum]:
+    """Lists what one `mixed_edges` computes: a sum, and before it those that its candidates read.
+
+    A sum that the call cannot take is computed first, which may compute some of the others, too.
+    """
+    while True:
+        nodes, others = _reach(last)
+        if not others:
+            return nodes
+        for other in others:
+            other.computed()
+
+
+def _reach(last: Sum) -> tuple[list[Sum], list[Sum]]:
+    """Returns the sums that are to be nodes of one call, the last one last, and those that cannot.
+
+    The latter are computed before the terms of the last one are grouped: candidates that run in
+    them would move their statistics a second time.
+    """
+    common = _common(last)
+    if common is None:
+        return [last], [source for _, source in last.sources()]
+    nodes: list[Sum] = []
+    others: list[Sum] = []
+    taken = {id(call) for _, call in last.terms}
+
+    def visit(node: Sum) -> None:
+        for stride, source in node.sources():
+            if any(source is known for known in (*nodes, *others)):
+                continue
+            # Each call moves statistics once, and so it has one place.
+            own = {id(c) for _, c in source.terms}
+            fits = stride == 1 and not source.is_output
+            if fits and not own & taken and _common(source) == common:
+                taken.update(own)
+                visit(source)
+            else:
+                others.append(source)
+        nodes.append(node)
+
+    visit(last)
+    return nodes, others
