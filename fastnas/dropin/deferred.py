@@ -16,17 +16,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastnas.backends.layout import state_format
-from fastnas.dropin.modes import Modes, is_function_forward, version
-from fastnas.dropin.pending import Call, Scalar
+from fastnas.dropin.modes import version
+from fastnas.dropin.pending import Scalar
 from fastnas.dropin.sums import Sum
+from fastnas.dropin.waiting import CLONE, Channels, Moved, Waiting
 
 
 def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
@@ -41,212 +40,17 @@ def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
     return value.reshape(()) if value.dim() else value
 
 
-_CLONE = "give it `output.clone()`"
+class DeferredSum(Waiting):
+    """Stands for a tensor and does what that would, also as an argument of torch's functions.
 
-
-class _Channels(NamedTuple):
-    """Names the channels start to stop, without it, of [N, C, H, W]."""
-
-    start: int
-    stop: int
-
-    def of(self, y: Tensor) -> Tensor:
-        return y[:, self.start : self.stop]
-
-
-class _Moved(NamedTuple):
-    """Names a function of torch that gives a tensor another shape or order, and its arguments."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...]
-
-    def __call__(self, y: Tensor) -> Tensor:
-        moved: Tensor = getattr(y, self.name)(*self.args, **dict(self.kwargs))
-        return moved
-
-
-class DeferredSum(Tensor):
-    """Stands for sums of candidates, computed when something needs the values.
-
-    It behaves as the tensor would, also as an argument of torch's functions. The values are
-    computed once. They lie in memory as those of the module's own forward do: random numbers that
-    are drawn like them fall on the same elements.
-
-    Args:
-        blocks: sums [N, C_b, H, W], one after the other along the channels.
-        layout: the memory format in which others see it.
-        moves: what was done to the order of the elements since.
-        like: a tensor of the meta device that lies in memory as others see it, after the moves.
-        base: what it is a part of, and which; None where it is all of it.
+    What can wait does: products with scalars, sums, concatenations and parts along the channels.
     """
-
-    _blocks: tuple[Sum, ...]
-    _moves: tuple[_Moved, ...]
-    _size: torch.Size
-    _format: torch.memory_format
-    _dtype: torch.dtype
-    _like: Tensor | None
-    _part_of: tuple[DeferredSum, _Channels | None] | None
-    _part_of_blocks: tuple[Sum, ...] | None
-    """What the base stood for at first."""
-    _seen: Tensor | None
-    """The values as others see them."""
-    _seen_version: int
-    _slices: dict[_Channels, tuple[Tensor, int, Sum]]
-    """Parts of it, with the values and their version that each was taken from."""
-    _in_sum: bool
-    """Whether it has become part of another sum, which does not pass through its tensor."""
-
-    @staticmethod
-    def __new__(
-        cls: type[DeferredSum],
-        blocks: Sequence[Sum],
-        layout: torch.memory_format,
-        moves: tuple[_Moved, ...] = (),
-        like: Tensor | None = None,
-        base: tuple[DeferredSum, _Channels | None] | None = None,
-    ) -> DeferredSum:
-        N, _, *image = blocks[0].size
-        size = torch.Size((N, sum(block.size[1] for block in blocks), *image))
-        size = size if like is None else like.shape
-        dtype = reduce(torch.promote_types, (block.dtype for block in blocks))
-        # A tensor without values: whatever is done with it comes to `__torch_function__` first.
-        self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=blocks[0].device)
-        self._blocks, self._moves, self._like, self._part_of = tuple(blocks), moves, like, base
-        self._size, self._format, self._dtype = size, layout, dtype
-        self._seen, self._slices, self._in_sum = None, {}, False
-        self._part_of_blocks = None if base is None else base[0]._blocks
-        return self
-
-    @classmethod
-    def of(cls, y: Tensor, layout: torch.memory_format) -> DeferredSum:
-        """Returns one whose values these are; others see them in the layout."""
-        return cls([Sum.of(y)], layout)
-
-    # ---- its values
-
-    def computed(self) -> Tensor:
-        """Returns the values, in the layout in which the fused ops left them."""
-        self._follow()
-        if self._is_joined():
-            for block in self._blocks:
-                block.check()
-            with self._modes.restored():
-                self._blocks = (Sum.of(self._joined(), self._modes),)
-            self._moves = ()
-        return self._blocks[0].computed()
-
-    def _joined(self) -> Tensor:
-        # The last one may read the others, and is then computed with them.
-        parts = [block.computed() for block in reversed(self._blocks)][::-1]
-        if not self._moves:
-            return torch.cat(parts, dim=1)
-        y = torch.cat([part.contiguous(memory_format=self._format) for part in parts], dim=1)
-        for move in self._moves:
-            y = move(y)
-        return y
-
-    def _is_joined(self) -> bool:
-        return len(self._blocks) > 1 or bool(self._moves)
-
-    @property
-    def _modes(self) -> Modes:
-        """Under what it was made."""
-        return self._blocks[0].modes
-
-    def _follow(self) -> None:
-        """Takes over what others have done, in place, to the values that they see."""
-        if self._seen is not None and version(self._seen) != self._seen_version:
-            self._show(self._seen)
-        if self._part_of is None:
-            return
-        base, channels = self._part_of
-        if channels is not None:
-            self._blocks = (base._sliced(channels),)
-        else:
-            base._follow()
-            if base._blocks is not self._part_of_blocks:  # it is another sum by now, or known
-                self._blocks, self._moves = base._blocks, base._moves
-
-    def _show(self, y: Tensor) -> None:
-        """Lets whoever uses it from here on use the tensor that others see."""
-        self._blocks, self._moves = (Sum.of(y, self._modes),), ()
-        self._seen, self._seen_version = y, version(y)
-
-    def tensor(self) -> Tensor:
-        """Returns the values, in the layout of the module's own forward.
-
-        Raises:
-            RuntimeError: it was given to an `autograd.Function`, which finds no gradient to it.
-        """
-        if self._modes.grad and is_function_forward():
-            raise RuntimeError(
-                "fastnas: the output of a candidate was given to an autograd.Function, which finds"
-                f" no gradient to it; {_CLONE}"
-            )
-        if self._part_of is not None:
-            base, channels = self._part_of
-            return base.tensor() if channels is None else channels.of(base.tensor())
-        if self._seen is None:
-            as_eager = self._like is not None or self._identity() is not None
-            y = self.computed()
-            with self._modes.restored():
-                self._seen = y if as_eager else y.contiguous(memory_format=self._format)
-            self._seen_version = version(self._seen)
-        return self._seen
-
-    def single(self) -> Call | None:
-        """Returns the call whose very output this is, if it is not computed yet."""
-        return None if self._is_joined() else self._blocks[0].single()
-
-    def _identity(self) -> Tensor | None:
-        """Returns the tensor that it is, as the output of an identity, or None."""
-        call = self.single()
-        identity = call is not None and call.is_skip and isinstance(call.source, Tensor)
-        return call.source if identity else None  # type: ignore[union-attr, return-value]
-
-    @property
-    def format(self) -> torch.memory_format:
-        """Returns the memory format in which others see it."""
-        return self._format
-
-    def source(self) -> Tensor | Sum:
-        """Returns what a candidate reads: a sum that waits, or else the values, close together."""
-        self._follow()
-        block = self._blocks[0]
-        waits = self._stays() and not self._is_joined() and not block.is_computed
-        if waits and not block.is_output:
-            block.is_node = True
-            return block
-        y, self._blocks[0].was_read = self.computed(), True
-        if self._part_of is None:
-            return y
-        # The slice of a base is copied once for all candidates that read it.
-        with self._modes.restored():
-            packed = y.contiguous(memory_format=state_format(y))
-        if packed is not y:
-            self._blocks[0].hold(packed)
-        return packed
-
-    def end_of_cell(self) -> None:
-        """Notes that a module returns it, if it is made of nodes that read each other.
-
-        They are computed by one call then, and what reads them from here on by another one.
-        """
-        if any(block.sources() for block in self._blocks):
-            for block in self._blocks:
-                block.is_output = True
 
     # ---- what keeps it a sum
 
     def _new(self, blocks: Sequence[Sum]) -> DeferredSum:
         self._in_sum = True
         return DeferredSum(blocks, self._format, self._moves, self._like)
-
-    def _stays(self) -> bool:
-        """Tells whether an operation may wait: it then happens under what the calls did."""
-        return self._modes == Modes.now()
 
     def _settle(self) -> None:
         """Makes it ready to become part of another sum.
@@ -311,16 +115,6 @@ class DeferredSum(Tensor):
 
     # ---- parts of it, and what it is part of
 
-    def _sliced(self, channels: _Channels) -> Sum:
-        """Returns some of its channels, the same sum for all who ask for them."""
-        y = self.computed()
-        known = self._slices.get(channels)
-        if known is None or known[0] is not y or known[1] != version(y):
-            with self._modes.restored():
-                known = y, version(y), Sum.of(channels.of(y))
-            self._slices[channels] = known
-        return known[2]
-
     def _item(self, index: Any) -> DeferredSum | None:
         """Returns self[:, a:b], as what candidates may read; None for any other index."""
         if not isinstance(index, tuple) or len(self._size) != 4 or not 2 <= len(index) <= 4:
@@ -332,7 +126,7 @@ class DeferredSum(Tensor):
             return None
         if not all(b is None or type(b) is int for b in (some.start, some.stop)):
             return None
-        channels = _Channels(*some.indices(self._size[1])[:2])
+        channels = Channels(*some.indices(self._size[1])[:2])
         if channels.stop <= channels.start:
             return None
         return DeferredSum([self._sliced(channels)], self._format, base=(self, channels))
@@ -366,7 +160,7 @@ class DeferredSum(Tensor):
             return None
         if any(isinstance(value, Tensor) for value in (*args, *kwargs.values())):
             return None
-        move = _Moved(name, args, tuple(kwargs.items()))
+        move = Moved(name, args, tuple(kwargs.items()))
         like = self._like
         if like is None:
             like = torch.empty(self._size, dtype=self._dtype, device="meta")
@@ -376,23 +170,6 @@ class DeferredSum(Tensor):
             return None
         self._in_sum = True
         return DeferredSum(self._blocks, self._format, (*self._moves, move), like)
-
-    # ---- what is known of it without its values
-
-    shape = property(lambda self: self._size)
-    ndim = property(lambda self: len(self._size))
-    dtype = property(lambda self: self._dtype)
-    device = property(lambda self: self._blocks[0].device)
-    is_meta = property(lambda self: self._blocks[0].device.type == "meta")
-
-    def is_inference(self) -> bool:
-        return self._modes.inference
-
-    def size(self, dim: int | None = None) -> Any:
-        return self._size if dim is None else self._size[dim]
-
-    def dim(self) -> int:
-        return len(self._size)
 
     # ---- what needs its values
 
@@ -434,7 +211,7 @@ class DeferredSum(Tensor):
     def _watch_gradient(self, name: str) -> None:
         """Lets whoever uses the sum from here on use the tensor that is looked at."""
         if self._part_of is not None and self._part_of[1] is None:
-            self._part_of[0]._watch_gradient(name)
+            cast(DeferredSum, self._part_of[0])._watch_gradient(name)
             return
         seen = self.tensor()
         block = self._blocks[0]
@@ -502,7 +279,7 @@ class DeferredSum(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         # Autograd has been passed by now, so that a result would have lost its gradient.
-        raise RuntimeError(f"fastnas: {func} was called past the output of a candidate; {_CLONE}")
+        raise RuntimeError(f"fastnas: {func} was called past the output of a candidate; {CLONE}")
 
     def _of_python(name: str) -> Any:  # type: ignore[misc]
         def method(self: DeferredSum, other: Any) -> DeferredSum:
