@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fastnas.allocator import keep_freed_memory
     from fastnas.backends import BackendError, use_backend
     from fastnas.dropin.accelerate import accelerate, decelerate
+    from fastnas.dropin.profile import profile
     from fastnas.ops.mixed_edges import mixed_edges
     from fastnas.ops.mixed_norm_sum import mixed_norm_sum
     from fastnas.ops.mixed_sum import mixed_sum
@@ -30,6 +31,7 @@ __all__ = [
     "mixed_edges",
     "mixed_norm_sum",
     "mixed_sum",
+    "profile",
     "sample_paths",
     "use_backend",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "mixed_edges": "ops",
     "mixed_norm_sum": "ops",
     "mixed_sum": "ops",
+    "profile": "dropin",
     "sample_paths": "ops",
     "use_backend": "backends",
 }

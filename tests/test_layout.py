@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "allocator": set(),
     "extras": set(),
     "files": set(),
+    "saved_bytes": set(),
     "signals": set(),
     "text_file": set(),
     "transfer": set(),
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ops": {"backends", "reference", "spaces", "transfer"},
     "info": {"ops", "backends", *NATIVE},
     "nn": {"ops", "backends", "spaces", "layers", "reference", "transfer"},
-    "dropin": {"nn", "ops", "backends", "spaces"},
+    "dropin": {"nn", "ops", "backends", "reference", "spaces", "saved_bytes"},
     "report": {"spaces", "reference", "extras", "files"},
     "data": {"reference", "extras", "text_file", "transfer"},
     "strategies": {"nn", "ops", "spaces", "reference", "extras", "transfer"},
@@ -49,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runs": {
         *("blackbox", "evaluators", "search", "data", "report", "strategies"),
-        *("nn", "reference", "spaces", "extras", "files", "text_file"),
+        *("nn", "reference", "spaces", "extras", "files", "saved_bytes", "text_file"),
     },
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}

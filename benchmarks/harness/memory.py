@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from fastnas.runs.saved_bytes import saved_bytes, storage_bytes
+from fastnas.saved_bytes import saved_bytes, storage_bytes
 
 __all__ = ["peak_bytes", "peak_rss_of", "saved_bytes", "storage_bytes"]
 

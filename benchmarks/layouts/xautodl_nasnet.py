@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from fastnas.benchmarks.layouts.nb201_operations import (
     DARTS_SPACE,
-    POOLING,
     FactorizedReduce,
     ReLUConvBN,
     operation,
@@ -120,10 +119,9 @@ class NASNetworkGDAS(NASNetworkDARTS):
 
 
 def _candidates(network: nn.Module) -> Iterator[nn.Module]:
-    """Yields the operations of DARTS: pools without a batch norm are none."""
     for module in network.modules():
         if isinstance(module, MixedOp):
-            yield from (op for op in module._ops if not isinstance(op, POOLING))
+            yield from module._ops
 
 
 LAYOUTS = (

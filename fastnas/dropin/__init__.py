@@ -4,5 +4,6 @@ Not called accelerate: importing the package would put it in the place of `fastn
 """
 
 from fastnas.dropin.accelerate import Report, accelerate, decelerate
+from fastnas.dropin.profile import Profile, Row, profile
 
-__all__ = ["Report", "accelerate", "decelerate"]
+__all__ = ["Profile", "Report", "Row", "accelerate", "decelerate", "profile"]

@@ -5,7 +5,6 @@ Each is called as `forward(module, settings, ...)` with the arguments of the mod
 
 from __future__ import annotations
 
-import functools
 import inspect
 import weakref
 from collections.abc import Callable
@@ -98,7 +97,9 @@ def _deferred(
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.norms[0].training if found.norms else True
     norm = found.norms[0] if found.norms else None
-    eps, momentum = (norm.eps, cast(float, norm.momentum)) if norm is not None else (1e-5, 0.0)
+    eps = 1e-5 if norm is None else norm.eps
+    # Outside of training nothing moves, and calls of any momentum share a kernel.
+    momentum = cast(float, norm.momentum) if norm is not None and training else 0.0
     before = None if settings.last is None else settings.last()
     if before is not None:
         before.settle()
@@ -107,7 +108,6 @@ def _deferred(
         found.tensors(),
         x,
         Manner(training, autocast_now(x.device), eps, momentum, settings.memory, settings.backend),
-        functools.partial(type(module).forward, module),
         settings.site,
     )
     settings.last = weakref.ref(call)
@@ -247,7 +247,7 @@ def _why_not(
         return "a bias has a gradient outside of training"
     stride = found.stride if isinstance(found, Candidate) else len(found.convs)
     op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
-    training = all(norm.training for norm in found.norms)
+    training = any(norm.training for norm in found.norms)
     return why_not_state(op, x, weights, stride, training, settings.backend)
 
 

@@ -74,15 +74,18 @@ def faint(w: Tensor, zero: bool) -> Tensor:
 
 
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Seeds every generator that a forward may draw from, and puts it back."""
-    on_cuda = [device] if device.type == "cuda" else []
+def seeded(cuda: Sequence[int | torch.device] = ()) -> Iterator[None]:
+    """Seeds every generator that a forward may draw from, and puts it back.
+
+    Args:
+        cuda: CUDA devices with theirs.
+    """
     # Trials may be run in the middle of a seeded program, whose draws they must not move.
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        with torch.random.fork_rng(on_cuda):
+        with torch.random.fork_rng(cuda):
             torch.default_generator.manual_seed(0)  # torch.manual_seed also seeds other devices
-            for used in on_cuda:
+            for used in cuda:
                 with torch.cuda.device(used):
                     torch.cuda.manual_seed(0)
             random.seed(0)
@@ -123,7 +126,8 @@ def _observe(
     }
     first = next(iter(cast.values()))
     seen: dict[str, Tensor | None] = {}
-    with _seeded(first[0].device), torch.enable_grad():
+    device = first[0].device
+    with seeded([device] if device.type == "cuda" else []), torch.enable_grad():
         for what, inputs in cast.items():
             step = _step(module, forward, inputs, params)
             seen |= {name + what: value for name, value in step.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, reduce
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from fastnas.backends import accumulation_dtype
 from fastnas.dropin.modes import Modes, changed, version
 from fastnas.dropin.tally import Site
 from fastnas.nn.parts import Candidate, Tensors
@@ -47,7 +48,6 @@ class Call:
         candidate: what the module was read as.
         tensors: those of its layers now; `functional_call` exchanges them for its duration only.
         source: the input, [N, C, H, W], which may be a sum that waits itself.
-        own: the module's own forward.
         site: what the call is counted as.
     """
 
@@ -57,11 +57,9 @@ class Call:
         tensors: Tensors,
         source: Tensor | Sum,
         manner: Manner,
-        own: Callable[[Tensor], Tensor],
         site: Site,
     ) -> None:
-        self.candidate, self.tensors, self.manner = candidate, tensors, manner
-        self.own, self.site = own, site
+        self.candidate, self.tensors, self.manner, self.site = candidate, tensors, manner, site
         self.source = source
         self.device: torch.device = source.device
         self.version = version(source) if isinstance(source, Tensor) else 0
@@ -108,12 +106,24 @@ class Call:
         if sum(map(version, self.tensors.params)) != self.weights:
             raise RuntimeError(changed(f"a parameter of {self.candidate.name}"))
 
-    def close(self) -> None:
-        """Takes an average pool as one without a batch norm, since none has come by now."""
+    def close(self, beside_dense: bool) -> None:
+        """Takes a pool as one without a batch norm, since none has come by now.
+
+        Args:
+            beside_dense: whether dense convolutions are computed with it.
+        """
         candidate = self.candidate
-        if candidate.is_open and (candidate.name, candidate.stride) == ("avg_pool_3x3", 1):
+        if not candidate.is_open or self.tensors.running:
+            return
+        self.site.ran_fused()
+        if beside_dense and (candidate.name, candidate.stride) == ("avg_pool_3x3", 1):
             self.candidate = replace(candidate, name="plain_avg_pool_3x3")
-            self.site.ran_fused()
+            return
+        # A batch norm of mean 0 and variance 1 - eps changes nothing. Autocast leaves pools alone.
+        self.manner = self.manner._replace(training=False, autocast=None)
+        wide = accumulation_dtype(self.source.dtype)
+        mean = torch.zeros(self.source.shape[1], dtype=wide, device=self.device)
+        self.tensors = Tensors([], [(mean, mean + (1 - self.manner.eps))], [])
 
     def settle(self) -> None:
         """Computes the output if statistics wait for it: its module is about to be called again."""
@@ -153,8 +163,9 @@ def grouped(terms: Sequence[Term]) -> Groups:
     fused: dict[tuple[object, ...], list[Term]] = {}
     plain: list[Term] = []
     done: list[Term] = []
+    dense = any(call.candidate.is_dense for _, call in terms)
     for weight, call in _each_once(terms):
-        call.close()
+        call.close(dense)
         if call.value is not None:
             done.append((weight, call))
         elif call.tensors.running:
@@ -183,12 +194,12 @@ def _join(plain: list[Term], groups: dict[tuple[object, ...], list[Term]]) -> li
         if term[1].candidate.is_dense:
             home = next((key for key in groups if key[0]), (True,))
             groups.setdefault(home, []).append(term)
-    # An identity or zeros alone are not worth a kernel, and an open pool has none.
+    # An identity or zeros alone are not worth a kernel.
     rest = [term for term in plain if not term[1].candidate.is_dense]
-    for term in rest if groups else ():
-        if not term[1].candidate.is_open:
-            next(iter(groups.values())).append(term)
-    return [term for term in rest if not groups or term[1].candidate.is_open]
+    if not groups:
+        return rest
+    next(iter(groups.values())).extend(rest)
+    return []
 
 
 def _each_once(terms: Iterable[Term]) -> list[Term]:
@@ -203,11 +214,8 @@ def _each_once(terms: Iterable[Term]) -> list[Term]:
 
 
 def _plain(call: Call) -> Tensor:
-    """Computes what has no batch norm: the identity, zeros, or a pool by its module."""
+    """Computes what needs no kernel: the identity, or zeros."""
     x, stride = call.input(), call.candidate.stride
-    if call.candidate.is_open:
-        call.site.ran_own("a pool without a batch norm")
-        return call.own(x)
     return x if call.is_skip else x[:, :, ::stride, ::stride] * 0
 
 
@@ -269,8 +277,7 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum | None]) -
         for call in calls:
             for (mean, _), shift in zip(call.tensors.running, _shifts(call)):
                 mean.add_(shift, alpha=manner.momentum)
-    for call in calls:
-        call.ran = True
+            call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
     y = y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
     C = y.shape[1] // len(nodes)

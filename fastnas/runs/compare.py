@@ -15,7 +15,7 @@ from torch import nn
 from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.runs.eager_memory import why_eager_does_not_fit
-from fastnas.runs.saved_bytes import saved_bytes
+from fastnas.saved_bytes import saved_bytes
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import in_channels_last
 from fastnas.search.cuda_graph import GraphedBilevel

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnas import reference
 from fastnas.nn import count_parameters
-from fastnas.runs.saved_bytes import saved_bytes
+from fastnas.saved_bytes import saved_bytes
 from fastnas.search.searcher import Searcher
 from fastnas.strategies.single_path import SinglePath
 

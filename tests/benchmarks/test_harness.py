@@ -25,7 +25,7 @@ from fastnas.benchmarks.ops.mixed_edges import CellCase, MixedOpCase
 from fastnas.benchmarks.ops.relu_conv_bn import ReluConvBnCase
 from fastnas.benchmarks.search import memory
 from fastnas.ops import OPS
-from fastnas.runs.saved_bytes import saved_bytes, storage_bytes
+from fastnas.saved_bytes import saved_bytes, storage_bytes
 from fastnas.spaces import get_space
 
 CONDITIONS = current_conditions("cpu")

@@ -12,7 +12,7 @@ from rule import agree
 from torch import nn
 
 import fastnas
-from fastnas.runs.saved_bytes import saved_bytes
+from fastnas.saved_bytes import saved_bytes
 from fastnas.spaces import get_space
 
 BATCH = 4

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fastnas import nn
 from fastnas.backends import MEMORY
 from fastnas.reference import SkipNoise
-from fastnas.runs.saved_bytes import saved_bytes
+from fastnas.saved_bytes import saved_bytes
 from fastnas.spaces import get_space
 
 

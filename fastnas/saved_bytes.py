@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from threading import RLock
 
 import torch
@@ -39,14 +40,26 @@ class _Held:
         self.ledger.drop(self.storage)
 
 
+@dataclass
+class _Account:
+    held: int = 0
+    peak: int = 0
+
+    def add(self, size: int) -> None:
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+
 class _Ledger:
     """Counts the bytes held now and the most there were. Reentrant: a drop can interrupt a take."""
 
-    def __init__(self, exclude: Iterable[Tensor]) -> None:
+    def __init__(self, exclude: Iterable[Tensor], place: Callable[[], str]) -> None:
         self.excluded = {_storage(tensor) for tensor in exclude}
+        self.place = place
         self.holders: Counter[Storage] = Counter()
-        self.held = 0
-        self.peak = 0
+        self.places: dict[Storage, str] = {}
+        self.whole = _Account()
+        self.parts: dict[str, _Account] = defaultdict(_Account)
         self.lock = RLock()
 
     def take(self, storage: Storage) -> None:
@@ -56,8 +69,8 @@ class _Ledger:
             self.holders[storage] += 1
             # It counts with its first holder only: several ops may save the same tensor.
             if self.holders[storage] == 1:
-                self.held += storage[1]
-                self.peak = max(self.peak, self.held)
+                self.places[storage] = self.place()
+                self._add(storage, storage[1])
 
     def drop(self, storage: Storage) -> None:
         if storage in self.excluded:
@@ -65,9 +78,13 @@ class _Ledger:
         with self.lock:
             self.holders[storage] -= 1
             if self.holders[storage] == 0:
+                self._add(storage, -storage[1])
                 # A storage made later may have the same address, and must begin from no holders.
-                del self.holders[storage]
-                self.held -= storage[1]
+                del self.holders[storage], self.places[storage]
+
+    def _add(self, storage: Storage, size: int) -> None:
+        self.whole.add(size)
+        self.parts[self.places[storage]].add(size)
 
 
 def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> int:
@@ -81,8 +98,27 @@ def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> in
         run: called once; what it returns is dropped.
         exclude: tensors whose storages do not count, such as parameters and inputs.
     """
-    exclude = list(exclude)
-    ledger = _Ledger(exclude)
+    return _run(run, exclude, lambda: "").whole.peak
+
+
+def saved_bytes_by(
+    run: Callable[[], object], place: Callable[[], str], exclude: Iterable[Tensor] = ()
+) -> tuple[int, dict[str, int]]:
+    """Returns what `saved_bytes` does, and the same for each place in which tensors are saved.
+
+    A storage counts where it is saved first. Where none is dropped before the last is saved, as in
+    a forward pass, the places add up to the whole.
+
+    Args:
+        run, exclude: as in `saved_bytes`.
+        place: asked for each storage where the run is.
+    """
+    ledger = _run(run, exclude, place)
+    return ledger.whole.peak, {name: part.peak for name, part in ledger.parts.items()}
+
+
+def _run(run: Callable[[], object], exclude: Iterable[Tensor], place: Callable[[], str]) -> _Ledger:
+    ledger = _Ledger(exclude, place)
 
     def pack(tensor: Tensor) -> _Held:
         # It is detached, as an output that is saved would hold its own graph for good.
@@ -93,4 +129,4 @@ def saved_bytes(run: Callable[[], object], exclude: Iterable[Tensor] = ()) -> in
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         run()
-    return ledger.peak
+    return ledger
