@@ -57,6 +57,7 @@ class Recipe:
     noise: str
     norms: str
     disturbed: bool
+    chained: bool  # an edge reads the sum of those before it
 
 
 def recipe(seed: int) -> Recipe:
@@ -85,6 +86,7 @@ def recipe(seed: int) -> Recipe:
         noise=rng.choices(("", "output", "input"), (80, 10, 10))[0],
         norms=rng.choices(("plain", "affine", "untracked"), (80, 12, 8))[0],
         disturbed=rng.random() < 0.3,
+        chained=rng.random() < 0.6,
     )
 
 
@@ -215,7 +217,10 @@ class Node(nn.Module):
             x = x + 0.1 * torch.randn_like(x)
         terms = []
         for e, (edge, alpha) in enumerate(zip(self.edges, self.alphas)):
-            y = self.call(edge, x if e == 0 else torch.sin(e * x), alpha)
+            chained = made.chained and made.stride == 1
+            y = self.call(
+                edge, sum(terms) if e and chained else torch.sin(e * x) if e else x, alpha
+            )
             if made.drop_path in ("in place", "copy") and self.training:
                 y = drop_path(y, made.drop_path)
             terms.append(self.beta[e] * y if made.edge_weights else y)
