@@ -56,21 +56,29 @@ def random_inputs(module: nn.Module, parts: Parts) -> tuple[Tensor, ...]:
     return normal(2, next(channels, 8), 8, 8), weights(len(ops))
 
 
-def faint(w: Tensor, zero: bool) -> Tensor:
-    """Returns mixing weights like w, every second one small: 1e-2 w, 1e-4 w, and so on.
+def faint(w: Tensor, zeros: bool) -> Tensor:
+    """Returns mixing weights like w, every second one of a row small: 1e-2 w, 1e-4 w, and so on.
 
     Args:
-        zero: whether the first of those in each row is 0.
+        zeros: whether half of those are 0.
     """
     small, K = w.clone(), w.shape[-1]
     for i, row in enumerate(small.view(-1, K)):
         # All columns of a cell have their turn; an edge alone begins with its last.
         chosen = row[(K - 1 + i) % 2 :: 2]
         # A forward may compare weights with a threshold, which weights of 0 alone would not show.
-        chosen *= 10.0 ** (-2 * torch.arange(1, len(chosen) + 1, device=w.device).to(w))
-        if zero and len(chosen):
-            chosen[-1] = 0
+        factors = 10.0 ** (-2 * torch.arange(1, len(chosen) + 1, device=w.device).to(w))
+        if zeros:
+            factors[len(chosen) // 2 :] = 0
+        chosen *= factors.flip(0) if i % 4 >= 2 else factors
     return small
+
+
+def with_zeros(w: Tensor, first: int) -> Tensor:
+    """Returns mixing weights like w, every second one 0, from the first on."""
+    zeros = w.clone()
+    zeros[..., first::2] = 0
+    return zeros
 
 
 @contextmanager

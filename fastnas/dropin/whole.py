@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastnas.dropin.cells import cell_parts, is_cell
 from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
-from fastnas.dropin.equivalence import disagreement, faint, random_inputs
+from fastnas.dropin.equivalence import disagreement, faint, random_inputs, with_zeros
 from fastnas.dropin.forwards import WholeSettings, cell_forward, sum_forward
 from fastnas.dropin.tally import Site, Tally
 from fastnas.nn.parts import candidate_modules
@@ -99,8 +99,10 @@ def _difference(
     # two agree only where no weight is 0, each call has to look for zeros.
     for skips_zeros in (False, True):
         settings.skips_zeros = skips_zeros
-        small = faint(w, zero=not skips_zeros)
-        trials = {"": inputs, " at weights near 0": (*x, small)}
+        trials = {"": inputs, " at weights near 0": (*x, faint(w, zeros=not skips_zeros))}
+        if not skips_zeros and w.dim() == 1:
+            # Nobody sees whether a candidate that gives zeros is left out: each has its turn.
+            trials |= {f" at 0 from {k}": (*x, with_zeros(w, k)) for k in range(min(2, len(w)))}
         reason = disagreement(module, forward, trials)
         if reason is None:
             break

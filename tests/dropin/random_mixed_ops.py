@@ -140,7 +140,7 @@ class MixedOp(nn.Module):
         made = self.made
         if made.sum in ("stack", "einsum"):
             outputs = torch.stack([op(x) for op in self.listed()])
-            w = torch.stack(list(map(torch.as_tensor, weights))).to(outputs)
+            w = torch.stack([torch.as_tensor(w, dtype=outputs.dtype) for w in weights])
             if made.sum == "einsum":
                 return torch.einsum("k,knchw->nchw", w, outputs)
             return (w.view(-1, 1, 1, 1, 1) * outputs).sum(0)
