@@ -20,6 +20,10 @@ from fastnas.ops import OPS
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported, at first use
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # For the processes that tests start: one of two threads, with a worker on each core, took five
+    # times the CPU time. What is about threads sets their number.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
+import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import wrong_calls
 from calls_tables import TABLES
+from wrong_values import Call, integer
 
 import fastnas
+from fastnas.checks import check_int
 
 NUMBERS = range(600)
 TESTED = ("nn", "ops", "reference", "report", "search", "spaces", "strategies")
@@ -41,32 +47,32 @@ def assert_clean(numbers: range, cases: wrong_calls.Cases) -> None:
     assert not faults, "\n".join(faults)
 
 
-VERDICTS = {
-    "lambda size: None": "accepted",
-    "lambda size: size.nothing": "AttributeError",
-    "lambda size: int(None)": "TypeError without a name",
-    "lambda size: check_int('size', size, 1)": "clean",
-    "lambda size: os.abort()": "signal 6",
-    "lambda size: time.sleep(60)": "hang",
+def work_for_ever(size: int) -> None:
+    while True:
+        pass
+
+
+VERDICTS: dict[str, Callable[[Any], Any]] = {
+    "accepted": lambda size: None,
+    "AttributeError": lambda size: size.nothing,
+    "TypeError without a name": lambda size: int(None),
+    "clean": lambda size: check_int("size", size, 1),
+    "signal 6": lambda size: os.abort(),
+    "hang: more than 0.5 s of the processor": work_for_ever,
+    "hang: it waits for 2 s": lambda size: time.sleep(60),
 }
 
 
-def test_every_verdict_can_be_given(monkeypatch, tmp_path) -> None:
+def test_every_verdict_can_be_given(monkeypatch) -> None:
     """Of a table with these calls, which a child makes, and the next one after it has died."""
-    calls = [f"Call({f!r}, {f}, {{'size': integer(3, 1, 5)}})" for f in VERDICTS]
-    (tmp_path / "own_tables.py").write_text(
-        "import os, time\n"
-        "from fastnas.checks import check_int\n"
-        "from wrong_values import Call, integer\n"
-        f"TABLES = {{'own': [{', '.join(calls)}]}}\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(wrong_calls, "HANG", 1.0)
-    found = list(wrong_calls.verdicts(range(7), wrong_calls.Cases(tables="own_tables")))
-    assert [verdict.case for verdict in found] == list(range(7))
+    monkeypatch.setattr(wrong_calls, "HANG", 0.5)
+    monkeypatch.setattr(wrong_calls, "PATIENCE", 2.0)
+    calls = [Call(kind, call, {"size": integer(3, 1, 5)}) for kind, call in VERDICTS.items()]
+    found = list(wrong_calls.verdicts(range(8), wrong_calls.Cases(tables={"own": calls})))
+    assert [verdict.case for verdict in found] == list(range(8))
     assert {verdict.call for verdict in found} == set(VERDICTS)
     for verdict in found:
-        assert verdict.kind.startswith(VERDICTS[verdict.call]), verdict
+        assert verdict.kind == verdict.call, verdict
 
 
 UNCHECKED = {

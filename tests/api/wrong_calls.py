@@ -1,4 +1,4 @@
-"""Seeded wrong calls of the public Python API, each in a process that may die of it.
+"""Seeded wrong calls of the public Python API, each in a fork that may die of it.
 
     python tests/api/wrong_calls.py [--count 1000] [--seed 0] [--only MODULE] [--case N]
     python tests/api/wrong_calls.py --singles
@@ -6,8 +6,9 @@
 A case takes a valid call and replaces one or two arguments by values that the docstring forbids.
 Right is a ValueError, a TypeError or an error class of fastnas whose message names an argument
 that is wrong. Everything else is a fault: another error, one that does not say which argument, a
-call that is accepted, a signal, and more than five seconds. `--singles` draws nothing: it makes one
-call for each wrong value of each argument, 5,500 in half a minute.
+call that is accepted, a signal, more than five seconds of the processor, and a minute in which the
+call only waits. `--singles` draws nothing: it makes one call for each wrong value of each argument,
+5,500 in half a minute.
 """
 
 from __future__ import annotations
@@ -16,30 +17,34 @@ import argparse
 import contextlib
 import faulthandler
 import io
+import multiprocessing
 import os
-import queue
 import random
 import re
-import subprocess
+import signal
 import sys
 import tempfile
-import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import import_module
-from json import dumps, loads
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
-from wrong_values import Argument, Call, Wrong
+import torch
+import torch._dynamo  # else the first step of an optimizer spends two seconds on it
 
 sys.path.append(str(Path(__file__).parents[1]))  # where nb201_tables is
 
+from calls_tables import TABLES
+from wrong_values import Argument, Call, Wrong
+
 HANG = 5.0
-"""Seconds."""
-START = 120.0
+"""Seconds of the processor: other processes may keep it busy."""
+PATIENCE = 60.0
+"""Seconds until a call that does not even use the processor is given up."""
+FORK = multiprocessing.get_context("fork")
 
 
 @dataclass(frozen=True)
@@ -68,20 +73,19 @@ class Cases:
     Attributes:
         seed: chooses calls and values.
         only: names of tables; none: all.
-        tables: the module that has them.
         singles: no draw: each wrong value of each argument once, alone.
+        tables: the calls, by the part of fastnas that they call.
     """
 
     seed: int = 0
     only: Sequence[str] = ()
-    tables: str = "calls_tables"
     singles: bool = False
+    tables: Mapping[str, list[Call]] = field(default_factory=lambda: TABLES)
 
     def calls(self) -> list[Call]:
-        tables = import_module(self.tables).TABLES
         return [
             call
-            for name, table in tables.items()
+            for name, table in self.tables.items()
             if not self.only or name in self.only
             for call in table
         ]
@@ -124,8 +128,6 @@ def labels(wrong: dict[str, Wrong]) -> dict[str, str]:
 
 def judge(case: int, call: Call, wrong: dict[str, Wrong]) -> Verdict:
     """Makes the call and says what came of it."""
-    import torch
-
     torch.manual_seed(0)
     values = {
         name: wrong[name][1]() if name in wrong else argument.valid()
@@ -158,18 +160,26 @@ def _names(message: str, name: str, argument: Argument) -> bool:
     )
 
 
-def serve(numbers: list[int], cases: Cases) -> None:
-    """The child: a line of JSON before a case and one with its verdict after it."""
-    faulthandler.enable()
-    drawn, out = cases.drawn(), sys.stdout
-    print("{}", file=out, flush=True)
+def serve(numbers: list[int], cases: Cases, into: Connection, errors: IO[str]) -> None:
+    """The child: sends each case before it is tried, without a verdict, and after it with one.
+
+    A signal ends it where a case has used the processor for too long, in native code too.
+    """
+    os.dup2(errors.fileno(), 2)
+    faulthandler.enable(errors)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+    drawn = cases.drawn()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for number in numbers:
             call, wrong = drawn(number)
-            begun = Verdict(number, call.name, labels(wrong), "")
-            print(dumps(asdict(begun)), file=out, flush=True)
-            print(dumps(asdict(judge(number, call, wrong))), file=out, flush=True)
+            into.send(Verdict(number, call.name, labels(wrong), ""))
+            signal.setitimer(signal.ITIMER_PROF, HANG)
+            verdict = judge(number, call, wrong)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            into.send(verdict)
+        os.chdir("/")
 
 
 def verdicts(numbers: range, cases: Cases) -> Iterator[Verdict]:
@@ -183,47 +193,36 @@ def verdicts(numbers: range, cases: Cases) -> Iterator[Verdict]:
 
 def _of_one_child(numbers: list[int], cases: Cases) -> Iterator[Verdict]:
     """Ends with the case that the child died of or hangs in, if any."""
-    command = [sys.executable, __file__, "--serve", dumps(numbers), "--cases", dumps(asdict(cases))]
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        ) as child,
-    ):  # fmt: skip
-        assert child.stdout is not None
-        lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(child.stdout, lines))
-        reader.start()
-        begun, patience, what = Verdict(numbers[0], "start", {}, ""), START, ""
-        while not what:
-            try:
-                line = lines.get(timeout=patience)
-            except queue.Empty:
-                what = f"hang of more than {patience:g} s"
-                break
-            if line is None:
-                code = child.wait()
-                what = f"signal {-code}" if code < 0 else f"exit {code}"
-                break
-            patience, said = HANG, loads(line)
-            if said.get("kind"):
-                yield Verdict(**said)
-                if said["case"] == numbers[-1]:
+    begun, what = Verdict(numbers[0], "start", {}, ""), ""
+    receiver, sender = FORK.Pipe(duplex=False)
+    with tempfile.TemporaryFile("w+") as errors:
+        child = FORK.Process(target=serve, args=(numbers, cases, sender, errors))
+        child.start()
+        sender.close()
+        try:
+            while begun.case != numbers[-1] or not begun.kind:
+                if not receiver.poll(PATIENCE):
+                    what = f"hang: it waits for {PATIENCE:g} s"
                     break
-            elif said:
-                begun = Verdict(**said)
-        child.kill()
-        reader.join()
+                begun = receiver.recv()
+                if begun.kind:
+                    yield begun
+        except EOFError:
+            child.join()
+            what = _end(child.exitcode)
+        finally:
+            child.kill()
+            child.join()
         if what:
             errors.seek(0)
             yield replace(begun, kind=what, message=errors.read()[-600:])
 
 
-def _read(lines: IO[str], into: queue.Queue[str | None]) -> None:
-    for line in lines:
-        into.put(line)
-    into.put(None)
+def _end(code: int | None) -> str:
+    """What the exit code of a child says of the case that it died of."""
+    if code == -signal.SIGPROF:
+        return f"hang: more than {HANG:g} s of the processor"
+    return f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
 
 
 def main() -> None:
@@ -234,13 +233,8 @@ def main() -> None:
     parser.add_argument("--singles", action="store_true", help="every wrong value, one a call")
     parser.add_argument("--only", nargs="*", default=(), help="tables of calls")
     parser.add_argument("--case", type=int, help="one case, in this process, with its traceback")
-    parser.add_argument("--serve", type=loads, help=argparse.SUPPRESS)
-    parser.add_argument("--cases", type=loads, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve:
-        serve(given.serve, Cases(**given.cases))
-        return
-    cases = Cases(given.seed, given.only, singles=given.singles)
+    cases = Cases(given.seed, given.only, given.singles)
     if given.case is not None:
         call, wrong = cases.drawn()(given.case)
         print(call.name, labels(wrong))

@@ -41,7 +41,7 @@ def fuzz(options: argparse.Namespace) -> Report:
     end = time.monotonic() + options.seconds if options.seconds else None
     while len(report.results) < options.calls and (end is None or time.monotonic() < end):
         left = options.calls - len(report.results)
-        batch = list(itertools.islice(wanted, min(left, 250)))
+        batch = list(itertools.islice(wanted, min(left, 500)))
         while batch:
             done = run_batch(batch, options, report, end)
             batch = batch[done:]

@@ -92,10 +92,10 @@ def test_what_python_reads_as_a_number_and_yaml_does_not(text):
 )
 def test_what_is_wrong_is_told_on_a_line(tmp_path, text, suffix, message):
     path = written(tmp_path, text, suffix)
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ValueError, match=message) as caught:
         read_settings_text(path)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert str(caught.value).startswith(str(path)) and len(str(caught.value)) < 500
 
 
