@@ -183,7 +183,7 @@ def compute(terms: Sequence[Term]) -> Tensor:
     with terms[0][1].modes.restored():
         groups = grouped(terms)
         parts = [_weighted(weight, cast(Tensor, call.value)) for weight, call in groups.done]
-        parts += [compute_nodes([group], [None])[0] for group in groups.fused.values()]
+        parts += [compute_nodes([group]) for group in groups.fused.values()]
         parts += [_weighted(weight, _plain(call)) for weight, call in groups.plain]
         return reduce(torch.add, parts)
 
@@ -223,12 +223,15 @@ def _weighted(weight: Scalar | None, value: Tensor) -> Tensor:
     return value if weight is None else weight * value
 
 
-def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum | None]) -> list[Tensor]:
+def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> Tensor:
     """Computes nodes, of terms of one manner, by one `mixed_edges`; moves statistics of new calls.
 
     Args:
         nodes: the terms of each; a later one may read those before it.
-        sums: what stands for a node where a term reads it.
+        sums: what stands for each of them where a term reads it, if there are several.
+
+    Returns:
+        [N, nodes C, H, W], one node after the other.
     """
     # Of each edge the state that it leaves, by its id, the node that it enters, and its terms.
     edges: dict[tuple[int, int, int], list[Term]] = {}
@@ -279,9 +282,7 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum | None]) -
                 mean.add_(shift, alpha=manner.momentum)
             call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
-    y = y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
-    C = y.shape[1] // len(nodes)
-    return [y] if len(nodes) == 1 else [y.narrow(1, i * C, C) for i in range(len(nodes))]
+    return y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ Watched = tuple[tuple[Tensor, int], ...]
 def watch(y: Tensor) -> Watched:
     """Returns what tells later whether y was changed."""
     return ((y, version(y)),)
+
+
+class Slot(NamedTuple):
+    """Tells where a node lies in what one call has returned, [N, nodes C, H, W]."""
+
+    whole: Tensor
+    place: int
+    nodes: int
 
 
 class Sum:
@@ -53,6 +62,8 @@ class Sum:
         """Whether candidates that wait read it, so that it is needed as a value."""
         self.was_read = False
         """Whether candidates were computed from it, which do not pass through what others see."""
+        self.slot: Slot | None = None
+        """Where its values came from, if several nodes were computed by one call."""
         self._version = 0
 
     @classmethod
@@ -98,13 +109,16 @@ class Sum:
                 node.check()
             with self.modes.restored():
                 if len(nodes) > 1:
-                    values = compute_nodes([node.terms for node in nodes], nodes)
+                    y = compute_nodes([node.terms for node in nodes], nodes)
+                    values = y.split(self.size[1], dim=1)
                 else:
                     fused = [compute(self.terms)] if self.terms else []
-                    values = [reduce(torch.add, [*fused, *self.dense])]
-            for node, y in zip(nodes, values):
-                node.hold(y)
-                node.was_read |= node is not self
+                    values = (reduce(torch.add, [*fused, *self.dense]),)
+            for i, (node, value) in enumerate(zip(nodes, values)):
+                node.hold(value)
+                if len(nodes) > 1:
+                    node.slot = Slot(y, i, len(nodes))
+                    node.was_read |= node is not self
         return self.dense[0]
 
     def read(self) -> tuple[Tensor, int]:
@@ -114,7 +128,7 @@ class Sum:
 
     def hold(self, y: Tensor) -> None:
         """Makes this tensor its value."""
-        self.terms, self.dense, self.watched = (), (y,), ()
+        self.terms, self.dense, self.watched, self.slot = (), (y,), (), None
         self._version = version(y)
 
     def check(self) -> None:
@@ -145,6 +159,21 @@ class Sum:
         watched = self._parts() + other._parts()
         terms, dense = self.terms + other.terms, self.dense + other.dense
         return Sum(terms, dense, self.size, self.modes, watched)
+
+
+def joined(sums: Sequence[Sum]) -> Tensor:
+    """Returns the values of sums one after the other along the channels."""
+    # The last one may read the others, and is then computed with them.
+    parts = [one.computed() for one in reversed(sums)][::-1]
+    slots = [one.slot for one in sums]
+    last = slots[-1]
+    if last is not None and last.nodes == last.place + 1 and last.nodes >= len(sums):
+        first = last.nodes - len(sums)
+        places = [(id(last.whole), first + i) for i in range(len(sums))]
+        if [(id(slot.whole), slot.place) for slot in slots if slot is not None] == places:
+            # They lie there already; a slice of all of them is no copy.
+            return last.whole if first == 0 else last.whole[:, first * sums[0].size[1] :]
+    return torch.cat(parts, dim=1)
 
 
 def _common(node: Sum) -> object:

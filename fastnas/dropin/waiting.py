@@ -12,7 +12,7 @@ from torch import Tensor
 from fastnas.backends.layout import state_format
 from fastnas.dropin.modes import Modes, is_function_forward, version
 from fastnas.dropin.pending import Call
-from fastnas.dropin.sums import Sum
+from fastnas.dropin.sums import Sum, joined
 
 CLONE = "give it `output.clone()`"
 Self = TypeVar("Self", bound="Waiting")  # typing has it from Python 3.11 on
@@ -111,10 +111,9 @@ class Waiting(Tensor):
         return self._blocks[0].computed()
 
     def _joined(self) -> Tensor:
-        # The last one may read the others, and is then computed with them.
-        parts = [block.computed() for block in reversed(self._blocks)][::-1]
         if not self._moves:
-            return torch.cat(parts, dim=1)
+            return joined(self._blocks)
+        parts = [block.computed() for block in self._blocks]
         y = torch.cat([part.contiguous(memory_format=self._format) for part in parts], dim=1)
         for move in self._moves:
             y = move(y)
