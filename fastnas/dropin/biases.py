@@ -79,7 +79,7 @@ class Biases:
         return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
 
     def need_gradients(self) -> list[bool]:
-        """Returns of each batch norm whether gradients reach the shift; nothing without biases.
+        """Tells whether gradients reach the shift of each batch norm; lists none without biases.
 
         They do by way of a depthwise bias that is frozen, too: the pointwise weight scales it.
         """
