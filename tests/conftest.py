@@ -71,6 +71,24 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_fresh_memory(monkeypatch.setattr)
 
 
+@pytest.fixture
+def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs leave empty files where they would draw, which is a quarter of what a tiny run takes.
+
+    `@pytest.mark.pictures` names the tests of such a file that look at what is drawn.
+    """
+    if request.node.get_closest_marker("pictures"):
+        return
+
+    def leave_empty(*drawn_and_path: Any) -> None:
+        Path(drawn_and_path[-1]).touch()
+
+    for name in ("search.draw_history", "search.save_figure", "study.draw_best_so_far",
+                 "study.draw_simplex"):  # fmt: skip
+        monkeypatch.setattr(f"fastnas.runs.{name}", leave_empty)
+    monkeypatch.setattr("fastnas.runs.search.genotype_figure", lambda genotype, title: None)
+
+
 @pytest.fixture(scope="session")
 def kept_folder(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
@@ -105,6 +123,7 @@ def backend(request: pytest.FixtureRequest) -> Target:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "backends(*names): the backends that a test applies to")
+    config.addinivalue_line("markers", "pictures: looks at what a run draws, beside `no_pictures`")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

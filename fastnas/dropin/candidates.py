@@ -242,9 +242,6 @@ def _why_not(
     channels = found.convs[0].in_channels if found.convs else None
     if x.dim() == 4 and channels not in (None, x.shape[1]):
         return f"x has {x.shape[1]} channels; {channels} are needed"
-    biased = any(conv._parameters.get("bias") is not None for conv in found.convs)
-    if biased and not found.norms[0].training and torch.is_grad_enabled():
-        return "a bias has a gradient outside of training"
     stride = found.stride if isinstance(found, Candidate) else len(found.convs)
     op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
     training = any(norm.training for norm in found.norms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 from collections.abc import Iterable, Sequence
@@ -14,14 +15,15 @@ import torch
 from torch import Tensor
 
 from fastnas.backends import accumulation_dtype
+from fastnas.dropin.biases import Biases, Scalar
 from fastnas.dropin.modes import Modes, changed, version
 from fastnas.dropin.tally import Site
 from fastnas.nn.parts import Candidate, Tensors
 from fastnas.nn.run import count
 from fastnas.ops import mixed_edges
 from fastnas.ops.autocast import autocast_dtype
-from fastnas.spaces import Edge, EdgeTable
-from fastnas.spaces.edge_table import edge_term
+from fastnas.ops.batch_norm import Running
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 
 if TYPE_CHECKING:
     from fastnas.dropin.sums import Sum
@@ -63,10 +65,8 @@ class Call:
         self.source = source
         self.device: torch.device = source.device
         self.version = version(source) if isinstance(source, Tensor) else 0
-        self.weights = sum(map(version, tensors.params))
-        biases = [conv._parameters.get("bias") for conv in candidate.convs]
-        self.biases = biases if any(b is not None for b in biases) else []
-        """Of its convolutions, which the kernels do not add: a batch norm takes them away."""
+        self.biases = Biases(candidate, tensors.params)
+        self.weights = self._versions()
         x = cast(Tensor, source)  # of a sum that waits as much is known as is asked for
         self.dtype: torch.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
@@ -103,8 +103,46 @@ class Call:
 
     def check(self) -> None:
         """Raises RuntimeError where a parameter is no longer what it was at the call."""
-        if sum(map(version, self.tensors.params)) != self.weights:
+        if self._versions() != self.weights:
             raise RuntimeError(changed(f"a parameter of {self.candidate.name}"))
+
+    def _versions(self) -> int:
+        return sum(map(version, (*self.tensors.params, *self.biases.held)))
+
+    @property
+    def has_bias_gradients(self) -> bool:
+        """Tells whether biases have gradients by a term beside the kernels."""
+        return not self.manner.training and self.modes.grad and any(self.biases.need_gradients())
+
+    def statistics(self) -> list[Running]:
+        """Returns running statistics: in training to move, else to normalise by."""
+        pairs = self.tensors.running
+        return pairs if self.manner.training else self.biases.taken_off(pairs)
+
+    def tied(self, weight: Scalar | None) -> Scalar | None:
+        """Returns the weight, from which biases have the gradients that they have in training."""
+        return self.biases.tied(weight) if self.manner.training else weight
+
+    def by_halves(self) -> Call:
+        """Returns the second half of a separable convolution, whose input is computed here.
+
+        So it has to be where gradients reach a bias in the first half, which nothing beside the
+        kernels could compute; otherwise this is the call itself.
+        """
+        if not self.has_bias_gradients or self.biases.need_gradients()[:-1] != [True]:
+            return self
+        first = self._half(0, self.input())
+        return self._half(1, compute([(None, first)]))
+
+    def _half(self, index: int, x: Tensor) -> Call:
+        params, running, _ = self.tensors
+        half = copy.copy(self)
+        half.source, half.version = x, version(x)
+        own = slice(2 * index, 2 * index + 2)
+        half.tensors = Tensors(params[own], running[index : index + 1], [])
+        half.candidate, half.biases = self.candidate.half(index), self.biases.half(index)
+        half.weights = half._versions()
+        return half
 
     def close(self, beside_dense: bool) -> None:
         """Takes a pool as one without a batch norm, since none has come by now.
@@ -142,7 +180,6 @@ class Call:
                 )
 
 
-Scalar = Tensor | float
 Term = tuple[Scalar | None, Call]
 """A weight, None for 1, and what it weighs."""
 
@@ -183,7 +220,8 @@ def compute(terms: Sequence[Term]) -> Tensor:
     with terms[0][1].modes.restored():
         groups = grouped(terms)
         parts = [_weighted(weight, cast(Tensor, call.value)) for weight, call in groups.done]
-        parts += [compute_nodes([group]) for group in groups.fused.values()]
+        for group in groups.fused.values():
+            parts.append(compute_nodes([[(w, call.by_halves()) for w, call in group]]))
         parts += [_weighted(weight, _plain(call)) for weight, call in groups.plain]
         return reduce(torch.add, parts)
 
@@ -250,7 +288,7 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
             x[id(call.source)] = call.input()
     places = {state: i for i, state in enumerate([*x, *map(id, sums)])}
     links = tuple(
-        (places[source], target, stride, tuple(call.candidate.name for _, call in row))
+        (places[source], target, stride, _edge_terms(row))
         for (source, target, stride), row in edges.items()
     )
     # What has no batch norm runs in any manner.
@@ -260,12 +298,12 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
     moves = manner.training and not again
     running = None
     if moves or not manner.training:
-        running = [pair for call in calls for pair in _running(call)]
+        running = [pair for call in calls for pair in call.statistics()]
     like = next(iter(x.values()))
     with _autocast(manner, like.device):
         y = mixed_edges(
             list(x.values()),
-            _weights([[_tied(weight, call) for weight, call in row] for row in rows], like),
+            _weights([[call.tied(weight) for weight, call in row] for row in rows], like),
             [p for call in calls for p in call.tensors.params],
             _table(links, len(x), len(nodes)),
             running=running,
@@ -278,48 +316,25 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
     if moves:
         count([c for call in calls for c in call.tensors.counters])
         for call in calls:
-            for (mean, _), shift in zip(call.tensors.running, _shifts(call)):
-                mean.add_(shift, alpha=manner.momentum)
+            call.biases.move(call.tensors.running, manner.momentum)
             call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
-    return y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
+    y = y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
+    return _with_bias_gradients(y, [term for row in rows for term in row], manner.eps)
 
 
-@torch.no_grad()
-def _shifts(call: Call) -> list[Tensor]:
-    """Returns by how much biases shift what each batch norm is given; none without biases.
-
-    A batch norm takes the shift away again. Only its running mean knows of it.
-    """
-    if not call.biases:
-        return []
-    shifts = [0 if b is None else b.detach() for b in call.biases]
-    if len(call.tensors.running) == len(shifts):
-        return [torch.as_tensor(shift) for shift in shifts]
-    if call.candidate.name == "skip_connect":
-        return [torch.cat([cast(Tensor, b) for b in shifts])]
-    # The pointwise convolution [C, C, 1, 1] of each half adds up what the depthwise one shifts.
-    found = []
-    for half, before in enumerate(shifts[::2]):
-        W = call.tensors.params[2 * half + 1].flatten(1)
-        found.append(W @ (W.new_zeros(len(W)) + before) + shifts[2 * half + 1])
-    return found
+def _edge_terms(row: Sequence[Term]) -> tuple[EdgeTerm | None, ...]:
+    return tuple(call.candidate.term(k) for k, (_, call) in enumerate(row))
 
 
-def _running(call: Call) -> list[tuple[Tensor, Tensor]]:
-    """Returns the running statistics to move; outside of training, those without biases."""
-    pairs = call.tensors.running
-    if call.manner.training or not call.biases:
-        return pairs
-    return [(mean - shift, var) for (mean, var), shift in zip(pairs, _shifts(call))]
-
-
-def _tied(weight: Scalar | None, call: Call) -> Scalar | None:
-    """Returns the weight, tied to biases before a batch norm, whose gradient is 0 and not None."""
-    wanted = [b for b in call.biases if b is not None and b.requires_grad]
-    if not wanted or not torch.is_grad_enabled():
-        return weight
-    return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
+def _with_bias_gradients(y: Tensor, terms: Sequence[Term], eps: float) -> Tensor:
+    """Adds to a node the terms of value 0 from which biases have their gradients."""
+    missing = [
+        call.biases.gradient(weight, call.tensors.running[-1], eps)
+        for weight, call in terms
+        if call.has_bias_gradients
+    ]
+    return y + reduce(torch.add, missing).to(y.dtype)[:, None, None] if missing else y
 
 
 def _autocast(manner: Manner, device: torch.device) -> AbstractContextManager[Any]:
@@ -337,15 +352,14 @@ def autocast_now(device: torch.device) -> torch.dtype | None:
 
 @lru_cache(maxsize=256)
 def _table(
-    links: tuple[tuple[int, int, int, tuple[str, ...]], ...], inputs: int, nodes: int
+    links: tuple[tuple[int, int, int, tuple[EdgeTerm | None, ...]], ...], inputs: int, nodes: int
 ) -> EdgeTable:
-    """Returns the table of edges, each a state, a node, a stride and candidates by name."""
+    """Returns the table of edges, each a state, a node, a stride and terms (None: zeros)."""
     rows = []
-    for source, target, stride, names in links:
-        terms = [edge_term(name, k, stride) for k, name in enumerate(names)]
+    for source, target, stride, terms in links:
         kept = tuple(term for term in terms if term is not None)
         rows.append(Edge(source, target, stride, kept))
-    return EdgeTable(inputs, nodes, max(len(names) for *_, names in links), tuple(rows))
+    return EdgeTable(inputs, nodes, max(len(terms) for *_, terms in links), tuple(rows))
 
 
 def _weights(rows: list[list[Scalar | None]], like: Tensor) -> Tensor:

@@ -184,6 +184,9 @@ def _common(node: Sum) -> object:
     (key,) = groups.fused
     calls = [call for _, call in node.terms]
     first = next((call for call in calls if call.tensors.running), calls[0])
+    # What reads a node inside of a call gives it no gradient that a term beside the kernels sees.
+    if any(call.has_bias_gradients for call in calls):
+        return None
     # Between nodes all has the dtype in which the op computes, which autocast chooses.
     autocast = first.manner.autocast
     narrow = autocast is not None and node.dtype != autocast

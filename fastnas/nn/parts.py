@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from fastnas.spaces import Edge, EdgeTable
+from fastnas.spaces import Edge, EdgeTable, EdgeTerm
 from fastnas.spaces.edge_table import edge_term
-from fastnas.spaces.operations import OPERATIONS
+from fastnas.spaces.operations import EDGE_KINDS, EDGE_OPERATIONS, OPERATIONS
 
 PreprocessKind = Literal["relu_conv_bn", "factorized_reduce"]
 Ends = Sequence[tuple[int, int]]
@@ -98,6 +98,25 @@ class Candidate:
     def is_dense(self) -> bool:
         """Tells whether it is of NAS-Bench-201: a dense convolution, a pool without a norm."""
         return self.name not in OPERATIONS
+
+    @property
+    def halves(self) -> int:
+        """Counts its pairs of a depthwise and a pointwise convolution."""
+        kind = EDGE_OPERATIONS[self.name].kind(self.stride)
+        return len(self.convs) // 2 if kind is not None and EDGE_KINDS[kind].halves else 0
+
+    def half(self, index: int) -> Candidate:
+        """Returns one half of a separable convolution."""
+        convs, norms = self.convs[2 * index : 2 * index + 2], self.norms[index : index + 1]
+        return Candidate(self.name, 1 if index else self.stride, convs, norms)
+
+    def term(self, weight: int) -> EdgeTerm | None:
+        """Returns its term with this column of the mixing weights; None where it adds nothing."""
+        term = edge_term(self.name, weight, self.stride)
+        # Half a separable convolution is a dilated one, without dilation.
+        if term is None or len(self.convs) == term.params:
+            return term
+        return term._replace(op="dil_conv")
 
     def tensors(self) -> Tensors:
         """Looks up what its layers compute with now."""

@@ -25,6 +25,7 @@ from fastnas.ops.dispatch import (
     needs_graph,
     own_output,
     reference_grads,
+    wanted,
     wants_graph_of_backward,
 )
 from fastnas.ops.flops import count_as_eager
@@ -338,6 +339,7 @@ class _Apply(torch.autograd.Function):
             )
         else:
             call = op.join(ctx.rest, tensors)
+            needs = wanted(needs, tensors[:leaves])
             grads = iter(op.backward(grad, call, saved, needs, ctx.backend))
             found = [next(grads) if need else None for need in needs]
         return *[None] * _BEFORE, *found, *[None] * (ctx.count - leaves)

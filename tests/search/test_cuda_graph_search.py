@@ -13,6 +13,8 @@ from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.run_folder import claimed_folder
 from fastnas.search.searcher import Searcher
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = {
     "space": "S2",
     "channels": 2,

@@ -21,6 +21,8 @@ from fastnas.spaces import get_space, parse
 from fastnas.spaces.distribution import slots_of
 from fastnas.strategies import STRATEGIES, get_strategy
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUIET = Console(quiet=True)
 TINY = {
     "space": "S2",

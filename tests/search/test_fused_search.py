@@ -60,7 +60,7 @@ def digit_batches(epochs, seed):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "steps"), [(DARTS(), 80), (NoisyDARTS(), 20)], ids=["darts", "noisy-darts"]
+    ("strategy", "steps"), [(DARTS(), 40), (NoisyDARTS(), 15)], ids=["darts", "noisy-darts"]
 )
 def test_fp64_follows_the_eager_logits(strategy, steps):
     fused, _ = searched(strategy, random_batches(steps), True)

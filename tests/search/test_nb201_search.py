@@ -16,6 +16,8 @@ from fastnas.search.config import ConfigError, SearchConfig, make_config
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import NB201Genotype, parse
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 TINY = {
     "space": "nb201",
     "channels": 2,
@@ -70,6 +72,7 @@ def test_every_method(tmp_path, settings):
     assert "entropy_reduce" not in figures
 
 
+@pytest.mark.pictures
 def test_what_a_run_leaves(tmp_path):
     small = {"train_epochs": 1, "train_channels": 2, "train_layers": 1, "train_batch_size": 32}
     report = search(tmp_path / "run", method="darts", epochs=2, tensorboard=True, **small)

@@ -13,6 +13,8 @@ from fastnas.search.config import SearchConfig, make_config
 from fastnas.search.run_folder import RunFolderError
 from fastnas.search.searcher import Searcher
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUIET = Console(quiet=True)
 TINY = {
     "space": "S2", "channels": 2, "layers": 1, "images": 64, "batch_size": 16, "epochs": 2,

@@ -15,6 +15,8 @@ from fastnas.strategies import STRATEGIES
 from fastnas.strategies.base import Stage
 from fastnas.strategies.mixture import Mixture
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 QUIET = Console(quiet=True)
 TINY = {
     "method": "shrinking", "space": "S3", "channels": 2, "layers": 1, "images": 64,

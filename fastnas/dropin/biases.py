@@ -1,0 +1,101 @@
+"""Computes what biases before batch norms do, beside the kernels, which do not add them.
+
+A bias shifts what its batch norm is given by s [C]. By the batch's statistics the shift is taken
+away again, and the running mean alone knows of it. By given ones BN(z + s) = r (z - (mean - s)),
+r = 1 / sqrt(var + eps): the kernels are given the mean less s, as a constant, and a term of value 0
+with the gradient r of s is added to what they return.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from fastnas.nn.parts import Candidate
+from fastnas.ops.batch_norm import Running
+
+Scalar = Tensor | float
+
+
+class Biases:
+    """Holds the biases of a candidate as they are now: `functional_call` exchanges them.
+
+    Args:
+        candidate: what has the convolutions.
+        params: the weights of these.
+    """
+
+    def __init__(self, candidate: Candidate, params: list[Tensor]) -> None:
+        self.params, self.halves = params, candidate.halves
+        self._keep([conv._parameters.get("bias") for conv in candidate.convs])
+
+    def _keep(self, own: list[Tensor | None]) -> None:
+        self.own = own
+        self.held = [b for b in own if b is not None]
+        """Those that there are."""
+
+    def half(self, index: int) -> Biases:
+        """Returns those of one half of a separable convolution."""
+        own, half = slice(2 * index, 2 * index + 2), copy.copy(self)
+        half.params, half.halves = self.params[own], 1
+        half._keep(self.own[own])
+        return half
+
+    def shifts(self) -> list[Tensor]:
+        """Returns the shift [C] of what each batch norm is given, with its gradients; or none."""
+        if not self.held:
+            return []
+        own = [p.new_zeros(len(p)) if b is None else b for p, b in zip(self.params, self.own)]
+        if not self.halves:
+            # Those of a strided skip belong to one batch norm, each to half of the channels.
+            return [torch.cat(own)]
+        # The pointwise convolution [C, C, 1, 1] of each half adds up what the depthwise one shifts.
+        return [
+            own[2 * half + 1] if self.own[2 * half] is None
+            else (self.params[2 * half + 1].flatten(1) * own[2 * half]).sum(1) + own[2 * half + 1]
+            for half in range(self.halves)
+        ]  # fmt: skip
+
+    def move(self, running: Iterable[Running], momentum: float) -> None:
+        """Adds to running means, which moved by what the kernels saw, what these did not see."""
+        with torch.no_grad():
+            for (mean, _), shift in zip(running, self.shifts()):
+                mean.add_(shift, alpha=momentum)
+
+    def taken_off(self, running: list[Running]) -> list[Running]:
+        """Returns given statistics as those of what the kernels see."""
+        if not self.held:
+            return running
+        return [(mean - s.detach(), var) for (mean, var), s in zip(running, self.shifts())]
+
+    def tied(self, weight: Scalar | None) -> Scalar | None:
+        """Returns the weight, tied to biases whose gradient is 0, and not None, in training."""
+        wanted = [b for b in self.held if b.requires_grad]
+        if not wanted or not torch.is_grad_enabled():
+            return weight
+        return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
+
+    def need_gradients(self) -> list[bool]:
+        """Tells whether gradients reach the shift of each batch norm; lists none without biases.
+
+        They do by way of a depthwise bias that is frozen, too: the pointwise weight scales it.
+        """
+        if not self.held:
+            return []
+        wanted = [b is not None and b.requires_grad for b in self.own]
+        if not self.halves:
+            return [any(wanted)]
+        return [
+            wanted[i] or wanted[i + 1]
+            or (self.own[i] is not None and self.params[i + 1].requires_grad)
+            for i in range(0, 2 * self.halves, 2)
+        ]  # fmt: skip
+
+    def gradient(self, weight: Scalar | None, running: Running, eps: float) -> Tensor:
+        """Returns the term [C] of value 0 of the last batch norm, which has these statistics."""
+        (_, var), shift = running, self.shifts()[-1]
+        term = (var + eps).rsqrt() * (shift - shift.detach())
+        return term if weight is None else weight * term
