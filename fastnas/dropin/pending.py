@@ -201,7 +201,7 @@ def grouped(terms: Sequence[Term]) -> Groups:
     plain: list[Term] = []
     done: list[Term] = []
     dense = any(call.candidate.is_dense for _, call in terms)
-    for weight, call in _each_once(terms):
+    for weight, call in each_once(terms):
         call.close(dense)
         if call.value is not None:
             done.append((weight, call))
@@ -240,7 +240,7 @@ def _join(plain: list[Term], groups: dict[tuple[object, ...], list[Term]]) -> li
     return []
 
 
-def _each_once(terms: Iterable[Term]) -> list[Term]:
+def each_once(terms: Iterable[Term]) -> list[Term]:
     """Lists each call once, with the sum of its weights."""
     weights: dict[Call, Scalar | None] = {}
     for weight, call in terms:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from fastnas.dropin.modes import Modes, changed, version
-from fastnas.dropin.pending import Call, Scalar, Term, compute, compute_nodes, grouped
+from fastnas.dropin.pending import (
+    Call,
+    Scalar,
+    Term,
+    compute,
+    compute_nodes,
+    each_once,
+    grouped,
+)
 
 Watched = tuple[tuple[Tensor, int], ...]
 """Tensors that wait in a sum, with the version of each."""
@@ -109,7 +117,7 @@ class Sum:
                 node.check()
             with self.modes.restored():
                 if len(nodes) > 1:
-                    y = compute_nodes([node.terms for node in nodes], nodes)
+                    y = compute_nodes([each_once(node.terms) for node in nodes], nodes)
                     values = y.split(self.size[1], dim=1)
                 else:
                     fused = [compute(self.terms)] if self.terms else []

@@ -76,6 +76,14 @@ BODIES = {
         lambda ops, x, w: ops[1](w[0] * (y := ops[0](x)) + x * 0) + w[1] * y,
         3,
     ),
+    "a call twice in a node": (
+        lambda ops, x, w: ops[1]((y := ops[0](x)) * w[0] + y * w[1]) + x,
+        2,
+    ),
+    "a call twice in a node of nodes": (
+        lambda ops, x, w: ops[1]((y := ops[0](x)) * w[0] + y * w[1]) * w[2],
+        1,
+    ),
     "a sum in evaluation": (lambda ops, x, w: ops[1](frozen(ops[0], x)), 2),
 }
 
