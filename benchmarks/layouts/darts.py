@@ -80,6 +80,20 @@ class Network(SearchNetwork):
         return self.classify(s1)
 
 
+class UnrolledNetwork(Network):
+    """Makes a network of its kind and logits, for a step of the weights that is only looked at."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.sizes = sizes
+
+    def new(self) -> UnrolledNetwork:
+        made = UnrolledNetwork(*self.sizes).to(self.classifier.weight)
+        for alphas, own in zip(made.arch_parameters(), self.arch_parameters()):
+            alphas.data = own.data.clone()
+        return made
+
+
 def of_mixed_ops(network: nn.Module, name: str = "_ops") -> Iterator[nn.Module]:
     """Yields the modules in the lists of that name that hold no mixed ops."""
     for module in network.modules():
@@ -88,4 +102,4 @@ def of_mixed_ops(network: nn.Module, name: str = "_ops") -> Iterator[nn.Module]:
                 yield op
 
 
-LAYOUTS = (Layout("darts", Network, Network.arch_parameters, of_mixed_ops),)
+LAYOUTS = (Layout("darts", UnrolledNetwork, Network.arch_parameters, of_mixed_ops),)
