@@ -162,7 +162,7 @@ def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
         if module in inside or not is_site:
             continue
         label = name or type(module).__name__
-        what, reasons = _replace(module, label, group, report, options, model)
+        what, reasons = _replace(module, label, group, report, options, tried, model)
         if what is None:
             report.left.append((label, "; ".join(dict.fromkeys(reasons))))
             continue
@@ -185,6 +185,7 @@ def _replace(
     group: Group | None,
     report: Report,
     options: Options,
+    trials: Trials | None,
     model: nn.Module,
 ) -> tuple[str | None, list[str]]:
     """Returns a label of what computes the module now (None: itself alone), or why it does."""
@@ -199,7 +200,7 @@ def _replace(
     if not fused or whole:
         site = Site(label, report.calls)
         what, reason = replace_forward(
-            module, site, options.memory, options.backend, options.check, module is model
+            module, site, options.memory, options.backend, trials, module is model
         )
         if what is not None:
             return "; not fused: ".join([what, *reasons]), []

@@ -104,6 +104,17 @@ def seeded(cuda: Sequence[int | torch.device] = ()) -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Runs torch on one thread, which serves small tensors best, and a busy machine by far."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _set_mode(module: nn.Module, training: bool) -> None:
     """Sets the mode of every part by its flag: `train()` may be overridden to freeze some."""
     for part in module.modules():

@@ -7,7 +7,7 @@ import functools
 import inspect
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from fastnas.nn.reading import Reading
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 """They have no forward: what lies in them belongs to the module around them."""
+R = TypeVar("R")
 Structure = Callable[[nn.Module], Any]
 """Reads a module: a `Candidate` or `Preprocess`, or why it is none."""
 
@@ -71,22 +72,27 @@ class Trials:
     """Runs modules by their own and by the fused forward, once for all of a kind and settings."""
 
     def __init__(self) -> None:
-        self.reasons: dict[Hashable, str | None] = {}
+        self.results: dict[Hashable, Any] = {}
 
     def __deepcopy__(self, _: object) -> Trials:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"reasons": {}}  # functions that were tried need not be those that are loaded
+        return {"results": {}}  # functions that were tried need not be those that are loaded
 
     def why_not(
         self, module: nn.Module, structure: Structure, forward: Callable[..., Any]
     ) -> str | None:
         """Says where the two forwards of a module differ, or None."""
-        key = (structure, *_likeness(module))
-        if key not in self.reasons:
-            self.reasons[key] = _difference(module, structure, forward)
-        return self.reasons[key]
+        return self.once(structure, module, lambda: _difference(module, structure, forward))
+
+    def once(self, kind: Hashable, module: nn.Module, trial: Callable[[], R]) -> R:
+        """Returns what a trial of the module, or of one like it, has found."""
+        key = (kind, *_likeness(module))
+        if key not in self.results:
+            self.results[key] = trial()
+        result: R = self.results[key]
+        return result
 
 
 def _likeness(module: nn.Module) -> Iterator[Hashable]:

@@ -14,6 +14,7 @@ from fastnas.dropin.cells import cell_parts, is_cell
 from fastnas.dropin.checked import Checked, Parts, Reader, SumParts, parts_of, sum_parts
 from fastnas.dropin.equivalence import disagreement, faint, random_inputs, with_zeros
 from fastnas.dropin.forwards import WholeSettings, cell_forward, sum_forward
+from fastnas.dropin.groups import Trials
 from fastnas.dropin.tally import Site, Tally
 from fastnas.nn.parts import candidate_modules
 from fastnas.nn.reading import Reading
@@ -46,16 +47,25 @@ def _way(module: nn.Module) -> _Way | str:
 
 
 def replace_forward(
-    module: nn.Module, site: Site, memory: str, backend: str | None, check: bool, outermost: bool
+    module: nn.Module,
+    site: Site,
+    memory: str,
+    backend: str | None,
+    trials: Trials | None,
+    outermost: bool,
 ) -> tuple[str | None, str]:
-    """Returns what computes the module from now on (None: its own forward) and why not faster."""
+    """Returns what computes the module from now on (None: its own forward) and why not faster.
+
+    Args:
+        trials: tries it out; None: it is taken for what its structure says.
+    """
     way = _way(module)
     if isinstance(way, str):
         return None, way
     checked = Checked(parts_of(module, way.parts))
     reading = Reading(Reader(way.reader, checked))
     settings = WholeSettings(site, memory, backend, reading, outermost=outermost)
-    reason = _refusal(module, way, settings, check)
+    reason = _refusal(module, way, settings, trials)
     if reason is not None:
         return None, reason
     # A partial of a module-level function, unlike a closure, can be copied and pickled with the
@@ -65,7 +75,9 @@ def replace_forward(
     return way.what + zeros, ""
 
 
-def _refusal(module: nn.Module, way: _Way, settings: WholeSettings, check: bool) -> str | None:
+def _refusal(
+    module: nn.Module, way: _Way, settings: WholeSettings, trials: Trials | None
+) -> str | None:
     """Says why the module's own forward cannot be replaced by this one, or None."""
     inputs = random_inputs(module, way.parts)
     signature = inspect.signature(type(module).forward)
@@ -80,13 +92,29 @@ def _refusal(module: nn.Module, way: _Way, settings: WholeSettings, check: bool)
         reason = can_run(way.parts, inputs[-2], True, settings.backend)
         if reason is not None:
             return reason
-    return _difference(module, way, settings, inputs) if check else None
+    if trials is None:
+        return None
+
+    def trial() -> _Found:
+        return _difference(module, way, settings, inputs)
+
+    # A mixed op that is summed has candidates of which nothing is known: each is tried out.
+    found = trials.once(cell_parts, module, trial) if is_cell(module) else trial()
+    settings.skips_zeros = found.skips_zeros
+    return found.reason
+
+
+class _Found(NamedTuple):
+    """Says where two forwards differ, or None, and whether the own one skips weights of 0."""
+
+    reason: str | None
+    skips_zeros: bool
 
 
 def _difference(
     module: nn.Module, way: _Way, settings: WholeSettings, inputs: Sequence[Tensor]
-) -> str | None:
-    """Says where the forwards differ, or None; finds out what the own one does at weights of 0."""
+) -> _Found:
+    """Tries out both forwards, if need be as one that looks for weights of 0 in each call."""
 
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
         # m is a copy: parts that were read before are those of the original.
@@ -106,4 +134,4 @@ def _difference(
         reason = disagreement(module, forward, trials)
         if reason is None:
             break
-    return reason
+    return _Found(reason, settings.skips_zeros)

@@ -13,13 +13,14 @@ from accelerated import C, assert_same, edge_inputs, network, observed
 from accelerated import (
     calls as calls,
 )
-from public_darts import Cell, MixedOp
+from public_darts import Cell, MixedOp, Network
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastnas
 from fastnas import nn as own
 from fastnas import reference
+from fastnas.dropin import whole
 from fastnas.reference import SkipNoise
 from fastnas.spaces import get_space
 
@@ -299,3 +300,24 @@ def test_paths_without_values():
     paths = own.Paths(torch.zeros((), dtype=torch.int64, device="meta"), torch.ones(()))
     with pytest.raises(ValueError, match="choice is on the meta device; its values are needed"):
         op(torch.rand(2, C, 8, 8), paths)
+
+
+class Unrolled(Network):
+    def new(self):
+        return network(2)
+
+
+def test_cells_of_a_new_network_are_not_tried_out_again(monkeypatch):
+    tried, disagreement = [], whole.disagreement
+
+    def counted(module, *args):
+        tried.append(module)
+        return disagreement(module, *args)
+
+    monkeypatch.setattr(whole, "disagreement", counted)
+    torch.set_num_threads(2)  # trials run on one
+    net = network(2)
+    net.__class__ = Unrolled
+    report = fastnas.accelerate(net)
+    assert len(report.replaced) == len(tried) == 2 and torch.get_num_threads() == 2
+    assert all("forward" in vars(cell) for cell in net.new().cells) and len(tried) == 2
