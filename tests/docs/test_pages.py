@@ -129,6 +129,8 @@ def test_figures_are_those_of_the_results(capsys: pytest.CaptureFixture[str]) ->
     block = (DOCS / "benchmarks.md").read_text().partition("figures:begin")[2]
     csvs = re.findall(r"`(benchmarks/results/\S+\.csv)`", block.partition("figures:end")[0])
     assert csvs
+    block = (DOCS / "drop-in.md").read_text().partition("drop-in:begin")[2]
+    csvs += re.findall(r"`(benchmarks/results/\S+\.csv)`", block.partition("drop-in:end")[0])
     assert readme.main([*csvs, "--root", str(ROOT), "--check"]) == 0, capsys.readouterr().err
 
 
