@@ -114,7 +114,7 @@ class _Found(NamedTuple):
 def _difference(
     module: nn.Module, way: _Way, settings: WholeSettings, inputs: Sequence[Tensor]
 ) -> _Found:
-    """Tries out both forwards, if need be as one that looks for weights of 0 in each call."""
+    """Compares the forwards, if need be with one that looks for weights of 0 in each call."""
 
     def forward(m: nn.Module, *x: Tensor) -> Tensor:
         # m is a copy: parts that were read before are those of the original.

@@ -12,8 +12,7 @@ import fastnas
 from fastnas.benchmarks import drop_in
 from fastnas.benchmarks.drop_in_rows import MEASURES, read_rows, write_rows
 from fastnas.benchmarks.harness import readme
-from fastnas.benchmarks.layouts import LAYOUTS
-from fastnas.benchmarks.layouts.architect import unrolled_gradients
+from fastnas.benchmarks.layouts import LAYOUTS, architect
 
 SMALL = [*("--channels", "4", "--layers", "3", "--batch", "2", "--size", "8"), "--repeats", "1"]
 
@@ -54,7 +53,9 @@ def test_a_row_per_layout_and_measure(measured):
         assert step.fused_share == evaluation.fused_share == 1
         assert step.before_saved_bytes > 2 * step.after_saved_bytes > 0
         assert evaluation.after_saved_bytes < step.after_saved_bytes
-    assert rows["darts", "unrolled"].candidate_layers >= 4 * step.candidate_layers
+    # Of its four passes one is that of a new network, whose layers are others.
+    assert rows["darts", "unrolled"].candidate_layers > 3 * step.candidate_layers
+    assert rows["darts", "unrolled"].fused_share == 1
 
 
 def test_a_run_goes_on_with_the_rows_that_are_missing(measured, monkeypatch, tmp_path, capsys):
@@ -108,17 +109,18 @@ def test_what_accelerate_refuses_has_a_row_with_the_reason(tmp_path, monkeypatch
 
 
 def test_a_wrong_result_shows(monkeypatch):
-    def halve(network):
-        for op in network.cells[0]._ops[0]._ops[4].op[1:2]:
-            op.forward = lambda x, op=op: type(op).forward(op, x) / 2
+    def spoil(network):
+        network.stem[1].eps = 1.0
 
-    monkeypatch.setattr(fastnas, "accelerate", halve)
+    monkeypatch.setattr(fastnas, "accelerate", spoil)
     settings = {"channels": 4, "layers": 3, "batch": 2, "size": 8, "repeats": 1}
     pair = drop_in.Pair(LAYOUTS["darts"], argparse.Namespace(**settings))
     assert drop_in.difference(*drop_in.wide(pair.eager, pair.fused)) > 1e-3
 
 
-def test_the_unrolled_gradient_is_that_of_a_second_derivative():
+def test_the_unrolled_gradient_is_that_of_a_second_derivative(monkeypatch):
+    # A shorter difference than a search takes, in float64, crosses no kinks of ReLUs.
+    monkeypatch.setattr(architect, "STEP_LENGTH", 1e-6)
     layout = LAYOUTS["darts"]
     network = layout.build(4, 3, 1).double()
     for alphas in layout.alphas(network):
@@ -129,7 +131,7 @@ def test_the_unrolled_gradient_is_that_of_a_second_derivative():
         return torch.nn.functional.cross_entropy(network(images), labels)
 
     batches = (images[:2], labels[:2]), (images[2:], labels[2:])
-    found = unrolled_gradients(network, loss, *batches)
+    found = architect.unrolled_gradients(network, loss, *batches)
     params = dict(network.named_parameters())
     ahead = torch.autograd.grad(
         loss(network, *batches[0]), list(params.values()), create_graph=True
