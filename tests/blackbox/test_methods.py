@@ -97,7 +97,7 @@ def test_it_is_better_than_random(name):
 
 def budget_of(name):
     """How many searches, and of how many evaluations: a Gaussian process takes its time."""
-    return (3, 40) if "bo" in name else (60, 150)
+    return (3, 40) if "bo" in name else (30, 150)
 
 
 @functools.cache
