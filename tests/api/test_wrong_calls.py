@@ -59,20 +59,29 @@ VERDICTS: dict[str, Callable[[Any], Any]] = {
     "clean": lambda size: check_int("size", size, 1),
     "signal 6": lambda size: os.abort(),
     "hang: more than 0.5 s of the processor": work_for_ever,
-    "hang: it waits for 2 s": lambda size: time.sleep(60),
 }
 
 
 def test_every_verdict_can_be_given(monkeypatch) -> None:
     """Of a table with these calls, which a child makes, and the next one after it has died."""
     monkeypatch.setattr(wrong_calls, "HANG", 0.5)
-    monkeypatch.setattr(wrong_calls, "PATIENCE", 2.0)
-    calls = [Call(kind, call, {"size": integer(3, 1, 5)}) for kind, call in VERDICTS.items()]
-    found = list(wrong_calls.verdicts(range(8), wrong_calls.Cases(tables={"own": calls})))
-    assert [verdict.case for verdict in found] == list(range(8))
+    found = list(wrong_calls.verdicts(range(7), wrong_calls.Cases(tables=own_table(VERDICTS))))
+    assert [verdict.case for verdict in found] == list(range(7))
     assert {verdict.call for verdict in found} == set(VERDICTS)
     for verdict in found:
         assert verdict.kind == verdict.call, verdict
+
+
+def test_what_only_waits_is_given_up(monkeypatch) -> None:
+    """A second on the clock: that other processes keep the processor busy changes no verdict."""
+    monkeypatch.setattr(wrong_calls, "PATIENCE", 1.0)
+    table = own_table({"sleeps": lambda size: time.sleep(60)})
+    [verdict] = wrong_calls.verdicts(range(1), wrong_calls.Cases(tables=table))
+    assert verdict.kind == "hang: it waits for 1 s"
+
+
+def own_table(calls: dict[str, Callable[[Any], Any]]) -> dict[str, list[Call]]:
+    return {"own": [Call(kind, call, {"size": integer(3, 1, 5)}) for kind, call in calls.items()]}
 
 
 UNCHECKED = {
