@@ -310,6 +310,8 @@ def _decoded(code: tuple[int, ...]) -> EdgeTable:
         terms = []
         for _ in range(count):
             op, weight, size, dilation, *rest = rest
+            if op not in range(len(EDGE_OPS)):  # -1 would be the last of them
+                raise ValueError(f"there is no operation {op}")
             terms.append(EdgeTerm(EDGE_OPS[op], weight, size, dilation))
         edges.append(Edge(source, target, stride, tuple(terms)))
     return EdgeTable(inputs, nodes, candidates, tuple(edges), outputs)

@@ -45,7 +45,7 @@ class Space:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name is {self.name!r}; a space needs a name")
-        if self.layout not in LAYOUTS:
+        if not isinstance(self.layout, str) or self.layout not in LAYOUTS:
             raise ValueError(
                 f"{self.name}: layout {self.layout!r} is not one of {', '.join(LAYOUTS)}"
             )

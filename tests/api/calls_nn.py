@@ -45,6 +45,11 @@ drop = number(0.0, 0.0, below=1.0)
 image = tensor(2, 3, 8, 8).but("a larger first axis", "meta", "sparse")
 
 
+def profile_of_a_mixed_op(network: Any, rounds: Any) -> Any:
+    x, w = torch.rand(2, 3, 4, 4), torch.rand(2, requires_grad=True)
+    return fastnas.profile(network, x, w, rounds=rounds)
+
+
 def weights_of(rows: int, columns: int, *cells: str) -> Argument:
     def valid() -> dict[str, torch.Tensor]:
         return {cell: torch.full((rows, columns), 1 / columns) for cell in cells}
@@ -216,6 +221,9 @@ CALLS = [
         "backend": choice("eager", optional=True), "check": flag(True), "memory": choice("lean")}),
     Call("decelerate", fastnas.decelerate, {
         "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1)))}),
+    Call("profile", profile_of_a_mixed_op, {
+        "network": instance(lambda: reference.MixedOp(["none", "skip_connect"], 3, 1)),
+        "rounds": integer(1, 1)}),
     Call("count_parameters", fused.count_parameters, {
         "module": instance(lambda: nn.Conv2d(3, 3, 1)), "exclude_auxiliary": flag(True)}),
 ]  # fmt: skip

@@ -97,6 +97,8 @@ UNCHECKED = {
     "Evaluation": "a result, as PathSample and Report",
     "PathSample": "as Evaluation",
     "Report": "as Evaluation",
+    "Profile": "as Evaluation",
+    "Row": "as Evaluation",
     "weighted_sum": "the baseline of the benchmarks: what is timed is the public code",
     "keep_freed_memory": "takes nothing, as check_environment",
     "check_environment": "as keep_freed_memory",

@@ -156,6 +156,10 @@ def test_lists_become_tuples():
         (lambda: get_space("S0").candidates("both"), "'both' is not one of normal, reduce"),
         (lambda: Space("x", (("a",),) * 2), "x: reduce: 0 edges make no whole"),
         (lambda: Space("x", (("none",),) * 6, layout="nb301"), "'nb301' is not one of darts, nb"),
+        (
+            lambda: Space("x", (("none",),) * 6, layout=["darts"]),
+            r"layout \['darts'\] is not one of",
+        ),
         (lambda: Space("x", (("none",),) * 5, layout="nb201"), "5 edges; a cell of layout nb201"),
         (lambda: Space("x", (("none", "a"),) * 6, layout="nb201"), "a in layout nb201, whose op"),
         (lambda: Space("x", (("none",),) * 6, (("none",),) * 6, "nb201"), "no reduction cell"),
