@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.deferred import DeferredSum, real
-from fastnas.dropin.modes import Modes, must_not_wait
+from fastnas.dropin.modes import Modes, is_compiled, must_not_wait
 from fastnas.dropin.pending import Call, Manner, autocast_now
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
@@ -69,7 +69,7 @@ def _serve(
     Where that cannot be, the module's own forward runs. So it does in compiled code: dynamo cannot
     follow sums that wait.
     """
-    if torch.compiler.is_compiling():
+    if is_compiled():
         return type(module).forward(module, *args, **kwargs)
     ready = _ready(module, settings, args, kwargs)
     if isinstance(ready, str):
@@ -159,7 +159,7 @@ def around_forward(module: nn.Module, outermost: bool, *args: Any, **kwargs: Any
         outermost: whether it is the network, which returns no sums that wait.
     """
     y = type(module).forward(module, *args, **kwargs)
-    return y if torch.compiler.is_compiling() else given_back(module, y, outermost)
+    return y if is_compiled() else given_back(module, y, outermost)
 
 
 def given_back(module: nn.Module, y: Any, outermost: bool = False) -> Any:

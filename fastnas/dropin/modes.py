@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
 
 
 class Modes(NamedTuple):
@@ -51,6 +52,14 @@ def changed(what: str) -> str:
         f"fastnas: {what} was changed before the sum that reads it was computed, at its first use;"
         " eager computes at once. Clone it before it is changed, or `decelerate` this network"
     )
+
+
+def is_compiled() -> bool:
+    """Tells whether torch.compile traces, or would compile the functions that are called here.
+
+    Those after a graph break are compiled one by one, and no guard can be made of a sum that waits.
+    """
+    return torch.compiler.is_compiling() or get_eval_frame_callback() is not None
 
 
 def is_function_forward() -> bool:

@@ -27,6 +27,7 @@ def main(names: list[str]) -> int:
             start = time.perf_counter()
             try:
                 found = compiled_differs(LAYOUTS[name], mode)
+                found = found and compiled_differs(LAYOUTS[name], mode, both=True)
             except Exception as error:  # a crash is a difference
                 found = [f"{type(error).__name__}: {str(error).splitlines()[0]}"]
             seconds = time.perf_counter() - start

@@ -18,7 +18,7 @@ from fastnas.benchmarks.layouts.counting import layers_of
 
 C, LAYERS, NODES = 4, 3, 2
 LEAST_SHARE = 0.95
-COMPILED = ("darts", "pc-darts", "noisy-darts", "xautodl-nb201")
+COMPILED = ("darts", "drnas", "noisy-darts", "xautodl-nb201")
 DISTRIBUTED = ("darts", "fair-darts-noise")
 """What `torch.compile` (of one cell) and two processes are tried on; all_layouts.py tries all."""
 
@@ -125,19 +125,25 @@ def test_channels_last_images(name):
     assert_same_state(state(layout, fused, x=x), state(layout, eager, x=x))
 
 
-def compiled_differs(layout: Layout, mode: str, layers: int = LAYERS) -> list[str]:
-    """What two compiled calls of the accelerated network do not do as the eager one by itself."""
+def compiled_differs(
+    layout: Layout, mode: str, layers: int = LAYERS, both: bool = False
+) -> list[str]:
+    """What two compiled calls of the accelerated network do not do as the untouched one.
+
+    That is compiled as well where `both` is true: of random numbers, torch.compile by itself draws
+    others than eager does.
+    """
     eager, fused = own(layout, layers), accelerated(layout.name, layers)
     torch._dynamo.reset()
 
-    @functools.partial(torch.compile, backend="aot_eager", fullgraph=False)
-    def compiled(x: Tensor) -> Tensor:
-        return layout.call(fused, x)
+    def compiled(network: nn.Module):
+        return torch.compile(lambda x: layout.call(network, x), backend="aot_eager")
 
+    call = compiled(eager) if both else lambda x: layout.call(eager, x)
     found = []
     for _ in range(2):
-        given = state_after(compiled, fused, layout.alphas(fused), images(), mode)
-        found += differences(given, state(layout, eager, mode))
+        given = state_after(compiled(fused), fused, layout.alphas(fused), images(), mode)
+        found += differences(given, state_after(call, eager, layout.alphas(eager), images(), mode))
     return found
 
 
