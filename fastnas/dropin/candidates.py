@@ -24,7 +24,7 @@ from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
 from fastnas.nn.facts import has_global_hooks, hooks
-from fastnas.nn.parts import Candidate, Preprocess
+from fastnas.nn.parts import Candidate, Preprocess, is_by_batch
 from fastnas.nn.reading import Reading
 from fastnas.nn.run import How, preprocessed_state, why_not_state
 
@@ -95,7 +95,7 @@ def _deferred(
     module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     # Without a norm nothing depends on the mode, and training is what has gradients.
-    training = found.norms[0].training if found.norms else True
+    training = found.is_by_batch or not found.norms
     norm = found.norms[0] if found.norms else None
     eps = 1e-5 if norm is None else norm.eps
     # Outside of training nothing moves, and calls of any momentum share a kernel.
@@ -244,7 +244,7 @@ def _why_not(
         return f"x has {x.shape[1]} channels; {channels} are needed"
     stride = found.stride if isinstance(found, Candidate) else len(found.convs)
     op = "mixed_edges" if isinstance(found, Candidate) else "relu_conv_bn"
-    training = any(norm.training for norm in found.norms)
+    training = any(map(is_by_batch, found.norms))
     return why_not_state(op, x, weights, stride, training, settings.backend)
 
 

@@ -81,6 +81,10 @@ class Call:
         return self.candidate.name == "skip_connect" and self.candidate.stride == 1
 
     @property
+    def is_normed(self) -> bool:
+        return bool(self.candidate.norms or self.tensors.running)
+
+    @property
     def must_run(self) -> bool:
         """Tells whether running statistics are still to be moved."""
         return self.manner.training and bool(self.tensors.running) and not self.ran
@@ -205,10 +209,10 @@ def grouped(terms: Sequence[Term]) -> Groups:
         call.close(dense)
         if call.value is not None:
             done.append((weight, call))
-        elif call.tensors.running:
+        elif call.is_normed:
             # On a GPU dense convolutions are torch's, and depthwise ones beside them would run by
             # the reference.
-            key = (call.candidate.is_dense, call.manner, call.ran)
+            key = (call.candidate.is_dense, call.manner, call.ran, bool(call.tensors.running))
             fused.setdefault(key, []).append((weight, call))
         else:
             plain.append((weight, call))
@@ -292,13 +296,14 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
         for (source, target, stride), row in edges.items()
     )
     # What has no batch norm runs in any manner.
-    first = next((call for call in calls if call.tensors.running), calls[0])
+    first = next((call for call in calls if call.is_normed), calls[0])
     manner, again = first.manner, first.ran
     # A second sum over the same call takes the batch's statistics, which have moved already.
     moves = manner.training and not again
     running = None
     if moves or not manner.training:
-        running = [pair for call in calls for pair in call.statistics()]
+        # Batch norms that keep no statistics are in a group of their own.
+        running = [pair for call in calls for pair in call.statistics()] or None
     like = next(iter(x.values()))
     with _autocast(manner, like.device):
         y = mixed_edges(

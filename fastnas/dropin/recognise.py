@@ -128,8 +128,15 @@ def _need_no_bias(convs: Iterable[nn.Conv2d]) -> None:
 
 def _need_norm(norm: nn.BatchNorm2d, channels: int) -> None:
     _need_fields(norm, "batch norm", num_features=channels, affine=False)
-    reason = why_not_norm(norm)
+    reason = why_not_norm(norm, tracked=False)
     need(reason is None, str(reason))
+
+
+def _need_whole(convs: Iterable[nn.Conv2d], norms: Iterable[nn.BatchNorm2d]) -> None:
+    """Refuses what only sums that wait compute: biases, and batch norms without statistics."""
+    _need_no_bias(convs)
+    for reason in map(why_not_norm, norms):
+        need(reason is None, str(reason))
 
 
 def _need_relu(relu: nn.ReLU) -> None:
@@ -139,7 +146,7 @@ def _need_relu(relu: nn.ReLU) -> None:
 
 def need_alike(norms: Iterable[nn.BatchNorm2d]) -> None:
     norms = list(norms)
-    for attribute in ("num_features", "eps", "momentum"):
+    for attribute in ("num_features", "eps", "momentum", "track_running_stats"):
         # One call of `mixed_edges` has one eps, one momentum and one number of channels.
         values = sorted({getattr(norm, attribute) for norm in norms})
         given = ", ".join(str(value) for value in values)
@@ -268,7 +275,7 @@ def candidate(module: nn.Module) -> Candidate | str:
     known = found is not None and not found.name.startswith("nor_conv")
     need(known, f"{called} is not laid out as an operation of DARTS")
     found = cast(Candidate, found)
-    _need_no_bias(found.convs)
+    _need_whole(found.convs, found.norms)
     return found
 
 
@@ -332,7 +339,7 @@ def preprocess(module: nn.Module) -> Preprocess | str:
     _need_plain(module)
     reduce = _factorized_reduce(module)
     if reduce is not None:
-        _need_no_bias(reduce[0])
+        _need_whole(reduce[0], reduce[1:])
         return Preprocess("factorized_reduce", *reduce)
     layers = layers_of(module)
     called = type(module).__name__
@@ -343,6 +350,6 @@ def preprocess(module: nn.Module) -> Preprocess | str:
     relu, conv, norm = cast(tuple[nn.ReLU, nn.Conv2d, nn.BatchNorm2d], layers)
     _need_relu(relu)
     _need_conv(conv, "convolution", conv.in_channels, norm.num_features)
-    _need_no_bias((conv,))
+    _need_whole((conv,), (norm,))
     _need_norm(norm, norm.num_features)
     return Preprocess("relu_conv_bn", (conv,), norm)

@@ -191,7 +191,7 @@ def _common(node: Sum) -> object:
         return None
     (key,) = groups.fused
     calls = [call for _, call in node.terms]
-    first = next((call for call in calls if call.tensors.running), calls[0])
+    first = next((call for call in calls if call.is_normed), calls[0])
     # What reads a node inside of a call gives it no gradient that a term beside the kernels sees.
     if any(call.has_bias_gradients for call in calls):
         return None

@@ -23,10 +23,11 @@ Ends = Sequence[tuple[int, int]]
 
 
 class Tensors(NamedTuple):
-    """Holds what layers compute with: weights, and mean, variance and counter of each norm."""
+    """Holds what layers compute with: weights, and the statistics that batch norms keep."""
 
     params: list[Tensor]
     running: list[tuple[Tensor, Tensor]]
+    """Mean and variance of each that keeps them."""
     counters: list[Tensor]
     """Those of `num_batches_tracked` that there are."""
 
@@ -36,9 +37,10 @@ class Tensors(NamedTuple):
         # Dicts are four times as fast as attributes, of which a cell has 300.
         found = [norm._buffers for norm in norms]
         counters = [buffers["num_batches_tracked"] for buffers in found]
+        pairs = [(buffers["running_mean"], buffers["running_var"]) for buffers in found]
         return cls(
             [conv._parameters["weight"] for conv in convs],  # type: ignore[misc]
-            [(buffers["running_mean"], buffers["running_var"]) for buffers in found],  # type: ignore[misc]
+            [(mean, var) for mean, var in pairs if mean is not None and var is not None],
             [counter for counter in counters if counter is not None],
         )
 
@@ -93,6 +95,11 @@ class Candidate:
     def is_open(self) -> bool:
         """Tells whether it is a pool to which a batch norm of its own is still to come."""
         return self.name in ("max_pool_3x3", "avg_pool_3x3") and not self.norms
+
+    @property
+    def is_by_batch(self) -> bool:
+        """Tells whether its batch norms, which share a mode, normalise by the batch."""
+        return any(map(is_by_batch, self.norms))
 
     @property
     def is_dense(self) -> bool:
@@ -254,15 +261,25 @@ class CellParts:
         return next(found, None)
 
 
-def why_not_norm(norm: nn.BatchNorm2d) -> str | None:
-    """Says why no fused op computes the batch norm, or None."""
+def is_by_batch(norm: nn.BatchNorm2d) -> bool:
+    """Tells whether it normalises by the batch, as one without statistics does in either mode."""
+    return norm.training or norm._buffers.get("running_mean") is None
+
+
+def why_not_norm(norm: nn.BatchNorm2d, tracked: bool = True) -> str | None:
+    """Says why no fused op computes the batch norm, or None.
+
+    Args:
+        tracked: whether it has to keep running statistics.
+    """
     if norm.weight is not None or norm.bias is not None:
         return "batch norm has a scale or a shift"
-    if not norm.track_running_stats:
-        return f"batch norm has track_running_stats {norm.track_running_stats}; True is needed"
     buffers = norm._buffers
-    if buffers.get("running_mean") is None or buffers.get("running_var") is None:
+    kept = [buffers.get(name) is not None for name in ("running_mean", "running_var")]
+    if norm.track_running_stats and not all(kept):
         return "batch norm has no running statistics"
+    if not norm.track_running_stats and (tracked or any(kept)):
+        return f"batch norm has track_running_stats {norm.track_running_stats}; True is needed"
     if "num_batches_tracked" not in buffers:
         return "batch norm has no buffer `num_batches_tracked`"
     return "batch norm has momentum None; a number is needed" if norm.momentum is None else None

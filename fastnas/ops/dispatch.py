@@ -55,7 +55,7 @@ def is_plain_call() -> bool:
 
 
 def wanted(needs: Sequence[bool], leaves: Sequence[Tensor | None]) -> list[bool]:
-    """Leaves out gradients that the backward pass that runs has no use for.
+    """Drops gradients that the backward pass that runs has no use for.
 
     `autograd.grad(loss, alphas)`, of which an unrolled step makes two, asks for none of the
     parameters that require one; torch's own convolutions are not computed for them either.
