@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from fastnas.backends import MEMORY
 from fastnas.checks import typed
+from fastnas.dropin.candidates import Settings
 from fastnas.dropin.cells import is_cell
 from fastnas.dropin.equivalence import device_of, dtype_of
 from fastnas.dropin.groups import Group, Trials, find_groups, fuse_groups, nearest_miss
@@ -21,6 +22,7 @@ from fastnas.dropin.whole import replace_forward
 from fastnas.nn.dag import Dag
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.parts import candidate_modules
+from fastnas.nn.reading import Reading
 from fastnas.ops import mixed_sum
 
 
@@ -143,9 +145,40 @@ def accelerated_new(
 ) -> Any:
     """Makes a network as its own `new` does, for the unrolled step, and accelerates it."""
     made = type(network).new(network, *args, **kwargs)  # type: ignore[attr-defined]
-    if isinstance(made, nn.Module):
+    if isinstance(made, nn.Module) and not _take_over(made, network, options, trials):
         _accelerate(made, options, trials)
     return made
+
+
+def _take_over(made: nn.Module, network: nn.Module, options: Options, trials: Trials) -> bool:
+    """Gives a network that is laid out like an accelerated one the forwards of that, if it is.
+
+    Each step of an unrolled search makes one, and to find its candidates anew takes as long as two
+    passes through it. What a module was compared with is looked at in its first call, as ever.
+    """
+    like, own = list(network.named_modules()), list(made.named_modules())
+    if [(name, type(m)) for name, m in like] != [(name, type(m)) for name, m in own]:
+        return False
+    if any("forward" in vars(module) for _, module in own):
+        return False
+    for (_, module), (_, other) in zip(own, like):
+        if is_replaced(other):
+            forward = vars(other)["forward"]
+            _, settings = forward.args
+            if isinstance(settings, Settings):
+                settings = replace(settings, reading=Reading(settings.reading.reader))
+            module.forward = functools.partial(forward.func, module, settings)
+    _accelerate_new(made, options, trials)
+    return True
+
+
+def _accelerate_new(model: nn.Module, options: Options, trials: Trials) -> None:
+    """Lets the methods `new` of a network and its modules make accelerated ones."""
+    for module in model.modules():
+        # Class methods and static ones do not make a network like this one.
+        own = inspect.getattr_static(type(module), "new", None)
+        if inspect.isfunction(own) and "new" not in vars(module):
+            vars(module)["new"] = functools.partial(accelerated_new, module, options, trials)
 
 
 def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
@@ -171,11 +204,8 @@ def _accelerate(model: nn.Module, options: Options, trials: Trials) -> Report:
             # Its mixed ops are called where it cannot be fused whole: they have no rows.
             inside.update(module.modules())
     fuse_groups(model, groups, options.memory, options.backend, report.calls, tried)
-    for module in model.modules() if report.replaced else ():
-        # Class methods and static ones do not make a network like this one.
-        own = inspect.getattr_static(type(module), "new", None)
-        if inspect.isfunction(own) and "new" not in vars(module):
-            vars(module)["new"] = functools.partial(accelerated_new, module, options, trials)
+    if report.replaced:
+        _accelerate_new(model, options, trials)
     return report
 
 

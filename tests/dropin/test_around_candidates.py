@@ -143,6 +143,29 @@ class Makes(Prepared):
         return Makes(kind)
 
 
+class Gains(Prepared):
+    def __init__(self, gain=1.0):
+        super().__init__(Gained)
+        self.before.gain = gain
+
+    def new(self, gain=1.0):
+        return Gains(gain).double()
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+def test_a_new_network_may_have_other_settings(gain):
+    network = Gains().double()
+    fastnas.accelerate(network)
+    torch.manual_seed(6)
+    made = network.new(gain)
+    torch.manual_seed(6)
+    own = Gains(gain).double()
+    assert all("forward" in vars(module) for module in (made.before, *made.op._ops[4:]))
+    inputs = edge_inputs()
+    assert_same(observed(made, inputs), observed(own, inputs))
+    assert "new" in vars(made)
+
+
 class MakesByClass(Makes):
     @classmethod
     def new(cls, kind=Plain):
