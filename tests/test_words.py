@@ -20,7 +20,7 @@ VERBS = frozenset(
     builds calls captures casts changes checks chooses claims climbs compares compiles computes
     continues copies corrects counts crops cuts decides declares defines depends derives
     describes differentiates divides does draws drops ends enters evaluates evolves fills finds
-    fits follows gathers gives goes groups guards hands has hashes holds implements imports
+    fits follows gathers gives goes groups guards hands has hashes holds implements imports leaves
     inverts is keeps knows lays leads lets lists loads locks logs looks makes maps marks measures
     merges mixes moves multiplies mutates names needs normalises offers opens optimises orders
     packs passes picks plots pools prints profiles proposes puts raises reads records reduces
