@@ -86,6 +86,8 @@ class Op(Generic[Call]):
         prepare: a call with settings filled in that follow from what is needed.
         shows: which of the saved tensors the caller is given: statistics, or what was sampled.
         saves_output: whether backward reads the output; it then comes first in `saved`.
+        reads_output: whether backward of this very call reads the values of the output. Where it
+            does not, they are not saved, and the gradient stands in for them, which is as large.
     """
 
     name: str
@@ -99,6 +101,7 @@ class Op(Generic[Call]):
     prepare: Callable[[Call, Needs], Call] = _unchanged
     shows: tuple[int, int] = NONE
     saves_output: bool = False
+    reads_output: Callable[[Call], bool] = lambda call: True
     kinds: dict[str, Any] = field(init=False)
     """Field of the call to its type."""
     places: tuple[int, ...] = field(init=False)
@@ -313,7 +316,8 @@ class _Apply(torch.autograd.Function):
         ctx.op, ctx.backend, ctx.rest, ctx.leaves, ctx.count = op, backend, rest, leaves, len(kept)
         # Tensors go nowhere but here. As attributes of ctx they would make a cycle through the
         # output that only the garbage collector ends, and changes in place would go unnoticed.
-        ctx.save_for_backward(*kept, *([out] if op.saves_output else []), *saved)
+        ctx.keeps_output = op.saves_output and op.reads_output(call)
+        ctx.save_for_backward(*kept, *([out] if ctx.keeps_output else []), *saved)
         shown = saved[slice(*op.shows)]
         ctx.mark_non_differentiable(*shown)
         ctx.set_materialize_grads(False)  # no zeros for what is only shown
@@ -325,6 +329,8 @@ class _Apply(torch.autograd.Function):
             return (None,) * (_BEFORE + ctx.count)
         op, leaves, saved = ctx.op, ctx.leaves, list(ctx.saved_tensors)
         tensors, saved = saved[: ctx.count], saved[ctx.count :]
+        if op.saves_output and not ctx.keeps_output:
+            saved.insert(0, grad)
         needs = list(ctx.needs_input_grad[_BEFORE : _BEFORE + leaves])
         found: list[Tensor | None]
         if wants_graph_of_backward(grad):

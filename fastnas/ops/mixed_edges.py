@@ -59,6 +59,11 @@ def _prepare(call: EdgesCall, needs: Needs) -> EdgesCall:
     return call._replace(keep_gram=call.running is None and any(needs[1 + len(call.x) :]))
 
 
+def _has_inner_edges(call: EdgesCall) -> bool:
+    """Tells whether nodes are states of later edges, which backward reads."""
+    return any(edge.source >= call.table.inputs for edge in call.table.edges)
+
+
 MIXED_EDGES = Op(
     "mixed_edges",
     EdgesCall,
@@ -71,6 +76,7 @@ MIXED_EDGES = Op(
     # Backward reads the nodes as the states of later edges; saved already as the output, they cost
     # nothing more.
     saves_output=True,
+    reads_output=_has_inner_edges,
 )
 
 
