@@ -16,13 +16,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fastnas.backends.transforms import is_transformed
-from fastnas.dropin.deferred import DeferredSum, real
-from fastnas.dropin.modes import Modes, is_compiled, must_not_wait
-from fastnas.dropin.pending import Call, Manner, autocast_now
+from fastnas.dropin.deferred import DeferredSum
+from fastnas.dropin.modes import (
+    Modes,
+    autocast_now,
+    inside_module,
+    is_compiled,
+    leaves_hooks,
+    must_not_wait,
+)
+from fastnas.dropin.pending import Call, Manner
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
+from fastnas.dropin.waiting import format_of, real
 from fastnas.nn.facts import has_global_hooks, hooks
 from fastnas.nn.parts import Candidate, Preprocess, is_by_batch
 from fastnas.nn.reading import Reading
@@ -102,7 +110,7 @@ def _deferred(
     momentum = cast(float, norm.momentum) if norm is not None and training else 0.0
     before = None if settings.last is None else settings.last()
     if before is not None:
-        before.settle()
+        before.settle(training)
     call = Call(
         found,
         found.tensors(),
@@ -117,6 +125,8 @@ def _deferred(
     # The output of an identity is its input itself.
     base = (given, None) if call.is_skip and isinstance(given, DeferredSum) else None
     y = DeferredSum([Sum([(None, call)], (), shape, Modes.now())], layout_of(given), base=base)
+    if call.is_skip and base is None:
+        y.is_input(given)
     return y.tensor() if must_not_wait(given.is_inference()) else y
 
 
@@ -158,13 +168,19 @@ def around_forward(module: nn.Module, outermost: bool, *args: Any, **kwargs: Any
     Args:
         outermost: whether it is the network, which returns no sums that wait.
     """
-    y = type(module).forward(module, *args, **kwargs)
-    return y if is_compiled() else given_back(module, y, outermost)
+    return run_around(module, outermost, args, kwargs)
 
 
-def given_back(module: nn.Module, y: Any, outermost: bool = False) -> Any:
-    """Returns what a module returns: tensors, where its hooks or the caller's code look at them."""
-    if outermost or has_global_hooks() or any(hooks(module)):
+def run_around(module: nn.Module, outermost: bool, args: Any, kwargs: Any) -> Any:
+    """Runs the own forward of a module that has candidates in it.
+
+    Returns tensors where hooks, a checkpoint or the caller's code look at them.
+    """
+    if is_compiled():
+        return type(module).forward(module, *args, **kwargs)
+    with inside_module():
+        y = type(module).forward(module, *args, **kwargs)
+    if outermost or has_global_hooks() or any(hooks(module)) or leaves_hooks():
         return real(y)
     for part in [y] if isinstance(y, Tensor) else tree_leaves(y):
         if isinstance(part, DeferredSum):
@@ -174,11 +190,7 @@ def given_back(module: nn.Module, y: Any, outermost: bool = False) -> Any:
 
 def layout_of(x: Tensor | DeferredSum) -> torch.memory_format:
     """Returns the memory format that the modules of torch keep for what they make of x."""
-    if isinstance(x, DeferredSum):
-        return x.format
-    # A slice of channels is contiguous in no format, but keeps its strides' order.
-    last = x.dim() == 4 and x.stride(1) == 1 and not x.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
+    return x.format if isinstance(x, DeferredSum) else format_of(x)
 
 
 def _ready(
@@ -258,5 +270,8 @@ def _own(module: nn.Module, settings: Settings, args: Any, kwargs: Any, reason: 
     if any(hooks(module)) or has_global_hooks():
         return y
     plain = not isinstance(y, Tensor) or isinstance(y, DeferredSum) or y.dim() != 4
-    waits = not plain and not must_not_wait(y.is_inference())
-    return DeferredSum.of(y, layout_of(y)) if waits else y
+    if plain or must_not_wait(y.is_inference()):
+        return y
+    given = [part for part in tree_leaves((args, kwargs)) if isinstance(part, DeferredSum)]
+    aliases = [part.note_alias(y) for part in given]
+    return y if any(aliases) else DeferredSum.of(y, layout_of(y))

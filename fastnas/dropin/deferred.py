@@ -14,18 +14,16 @@ was changed before the sum was computed is an error.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from fastnas.dropin.modes import version
+from fastnas.dropin.changing import Changing, Self
 from fastnas.dropin.pending import Scalar
 from fastnas.dropin.sums import Sum
-from fastnas.dropin.waiting import CLONE, Channels, Moved, Waiting
+from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, real
 
 
 def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
@@ -40,7 +38,7 @@ def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
     return value.reshape(()) if value.dim() else value
 
 
-class DeferredSum(Waiting):
+class DeferredSum(Changing):
     """Stands for a tensor and does what that would, also as an argument of torch's functions.
 
     What can wait does: products with scalars, sums, concatenations and parts along the channels.
@@ -49,7 +47,7 @@ class DeferredSum(Waiting):
     # ---- what keeps it a sum
 
     def _new(self, blocks: Sequence[Sum]) -> DeferredSum:
-        self._in_sum = True
+        self._mark_used(True)
         return DeferredSum(blocks, self._format, self._moves, self._like)
 
     def _settle(self) -> None:
@@ -74,14 +72,16 @@ class DeferredSum(Waiting):
         if other.device != self.device or not other.dtype.is_floating_point:
             return None
         if not isinstance(other, DeferredSum):
-            return None if self._is_joined() else self._new([self._blocks[0].plus(Sum.of(other))])
+            if self._is_joined() or format_of(other) != self._format:
+                return None
+            return self._new([self._blocks[0].plus(Sum.of(other))])
         other._settle()
         sizes = [block.size for block in other._blocks]
-        if not other._stays() or other._moves != self._moves:
+        if not other._stays() or other._moves != self._moves or other._format != self._format:
             return None
         if sizes != [block.size for block in self._blocks]:
             return None
-        other._in_sum = True
+        other._mark_used(True)
         return self._new([a.plus(b) for a, b in zip(self._blocks, other._blocks)])
 
     def __mul__(self, other: Any) -> Any:
@@ -129,7 +129,8 @@ class DeferredSum(Waiting):
         channels = Channels(*some.indices(self._size[1])[:2])
         if channels.stop <= channels.start:
             return None
-        return DeferredSum([self._sliced(channels)], self._format, base=(self, channels))
+        layout = self._format if self._like is None else format_of(channels.of(self._like))
+        return DeferredSum([self._sliced(channels)], layout, base=(self, channels))
 
     @staticmethod
     def concatenated(tensors: Any) -> DeferredSum | None:
@@ -143,15 +144,17 @@ class DeferredSum(Waiting):
             return None
         sums = [y for y in tensors if isinstance(y, DeferredSum)]
         first = sums[0]
-        alike = {(y.shape[0], y.shape[2:], y.dtype, y.device) for y in tensors}
+        alike = {(y.shape[0], y.shape[2:], y.dtype, y.device, _format(y)) for y in tensors}
         if len(alike) > 1 or not all(y._stays() and not y._moves for y in sums):
             return None
         blocks: list[Sum] = []
         for y in tensors:
             if isinstance(y, DeferredSum):
                 y._follow()
-                y._in_sum = True
+                y._mark_used(True)
             blocks += y._blocks if isinstance(y, DeferredSum) else [Sum.of(y)]
+        if len(blocks) == 1:  # it is a copy
+            blocks = [blocks[0].plus(None)]
         return DeferredSum(blocks, first._format)
 
     def _moved(self, name: str, args: tuple[Any, ...], kwargs: Any) -> DeferredSum | None:
@@ -168,77 +171,11 @@ class DeferredSum(Waiting):
         like = move(like)
         if like.dtype != self._dtype:
             return None
-        self._in_sum = True
+        self._mark_used(True)
         return DeferredSum(self._blocks, self._format, (*self._moves, move), like)
 
-    # ---- what needs its values
-
-    def _change(self, name: str, *args: Any, **kwargs: Any) -> DeferredSum:
-        """Does what the method of this name does to a tensor in place."""
-        if self._part_of is not None:  # it is the base that changes
-            getattr(self.tensor(), name)(*real(args), **real(kwargs))
-            return self
-        identity = self._identity()
-        if identity is not None:  # it is its input that changes
-            getattr(identity, name)(*real(args), **real(kwargs))
-            return self._holds(identity)
-        operator = _OPERATORS.get(name.removesuffix("_"))
-        if operator is not None and len(args) == 1 and not kwargs:
-            value = operator(self, *args)
-        else:
-            value = self._copied()
-            getattr(value, name)(*real(args), **real(kwargs))
-        if not isinstance(value, DeferredSum):
-            return self._holds(value)
-        self._blocks, self._moves, self._like = value._blocks, value._moves, value._like
-        self._size, self._dtype, self._seen = value.shape, value.dtype, None
-        self._in_sum = False
-        return self
-
-    def _copied(self) -> Tensor:
-        """Returns values to change: backward of `mixed_edges` reads those that it returned."""
-        with self._modes.restored():
-            return self.tensor().clone()
-
-    def _holds(self, value: Tensor) -> DeferredSum:
-        """Makes this very tensor its values, which others see."""
-        self._blocks, self._moves = (Sum.of(value),), ()
-        self._seen, self._seen_version = value, version(value)
-        self._size, self._dtype = value.shape, value.dtype
-        self._in_sum = False
-        return self
-
-    def _watch_gradient(self, name: str) -> None:
-        """Lets whoever uses the sum from here on use the tensor that is looked at."""
-        if self._part_of is not None and self._part_of[1] is None:
-            cast(DeferredSum, self._part_of[0])._watch_gradient(name)
-            return
-        seen = self.tensor()
-        block = self._blocks[0]
-        passed = self._in_sum or (block.was_read and block.dense[0] is not seen)
-        if passed and name in ("retain_grad", "register_hook"):
-            raise RuntimeError(
-                f"fastnas: {name} of an output that is part of a sum already, whose gradient does"
-                " not pass through it; call it before the output is used"
-            )
-        if self._part_of is None:  # candidates of it that wait read what is watched
-            block.hold(seen)
-        self._part_of = None
-        self._show(seen)
-
-    def _become_tensor(self) -> Tensor:
-        """Turns this very object into the tensor of its values, and returns it.
-
-        Who asks whether it requires a gradient may be about to give it to an `autograd.Function`
-        (as torch does with the inputs of a module that has backward hooks), which takes nothing
-        but tensors.
-        """
-        value = self.tensor()
-        if weakref.getweakrefcount(self):  # then torch does not swap it
-            return value
-        with self._modes.restored(), torch._C.DisableTorchFunctionSubclass():
-            torch.utils.swap_tensors(self, value.view_as(value))
-        return self
+    def _operators(self) -> Mapping[str, Callable[[Any, Any], Any]]:
+        return _OPERATORS
 
     @classmethod
     def __torch_function__(
@@ -263,16 +200,20 @@ class DeferredSum(Waiting):
                 waits = first._moved(name, args[1:], kwargs)
             if waits is not None:
                 return waits
-            own = first._part_of is None and first._identity() is None
-            if kwargs.get("inplace") and own:
-                first._holds(first._copied())
+            if kwargs.get("inplace"):
+                first._to_change()
+            if func == _SET_DATA:
+                return first._set_data(real(args[1]))
             if func == _REQUIRES_GRAD:
                 return first._become_tensor().requires_grad
         if name in ("cat", "concat", "concatenate") and (args[1:] or kwargs) in _CHANNELS:
             joined = cls.concatenated(first)
             if joined is not None:
                 return joined
-        return func(*real(args), **real(kwargs))
+        y = func(*real(args), **real(kwargs))
+        if isinstance(first, cls):
+            first.note_alias(y)
+        return y
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -289,6 +230,10 @@ class DeferredSum(Waiting):
 
     __imul__, __iadd__ = _of_python("mul_"), _of_python("add_")
     __isub__, __itruediv__ = _of_python("sub_"), _of_python("div_")
+
+
+def _format(y: Tensor) -> torch.memory_format:
+    return y.format if isinstance(y, DeferredSum) else format_of(y)
 
 
 class _Data(DeferredSum):
@@ -315,19 +260,9 @@ class _Data(DeferredSum):
     def single(self) -> None:
         return None
 
-    def _change(self, name: str, *args: Any, **kwargs: Any) -> DeferredSum:
+    def _change(self: Self, name: str, *args: Any, **kwargs: Any) -> Self:
         getattr(self.tensor(), name)(*real(args), **real(kwargs))
         return self
-
-
-def real(value: Any) -> Any:
-    """Returns the value with tensors in place of deferred sums, in containers as well."""
-    # A tuple in place of a size would be taken for values, by `Tensor.new`.
-    return tree_map(
-        lambda v: v.tensor() if isinstance(v, DeferredSum) else v,
-        value,
-        is_leaf=lambda v: isinstance(v, torch.Size),
-    )
 
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -348,6 +283,7 @@ _REFLECTED: dict[Callable[[Any, Any], Any], Callable[[Any, Any], Any]] = {
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _MOVES = frozenset(
     ("view", "reshape", "transpose", "swapaxes", "permute", "contiguous", "flatten", "unflatten")
 )

@@ -13,12 +13,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.dropin.candidates import Settings, first_arguments, given_back
+from fastnas.dropin.candidates import Settings, first_arguments, run_around
 from fastnas.dropin.cells import is_cell
 from fastnas.dropin.checked import Parts, SumParts
-from fastnas.dropin.deferred import real
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
+from fastnas.dropin.waiting import real
 from fastnas.nn.final_norms import foldable, norm_sum, pass_norms, run_to_norm
 from fastnas.nn.parts import CellParts, candidate_modules
 from fastnas.nn.run import How, can_run, run_cell, why_eager
@@ -50,9 +50,7 @@ def _own_forward(
     say_once(type(module).__name__, reason)
     # `module.forward` is the forward that we set, and would come back here. Its candidates run
     # fused where they can.
-    return given_back(
-        module, type(module).forward(module, *real(args), **real(kwargs)), settings.outermost
-    )
+    return run_around(module, settings.outermost, args, kwargs)
 
 
 def _as_tensor(w: Any, like: Tensor) -> Tensor:

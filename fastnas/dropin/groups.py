@@ -20,11 +20,11 @@ from fastnas.dropin.candidates import (
     preprocess_forward,
 )
 from fastnas.dropin.checked import Checked, Reader, frozen_settings
-from fastnas.dropin.deferred import real
 from fastnas.dropin.equivalence import device_of, disagreement, dtype_of
 from fastnas.dropin.recognise import nested_candidate, pool_norm, preprocess
 from fastnas.dropin.replacements import has_foreign_forward
 from fastnas.dropin.tally import Site, Tally
+from fastnas.dropin.waiting import real
 from fastnas.nn.dag import Dag
 from fastnas.nn.facts import behaviour
 from fastnas.nn.mixed_op import MixedOp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
@@ -41,6 +42,32 @@ class Modes(NamedTuple):
                 autograd._push_saved_tensors_default_hooks(*hooks)
 
 
+class _Around(threading.local):
+    hooks: object = None
+
+
+_AROUND = _Around()
+"""Holds the hooks of saved tensors under which the innermost module around candidates runs."""
+
+
+@contextmanager
+def inside_module() -> Iterator[None]:
+    """Says that a module is called, whose candidates may wait for each other."""
+    outer, _AROUND.hooks = _AROUND.hooks, Modes.now().hooks
+    try:
+        yield
+    finally:
+        _AROUND.hooks = outer
+
+
+def leaves_hooks() -> bool:
+    """Tells whether the call that ends has hooks of saved tensors that its caller has not.
+
+    So it is what a checkpoint runs: what waits is computed in it, or it would not be run again.
+    """
+    return Modes.now().hooks != _AROUND.hooks
+
+
 def version(x: Tensor) -> int:
     """Returns a number that grows when x is changed in place; inference tensors have none."""
     return 0 if x.is_inference() else x._version
@@ -78,4 +105,10 @@ def must_not_wait(inference: bool) -> bool:
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
     in_backward = torch._C._current_graph_task_id() != -1 and not hooked
     # An inference tensor has no version, by which a change could be seen.
-    return in_backward or inference or is_function_forward()
+    return in_backward or inference or leaves_hooks() or is_function_forward()
+
+
+def autocast_now(device: torch.device) -> torch.dtype | None:
+    """Returns the dtype of autocast on a device, or None where it is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None

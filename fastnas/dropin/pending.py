@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastnas.backends import accumulation_dtype
 from fastnas.dropin.biases import Biases, Scalar
-from fastnas.dropin.modes import Modes, changed, version
+from fastnas.dropin.modes import Modes, autocast_now, changed, version
 from fastnas.dropin.tally import Site
 from fastnas.nn.parts import Candidate, Tensors
 from fastnas.nn.run import count
@@ -65,9 +65,12 @@ class Call:
         self.source = source
         self.device: torch.device = source.device
         self.version = version(source) if isinstance(source, Tensor) else 0
+        self.depth: int = 0 if isinstance(source, Tensor) else source.depth
+        """How many sums that wait have to be computed before."""
         self.biases = Biases(candidate, tensors.params)
         self.weights = self._versions()
         x = cast(Tensor, source)  # of a sum that waits as much is known as is asked for
+        self.has_gradient = isinstance(source, Tensor) and source.requires_grad
         self.dtype: torch.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
         self.modes = Modes.now()
@@ -100,7 +103,8 @@ class Call:
         else:
             x, before = self.source.read()
         name = self.candidate.name
-        if version(x) != before:
+        cut = isinstance(self.source, Tensor) and x.requires_grad != self.has_gradient
+        if version(x) != before or cut:
             raise RuntimeError(changed(f"the input of {name}, {list(x.shape)},"))
         self.check()
         return x
@@ -111,7 +115,11 @@ class Call:
             raise RuntimeError(changed(f"a parameter of {self.candidate.name}"))
 
     def _versions(self) -> int:
-        return sum(map(version, (*self.tensors.params, *self.biases.held)))
+        """Adds up versions of what it reads besides its input, which a change raises."""
+        found = sum(map(version, (*self.tensors.params, *self.biases.held)))
+        if not self.manner.training:  # in training the order of the calls is that of the moves
+            found += sum(version(t) for pair in self.tensors.running for t in pair)
+        return found
 
     @property
     def has_bias_gradients(self) -> bool:
@@ -141,7 +149,7 @@ class Call:
     def _half(self, index: int, x: Tensor) -> Call:
         params, running, _ = self.tensors
         half = copy.copy(self)
-        half.source, half.version = x, version(x)
+        half.source, half.version, half.has_gradient = x, version(x), x.requires_grad
         own = slice(2 * index, 2 * index + 2)
         half.tensors = Tensors(params[own], running[index : index + 1], [])
         half.candidate, half.biases = self.candidate.half(index), self.biases.half(index)
@@ -167,9 +175,13 @@ class Call:
         mean = torch.zeros(self.source.shape[1], dtype=wide, device=self.device)
         self.tensors = Tensors([], [(mean, mean + (1 - self.manner.eps))], [])
 
-    def settle(self) -> None:
-        """Computes the output if statistics wait for it: its module is about to be called again."""
-        if self.must_run:
+    def settle(self, training: bool) -> None:
+        """Computes the output if statistics wait for it, or it for statistics that are to move.
+
+        Its module is about to be called again.
+        """
+        reads = training and not self.manner.training and bool(self.tensors.running)
+        if self.must_run or (reads and self.value is None):
             self.value = compute([(None, self)])
 
     def __del__(self) -> None:
@@ -305,7 +317,7 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
         # Batch norms that keep no statistics are in a group of their own.
         running = [pair for call in calls for pair in call.statistics()] or None
     like = next(iter(x.values()))
-    with _autocast(manner, like.device):
+    with _autocast(manner, like.device), _again_if_stopped(moves, nodes, sums):
         y = mixed_edges(
             list(x.values()),
             _weights([[call.tied(weight) for weight, call in row] for row in rows], like),
@@ -328,6 +340,20 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
     return _with_bias_gradients(y, [term for row in rows for term in row], manner.eps)
 
 
+@contextmanager
+def _again_if_stopped(
+    moves: bool, nodes: Sequence[Sequence[Term]], sums: Sequence[Sum]
+) -> Iterator[None]:
+    """Moves statistics where a checkpoint that runs again stops a call as soon as it has saved."""
+    try:
+        yield
+    except Exception:
+        if moves and torch.is_grad_enabled() and torch._C._current_graph_task_id() != -1:
+            with torch.no_grad():
+                compute_nodes(nodes, sums)
+        raise
+
+
 def _edge_terms(row: Sequence[Term]) -> tuple[EdgeTerm | None, ...]:
     return tuple(call.candidate.term(k) for k, (_, call) in enumerate(row))
 
@@ -347,12 +373,6 @@ def _autocast(manner: Manner, device: torch.device) -> AbstractContextManager[An
     if manner.autocast == autocast_now(device):
         return nullcontext()
     return torch.autocast(device.type, manner.autocast, enabled=manner.autocast is not None)
-
-
-def autocast_now(device: torch.device) -> torch.dtype | None:
-    """Returns the dtype of autocast on a device, or None where it is off."""
-    kind = device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 @lru_cache(maxsize=256)

@@ -64,6 +64,10 @@ class Sum:
         parts: list[Call | Tensor] = [*(call for _, call in terms), *dense]
         self.dtype = reduce(torch.promote_types, (part.dtype for part in parts))
         self.device = parts[0].device
+        self.depth: int = 1 + max((call.depth for _, call in terms), default=0)
+        """How many sums, this one included, wait behind each other."""
+        self.is_new = False
+        """Whether its value is another tensor than those that it is the sum of."""
         self.is_output = False
         """Whether a cell has returned it: what reads it then belongs to another call."""
         self.is_node = False
@@ -81,7 +85,7 @@ class Sum:
 
     @property
     def is_computed(self) -> bool:
-        return not self.terms and len(self.dense) == 1
+        return not self.terms and len(self.dense) == 1 and not self.is_new
 
     # ---- what is known of it without its values, as of a tensor
 
@@ -98,7 +102,7 @@ class Sum:
 
     def single(self) -> Call | None:
         """Returns the call whose very output this is, if it is not computed yet."""
-        if self.dense or len(self.terms) != 1 or self.terms[0][0] is not None:
+        if self.is_new or self.dense or len(self.terms) != 1 or self.terms[0][0] is not None:
             return None
         return self.terms[0][1]
 
@@ -121,7 +125,10 @@ class Sum:
                     values = y.split(self.size[1], dim=1)
                 else:
                     fused = [compute(self.terms)] if self.terms else []
-                    values = (reduce(torch.add, [*fused, *self.dense]),)
+                    y = reduce(torch.add, [*fused, *self.dense])
+                    # A sum of one is that one.
+                    copies = self.is_new and any(y is one for one in self.dense)
+                    values = (y.clone() if copies else y,)
             for i, (node, value) in enumerate(zip(nodes, values)):
                 node.hold(value)
                 if len(nodes) > 1:
@@ -136,7 +143,8 @@ class Sum:
 
     def hold(self, y: Tensor) -> None:
         """Makes this tensor its value."""
-        self.terms, self.dense, self.watched, self.slot = (), (y,), (), None
+        self.terms, self.dense, self.watched = (), (y,), ()
+        self.slot, self.is_new = None, False
         self._version = version(y)
 
     def check(self) -> None:
@@ -163,7 +171,10 @@ class Sum:
     def plus(self, other: Sum | None) -> Sum:
         """Returns s + other; None stands for 0."""
         if other is None:
-            return Sum(self.terms, self.dense, self.size, self.modes, self._parts())
+            once = [(1.0 if w is None else w, call) for w, call in self.terms]
+            made = Sum(once, self.dense, self.size, self.modes, self._parts())
+            made.is_new = True
+            return made
         watched = self._parts() + other._parts()
         terms, dense = self.terms + other.terms, self.dense + other.dense
         return Sum(terms, dense, self.size, self.modes, watched)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from fastnas.backends.layout import state_format
 from fastnas.dropin.modes import Modes, is_function_forward, version
@@ -15,6 +16,8 @@ from fastnas.dropin.pending import Call
 from fastnas.dropin.sums import Sum, joined
 
 CLONE = "give it `output.clone()`"
+DEEPEST = 32
+"""How many sums may wait behind each other: more than a cell has nodes, and no deep recursion."""
 Self = TypeVar("Self", bound="Waiting")  # typing has it from Python 3.11 on
 
 
@@ -38,6 +41,13 @@ class Moved(NamedTuple):
     def __call__(self, y: Tensor) -> Tensor:
         moved: Tensor = getattr(y, self.name)(*self.args, **dict(self.kwargs))
         return moved
+
+
+def format_of(y: Tensor) -> torch.memory_format:
+    """Returns the memory format that the modules of torch keep for what they make of a tensor."""
+    # A slice of channels is contiguous in no format, but keeps its strides' order.
+    last = y.dim() == 4 and y.stride(1) == 1 and not y.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class Waiting(Tensor):
@@ -70,6 +80,12 @@ class Waiting(Tensor):
     """Parts of it, with the values and their version that each was taken from."""
     _in_sum: bool
     """Whether it has become part of another sum, which does not pass through its tensor."""
+    _is_base: bool
+    """Whether something is a part of it."""
+    _is_identity: bool
+    """Whether it is the input of an identity, a tensor."""
+    _is_shared: bool
+    """Whether somebody else has the memory that others see, and sees changes in it."""
 
     @staticmethod
     def __new__(
@@ -88,14 +104,22 @@ class Waiting(Tensor):
         self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=blocks[0].device)
         self._blocks, self._moves, self._like, self._part_of = tuple(blocks), moves, like, base
         self._size, self._format, self._dtype = size, layout, dtype
-        self._seen, self._slices, self._in_sum = None, {}, False
+        self._seen, self._slices = None, {}
+        self._in_sum = self._is_base = self._is_identity = self._is_shared = False
         self._part_of_blocks = None if base is None else base[0]._blocks
+        if base is not None:
+            base[0]._is_base = True
         return self
 
     @classmethod
     def of(cls: type[Self], y: Tensor, layout: torch.memory_format) -> Self:
         """Returns one whose values these are; others see them in the layout."""
         return cls([Sum.of(y)], layout)
+
+    def is_input(self, x: Tensor) -> None:
+        """Makes it what an identity returns: its input itself."""
+        self._seen, self._seen_version = x, version(x)
+        self._is_identity = self._is_shared = True
 
     # ---- its values
 
@@ -133,7 +157,7 @@ class Waiting(Tensor):
             self._show(self._seen)
         if self._part_of is None:
             return
-        base, channels = self._part_of
+        base, channels = self._whole(), self._part_of[1]
         if channels is not None:
             part = base._sliced(channels)
             if part is not self._blocks[0]:
@@ -142,6 +166,23 @@ class Waiting(Tensor):
             base._follow()
             if base._blocks is not self._part_of_blocks:  # it is another sum by now, or known
                 self._blocks, self._moves = base._blocks, base._moves
+
+    def _whole(self: Self) -> Self:
+        """Returns what it is a part of."""
+        assert self._part_of is not None
+        base = self._part_of[0]
+        # It may have become a tensor since (`Changing._become_tensor`).
+        return cast(Self, vars(base).get("_waits", base))
+
+    def _mark_used(self, in_sum: bool) -> None:
+        """Remembers that something was made of it that does not pass through its tensor."""
+        self._in_sum |= in_sum
+        if self._part_of is None:
+            return
+        base, channels = self._whole(), self._part_of[1]
+        if channels is not None:  # it is of the values in the layout of the fused ops
+            base._blocks[0].was_read = True
+        base._mark_used(in_sum and channels is None)
 
     def _show(self, y: Tensor) -> None:
         """Lets whoever uses it from here on use the tensor that others see."""
@@ -160,25 +201,23 @@ class Waiting(Tensor):
                 f" no gradient to it; {CLONE}"
             )
         if self._part_of is not None:
-            base, channels = self._part_of
+            base, channels = self._whole(), self._part_of[1]
             return base.tensor() if channels is None else channels.of(base.tensor())
         if self._seen is None:
-            as_eager = self._like is not None or self._identity() is not None
             y = self.computed()
             with self._modes.restored():
+                as_eager = self._like is not None
                 self._seen = y if as_eager else y.contiguous(memory_format=self._format)
             self._seen_version = version(self._seen)
         return self._seen
 
+    def _has_values(self) -> bool:
+        """Tells whether others have seen the values."""
+        return self._seen is not None if self._part_of is None else self._whole()._has_values()
+
     def single(self) -> Call | None:
         """Returns the call whose very output this is, if it is not computed yet."""
         return None if self._is_joined() else self._blocks[0].single()
-
-    def _identity(self) -> Tensor | None:
-        """Returns the tensor that it is, as the output of an identity, or None."""
-        call = self.single()
-        identity = call is not None and call.is_skip and isinstance(call.source, Tensor)
-        return call.source if identity else None  # type: ignore[union-attr, return-value]
 
     @property
     def format(self) -> torch.memory_format:
@@ -188,9 +227,10 @@ class Waiting(Tensor):
     def source(self) -> Tensor | Sum:
         """Returns what a candidate reads: a sum that waits, or else the values, close together."""
         self._follow()
+        self._mark_used(False)
         block = self._blocks[0]
         waits = self._stays() and not self._is_joined() and not block.is_computed
-        if waits and not block.is_output:
+        if waits and not block.is_output and block.depth < DEEPEST:
             block.is_node = True
             return block
         y, self._blocks[0].was_read = self.computed(), True
@@ -242,3 +282,13 @@ class Waiting(Tensor):
 
     def dim(self) -> int:
         return len(self._size)
+
+
+def real(value: Any) -> Any:
+    """Returns the value with tensors in place of deferred sums, in containers as well."""
+    # A tuple in place of a size would be taken for values, by `Tensor.new`.
+    return tree_map(
+        lambda v: v.tensor() if isinstance(v, Waiting) else v,
+        value,
+        is_leaf=lambda v: isinstance(v, torch.Size),
+    )
