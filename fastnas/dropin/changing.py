@@ -87,7 +87,12 @@ class Changing(Waiting):
         self._show(seen)
 
     def _set_data(self, data: Tensor) -> None:
-        """Gives it other values, past autograd; a part of something is then one no more."""
+        """Gives it other memory, past autograd; a part of something is then one no more."""
+        if self._is_base:  # parts of it would keep the memory that it had
+            raise RuntimeError(
+                "fastnas: `.data` of an output was set after parts of it, or its output of an"
+                " identity, were taken; set it before"
+            )
         y = self._to_change()
         self._part_of = None
         y.data = data

@@ -111,7 +111,14 @@ class DeferredSum(Changing):
     def __rtruediv__(self, other: Any) -> Any:
         return other / self.tensor()
 
-    __rmul__, __radd__ = __mul__, __add__
+    # The first operand has its say in how a result lies in memory.
+    def __rmul__(self, other: Any) -> Any:
+        scale = _as_scalar(other, self._dtype) if self._stays() else None
+        return real(other) * self.tensor() if scale is None else self._times(scale)
+
+    def __radd__(self, other: Any) -> Any:
+        found = self._plus(other) if self._stays() else None
+        return real(other) + self.tensor() if found is None else found
 
     # ---- parts of it, and what it is part of
 
