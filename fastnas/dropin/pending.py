@@ -65,8 +65,8 @@ class Call:
         self.source = source
         self.device: torch.device = source.device
         self.version = version(source) if isinstance(source, Tensor) else 0
+        # This many sums that wait have to be computed before.
         self.depth: int = 0 if isinstance(source, Tensor) else source.depth
-        """How many sums that wait have to be computed before."""
         self.biases = Biases(candidate, tensors.params)
         self.weights = self._versions()
         x = cast(Tensor, source)  # of a sum that waits as much is known as is asked for
@@ -176,10 +176,7 @@ class Call:
         self.tensors = Tensors([], [(mean, mean + (1 - self.manner.eps))], [])
 
     def settle(self, training: bool) -> None:
-        """Computes the output if statistics wait for it, or it for statistics that are to move.
-
-        Its module is about to be called again.
-        """
+        """Computes the output before its module's next call, where one waits for statistics."""
         reads = training and not self.manner.training and bool(self.tensors.running)
         if self.must_run or (reads and self.value is None):
             self.value = compute([(None, self)])
