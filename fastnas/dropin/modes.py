@@ -25,6 +25,14 @@ class Modes(NamedTuple):
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
 
+    def hold(self) -> bool:
+        """Tells whether these are the modes of now; asked several times for each candidate."""
+        return (
+            self.grad == torch.is_grad_enabled()
+            and self.inference == torch.is_inference_mode_enabled()
+            and self.hooks == torch._C._autograd._top_saved_tensors_default_hooks(True)
+        )
+
     @contextmanager
     def restored(self) -> Iterator[None]:
         """Sets these modes for a while, and takes away hooks that were set since."""

@@ -49,6 +49,7 @@ class Sum:
         size: of the sum.
         modes: those under which it is made; its parts are computed under the same.
         watched: tensors that must not change before.
+        like: sums that it is made of, which tell the dtype; by default the parts do.
     """
 
     def __init__(
@@ -58,13 +59,19 @@ class Sum:
         size: torch.Size,
         modes: Modes,
         watched: Watched = (),
+        like: Sequence[Sum] = (),
     ) -> None:
         self.terms, self.dense = tuple(terms), tuple(dense)
         self.size, self.modes, self.watched = size, modes, watched
-        parts: list[Call | Tensor] = [*(call for _, call in terms), *dense]
-        self.dtype = reduce(torch.promote_types, (part.dtype for part in parts))
-        self.device = parts[0].device
-        self.depth: int = 1 + max((call.depth for _, call in terms), default=0)
+        # A node of 40 candidates is made by 40 additions: none looks at all terms again.
+        parts: list[Sum | Call | Tensor] = [*(like or (call for _, call in terms)), *dense]
+        self.device: torch.device = parts[0].device
+        self.dtype: torch.dtype = parts[0].dtype
+        for part in parts[1:]:
+            if part.dtype != self.dtype:
+                self.dtype = torch.promote_types(self.dtype, part.dtype)
+        below = [one.depth - 1 for one in like] if like else [call.depth for _, call in terms]
+        self.depth: int = 1 + max(below, default=0)
         """How many sums, this one included, wait behind each other."""
         self.is_new = False
         """Whether its value is another tensor than those that it is the sum of."""
@@ -166,7 +173,8 @@ class Sum:
         # A factor of 1 becomes the scale itself.
         waits = any(w is None for w, _ in self.terms)
         watched = watch(scale) if waits and isinstance(scale, Tensor) else ()
-        return Sum(terms, [scale * y for y in self.dense], self.size, self.modes, watched)
+        dense = [scale * y for y in self.dense]
+        return Sum(terms, dense, self.size, self.modes, watched, like=(self,))
 
     def plus(self, other: Sum | None) -> Sum:
         """Returns s + other; None stands for 0."""
@@ -177,7 +185,7 @@ class Sum:
             return made
         watched = self._parts() + other._parts()
         terms, dense = self.terms + other.terms, self.dense + other.dense
-        return Sum(terms, dense, self.size, self.modes, watched)
+        return Sum(terms, dense, self.size, self.modes, watched, like=(self, other))
 
 
 def joined(sums: Sequence[Sum]) -> Tensor:

@@ -96,10 +96,13 @@ class Waiting(Tensor):
         like: Tensor | None = None,
         base: tuple[Waiting, Channels | None] | None = None,
     ) -> Self:
-        N, _, *image = blocks[0].size
-        size = torch.Size((N, sum(block.size[1] for block in blocks), *image))
-        size = size if like is None else like.shape
-        dtype = reduce(torch.promote_types, (block.dtype for block in blocks))
+        size, dtype = blocks[0].size, blocks[0].dtype
+        if len(blocks) > 1:
+            N, _, *image = size
+            size = torch.Size((N, sum(block.size[1] for block in blocks), *image))
+            dtype = reduce(torch.promote_types, (block.dtype for block in blocks))
+        if like is not None:
+            size = like.shape
         # A tensor without values: whatever is done with it comes to `__torch_function__` first.
         self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=blocks[0].device)
         self._blocks, self._moves, self._like, self._part_of = tuple(blocks), moves, like, base
@@ -234,13 +237,13 @@ class Waiting(Tensor):
             block.is_node = True
             return block
         y, self._blocks[0].was_read = self.computed(), True
-        if self._part_of is None:
+        layout = state_format(y)
+        if self._part_of is None or y.is_contiguous(memory_format=layout):
             return y
         # The slice of a base is copied once for all candidates that read it.
         with self._modes.restored():
-            packed = y.contiguous(memory_format=state_format(y))
-        if packed is not y:
-            self._blocks[0].hold(packed)
+            packed = y.contiguous(memory_format=layout)
+        self._blocks[0].hold(packed)
         return packed
 
     def end_of_cell(self) -> None:
@@ -254,7 +257,7 @@ class Waiting(Tensor):
 
     def _stays(self) -> bool:
         """Tells whether an operation may wait: it then happens under what the calls did."""
-        return self._modes == Modes.now()
+        return self._blocks[0].modes.hold()
 
     def _sliced(self, channels: Channels) -> Sum:
         """Returns some of its channels, the same sum for all who ask for them."""
