@@ -178,7 +178,7 @@ class Waiting(Tensor):
         return cast(Self, vars(base).get("_waits", base))
 
     def _mark_used(self, in_sum: bool) -> None:
-        """Remembers that something was made of it that does not pass through its tensor."""
+        """Marks that something was made of it that does not pass through its tensor."""
         self._in_sum |= in_sum
         if self._part_of is None:
             return
