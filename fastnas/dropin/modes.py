@@ -5,11 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._C._dynamo.eval_frame import get_eval_frame_callback
+
+
+def saved_hooks() -> Any:
+    """Returns the innermost hooks of saved tensors, (pack, unpack), or None."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 class Modes(NamedTuple):
@@ -22,15 +27,14 @@ class Modes(NamedTuple):
 
     @classmethod
     def now(cls) -> Modes:
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks)
+        return cls(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), saved_hooks())
 
     def hold(self) -> bool:
         """Tells whether these are the modes of now; asked several times for each candidate."""
         return (
             self.grad == torch.is_grad_enabled()
             and self.inference == torch.is_inference_mode_enabled()
-            and self.hooks == torch._C._autograd._top_saved_tensors_default_hooks(True)
+            and self.hooks == saved_hooks()
         )
 
     @contextmanager
@@ -39,7 +43,7 @@ class Modes(NamedTuple):
         changes = self.inference != torch.is_inference_mode_enabled()
         mode = torch.inference_mode(self.inference) if changes else nullcontext()
         left, autograd = [], torch._C._autograd
-        while (top := autograd._top_saved_tensors_default_hooks(True)) not in (None, self.hooks):
+        while (top := saved_hooks()) not in (None, self.hooks):
             left.append(top)
             autograd._pop_saved_tensors_default_hooks()
         try:
@@ -61,7 +65,7 @@ _AROUND = _Around()
 @contextmanager
 def inside_module() -> Iterator[None]:
     """Says that a module is called, whose candidates may wait for each other."""
-    outer, _AROUND.hooks = _AROUND.hooks, Modes.now().hooks
+    outer, _AROUND.hooks = _AROUND.hooks, saved_hooks()
     try:
         yield
     finally:
@@ -73,7 +77,7 @@ def leaves_hooks() -> bool:
 
     So it is what a checkpoint runs: what waits is computed in it, or it would not be run again.
     """
-    return Modes.now().hooks != _AROUND.hooks
+    return saved_hooks() != _AROUND.hooks
 
 
 def version(x: Tensor) -> int:
@@ -110,8 +114,7 @@ def must_not_wait(inference: bool) -> bool:
     """Tells whether a candidate is to return a tensor at once; of an inference tensor, always."""
     # The forward of a Function has to. So has the second forward of a re-entrant checkpoint, in the
     # middle of a backward pass; the other kind of checkpoint goes by hooks of saved tensors.
-    hooked = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    in_backward = torch._C._current_graph_task_id() != -1 and not hooked
+    in_backward = torch._C._current_graph_task_id() != -1 and saved_hooks() is None
     # An inference tensor has no version, by which a change could be seen.
     return in_backward or inference or leaves_hooks() or is_function_forward()
 

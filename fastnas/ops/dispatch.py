@@ -67,8 +67,9 @@ def wanted(needs: Sequence[bool], leaves: Sequence[Tensor | None]) -> list[bool]
     found = list(needs)
     if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
         return found
-    for i, (need, leaf) in reversed(list(enumerate(zip(needs, leaves)))):
-        if need and leaf is not None and leaf.is_leaf:
+    for i in range(len(found) - 1, -1, -1):
+        leaf = leaves[i]
+        if found[i] and leaf is not None and leaf.is_leaf:
             found[i] = _is_asked_for(leaf)
             # Parameters come last. If this one is asked for, so are the others, most likely: each
             # look-up takes a microsecond, of a hundred in a cell.

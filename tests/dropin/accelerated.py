@@ -45,6 +45,18 @@ def network(layers=3, **options):
     return net
 
 
+class Mixed(nn.Module):
+    """A mixed op with weights of its own."""
+
+    def __init__(self, *candidates):
+        super().__init__()
+        self.candidates = nn.ModuleList(candidates)
+        self.w = nn.Parameter(torch.randn(len(candidates)))
+
+    def forward(self, x):
+        return sum(w * op(x) for w, op in zip(self.w, self.candidates))
+
+
 def cell(reduction=False, reduction_prev=False, **options):
     return Cell(2, 2, 6, 8, C, reduction, reduction_prev, **options).double()
 

@@ -6,26 +6,15 @@ import copy
 
 import pytest
 import torch
-from accelerated import C
+from accelerated import C, Mixed
 from accelerated import calls as calls
 from compared import MODES, assert_same_state, state_after
 from public_darts import DilConv, FactorizedReduce, Identity, SepConv
-from torch import nn
 
 import fastnas
 from fastnas.benchmarks.layouts.operations import bare_pool
 
 KINDS = ("max_pool_3x3", "avg_pool_3x3")
-
-
-class Mixed(nn.Module):
-    def __init__(self, *candidates):
-        super().__init__()
-        self.candidates = nn.ModuleList(candidates)
-        self.w = nn.Parameter(torch.randn(len(candidates)))
-
-    def forward(self, x):
-        return sum(w * op(x) for w, op in zip(self.w, self.candidates))
 
 
 class Apart(Mixed):

@@ -6,25 +6,14 @@ import copy
 
 import pytest
 import torch
-from accelerated import EDGES, C, cell_inputs
+from accelerated import EDGES, C, Mixed, cell_inputs
 from accelerated import calls as calls
 from compared import MODES, assert_same_state, state_after
 from public_darts import Cell, MixedOp
 from random_candidates import norms_of_another_kind
-from torch import nn
 
 import fastnas
 from fastnas.benchmarks.layouts.nb201_operations import operation
-
-
-class Mixed(nn.Module):
-    def __init__(self, *candidates):
-        super().__init__()
-        self.candidates = nn.ModuleList(candidates)
-        self.w = nn.Parameter(torch.randn(len(candidates)))
-
-    def forward(self, x):
-        return sum(w * op(x) for w, op in zip(self.w, self.candidates))
 
 
 def untracked(module):
