@@ -12,6 +12,7 @@ from torch import nn
 
 from fastnas.backends import MEMORY
 from fastnas.checks import typed
+from fastnas.dropin.around import Around
 from fastnas.dropin.candidates import Settings
 from fastnas.dropin.cells import is_cell
 from fastnas.dropin.equivalence import device_of, dtype_of
@@ -167,6 +168,8 @@ def _take_over(made: nn.Module, network: nn.Module, options: Options, trials: Tr
             _, settings = forward.args
             if isinstance(settings, Settings):
                 settings = replace(settings, reading=Reading(settings.reading.reader))
+            elif isinstance(settings, Around):
+                settings = settings.renewed()
             module.forward = functools.partial(forward.func, module, settings)
     _accelerate_new(made, options, trials)
     return True

@@ -20,17 +20,16 @@ from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import (
     Modes,
     autocast_now,
-    inside_module,
     is_compiled,
-    leaves_hooks,
     must_not_wait,
 )
 from fastnas.dropin.pending import Call, Manner
+from fastnas.dropin.rehearsal import NoPlan, Rehearsal, rehearsal_now
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
-from fastnas.dropin.waiting import format_of, real
+from fastnas.dropin.waiting import layout_of, real
 from fastnas.nn.facts import has_global_hooks, hooks
 from fastnas.nn.parts import Candidate, Preprocess, is_by_batch
 from fastnas.nn.reading import Reading
@@ -79,10 +78,22 @@ def _serve(
     """
     if is_compiled():
         return type(module).forward(module, *args, **kwargs)
+    rehearsal = rehearsal_now()
+    if rehearsal is not None:
+        return _rehearsed(rehearsal, module, settings, args, kwargs)
     ready = _ready(module, settings, args, kwargs)
     if isinstance(ready, str):
         return _own(module, settings, args, kwargs, ready)
     return fused(module, settings, *ready)
+
+
+def _rehearsed(
+    rehearsal: Rehearsal, module: nn.Module, settings: Settings, args: Any, kwargs: Any
+) -> DeferredSum:
+    given, found = _input(module, args, kwargs), settings.reading.read(module)
+    if not isinstance(found, Candidate) or isinstance(given, str):
+        raise NoPlan(f"{type(module).__name__} is no candidate here")
+    return rehearsal.call(module, settings, found, given)
 
 
 @replacement
@@ -96,12 +107,11 @@ def _counted(
 ) -> DeferredSum | Tensor:
     if not found.is_open:  # a pool counts once its batch norm comes
         settings.site.ran_fused()
-    return _deferred(module, settings, found, given, x)
+    return _deferred(settings, found, given, x)
 
 
-def _deferred(
-    module: nn.Module, settings: Settings, found: Candidate, given: _Input, x: _Source
-) -> DeferredSum | Tensor:
+def candidate_call(settings: Settings, found: Candidate, x: _Source, modes: Modes) -> Call:
+    """Returns a new call of a candidate that reads x."""
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.is_by_batch or not found.norms
     norm = found.norms[0] if found.norms else None
@@ -111,20 +121,24 @@ def _deferred(
     before = None if settings.last is None else settings.last()
     if before is not None:
         before.settle(training)
-    call = Call(
-        found,
-        found.tensors(),
-        x,
-        Manner(training, autocast_now(x.device), eps, momentum, settings.memory, settings.backend),
-        settings.site,
-    )
+    autocast = autocast_now(x.device)
+    manner = Manner(training, autocast, eps, momentum, settings.memory, settings.backend)
+    call = Call(found, found.tensors(), x, manner, settings.site, modes)
     settings.last = weakref.ref(call)
+    return call
+
+
+def _deferred(
+    settings: Settings, found: Candidate, given: _Input, x: _Source
+) -> DeferredSum | Tensor:
+    modes = Modes.now()
+    call = candidate_call(settings, found, x, modes)
     # Sizes are rounded up, as convolutions and pools with this padding do.
     rows, cols = (-(-size // found.stride) for size in x.shape[2:])
     shape = torch.Size((*x.shape[:2], rows, cols))
     # The output of an identity is its input itself.
     base = (given, None) if call.is_skip and isinstance(given, DeferredSum) else None
-    y = DeferredSum([Sum([(None, call)], (), shape, Modes.now())], layout_of(given), base=base)
+    y = DeferredSum([Sum([(None, call)], (), shape, modes)], layout_of(given), base=base)
     if call.is_skip and base is None:
         y.is_input(given)
     return y.tensor() if must_not_wait(given.is_inference()) else y
@@ -133,17 +147,19 @@ def _deferred(
 @replacement
 def norm_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
     """Joins a batch norm to the pool before it; of anything else it is the module's own forward."""
+    if rehearsal_now() is not None:
+        raise NoPlan("a batch norm comes after its pool")
     call = args[0].single() if args and isinstance(args[0], DeferredSum) else None
     found = settings.reading.read(module)
     if call is None or not call.candidate.is_open or isinstance(found, str):
         return type(module).forward(module, *real(args), **real(kwargs))
     pool = call.candidate
     joined = replace(found, name=pool.name, stride=pool.stride)
-    reason = _why_not(joined, call.source, module, settings)
+    reason = why_not(joined, call.source, module, settings)
     if reason is not None:
         return _own(module, settings, args, kwargs, reason)
     call.site.ran_fused()
-    return _deferred(module, settings, joined, args[0], call.source)
+    return _deferred(settings, joined, args[0], call.source)
 
 
 @replacement
@@ -161,38 +177,6 @@ def _preprocessed(
     return deferred.tensor() if must_not_wait(y.is_inference()) else deferred
 
 
-@replacement
-def around_forward(module: nn.Module, outermost: bool, *args: Any, **kwargs: Any) -> Any:
-    """Runs the own forward of a module that has candidates in it.
-
-    Args:
-        outermost: whether it is the network, which returns no sums that wait.
-    """
-    return run_around(module, outermost, args, kwargs)
-
-
-def run_around(module: nn.Module, outermost: bool, args: Any, kwargs: Any) -> Any:
-    """Runs the own forward of a module that has candidates in it.
-
-    Returns tensors where hooks, a checkpoint or the caller's code look at them.
-    """
-    if is_compiled():
-        return type(module).forward(module, *args, **kwargs)
-    with inside_module():
-        y = type(module).forward(module, *args, **kwargs)
-    if outermost or has_global_hooks() or any(hooks(module)) or leaves_hooks():
-        return real(y)
-    for part in [y] if isinstance(y, Tensor) else tree_leaves(y):
-        if isinstance(part, DeferredSum):
-            part.end_of_cell()
-    return y
-
-
-def layout_of(x: Tensor | DeferredSum) -> torch.memory_format:
-    """Returns the memory format that the modules of torch keep for what they make of x."""
-    return x.format if isinstance(x, DeferredSum) else format_of(x)
-
-
 def _ready(
     module: nn.Module, settings: Settings, args: tuple[Any, ...], kwargs: Any
 ) -> tuple[Candidate | Preprocess, _Input, _Source] | str:
@@ -204,7 +188,7 @@ def _ready(
     if isinstance(found, str):
         return found
     x = given.source() if isinstance(given, DeferredSum) else given
-    return _why_not(found, x, module, settings) or (found, given, x)
+    return why_not(found, x, module, settings) or (found, given, x)
 
 
 def _input(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> _Input | str:
@@ -243,7 +227,7 @@ def _equal(value: Any, default: Any) -> bool:
     return value is default or (plain and type(value) is type(default) and value == default)
 
 
-def _why_not(
+def why_not(
     found: Candidate | Preprocess, source: _Source, module: nn.Module, settings: Settings
 ) -> str | None:
     """Says why the fused ops cannot serve a call on x, or None."""

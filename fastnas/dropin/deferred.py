@@ -23,7 +23,7 @@ from torch import Tensor
 from fastnas.dropin.changing import Changing, Self
 from fastnas.dropin.pending import Scalar
 from fastnas.dropin.sums import Sum
-from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, real
+from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, layout_of, real
 
 
 def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:
@@ -136,8 +136,12 @@ class DeferredSum(Changing):
         channels = Channels(*some.indices(self._size[1])[:2])
         if channels.stop <= channels.start:
             return None
+        return self.part(channels)
+
+    def part(self, channels: Channels) -> DeferredSum:
+        """Returns some of its channels, as what candidates may read."""
         layout = self._format if self._like is None else format_of(channels.of(self._like))
-        return DeferredSum([self._sliced(channels)], layout, base=(self, channels))
+        return type(self)([self._sliced(channels)], layout, base=(self, channels))
 
     @staticmethod
     def concatenated(tensors: Any) -> DeferredSum | None:
@@ -151,7 +155,7 @@ class DeferredSum(Changing):
             return None
         sums = [y for y in tensors if isinstance(y, DeferredSum)]
         first = sums[0]
-        alike = {(y.shape[0], y.shape[2:], y.dtype, y.device, _format(y)) for y in tensors}
+        alike = {(y.shape[0], y.shape[2:], y.dtype, y.device, layout_of(y)) for y in tensors}
         if len(alike) > 1 or not all(y._stays() and not y._moves for y in sums):
             return None
         blocks: list[Sum] = []
@@ -237,10 +241,6 @@ class DeferredSum(Changing):
 
     __imul__, __iadd__ = _of_python("mul_"), _of_python("add_")
     __isub__, __itruediv__ = _of_python("sub_"), _of_python("div_")
-
-
-def _format(y: Tensor) -> torch.memory_format:
-    return y.format if isinstance(y, DeferredSum) else format_of(y)
 
 
 class _Data(DeferredSum):

@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.dropin.candidates import Settings, first_arguments, run_around
+from fastnas.dropin.around import run_around
+from fastnas.dropin.candidates import Settings, first_arguments
 from fastnas.dropin.cells import is_cell
 from fastnas.dropin.checked import Parts, SumParts
 from fastnas.dropin.replacements import replacement

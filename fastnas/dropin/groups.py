@@ -12,15 +12,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from fastnas.dropin.around import Around, around_forward
 from fastnas.dropin.candidates import (
     Settings,
-    around_forward,
     candidate_forward,
     norm_forward,
     preprocess_forward,
 )
 from fastnas.dropin.checked import Checked, Reader, frozen_settings
 from fastnas.dropin.equivalence import device_of, disagreement, dtype_of
+from fastnas.dropin.plans import Plans
 from fastnas.dropin.recognise import nested_candidate, pool_norm, preprocess
 from fastnas.dropin.replacements import has_foreign_forward
 from fastnas.dropin.tally import Site, Tally
@@ -218,9 +219,11 @@ def fuse_groups(
         module.forward = functools.partial(forward, module, settings)
 
     around: set[nn.Module] = set()
+    holders: set[nn.Module] = set()
     for group in groups:
         if not group.is_fused or has_foreign_forward(group.holder):
             continue
+        holders.add(group.holder)
         for module in group.found.values():
             give(module, candidate_forward, nested_candidate)
         parts = group.name.split(".") if group.name else []
@@ -238,7 +241,10 @@ def fuse_groups(
                 give(child, preprocess_forward, preprocess)
         has_forward = type(module).forward is not nn.Module.forward
         if "forward" not in vars(module) and has_forward:
-            module.forward = functools.partial(around_forward, module, module is model)
+            # Without a trial every call runs the module's own forward.
+            plans = Plans() if module in holders and trials is not None else None
+            around_it = Around(module is model, plans)
+            module.forward = functools.partial(around_forward, module, around_it)
 
 
 def _has_norm(module: nn.Module) -> bool:

@@ -31,6 +31,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("fastnas")
 
 
+class Element(NamedTuple):
+    """Names an element of a tensor of mixing weights; all those of a sum are looked up at once."""
+
+    of: Tensor
+    place: int
+    """Counted row by row."""
+
+    def value(self) -> Tensor:
+        return self.of.reshape(-1)[self.place]
+
+
+Weight = Scalar | Element | None
+"""What weighs a candidate; None stands for 1."""
+
+
+def scalar(weight: Weight) -> Scalar | None:
+    """Returns the weight as what can be computed with."""
+    return weight.value() if isinstance(weight, Element) else weight
+
+
 class Manner(NamedTuple):
     """Says how a candidate is to be computed: terms of one manner share a `mixed_edges`."""
 
@@ -51,6 +71,7 @@ class Call:
         tensors: those of its layers now; `functional_call` exchanges them for its duration only.
         source: the input, [N, C, H, W], which may be a sum that waits itself.
         site: what the call is counted as.
+        modes: those of the call.
     """
 
     def __init__(
@@ -60,6 +81,7 @@ class Call:
         source: Tensor | Sum,
         manner: Manner,
         site: Site,
+        modes: Modes,
     ) -> None:
         self.candidate, self.tensors, self.manner, self.site = candidate, tensors, manner, site
         self.source = source
@@ -73,7 +95,7 @@ class Call:
         self.has_gradient = isinstance(source, Tensor) and source.requires_grad
         self.dtype: torch.dtype = autocast_dtype(x) if candidate.convs else x.dtype
         """Of the output: autocast casts for convolutions."""
-        self.modes = Modes.now()
+        self.modes = modes
         self.ran = False
         """Whether it was computed, so that its running statistics have moved."""
         self.value: Tensor | None = None
@@ -131,9 +153,11 @@ class Call:
         pairs = self.tensors.running
         return pairs if self.manner.training else self.biases.taken_off(pairs)
 
-    def tied(self, weight: Scalar | None) -> Scalar | None:
+    def tied(self, weight: Weight) -> Weight:
         """Returns the weight, from which biases have the gradients that they have in training."""
-        return self.biases.tied(weight) if self.manner.training else weight
+        if not (self.manner.training and self.biases.held):
+            return weight
+        return self.biases.tied(scalar(weight))
 
     def by_halves(self) -> Call:
         """Returns the second half of a separable convolution, whose input is computed here.
@@ -193,8 +217,8 @@ class Call:
                 )
 
 
-Term = tuple[Scalar | None, Call]
-"""A weight, None for 1, and what it weighs."""
+Term = tuple[Weight, Call]
+"""A weight, and what it weighs."""
 
 
 class Groups(NamedTuple):
@@ -255,10 +279,10 @@ def _join(plain: list[Term], groups: dict[tuple[object, ...], list[Term]]) -> li
 
 def each_once(terms: Iterable[Term]) -> list[Term]:
     """Lists each call once, with the sum of its weights."""
-    weights: dict[Call, Scalar | None] = {}
+    weights: dict[Call, Weight] = {}
     for weight, call in terms:
         if call in weights:
-            before = weights[call]
+            weight, before = scalar(weight), scalar(weights[call])
             weight = (1.0 if weight is None else weight) + (1.0 if before is None else before)
         weights[call] = weight
     return [(weight, call) for call, weight in weights.items()]
@@ -270,8 +294,9 @@ def _plain(call: Call) -> Tensor:
     return x if call.is_skip else x[:, :, ::stride, ::stride] * 0
 
 
-def _weighted(weight: Scalar | None, value: Tensor) -> Tensor:
-    return value if weight is None else weight * value
+def _weighted(weight: Weight, value: Tensor) -> Tensor:
+    factor = scalar(weight)
+    return value if factor is None else factor * value
 
 
 def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> Tensor:
@@ -358,7 +383,7 @@ def _edge_terms(row: Sequence[Term]) -> tuple[EdgeTerm | None, ...]:
 def _with_bias_gradients(y: Tensor, terms: Sequence[Term], eps: float) -> Tensor:
     """Adds to a node the terms of value 0 from which biases have their gradients."""
     missing = [
-        call.biases.gradient(weight, call.tensors.running[-1], eps)
+        call.biases.gradient(scalar(weight), call.tensors.running[-1], eps)
         for weight, call in terms
         if call.has_bias_gradients
     ]
@@ -384,15 +409,40 @@ def _table(
     return EdgeTable(inputs, nodes, max(len(terms) for *_, terms in links), tuple(rows))
 
 
-def _weights(rows: list[list[Scalar | None]], like: Tensor) -> Tensor:
-    """Stacks scalars to mixing weights [edges, candidates], filled up with zeros."""
-    dtypes = (w.dtype for row in rows for w in row if isinstance(w, Tensor))
+def _weights(rows: list[list[Weight]], like: Tensor) -> Tensor:
+    """Returns mixing weights [edges, candidates], filled up with zeros."""
+    given = (w.of if isinstance(w, Element) else w for row in rows for w in row)
+    dtypes = {w.dtype for w in given if isinstance(w, Tensor)}
     dtype = reduce(torch.promote_types, dtypes, like.dtype)
     one = like.new_ones((), dtype=dtype if dtype.is_floating_point else like.dtype)
+    K, zero = max(map(len, rows)), 0.0
+    # Where each of them lies in what is put together: whole tensors of weights, then scalars.
+    vectors: dict[int, Tensor] = {}
+    starts: dict[int, int] = {}
+    scalars: list[Tensor] = []
+    length = 0
+    for row in rows:
+        for w in row:
+            if isinstance(w, Element) and id(w.of) not in vectors:
+                vectors[id(w.of)], starts[id(w.of)] = w.of.to(one).reshape(-1), length
+                length += w.of.numel()
+    places = []
+    for row in rows:
+        for w in (*row, *[zero] * (K - len(row))):
+            if isinstance(w, Element):
+                places.append(starts[id(w.of)] + w.place)
+                continue
+            places.append(length + len(scalars))
+            scalars.append(w.to(one) if isinstance(w, Tensor) else one if w is None else w * one)
+    parts = [*vectors.values(), *([torch.stack(scalars)] if scalars else [])]
+    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if places != list(range(len(flat))):
+        flat = flat[_index(tuple(places), flat.device)]
+    return flat.view(len(rows), K)
 
-    def tensor(w: Scalar | None) -> Tensor:
-        return w.to(one) if isinstance(w, Tensor) else one if w is None else w * one
 
-    K, zero = max(map(len, rows)), 0 * one
-    flat = [t for row in rows for t in [*map(tensor, row), *[zero] * (K - len(row))]]
-    return torch.stack(flat).view(len(rows), K)
+@lru_cache(maxsize=256)
+def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
+    # Kept, since a copy to a GPU waits for all that runs there.
+    with torch.inference_mode(False):
+        return torch.tensor(places, device=device)

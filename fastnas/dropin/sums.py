@@ -12,6 +12,7 @@ from torch import Tensor
 from fastnas.dropin.modes import Modes, changed, version
 from fastnas.dropin.pending import (
     Call,
+    Element,
     Scalar,
     Term,
     compute,
@@ -169,7 +170,7 @@ class Sum:
     def times(self, scale: Scalar) -> Sum:
         """Returns scale s; the check of what waits comes first, since products are new tensors."""
         self.check()
-        terms = [(scale if w is None else w * scale, call) for w, call in self.terms]
+        terms = _scaled(self.terms, scale)
         # A factor of 1 becomes the scale itself.
         waits = any(w is None for w, _ in self.terms)
         watched = watch(scale) if waits and isinstance(scale, Tensor) else ()
@@ -186,6 +187,26 @@ class Sum:
         watched = self._parts() + other._parts()
         terms, dense = self.terms + other.terms, self.dense + other.dense
         return Sum(terms, dense, self.size, self.modes, watched, like=(self, other))
+
+
+def _scaled(terms: Sequence[Term], scale: Scalar) -> list[Term]:
+    """Returns terms with their weights times a scalar."""
+    # One product for all elements of a tensor, unless that is of another dtype, and the product of
+    # an element alone would be of a third one.
+    scaled: dict[int, Tensor] = {}
+    found: list[Term] = []
+    for w, call in terms:
+        if isinstance(w, Element):
+            if isinstance(scale, Tensor) and scale.dtype != w.of.dtype:
+                w = w.value() * scale
+            else:
+                if id(w.of) not in scaled:
+                    scaled[id(w.of)] = w.of * scale
+                w = Element(scaled[id(w.of)], w.place)
+        else:
+            w = scale if w is None else w * scale
+        found.append((w, call))
+    return found
 
 
 def joined(sums: Sequence[Sum]) -> Tensor:

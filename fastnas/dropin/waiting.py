@@ -50,6 +50,11 @@ def format_of(y: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
+def layout_of(y: Tensor) -> torch.memory_format:
+    """Returns the same of one that may wait, as others see it."""
+    return y.format if isinstance(y, Waiting) else format_of(y)
+
+
 class Waiting(Tensor):
     """Stands for sums of candidates, computed once, when something needs the values.
 
@@ -245,6 +250,13 @@ class Waiting(Tensor):
             packed = y.contiguous(memory_format=layout)
         self._blocks[0].hold(packed)
         return packed
+
+    def as_block(self) -> Sum:
+        """Returns it as one sum, of which something else is made."""
+        self._follow()
+        if self._is_joined():
+            self.computed()
+        return self._blocks[0]
 
     def end_of_cell(self) -> None:
         """Marks what a module returns, if it is made of nodes that read each other.

@@ -1,0 +1,252 @@
+"""Does at once what a module does with its candidates, where one call of it has told what that is.
+
+By itself a mixed op of eight candidates makes 25 calls in Python, each of which returns a sum that
+waits: 140 us a candidate, more than the kernels take in a small network. What a module does with
+its candidates follows from its code, from what it consists of, and from the arguments, but for
+their values. So its forward is run once without values (`rehearsal`); from then on the calls and
+the sums that it made are made directly, as long as all that it follows from is the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.backends.transforms import is_transformed
+from fastnas.dropin.candidates import candidate_call, candidate_forward, why_not
+from fastnas.dropin.deferred import DeferredSum
+from fastnas.dropin.modes import Modes, autocast_now, must_not_wait
+from fastnas.dropin.pending import Call, Element
+from fastnas.dropin.purity import Constants, Impure
+from fastnas.dropin.rehearsal import Entry, NoPlan, Origin, Program, Rehearsal, rehearsal_now
+from fastnas.dropin.replacements import is_replaced
+from fastnas.dropin.sums import Sum, Watched, watch
+from fastnas.dropin.waiting import Waiting, layout_of, real
+from fastnas.nn.facts import Facts, has_global_hooks, has_own_forward, hooks
+
+logger = logging.getLogger("fastnas")
+MOST = 8
+"""How many programs are kept, and how many calls in a row may be in vain: then a module is left."""
+
+
+class _Zeros(NamedTuple):
+    """Holds programs by which weights are 0; by nothing where the forward does not look."""
+
+    looks: bool
+    programs: dict[Hashable, Program | None]
+
+
+@dataclass
+class _Seen:
+    """Holds what a module was when its forward was run, and what it did then, by its arguments."""
+
+    facts: Facts
+    constants: Constants
+    programs: dict[Hashable, _Zeros] = field(default_factory=dict)
+
+    def holds(self) -> bool:
+        return self.facts.hold() and self.constants.unchanged()
+
+
+class Plans:
+    """Keeps what a module does with its candidates; copies and pickles come without."""
+
+    def __init__(self) -> None:
+        self.seen: dict[bool, _Seen] = {}
+        """By mode, as a search changes between the two."""
+        self.left = MOST
+        """How many more calls may be in vain; 0 once the module is left to its own forward."""
+
+    def __deepcopy__(self, _: object) -> Plans:
+        return Plans()
+
+    def __reduce__(self) -> tuple[type[Plans], tuple[()]]:
+        return Plans, ()
+
+    def output(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> DeferredSum | None:
+        """Returns what the module's own forward returns, or None where that has to run."""
+        if self.left <= 0 or rehearsal_now() is not None or has_global_hooks():
+            return None
+        values = [*args, *kwargs.values()]
+        described = None if is_transformed() else _described(values)
+        if described is None:
+            return None
+        seen = self._look(module)
+        if seen is None:
+            return None
+        device = next(v.device for v in values if isinstance(v, Tensor))
+        autocast = autocast_now(device)
+        key = len(args), tuple(kwargs), autocast, described
+        program = self._program(seen, key, module, args, kwargs, autocast)
+        return None if program is None else _run(program, values)
+
+    def _look(self, module: nn.Module) -> _Seen | None:
+        """Returns what was seen of the module, if it still is that; else looks at it."""
+        seen = self.seen.get(module.training)
+        if seen is not None and seen.holds():
+            return seen
+        self.left -= 1
+        candidates = [
+            part
+            for part in module.modules()
+            if is_replaced(part) and vars(part)["forward"].func is candidate_forward
+        ]
+        inside = {part for candidate in candidates for part in candidate.modules()}
+        others = [part for part in module.modules() if part not in inside]
+        try:
+            if any(any(hooks(part)) or has_own_forward(part) for part in others[1:]):
+                raise Impure("one of its modules has hooks, or a forward of its own")
+            constants = Constants(others)
+        except Impure as reason:
+            logger.debug("fastnas: %s runs its own forward: %s", type(module).__name__, reason)
+            self.left = 0
+            return None
+        made = self.seen[module.training] = _Seen(Facts(module.modules()), constants)
+        return made
+
+    def _program(
+        self,
+        seen: _Seen,
+        key: Hashable,
+        module: nn.Module,
+        args: Sequence[Any],
+        kwargs: Any,
+        autocast: torch.dtype | None,
+    ) -> Program | None:
+        """Returns what the forward does with such arguments, known or found out now."""
+        known = seen.programs.get(key)
+        zeros: Hashable = None
+        if known is not None and known.looks:
+            zeros = _zeros([*args, *kwargs.values()])
+        if known is not None and zeros in known.programs:
+            program = known.programs[zeros]
+            self.left = self.left - 1 if program is None else MOST
+            return program
+        self.left -= 1
+        versions = seen.facts.versions_now()
+        rehearsal = Rehearsal(args, kwargs, autocast)
+        try:
+            program = rehearsal.run(module)
+            if seen.facts.versions_now() != versions or not seen.holds():
+                raise NoPlan("it writes to a module")
+        except NoPlan as reason:
+            logger.debug("fastnas: %s runs its own forward: %s", type(module).__name__, reason)
+            program = None
+        if known is None:
+            known = _Zeros(rehearsal.looked_at_zeros, {})
+            _put(seen.programs, key, known)
+            zeros = _zeros([*args, *kwargs.values()]) if known.looks else None
+        _put(known.programs, zeros, program)
+        return program
+
+
+V = TypeVar("V")
+
+
+def _put(kept: dict[Hashable, V], key: Hashable, value: V) -> None:
+    """Keeps a value, in place of the oldest where there are many."""
+    if len(kept) >= MOST:
+        del kept[next(iter(kept))]
+    kept[key] = value
+
+
+def _described(values: Sequence[Any]) -> Hashable | None:
+    """Returns all of arguments but the values of their tensors; None for what has more to it."""
+    found: list[Hashable] = []
+    images = 0
+    for v in values:
+        if isinstance(v, Tensor):
+            if isinstance(v, Waiting) and not v._stays():
+                return None
+            if v.dim() == 4:
+                if must_not_wait(v.is_inference()):
+                    return None
+                images += 1
+                found.append((v.shape, v.dtype, v.device, layout_of(v)))
+            else:
+                found.append((v.shape, v.dtype, v.device))
+        elif v is None or isinstance(v, bool | int | float | str):
+            found.append((type(v), v))
+        else:
+            return None
+    return tuple(found) if images else None
+
+
+def _zeros(values: Sequence[Any]) -> Hashable:
+    """Returns which of the mixing weights are 0."""
+    weights = [v for v in values if isinstance(v, Tensor) and v.dim() != 4]
+    return tuple(tuple((w.detach() == 0).flatten().tolist()) for w in weights)
+
+
+def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
+    """Makes the calls and the sums of a program; None where the fused ops cannot serve them."""
+    given = {origin: _part(values[origin.argument], origin) for origin in program.origins}
+    sources = {
+        origin: part.source() if isinstance(part, Waiting) else part
+        for origin, part in given.items()
+        if origin in program.read
+    }
+    for call in program.checked:
+        assert isinstance(call.source, Origin)
+        source = sources[call.source]
+        if why_not(call.candidate, source, call.module, call.settings) is not None:
+            return None
+    modes, calls, sums = Modes.now(), list[Call](), dict[int, Sum]()
+
+    def node(i: int) -> Sum:
+        if i not in sums:
+            planned = program.sums[i]
+            terms = [
+                (Element(values[w.argument], w.place) if isinstance(w, Entry) else w, calls[k])
+                for w, k in planned.terms
+            ]
+            watched: Watched = tuple(one for i in planned.weights for one in watch(values[i]))
+            sums[i] = Sum(terms, (), planned.size, modes, watched)
+            sums[i].is_new = planned.is_new
+        return sums[i]
+
+    for call in program.calls:
+        if isinstance(call.source, Origin):
+            read = sources[call.source]
+            if call.candidate.name == "skip_connect":
+                _mark_used(given[call.source])
+        else:
+            read = node(call.source)
+            read.is_node = True
+        if not call.candidate.is_open:  # a pool counts once no batch norm has come
+            call.settings.site.ran_fused()
+        calls.append(candidate_call(call.settings, call.candidate, read, modes))
+    blocks = [
+        node(block) if isinstance(block, int) else _block(given[block]) for block in program.blocks
+    ]
+    return DeferredSum(blocks, program.layout, program.moves, program.like)
+
+
+def _part(value: Tensor, origin: Origin) -> Tensor:
+    channels = origin.channels
+    part: Tensor = value
+    if channels is not None:
+        part = value.part(channels) if isinstance(value, DeferredSum) else channels.of(value)
+    if origin.applied is None:
+        return part
+    function, args, kwargs = origin.applied
+    made: Tensor = function(real(part), *args, **dict(kwargs))
+    return made
+
+
+def _block(part: Tensor) -> Sum:
+    """Returns an argument, or a part of one, as what a concatenation is made of."""
+    if not isinstance(part, Waiting):
+        return Sum.of(part)
+    _mark_used(part)
+    return part.as_block()
+
+
+def _mark_used(part: Tensor) -> None:
+    if isinstance(part, Waiting):
+        part._mark_used(True)

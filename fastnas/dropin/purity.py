@@ -1,0 +1,171 @@
+"""Tells whether a forward does the same whenever its module, arguments and constants are the same.
+
+Such a forward may be run once without values, and what it did be done again without running it
+(`plans`). It is told by its code: which names it reads, and that it keeps nothing.
+"""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import dis
+import inspect
+import re
+from collections.abc import Iterator
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+
+from fastnas.nn.built import KNOWN
+from fastnas.nn.facts import behaviour
+
+_LIBRARIES = ("torch", "math", "operator", "itertools", "functools")
+_BUILTINS = frozenset(
+    name
+    for names in (
+        "abs all any bool dict enumerate float getattr hasattr int isinstance len list map max min",
+        "range reversed set slice sorted str sum super tuple type zip",
+        "NotImplementedError RuntimeError TypeError ValueError",
+    )
+    for name in names.split()
+)
+_KEEPS = re.compile("(STORE|DELETE)_(GLOBAL|ATTR|SUBSCR)|IMPORT_NAME")
+"""Instructions by which something outlives the call."""
+_CATCHES = re.compile("CHECK_EXC_MATCH|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFORE|SETUP)_WITH")
+"""Instructions of `try` and `with`: a tensor without values raises, and modes may be set."""
+_READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
+_NOT_ALIKE = re.compile(
+    r"^(is_|get_|set_)|rand|bernoulli|dropout|normal|seed|multinomial|enabled|^(device|requires_grad"
+    r"|grad|grad_fn|stride|storage|untyped_storage|data_ptr|layout|names|_version|train|eval)$"
+)
+"""Attributes that draw numbers, tell or set modes, or differ for a tensor without values."""
+
+
+class Impure(Exception):
+    """Says why a forward may do something else in the next call."""
+
+
+class Constants:
+    """Holds all that the forwards of some modules read besides their arguments and parts.
+
+    Args:
+        modules: those of classes of the user, outside of candidates.
+
+    Raises:
+        Impure: a forward reads or keeps something else.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.names: list[tuple[dict[str, Any], str, object]] = []
+        self.cells: list[tuple[Any, object]] = []
+        self.containers: list[tuple[object, object]] = []
+        self._seen: set[CodeType] = set()
+        for module in modules:
+            if behaviour(type(module)) in KNOWN or type(module).__module__.startswith("torch."):
+                continue
+            for name, value in vars(module).items():
+                if name not in _OF_TORCH:
+                    self._hold(value, f"{type(module).__name__}.{name}")
+            if module._parameters or module._buffers:
+                raise Impure(f"{type(module).__name__} has tensors of its own")
+            self._function(type(module).forward, type(module))
+
+    def unchanged(self) -> bool:
+        """Tells whether all of it is what it was."""
+        # A builtin stands in no dict of globals; one that is put before it is found there.
+        return (
+            all(held.get(name, _ABSENT) is value for held, name, value in self.names)
+            and all(cell.cell_contents is value for cell, value in self.cells)
+            and all(now == then for now, then in self.containers)
+        )
+
+    def _hold(self, value: object, what: str) -> None:
+        """Takes a plain value, or a container of plain ones, whose contents may change."""
+        if isinstance(value, list | dict | set):
+            _check_plain(value, what)
+            self.containers.append((value, copy.deepcopy(value)))
+        elif not callable(value):
+            _check_plain(value, what)
+
+    def _function(self, function: Any, kind: type) -> None:
+        """Takes what a function in Python reads, and those that it calls."""
+        function = inspect.unwrap(function)
+        if not isinstance(function, FunctionType):
+            raise Impure(f"{function!r} is no function in Python")
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+            if name != "__class__":
+                self._value(cell.cell_contents, name, kind)
+            self.cells.append((cell, cell.cell_contents))
+        for code in _nested(function.__code__):
+            if code not in self._seen:
+                self._seen.add(code)
+                self._code(code, function.__globals__, kind)
+
+    def _code(self, code: CodeType, held: dict[str, Any], kind: type) -> None:
+        steps = list(dis.get_instructions(code))
+        for before, step in zip([None, *steps], steps):
+            if _KEEPS.match(step.opname) or _CATCHES.match(step.opname):
+                raise Impure(f"{code.co_name}: {step.opname} {step.argval}")
+            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+                name = step.argval
+                self.names.append((held, name, held.get(name, _ABSENT)))
+                if name in held:
+                    self._value(held[name], name, kind)
+                elif name not in _BUILTINS:
+                    raise Impure(f"{code.co_name} calls {name}")
+            elif step.opname in _READS:
+                # Its settings may have any names.
+                own_setting = before is not None and before.argval == "self"
+                if _NOT_ALIKE.search(step.argval) and not own_setting:
+                    raise Impure(f"{code.co_name} reads {step.argval}")
+                own = inspect.getattr_static(kind, step.argval, None)
+                own = own.fget if isinstance(own, property) else own
+                own = own.__func__ if isinstance(own, staticmethod | classmethod) else own
+                # Those of torch ask for nothing but parts.
+                if isinstance(own, FunctionType) and not _is_library(own):
+                    self._function(own, kind)
+
+    def _value(self, value: object, name: str, kind: type) -> None:
+        if isinstance(value, ModuleType):
+            if not value.__name__.startswith(_LIBRARIES):
+                raise Impure(f"it reads the module {value.__name__}")
+        elif isinstance(value, BuiltinFunctionType):
+            if not _is_library(value) and getattr(builtins, name, None) is not value:
+                raise Impure(f"it calls {name}")
+        elif isinstance(value, type):
+            if not (issubclass(value, nn.Module) or _is_library(value)):
+                raise Impure(f"it uses the class {name}")
+        elif callable(value):
+            if not _is_library(value):
+                self._function(value, kind)
+        else:
+            self._hold(value, name)
+
+
+_ABSENT = object()
+_OF_TORCH = {*vars(nn.Module()), "forward", "new"}
+
+
+def _is_library(value: Any) -> bool:
+    module = getattr(value, "__module__", None) or ""
+    return module.split(".")[0].lstrip("_") in (*_LIBRARIES, "builtins")
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    """Yields the code of a function and of those written in it, generators for one."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+def _check_plain(value: object, what: str) -> None:
+    """Raises `Impure` for what is no plain value, and no container of such."""
+    if isinstance(value, dict):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            _check_plain(item, what)
+    elif not (value is None or isinstance(value, bool | int | float | str | type)):
+        raise Impure(f"it reads {what}, a {type(value).__name__}")
