@@ -345,19 +345,30 @@ template <class T> struct Backward : BackwardSums<T> {
   }
 
   // Goes from partial sums [groups][taps][input][width] to [output][input][taps]. The groups are added a vector
-  // at a time: at 64 channels there are 16 times 36,864 numbers of each 3x3 convolution.
+  // at a time: at 64 channels there are 16 times 36,864 numbers of each 3x3 convolution. A tile of 16 inputs is
+  // gathered first and then written output by output, 144 values in a row: value by value the writes of a vector
+  // went to 16 lines each, and the pass took 4 % of a step of NAS-Bench-201.
   void finish_dense(const EdgeTerm& t, const A* partial) {
+    constexpr int kInputs = 16, kTaps = 9;
     T* dV = static_cast<T*>(p.dparams[t.param]);
     const int taps = t.size * t.size;
-    for (int tap = 0; tap < taps; ++tap)
-      for (int in = 0; in < C; ++in)
-        for (int b = 0; b < blocks; ++b) {
-          const A* at = partial + (int64_t(tap) * width + in) * width + b * L;
-          Wide<A> sum{};
-          for (int g = 0; g < groups; ++g) sum += __builtin_convertvector(get(at + g * this->dense_sums(t)), Wide<A>);
-          for (int lane = 0; lane < L && b * L + lane < C; ++lane)
-            dV[(int64_t(b * L + lane) * C + in) * taps + tap] = store<T>(A(sum[lane]));
-        }
+    A tile[L][kInputs][kTaps];
+    for (int b = 0; b < blocks; ++b)
+      for (int first = 0; first < C; first += kInputs) {
+        const int inputs = std::min(kInputs, C - first);
+        for (int tap = 0; tap < taps; ++tap)
+          for (int in = 0; in < inputs; ++in) {
+            const A* at = partial + (int64_t(tap) * width + first + in) * width + b * L;
+            Wide<A> sum{};
+            for (int g = 0; g < groups; ++g)
+              sum += __builtin_convertvector(get(at + g * this->dense_sums(t)), Wide<A>);
+            for (int lane = 0; lane < L; ++lane) tile[lane][in][tap] = A(sum[lane]);
+          }
+        for (int lane = 0; lane < L && b * L + lane < C; ++lane)
+          for (int in = 0; in < inputs; ++in)
+            for (int tap = 0; tap < taps; ++tap)
+              dV[(int64_t(b * L + lane) * C + first + in) * taps + tap] = store<T>(tile[lane][in][tap]);
+      }
   }
 
   // The order of the passes is told at the top of the file. The folded matrices of forward are made again from the

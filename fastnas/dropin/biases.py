@@ -14,10 +14,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from fastnas.dropin.weights import Scalar
 from fastnas.nn.parts import Candidate
 from fastnas.ops.batch_norm import Running
-
-Scalar = Tensor | float
 
 
 class Biases:
@@ -51,7 +50,7 @@ class Biases:
         own = [p.new_zeros(len(p)) if b is None else b for p, b in zip(self.params, self.own)]
         if not self.halves:
             # Those of a strided skip belong to one batch norm, each to half of the channels.
-            return [torch.cat(own)]
+            return own if len(own) == 1 else [torch.cat(own)]
         # The pointwise convolution [C, C, 1, 1] of each half adds up what the depthwise one shifts.
         return [
             own[2 * half + 1] if self.own[2 * half] is None
@@ -59,24 +58,11 @@ class Biases:
             for half in range(self.halves)
         ]  # fmt: skip
 
-    def move(self, running: Iterable[Running], momentum: float) -> None:
-        """Adds to running means, which moved by what the kernels saw, what these did not see."""
-        with torch.no_grad():
-            for (mean, _), shift in zip(running, self.shifts()):
-                mean.add_(shift, alpha=momentum)
-
     def taken_off(self, running: list[Running]) -> list[Running]:
         """Returns given statistics as those of what the kernels see."""
         if not self.held:
             return running
         return [(mean - s.detach(), var) for (mean, var), s in zip(running, self.shifts())]
-
-    def tied(self, weight: Scalar | None) -> Scalar | None:
-        """Returns the weight, tied to biases whose gradient is 0, and not None, in training."""
-        wanted = [b for b in self.held if b.requires_grad]
-        if not wanted or not torch.is_grad_enabled():
-            return weight
-        return (1.0 if weight is None else weight) + sum(0 * b.sum() for b in wanted)
 
     def need_gradients(self) -> list[bool]:
         """Tells whether gradients reach the shift of each batch norm; lists none without biases.
@@ -99,3 +85,25 @@ class Biases:
         (_, var), shift = running, self.shifts()[-1]
         term = (var + eps).rsqrt() * (shift - shift.detach())
         return term if weight is None else weight * term
+
+
+def move(calls: Iterable[tuple[Biases, list[Running]]], momentum: float) -> None:
+    """Adds to running means, which moved by what the kernels saw, what these did not see.
+
+    Args:
+        calls: the biases of each, and its running statistics.
+    """
+    held = [(biases, running) for biases, running in calls if biases.held and running]
+    if held:
+        with torch.no_grad():
+            means = [mean for _, running in held for mean, _ in running]
+            shifts = [shift for biases, _ in held for shift in biases.shifts()]
+            torch._foreach_add_(means, shifts, alpha=momentum)
+
+
+def tied(weights: Tensor, calls: Iterable[Biases]) -> Tensor:
+    """Returns mixing weights, tied to biases whose gradient is 0, and not None, in training."""
+    wanted = [b for biases in calls for b in biases.held if b.requires_grad]
+    if not wanted or not torch.is_grad_enabled():
+        return weights
+    return weights + 0 * torch.cat(wanted).sum().to(weights)

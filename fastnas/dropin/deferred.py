@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fastnas.dropin.changing import Changing, Self
-from fastnas.dropin.pending import Scalar
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, layout_of, real
+from fastnas.dropin.weights import Scalar
 
 
 def _as_scalar(value: Any, dtype: torch.dtype) -> Scalar | None:

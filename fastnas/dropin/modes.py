@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -83,6 +83,11 @@ def leaves_hooks() -> bool:
 def version(x: Tensor) -> int:
     """Returns a number that grows when x is changed in place; inference tensors have none."""
     return 0 if x.is_inference() else x._version
+
+
+def versions(tensors: Iterable[Tensor]) -> int:
+    """Returns the sum of their versions."""
+    return sum([0 if t.is_inference() else t._version for t in tensors])
 
 
 def changed(what: str) -> str:

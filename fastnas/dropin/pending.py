@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from fastnas.backends import accumulation_dtype
-from fastnas.dropin.biases import Biases, Scalar
-from fastnas.dropin.modes import Modes, autocast_now, changed, version
+from fastnas.dropin.biases import Biases, move, tied
+from fastnas.dropin.modes import Modes, autocast_now, changed, version, versions
 from fastnas.dropin.tally import Site
+from fastnas.dropin.weights import Weight, scalar, stacked
 from fastnas.nn.parts import Candidate, Tensors
 from fastnas.nn.run import count
 from fastnas.ops import mixed_edges
@@ -29,26 +30,6 @@ if TYPE_CHECKING:
     from fastnas.dropin.sums import Sum
 
 logger = logging.getLogger("fastnas")
-
-
-class Element(NamedTuple):
-    """Names an element of a tensor of mixing weights; all those of a sum are looked up at once."""
-
-    of: Tensor
-    place: int
-    """Counted row by row."""
-
-    def value(self) -> Tensor:
-        return self.of.reshape(-1)[self.place]
-
-
-Weight = Scalar | Element | None
-"""What weighs a candidate; None stands for 1."""
-
-
-def scalar(weight: Weight) -> Scalar | None:
-    """Returns the weight as what can be computed with."""
-    return weight.value() if isinstance(weight, Element) else weight
 
 
 class Manner(NamedTuple):
@@ -138,9 +119,9 @@ class Call:
 
     def _versions(self) -> int:
         """Adds up versions of what it reads besides its input, which a change raises."""
-        found = sum(map(version, (*self.tensors.params, *self.biases.held)))
+        found = versions(self.tensors.params) + versions(self.biases.held)
         if not self.manner.training:  # in training the order of the calls is that of the moves
-            found += sum(version(t) for pair in self.tensors.running for t in pair)
+            found += sum(map(versions, self.tensors.running))
         return found
 
     @property
@@ -152,12 +133,6 @@ class Call:
         """Returns running statistics: in training to move, else to normalise by."""
         pairs = self.tensors.running
         return pairs if self.manner.training else self.biases.taken_off(pairs)
-
-    def tied(self, weight: Weight) -> Weight:
-        """Returns the weight, from which biases have the gradients that they have in training."""
-        if not (self.manner.training and self.biases.held):
-            return weight
-        return self.biases.tied(scalar(weight))
 
     def by_halves(self) -> Call:
         """Returns the second half of a separable convolution, whose input is computed here.
@@ -299,15 +274,18 @@ def _weighted(weight: Weight, value: Tensor) -> Tensor:
     return value if factor is None else factor * value
 
 
-def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> Tensor:
+def compute_nodes(
+    nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = (), hidden: int = 0
+) -> Tensor:
     """Computes nodes, of terms of one manner, by one `mixed_edges`; moves statistics of new calls.
 
     Args:
         nodes: the terms of each; a later one may read those before it.
         sums: what stands for each of them where a term reads it, if there are several.
+        hidden: how many of the nodes, the first ones, nobody needs but the others.
 
     Returns:
-        [N, nodes C, H, W], one node after the other.
+        [N, (nodes - hidden) C, H, W], one node after the other.
     """
     # Of each edge the state that it leaves, by its id, the node that it enters, and its terms.
     edges: dict[tuple[int, int, int], list[Term]] = {}
@@ -339,12 +317,13 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
         # Batch norms that keep no statistics are in a group of their own.
         running = [pair for call in calls for pair in call.statistics()] or None
     like = next(iter(x.values()))
+    biases = [call.biases for call in calls if manner.training and call.biases.held]
     with _autocast(manner, like.device), _again_if_stopped(moves, nodes, sums):
         y = mixed_edges(
             list(x.values()),
-            _weights([[call.tied(weight) for weight, call in row] for row in rows], like),
+            tied(stacked([[weight for weight, _ in row] for row in rows], like), biases),
             [p for call in calls for p in call.tensors.params],
-            _table(links, len(x), len(nodes)),
+            _table(links, len(x), len(nodes), len(nodes) - hidden),
             running=running,
             momentum=manner.momentum,
             training=manner.training,
@@ -354,8 +333,8 @@ def compute_nodes(nodes: Sequence[Sequence[Term]], sums: Sequence[Sum] = ()) -> 
         )
     if moves:
         count([c for call in calls for c in call.tensors.counters])
+        move([(call.biases, call.tensors.running) for call in calls], manner.momentum)
         for call in calls:
-            call.biases.move(call.tensors.running, manner.momentum)
             call.ran = True
     # Under autocast all is computed as the convolutions are, and the sum is as wide as its terms.
     y = y.to(reduce(torch.promote_types, (call.dtype for call in calls)))
@@ -399,50 +378,15 @@ def _autocast(manner: Manner, device: torch.device) -> AbstractContextManager[An
 
 @lru_cache(maxsize=256)
 def _table(
-    links: tuple[tuple[int, int, int, tuple[EdgeTerm | None, ...]], ...], inputs: int, nodes: int
+    links: tuple[tuple[int, int, int, tuple[EdgeTerm | None, ...]], ...],
+    inputs: int,
+    nodes: int,
+    outputs: int,
 ) -> EdgeTable:
     """Returns the table of edges, each a state, a node, a stride and terms (None: zeros)."""
     rows = []
     for source, target, stride, terms in links:
         kept = tuple(term for term in terms if term is not None)
         rows.append(Edge(source, target, stride, kept))
-    return EdgeTable(inputs, nodes, max(len(terms) for *_, terms in links), tuple(rows))
-
-
-def _weights(rows: list[list[Weight]], like: Tensor) -> Tensor:
-    """Returns mixing weights [edges, candidates], filled up with zeros."""
-    given = (w.of if isinstance(w, Element) else w for row in rows for w in row)
-    dtypes = {w.dtype for w in given if isinstance(w, Tensor)}
-    dtype = reduce(torch.promote_types, dtypes, like.dtype)
-    one = like.new_ones((), dtype=dtype if dtype.is_floating_point else like.dtype)
-    K, zero = max(map(len, rows)), 0.0
-    # Where each of them lies in what is put together: whole tensors of weights, then scalars.
-    vectors: dict[int, Tensor] = {}
-    starts: dict[int, int] = {}
-    scalars: list[Tensor] = []
-    length = 0
-    for row in rows:
-        for w in row:
-            if isinstance(w, Element) and id(w.of) not in vectors:
-                vectors[id(w.of)], starts[id(w.of)] = w.of.to(one).reshape(-1), length
-                length += w.of.numel()
-    places = []
-    for row in rows:
-        for w in (*row, *[zero] * (K - len(row))):
-            if isinstance(w, Element):
-                places.append(starts[id(w.of)] + w.place)
-                continue
-            places.append(length + len(scalars))
-            scalars.append(w.to(one) if isinstance(w, Tensor) else one if w is None else w * one)
-    parts = [*vectors.values(), *([torch.stack(scalars)] if scalars else [])]
-    flat = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if places != list(range(len(flat))):
-        flat = flat[_index(tuple(places), flat.device)]
-    return flat.view(len(rows), K)
-
-
-@lru_cache(maxsize=256)
-def _index(places: tuple[int, ...], device: torch.device) -> Tensor:
-    # Kept, since a copy to a GPU waits for all that runs there.
-    with torch.inference_mode(False):
-        return torch.tensor(places, device=device)
+    candidates = max(len(terms) for *_, terms in links)
+    return EdgeTable(inputs, nodes, candidates, tuple(rows), outputs)

@@ -21,12 +21,13 @@ from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.candidates import candidate_call, candidate_forward, why_not
 from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import Modes, autocast_now, must_not_wait
-from fastnas.dropin.pending import Call, Element
+from fastnas.dropin.pending import Call
 from fastnas.dropin.purity import Constants, Impure
 from fastnas.dropin.rehearsal import Entry, NoPlan, Origin, Program, Rehearsal, rehearsal_now
 from fastnas.dropin.replacements import is_replaced
 from fastnas.dropin.sums import Sum, Watched, watch
 from fastnas.dropin.waiting import Waiting, layout_of, real
+from fastnas.dropin.weights import Element
 from fastnas.nn.facts import Facts, has_global_hooks, has_own_forward, hooks
 
 logger = logging.getLogger("fastnas")
@@ -196,7 +197,9 @@ def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
         source = sources[call.source]
         if why_not(call.candidate, source, call.module, call.settings) is not None:
             return None
-    modes, calls, sums = Modes.now(), list[Call](), dict[int, Sum]()
+    modes = Modes.now()
+    calls: list[Call] = []
+    sums: dict[int, Sum] = {}
 
     def node(i: int) -> Sum:
         if i not in sums:
@@ -207,7 +210,7 @@ def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
             ]
             watched: Watched = tuple(one for i in planned.weights for one in watch(values[i]))
             sums[i] = Sum(terms, (), planned.size, modes, watched)
-            sums[i].is_new = planned.is_new
+            sums[i].is_new, sums[i].readers = planned.is_new, program.readers[i]
         return sums[i]
 
     for call in program.calls:

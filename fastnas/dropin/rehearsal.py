@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +91,8 @@ class Program(NamedTuple):
     origins: tuple[Origin, ...]
     read: frozenset[Origin | int]
     """Those that candidates read."""
+    readers: tuple[int | None, ...]
+    """How many candidates read each sum, None where it is returned as well."""
     checked: tuple[PlannedCall, ...]
     """Calls that stand for all others when the fused ops are asked whether they can serve them."""
 
@@ -112,7 +115,9 @@ class Program(NamedTuple):
         parts = tuple(calls), tuple(sums), tuple(blocks)
         shape = y.format, y._moves, y._like
         inputs = frozenset(call.source for call in calls)
-        return cls(*parts, *shape, tuple(origins), inputs, tuple(checked.values()))
+        count = Counter(call.source for call in calls)
+        readers = tuple(None if i in blocks else count[i] for i in range(len(sums)))
+        return cls(*parts, *shape, tuple(origins), inputs, readers, tuple(checked.values()))
 
 
 class Rehearsed:

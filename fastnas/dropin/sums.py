@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import reduce
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -12,14 +14,13 @@ from torch import Tensor
 from fastnas.dropin.modes import Modes, changed, version
 from fastnas.dropin.pending import (
     Call,
-    Element,
-    Scalar,
     Term,
     compute,
     compute_nodes,
     each_once,
     grouped,
 )
+from fastnas.dropin.weights import Scalar, scaled
 
 Watched = tuple[tuple[Tensor, int], ...]
 """Tensors that wait in a sum, with the version of each."""
@@ -82,6 +83,8 @@ class Sum:
         """Whether candidates that wait read it, so that it is needed as a value."""
         self.was_read = False
         """Whether candidates were computed from it, which do not pass through what others see."""
+        self.readers: int | None = None
+        """How many candidates read it, if nobody else can; None where anybody may."""
         self.slot: Slot | None = None
         """Where its values came from, if several nodes were computed by one call."""
         self._version = 0
@@ -128,8 +131,9 @@ class Sum:
             for node in nodes:
                 node.check()
             with self.modes.restored():
+                hidden = _hidden(nodes)
                 if len(nodes) > 1:
-                    y = compute_nodes([each_once(node.terms) for node in nodes], nodes)
+                    y = compute_nodes([each_once(node.terms) for node in nodes], nodes, hidden)
                     values = y.split(self.size[1], dim=1)
                 else:
                     fused = [compute(self.terms)] if self.terms else []
@@ -137,10 +141,10 @@ class Sum:
                     # A sum of one is that one.
                     copies = self.is_new and any(y is one for one in self.dense)
                     values = (y.clone() if copies else y,)
-            for i, (node, value) in enumerate(zip(nodes, values)):
+            for i, (node, value) in enumerate(zip(nodes[hidden:], values)):
                 node.hold(value)
                 if len(nodes) > 1:
-                    node.slot = Slot(y, i, len(nodes))
+                    node.slot = Slot(y, i, len(values))
                     node.was_read |= node is not self
         return self.dense[0]
 
@@ -170,7 +174,8 @@ class Sum:
     def times(self, scale: Scalar) -> Sum:
         """Returns scale s; the check of what waits comes first, since products are new tensors."""
         self.check()
-        terms = _scaled(self.terms, scale)
+        weights = scaled([w for w, _ in self.terms], scale)
+        terms = [(w, call) for w, (_, call) in zip(weights, self.terms)]
         # A factor of 1 becomes the scale itself.
         waits = any(w is None for w, _ in self.terms)
         watched = watch(scale) if waits and isinstance(scale, Tensor) else ()
@@ -187,26 +192,6 @@ class Sum:
         watched = self._parts() + other._parts()
         terms, dense = self.terms + other.terms, self.dense + other.dense
         return Sum(terms, dense, self.size, self.modes, watched, like=(self, other))
-
-
-def _scaled(terms: Sequence[Term], scale: Scalar) -> list[Term]:
-    """Returns terms with their weights times a scalar."""
-    # One product for all elements of a tensor, unless that is of another dtype, and the product of
-    # an element alone would be of a third one.
-    scaled: dict[int, Tensor] = {}
-    found: list[Term] = []
-    for w, call in terms:
-        if isinstance(w, Element):
-            if isinstance(scale, Tensor) and scale.dtype != w.of.dtype:
-                w = w.value() * scale
-            else:
-                if id(w.of) not in scaled:
-                    scaled[id(w.of)] = w.of * scale
-                w = Element(scaled[id(w.of)], w.place)
-        else:
-            w = scale if w is None else w * scale
-        found.append((w, call))
-    return found
 
 
 def joined(sums: Sequence[Sum]) -> Tensor:
@@ -255,6 +240,17 @@ def _nodes(last: Sum) -> list[Sum]:
             other.computed()
 
 
+def _hidden(nodes: Sequence[Sum]) -> int:
+    """Counts the first nodes of a call that nobody but others of its nodes can read.
+
+    They get no values. Where one of their calls is needed again (two sums were made of the last
+    node), it runs again.
+    """
+    read = Counter(id(call.source) for node in nodes for call in {call for _, call in node.terms})
+    inside = (node.readers == read[id(node)] for node in nodes[:-1])
+    return sum(1 for _ in takewhile(bool, inside))
+
+
 def _reach(last: Sum) -> tuple[list[Sum], list[Sum]]:
     """Returns the sums that are to be nodes of one call, the last one last, and those that cannot.
 
@@ -266,21 +262,30 @@ def _reach(last: Sum) -> tuple[list[Sum], list[Sum]]:
         return [last], [source for _, source in last.sources()]
     nodes: list[Sum] = []
     others: list[Sum] = []
-    taken = {id(call) for _, call in last.terms}
-
-    def visit(node: Sum) -> None:
-        for stride, source in node.sources():
-            if any(source is known for known in (*nodes, *others)):
-                continue
-            # Each call moves statistics once, and so it has one place.
-            own = {id(c) for _, c in source.terms}
-            fits = stride == 1 and not source.is_output
-            if fits and not own & taken and _common(source) == common:
-                taken.update(own)
-                visit(source)
-            else:
-                others.append(source)
-        nodes.append(node)
-
-    visit(last)
+    _visit(last, common, nodes, others, {id(call) for _, call in last.terms})
     return nodes, others
+
+
+def _visit(
+    node: Sum, common: object, nodes: list[Sum], others: list[Sum], taken: set[int]
+) -> None:
+    """Adds a sum to the nodes, after those of its sources that can be nodes; the rest to others.
+
+    Args:
+        common: what terms of nodes have in common.
+        taken: ids of the calls that have a place.
+    """
+    # A function of the module: one inside of `_reach` that calls itself would keep the sums, and
+    # their tensors, until the garbage collector comes.
+    for stride, source in node.sources():
+        if any(source is known for known in (*nodes, *others)):
+            continue
+        # Each call moves statistics once, and so it has one place.
+        own = {id(c) for _, c in source.terms}
+        fits = stride == 1 and not source.is_output
+        if fits and not own & taken and _common(source) == common:
+            taken.update(own)
+            _visit(source, common, nodes, others, taken)
+        else:
+            others.append(source)
+    nodes.append(node)

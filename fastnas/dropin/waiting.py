@@ -301,6 +301,17 @@ class Waiting(Tensor):
 
 def real(value: Any) -> Any:
     """Returns the value with tensors in place of deferred sums, in containers as well."""
+    if isinstance(value, Waiting):
+        return value.tensor()
+    # What functions of torch are given is nearly always one of these; the walk through any
+    # container takes 10 us, and leaves cycles to the garbage collector.
+    if value is None or isinstance(value, Tensor | int | float | str | torch.dtype | torch.Size):
+        return value
+    kind = type(value)
+    if kind is tuple or kind is list:
+        return kind([real(item) for item in value])
+    if kind is dict:
+        return {key: real(item) for key, item in value.items()}
     # A tuple in place of a size would be taken for values, by `Tensor.new`.
     return tree_map(
         lambda v: v.tensor() if isinstance(v, Waiting) else v,
