@@ -8,7 +8,6 @@ with the gradient r of s is added to what they return.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -28,20 +27,14 @@ class Biases:
     """
 
     def __init__(self, candidate: Candidate, params: list[Tensor]) -> None:
-        self.params, self.halves = params, candidate.halves
-        self._keep([conv._parameters.get("bias") for conv in candidate.convs])
-
-    def _keep(self, own: list[Tensor | None]) -> None:
-        self.own = own
-        self.held = [b for b in own if b is not None]
+        self.candidate, self.params = candidate, params
+        self.own: list[Tensor | None] = [c._parameters.get("bias") for c in candidate.convs]
+        self.held = [b for b in self.own if b is not None]
         """Those that there are."""
 
-    def half(self, index: int) -> Biases:
-        """Returns those of one half of a separable convolution."""
-        own, half = slice(2 * index, 2 * index + 2), copy.copy(self)
-        half.params, half.halves = self.params[own], 1
-        half._keep(self.own[own])
-        return half
+    @property
+    def halves(self) -> int:
+        return self.candidate.halves
 
     def shifts(self) -> list[Tensor]:
         """Returns the shift [C] of what each batch norm is given, with its gradients; or none."""

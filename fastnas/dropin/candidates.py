@@ -24,14 +24,14 @@ from fastnas.dropin.modes import (
     must_not_wait,
 )
 from fastnas.dropin.pending import Call, Manner
-from fastnas.dropin.rehearsal import NoPlan, Rehearsal, rehearsal_now
+from fastnas.dropin.rehearsal import NoPlan, PlannedCall, Rehearsal, rehearsal_now
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
 from fastnas.dropin.waiting import layout_of, real
 from fastnas.nn.facts import has_global_hooks, hooks
-from fastnas.nn.parts import Candidate, Preprocess, is_by_batch
+from fastnas.nn.parts import Candidate, Preprocess, Tensors, is_by_batch
 from fastnas.nn.reading import Reading
 from fastnas.nn.run import How, preprocessed_state, why_not_state
 
@@ -93,7 +93,8 @@ def _rehearsed(
     given, found = _input(module, args, kwargs), settings.reading.read(module)
     if not isinstance(found, Candidate) or isinstance(given, str):
         raise NoPlan(f"{type(module).__name__} is no candidate here")
-    return rehearsal.call(module, settings, found, given)
+    manner = manner_of(found, settings, rehearsal.autocast)
+    return rehearsal.call(PlannedCall(module, settings, found, -1, manner), given)
 
 
 @replacement
@@ -110,20 +111,30 @@ def _counted(
     return _deferred(settings, found, given, x)
 
 
-def candidate_call(settings: Settings, found: Candidate, x: _Source, modes: Modes) -> Call:
-    """Returns a new call of a candidate that reads x."""
+def manner_of(found: Candidate, settings: Settings, autocast: torch.dtype | None) -> Manner:
+    """Returns how a candidate is computed as its batch norms are now."""
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.is_by_batch or not found.norms
     norm = found.norms[0] if found.norms else None
     eps = 1e-5 if norm is None else norm.eps
     # Outside of training nothing moves, and calls of any momentum share a kernel.
     momentum = cast(float, norm.momentum) if norm is not None and training else 0.0
+    return Manner(training, autocast, eps, momentum, settings.memory, settings.backend)
+
+
+def candidate_call(
+    settings: Settings,
+    found: Candidate,
+    tensors: Tensors,
+    x: _Source,
+    manner: Manner,
+    modes: Modes,
+) -> Call:
+    """Returns a new call of a candidate that reads x."""
     before = None if settings.last is None else settings.last()
     if before is not None:
-        before.settle(training)
-    autocast = autocast_now(x.device)
-    manner = Manner(training, autocast, eps, momentum, settings.memory, settings.backend)
-    call = Call(found, found.tensors(), x, manner, settings.site, modes)
+        before.settle(manner.training)
+    call = Call(found, tensors, x, manner, settings.site, modes)
     settings.last = weakref.ref(call)
     return call
 
@@ -132,7 +143,8 @@ def _deferred(
     settings: Settings, found: Candidate, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     modes = Modes.now()
-    call = candidate_call(settings, found, x, modes)
+    manner = manner_of(found, settings, autocast_now(x.device))
+    call = candidate_call(settings, found, found.tensors(), x, manner, modes)
     # Sizes are rounded up, as convolutions and pools with this padding do.
     rows, cols = (-(-size // found.stride) for size in x.shape[2:])
     shape = torch.Size((*x.shape[:2], rows, cols))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -85,9 +85,12 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def versions(tensors: Iterable[Tensor]) -> int:
+def versions(tensors: Sequence[Tensor]) -> int:
     """Returns the sum of their versions."""
-    return sum([0 if t.is_inference() else t._version for t in tensors])
+    try:
+        return sum([t._version for t in tensors])
+    except RuntimeError:  # one of them is an inference tensor
+        return sum(map(version, tensors))
 
 
 def changed(what: str) -> str:

@@ -151,7 +151,8 @@ class Call:
         half.source, half.version, half.has_gradient = x, version(x), x.requires_grad
         own = slice(2 * index, 2 * index + 2)
         half.tensors = Tensors(params[own], running[index : index + 1], [])
-        half.candidate, half.biases = self.candidate.half(index), self.biases.half(index)
+        half.candidate = self.candidate.half(index)
+        half.biases = Biases(half.candidate, half.tensors.params)
         half.weights = half._versions()
         return half
 

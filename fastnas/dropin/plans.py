@@ -29,6 +29,7 @@ from fastnas.dropin.sums import Sum, Watched, watch
 from fastnas.dropin.waiting import Waiting, layout_of, real
 from fastnas.dropin.weights import Element
 from fastnas.nn.facts import Facts, has_global_hooks, has_own_forward, hooks
+from fastnas.nn.parts import Tensors
 
 logger = logging.getLogger("fastnas")
 MOST = 8
@@ -49,9 +50,23 @@ class _Seen:
     facts: Facts
     constants: Constants
     programs: dict[Hashable, _Zeros] = field(default_factory=dict)
+    looked_up: tuple[Program, list[int], list[Tensors]] | None = None
+    """The tensors of the calls of a program, and the versions of the dicts that hold them."""
 
     def holds(self) -> bool:
         return self.facts.hold() and self.constants.unchanged()
+
+    def tensors(self, program: Program) -> list[Tensors]:
+        """Returns what the candidates of a program compute with, in its order.
+
+        Looked up again once a module was written to, as `functional_call` does.
+        """
+        now = self.facts.versions
+        known = self.looked_up
+        if known is None or known[0] is not program or known[1] is not now:
+            known = program, now, [call.candidate.tensors() for call in program.calls]
+            self.looked_up = known
+        return known[2]
 
 
 class Plans:
@@ -84,7 +99,7 @@ class Plans:
         autocast = autocast_now(device)
         key = len(args), tuple(kwargs), autocast, described
         program = self._program(seen, key, module, args, kwargs, autocast)
-        return None if program is None else _run(program, values)
+        return None if program is None else _run(program, seen.tensors(program), values)
 
     def _look(self, module: nn.Module) -> _Seen | None:
         """Returns what was seen of the module, if it still is that; else looks at it."""
@@ -184,7 +199,7 @@ def _zeros(values: Sequence[Any]) -> Hashable:
     return tuple(tuple((w.detach() == 0).flatten().tolist()) for w in weights)
 
 
-def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
+def _run(program: Program, tensors: Sequence[Tensors], values: Sequence[Any]) -> DeferredSum | None:
     """Makes the calls and the sums of a program; None where the fused ops cannot serve them."""
     given = {origin: _part(values[origin.argument], origin) for origin in program.origins}
     sources = {
@@ -213,7 +228,7 @@ def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
             sums[i].is_new, sums[i].readers = planned.is_new, program.readers[i]
         return sums[i]
 
-    for call in program.calls:
+    for call, own in zip(program.calls, tensors):
         if isinstance(call.source, Origin):
             read = sources[call.source]
             if call.candidate.name == "skip_connect":
@@ -223,7 +238,7 @@ def _run(program: Program, values: Sequence[Any]) -> DeferredSum | None:
             read.is_node = True
         if not call.candidate.is_open:  # a pool counts once no batch norm has come
             call.settings.site.ran_fused()
-        calls.append(candidate_call(call.settings, call.candidate, read, modes))
+        calls.append(candidate_call(call.settings, call.candidate, own, read, call.manner, modes))
     blocks = [
         node(block) if isinstance(block, int) else _block(given[block]) for block in program.blocks
     ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import Modes
+from fastnas.dropin.pending import Manner
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.waiting import Channels, Moved, Waiting, layout_of
 from fastnas.nn.parts import Candidate
@@ -54,6 +55,7 @@ class PlannedCall(NamedTuple):
     settings: Settings
     candidate: Candidate
     source: Origin | int
+    manner: Manner
 
 
 class PlannedSum(NamedTuple):
@@ -257,10 +259,9 @@ class Rehearsal:
 
     # ---- while the forward runs
 
-    def call(
-        self, module: nn.Module, settings: Settings, candidate: Candidate, given: Any
-    ) -> DeferredSum:
+    def call(self, planned: PlannedCall, given: Any) -> DeferredSum:
         """Returns the output of a candidate, without values, and keeps what it reads."""
+        candidate = planned.candidate
         if not isinstance(given, DeferredSum):
             raise NoPlan(f"{candidate.name} reads what is no argument")
         x = given.source()
@@ -273,7 +274,7 @@ class Rehearsal:
         dtype = x.dtype if self.autocast is None or not candidate.convs else self.autocast
         made = Rehearsed(len(self.calls), candidate, x, dtype)
         source = self._number(x) if isinstance(x, Sum) else self._origin(given)
-        self.calls.append(PlannedCall(module, settings, candidate, source))
+        self.calls.append(planned._replace(source=source))
         size = torch.Size((*x.shape[:2], rows, cols))
         is_skip = candidate.name == "skip_connect" and candidate.stride == 1
         block = Sum([(None, made)], (), size, Modes.now())  # type: ignore[list-item]

@@ -266,9 +266,7 @@ def _reach(last: Sum) -> tuple[list[Sum], list[Sum]]:
     return nodes, others
 
 
-def _visit(
-    node: Sum, common: object, nodes: list[Sum], others: list[Sum], taken: set[int]
-) -> None:
+def _visit(node: Sum, common: object, nodes: list[Sum], others: list[Sum], taken: set[int]) -> None:
     """Adds a sum to the nodes, after those of its sources that can be nodes; the rest to others.
 
     Args:
