@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastnas.backends.transforms import is_transformed
 from fastnas.dropin.candidates import candidate_call, candidate_forward, why_not
 from fastnas.dropin.deferred import DeferredSum
-from fastnas.dropin.modes import Modes, autocast_now, must_not_wait
+from fastnas.dropin.modes import Modes, autocast_now, changed, must_not_wait, version
 from fastnas.dropin.pending import Call
 from fastnas.dropin.purity import Constants, Impure
 from fastnas.dropin.rehearsal import Entry, NoPlan, Origin, Program, Rehearsal, rehearsal_now
@@ -252,9 +252,17 @@ def _part(value: Tensor, origin: Origin) -> Tensor:
         part = value.part(channels) if isinstance(value, DeferredSum) else channels.of(value)
     if origin.applied is None:
         return part
-    function, args, kwargs = origin.applied
-    made: Tensor = function(real(part), *args, **dict(kwargs))
-    return made
+    # The mixed ops that leave one state apply the same function to the same channels, once for all.
+    made = part.as_block().made if isinstance(part, Waiting) else {}
+    key = origin.applied, torch.is_grad_enabled()
+    if key not in made:
+        function, args, kwargs = origin.applied
+        y: Tensor = function(real(part), *args, **dict(kwargs))
+        made[key] = y, version(y)
+    y, before = made[key]
+    if version(y) != before:
+        raise RuntimeError(changed(f"an output of {origin.applied.function.__name__}"))
+    return y
 
 
 def _block(part: Tensor) -> Sum:

@@ -85,6 +85,8 @@ class Sum:
         """Whether candidates were computed from it, which do not pass through what others see."""
         self.readers: int | None = None
         """How many candidates read it, if nobody else can; None where anybody may."""
+        self.made: dict[object, tuple[Tensor, int]] = {}
+        """What functions made of it that several modules apply to it, with the version of each."""
         self.slot: Slot | None = None
         """Where its values came from, if several nodes were computed by one call."""
         self._version = 0
