@@ -39,6 +39,14 @@ _Input = Tensor | DeferredSum
 _Source = Tensor | Sum
 
 
+FEW_CHANNELS = 16
+"""Up to these the second half of a separable convolution is computed again as fast as it is read.
+
+A step of PC-DARTS (4 to 16 channels) took 0.99 of its time in "lean" and kept 1/9.3 in place of
+1/6.4 of eager's bytes (benchmarks/NOTES.md).
+"""
+
+
 @dataclass
 class Settings:
     """Holds the arguments of a candidate's replaced forward.
@@ -51,7 +59,7 @@ class Settings:
     """
 
     site: Site
-    memory: str
+    memory: str | None
     backend: str | None
     reading: Reading[Any]
     strict: bool = False
@@ -59,6 +67,13 @@ class Settings:
     def __post_init__(self) -> None:
         self.last: weakref.ref[Call] | None = None
         """The call before, which statistics may still wait for."""
+
+    def memory_of(self, device: torch.device, channels: int, is_dense: bool = False) -> str:
+        """Returns what is kept for backward of a cell, or a candidate, of so many channels."""
+        if self.memory is not None:
+            return self.memory
+        few = device.type == "cpu" and channels <= FEW_CHANNELS and not is_dense
+        return "minimal" if few else "lean"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "last": None}
@@ -93,7 +108,8 @@ def _rehearsed(
     given, found = _input(module, args, kwargs), settings.reading.read(module)
     if not isinstance(found, Candidate) or isinstance(given, str):
         raise NoPlan(f"{type(module).__name__} is no candidate here")
-    manner = manner_of(found, settings, rehearsal.autocast)
+    memory = settings.memory_of(rehearsal.device, given.shape[1], found.is_dense)
+    manner = manner_of(found, settings, rehearsal.autocast, memory)
     return rehearsal.call(PlannedCall(module, settings, found, -1, manner), given)
 
 
@@ -111,7 +127,9 @@ def _counted(
     return _deferred(settings, found, given, x)
 
 
-def manner_of(found: Candidate, settings: Settings, autocast: torch.dtype | None) -> Manner:
+def manner_of(
+    found: Candidate, settings: Settings, autocast: torch.dtype | None, memory: str
+) -> Manner:
     """Returns how a candidate is computed as its batch norms are now."""
     # Without a norm nothing depends on the mode, and training is what has gradients.
     training = found.is_by_batch or not found.norms
@@ -119,7 +137,7 @@ def manner_of(found: Candidate, settings: Settings, autocast: torch.dtype | None
     eps = 1e-5 if norm is None else norm.eps
     # Outside of training nothing moves, and calls of any momentum share a kernel.
     momentum = cast(float, norm.momentum) if norm is not None and training else 0.0
-    return Manner(training, autocast, eps, momentum, settings.memory, settings.backend)
+    return Manner(training, autocast, eps, momentum, memory, settings.backend)
 
 
 def candidate_call(
@@ -143,7 +161,8 @@ def _deferred(
     settings: Settings, found: Candidate, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
     modes = Modes.now()
-    manner = manner_of(found, settings, autocast_now(x.device))
+    memory = settings.memory_of(x.device, x.shape[1], found.is_dense)
+    manner = manner_of(found, settings, autocast_now(x.device), memory)
     call = candidate_call(settings, found, found.tensors(), x, manner, modes)
     # Sizes are rounded up, as convolutions and pools with this padding do.
     rows, cols = (-(-size // found.stride) for size in x.shape[2:])
@@ -183,7 +202,7 @@ def preprocess_forward(module: nn.Module, settings: Settings, *args: Any, **kwar
 def _preprocessed(
     module: nn.Module, settings: Settings, found: Preprocess, given: _Input, x: _Source
 ) -> DeferredSum | Tensor:
-    how = How(module.training, memory=settings.memory, backend=settings.backend)
+    how = How(module.training, backend=settings.backend)
     y = preprocessed_state(found, x if isinstance(x, Tensor) else x.computed(), how)
     deferred = DeferredSum.of(y, layout_of(given))
     return deferred.tensor() if must_not_wait(y.is_inference()) else deferred

@@ -38,9 +38,11 @@ class WholeSettings(Settings):
     outermost: bool = False
     skips_zeros: bool = False
 
-    def how(self, module: nn.Module) -> How:
-        """Says how a fused call of the module runs."""
-        return How(module.training, memory=self.memory, backend=self.backend)
+    def how(self, module: nn.Module, parts: CellParts, device: torch.device) -> How:
+        """Says how a fused call of the module, a cell, runs."""
+        norms = parts.layers.norms
+        memory = self.memory_of(device, norms[0].num_features) if norms else "lean"
+        return How(module.training, memory=memory, backend=self.backend)
 
 
 def _own_forward(
@@ -117,7 +119,8 @@ def cell_forward(module: nn.Module, settings: WholeSettings, *args: Any, **kwarg
     parts, (s0, s1, w) = found
     if not torch.compiler.is_compiling():
         settings.site.ran_fused(w.numel())
-    return run_cell(cast(CellParts, parts), s0, s1, w, settings.how(module))
+    assert isinstance(parts, CellParts)
+    return run_cell(parts, s0, s1, w, settings.how(module, parts, s0.device))
 
 
 @replacement

@@ -200,7 +200,7 @@ def _both_modes(module: nn.Module) -> list[nn.Module]:
 def fuse_groups(
     model: nn.Module,
     groups: list[Group],
-    memory: str,
+    memory: str | None,
     backend: str | None,
     tally: Tally,
     trials: Trials | None,

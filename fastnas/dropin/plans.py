@@ -98,7 +98,7 @@ class Plans:
         device = next(v.device for v in values if isinstance(v, Tensor))
         autocast = autocast_now(device)
         key = len(args), tuple(kwargs), autocast, described
-        program = self._program(seen, key, module, args, kwargs, autocast)
+        program = self._program(seen, key, module, args, kwargs, device, autocast)
         return None if program is None else _run(program, seen.tensors(program), values)
 
     def _look(self, module: nn.Module) -> _Seen | None:
@@ -132,6 +132,7 @@ class Plans:
         module: nn.Module,
         args: Sequence[Any],
         kwargs: Any,
+        device: torch.device,
         autocast: torch.dtype | None,
     ) -> Program | None:
         """Returns what the forward does with such arguments, known or found out now."""
@@ -145,7 +146,7 @@ class Plans:
             return program
         self.left -= 1
         versions = seen.facts.versions_now()
-        rehearsal = Rehearsal(args, kwargs, autocast)
+        rehearsal = Rehearsal(args, kwargs, device, autocast)
         try:
             program = rehearsal.run(module)
             if seen.facts.versions_now() != versions or not seen.holds():

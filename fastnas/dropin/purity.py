@@ -66,7 +66,7 @@ class Constants:
                 continue
             for name, value in vars(module).items():
                 if name not in _OF_TORCH:
-                    self._hold(value, f"{type(module).__name__}.{name}")
+                    self._value(value, f"{type(module).__name__}.{name}", type(module))
             if module._parameters or module._buffers:
                 raise Impure(f"{type(module).__name__} has tensors of its own")
             self._function(type(module).forward, type(module))
@@ -85,7 +85,7 @@ class Constants:
         if isinstance(value, list | dict | set):
             _check_plain(value, what)
             self.containers.append((value, copy.deepcopy(value)))
-        elif not callable(value):
+        else:
             _check_plain(value, what)
 
     def _function(self, function: Any, kind: type) -> None:

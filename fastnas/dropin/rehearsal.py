@@ -188,13 +188,18 @@ class Rehearsal:
 
     Args:
         args, kwargs: its arguments; tensors [N, C, H, W] are images, others mixing weights.
-        autocast: the dtype of autocast on their device, or None.
+        device: where they are.
+        autocast: the dtype of autocast there, or None.
     """
 
     def __init__(
-        self, args: Sequence[Any], kwargs: dict[str, Any], autocast: torch.dtype | None
+        self,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        device: torch.device,
+        autocast: torch.dtype | None,
     ) -> None:
-        self.autocast, self.looked_at_zeros = autocast, False
+        self.device, self.autocast, self.looked_at_zeros = device, autocast, False
         self.refused = ""
         self.calls: list[PlannedCall] = []
         self.zeros: dict[int, Tensor] = {}

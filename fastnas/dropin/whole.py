@@ -49,7 +49,7 @@ def _way(module: nn.Module) -> _Way | str:
 def replace_forward(
     module: nn.Module,
     site: Site,
-    memory: str,
+    memory: str | None,
     backend: str | None,
     trials: Trials | None,
     outermost: bool,
