@@ -42,6 +42,13 @@ _NOT_ALIKE = re.compile(
 """Attributes that draw numbers, tell or set modes, or differ for a tensor without values."""
 
 
+_OF_MODULES = set(dir(nn.Module)) - {
+    *("forward", "children", "named_children", "modules", "named_modules", "__class__"),
+    *("get_submodule", "__call__", "__init__", "training"),
+}
+"""What else modules have: it changes them, or reads their tensors."""
+
+
 class Impure(Exception):
     """Says why a forward may do something else in the next call."""
 
@@ -62,13 +69,14 @@ class Constants:
         self.containers: list[tuple[object, object]] = []
         self._seen: set[CodeType] = set()
         for module in modules:
+            # By their values it may decide, and running statistics would move.
+            if module._parameters or module._buffers:
+                raise Impure(f"{type(module).__name__} has tensors of its own")
             if behaviour(type(module)) in KNOWN or type(module).__module__.startswith("torch."):
                 continue
             for name, value in vars(module).items():
                 if name not in _OF_TORCH:
                     self._value(value, f"{type(module).__name__}.{name}", type(module))
-            if module._parameters or module._buffers:
-                raise Impure(f"{type(module).__name__} has tensors of its own")
             self._function(type(module).forward, type(module))
 
     def unchanged(self) -> bool:
@@ -79,6 +87,17 @@ class Constants:
             and all(cell.cell_contents is value for cell, value in self.cells)
             and all(now == then for now, then in self.containers)
         )
+
+    def restored(self) -> bool:
+        """Takes back what was done to the containers, and tells whether something was."""
+        changed = [(now, then) for now, then in self.containers if now != then]
+        for now, then in changed:
+            if isinstance(now, list):
+                now[:] = copy.deepcopy(then)  # type: ignore[call-overload]
+            else:
+                now.clear()  # type: ignore[attr-defined]
+                now.update(copy.deepcopy(then))  # type: ignore[attr-defined]
+        return bool(changed)
 
     def _hold(self, value: object, what: str) -> None:
         """Takes a plain value, or a container of plain ones, whose contents may change."""
@@ -119,6 +138,8 @@ class Constants:
                 own_setting = before is not None and before.argval == "self"
                 if _NOT_ALIKE.search(step.argval) and not own_setting:
                     raise Impure(f"{code.co_name} reads {step.argval}")
+                if step.argval in _OF_MODULES:
+                    raise Impure(f"{code.co_name} calls {step.argval}")
                 own = inspect.getattr_static(kind, step.argval, None)
                 own = own.fget if isinstance(own, property) else own
                 own = own.__func__ if isinstance(own, staticmethod | classmethod) else own
