@@ -11,8 +11,9 @@ from torch.utils._pytree import tree_leaves
 from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import inside_module, is_compiled, leaves_hooks
 from fastnas.dropin.plans import Plans
-from fastnas.dropin.rehearsal import NoPlan, rehearsal_now
+from fastnas.dropin.rehearsal import rehearsal_now
 from fastnas.dropin.replacements import replacement
+from fastnas.dropin.tape import NoPlan
 from fastnas.dropin.waiting import real
 from fastnas.nn.facts import has_global_hooks, hooks
 

@@ -24,11 +24,12 @@ from fastnas.dropin.modes import (
     must_not_wait,
 )
 from fastnas.dropin.pending import Call, Manner
-from fastnas.dropin.rehearsal import NoPlan, PlannedCall, Rehearsal, rehearsal_now
+from fastnas.dropin.rehearsal import PlannedCall, Rehearsal, rehearsal_now
 from fastnas.dropin.replacements import replacement
 from fastnas.dropin.say import NotFused, say_once
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tally import Site
+from fastnas.dropin.tape import NoPlan
 from fastnas.dropin.waiting import layout_of, real
 from fastnas.nn.facts import has_global_hooks, hooks
 from fastnas.nn.parts import Candidate, Preprocess, Tensors, is_by_batch

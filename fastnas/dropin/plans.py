@@ -23,9 +23,10 @@ from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import Modes, autocast_now, changed, must_not_wait, version
 from fastnas.dropin.pending import Call
 from fastnas.dropin.purity import Constants, Impure
-from fastnas.dropin.rehearsal import Entry, NoPlan, Origin, Program, Rehearsal, rehearsal_now
+from fastnas.dropin.rehearsal import Origin, Program, Rehearsal, rehearsal_now
 from fastnas.dropin.replacements import is_replaced
 from fastnas.dropin.sums import Sum, Watched, watch
+from fastnas.dropin.tape import Entry, NoPlan, played
 from fastnas.dropin.waiting import Waiting, layout_of, real
 from fastnas.dropin.weights import Element
 from fastnas.nn.facts import Facts, has_global_hooks, has_own_forward, hooks
@@ -90,14 +91,15 @@ class Plans:
             return None
         values = [*args, *kwargs.values()]
         described = None if is_transformed() else _described(values)
-        if described is None:
+        images = [v for v in values if isinstance(v, Tensor) and v.dim() == 4]
+        if described is None or not images:
             return None
         seen = self._look(module)
         if seen is None:
             return None
-        device = next(v.device for v in values if isinstance(v, Tensor))
+        device = images[0].device
         autocast = autocast_now(device)
-        key = len(args), tuple(kwargs), autocast, described
+        key = len(args), tuple(kwargs), autocast, described, _described(seen.constants.tensors())
         program = self._program(seen, key, module, args, kwargs, device, autocast)
         return None if program is None else _run(program, seen.tensors(program), values)
 
@@ -117,7 +119,7 @@ class Plans:
         try:
             if any(any(hooks(part)) or has_own_forward(part) for part in others[1:]):
                 raise Impure("one of its modules has hooks, or a forward of its own")
-            constants = Constants(others)
+            constants = Constants(others, inside)
         except Impure as reason:
             logger.debug("fastnas: %s runs its own forward: %s", type(module).__name__, reason)
             self.left = 0
@@ -145,17 +147,16 @@ class Plans:
             self.left = self.left - 1 if program is None else MOST
             return program
         self.left -= 1
-        versions = seen.facts.versions_now()
-        rehearsal = Rehearsal(args, kwargs, device, autocast)
+        rehearsal = Rehearsal(args, kwargs, seen.constants.own, device, autocast)
         try:
             program = rehearsal.run(module)
         except NoPlan as reason:
             logger.debug("fastnas: %s runs its own forward: %s", type(module).__name__, reason)
             program = None
-        if seen.constants.restored() or seen.facts.versions_now() != versions:
+        if seen.constants.restored() or not seen.facts.hold():
             program = None  # it keeps something, which the next call may find
         if known is None:
-            known = _Zeros(rehearsal.looked_at_zeros, {})
+            known = _Zeros(rehearsal.tape.looked_at_zeros, {})
             _put(seen.programs, key, known)
             zeros = _zeros([*args, *kwargs.values()]) if known.looks else None
         _put(known.programs, zeros, program)
@@ -175,7 +176,6 @@ def _put(kept: dict[Hashable, V], key: Hashable, value: V) -> None:
 def _described(values: Sequence[Any]) -> Hashable | None:
     """Returns all of arguments but the values of their tensors; None for what has more to it."""
     found: list[Hashable] = []
-    images = 0
     for v in values:
         if isinstance(v, Tensor):
             if isinstance(v, Waiting) and not v._stays():
@@ -183,7 +183,6 @@ def _described(values: Sequence[Any]) -> Hashable | None:
             if v.dim() == 4:
                 if must_not_wait(v.is_inference()):
                     return None
-                images += 1
                 found.append((v.shape, v.dtype, v.device, layout_of(v)))
             else:
                 found.append((v.shape, v.dtype, v.device))
@@ -191,7 +190,7 @@ def _described(values: Sequence[Any]) -> Hashable | None:
             found.append((type(v), v))
         else:
             return None
-    return tuple(found) if images else None
+    return tuple(found)
 
 
 def _zeros(values: Sequence[Any]) -> Hashable:
@@ -213,7 +212,7 @@ def _run(program: Program, tensors: Sequence[Tensors], values: Sequence[Any]) ->
         source = sources[call.source]
         if why_not(call.candidate, source, call.module, call.settings) is not None:
             return None
-    modes = Modes.now()
+    modes, vectors = Modes.now(), played(program.vectors, values)
     calls: list[Call] = []
     sums: dict[int, Sum] = {}
 
@@ -221,10 +220,10 @@ def _run(program: Program, tensors: Sequence[Tensors], values: Sequence[Any]) ->
         if i not in sums:
             planned = program.sums[i]
             terms = [
-                (Element(values[w.argument], w.place) if isinstance(w, Entry) else w, calls[k])
+                (Element(vectors[w.vector], w.place) if isinstance(w, Entry) else w, calls[k])
                 for w, k in planned.terms
             ]
-            watched: Watched = tuple(one for i in planned.weights for one in watch(values[i]))
+            watched: Watched = tuple(one for i in planned.weights for one in watch(vectors[i]))
             sums[i] = Sum(terms, (), planned.size, modes, watched)
             sums[i].is_new, sums[i].readers = planned.is_new, program.readers[i]
         return sums[i]

@@ -7,15 +7,16 @@ Such a forward may be run once without values, and what it did be done again wit
 from __future__ import annotations
 
 import builtins
-import copy
 import dis
 import inspect
 import re
-from collections.abc import Iterator
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastnas.nn.built import KNOWN
 from fastnas.nn.facts import behaviour
@@ -25,7 +26,7 @@ _BUILTINS = frozenset(
     name
     for names in (
         "abs all any bool dict enumerate float getattr hasattr int isinstance len list map max min",
-        "range reversed set slice sorted str sum super tuple type zip",
+        "next iter range reversed set slice sorted str sum super tuple type zip",
         "NotImplementedError RuntimeError TypeError ValueError",
     )
     for name in names.split()
@@ -36,10 +37,10 @@ _CATCHES = re.compile("CHECK_EXC_MATCH|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFO
 """Instructions of `try` and `with`: a tensor without values raises, and modes may be set."""
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _NOT_ALIKE = re.compile(
-    r"^(is_|get_|set_)|rand|bernoulli|dropout|normal|seed|multinomial|enabled|^(device|requires_grad"
-    r"|grad|grad_fn|stride|storage|untyped_storage|data_ptr|layout|names|_version|train|eval)$"
+    r"^(is_|get_|set_)|seed|enabled|^(device|requires_grad|grad|grad_fn|stride|storage"
+    r"|untyped_storage|data_ptr|layout|names|_version|train|eval|cuda|cpu|generator)$"
 )
-"""Attributes that draw numbers, tell or set modes, or differ for a tensor without values."""
+"""Attributes that tell or set modes, or differ for a tensor without values."""
 
 
 _OF_MODULES = set(dir(nn.Module)) - {
@@ -57,23 +58,29 @@ class Constants:
     """Holds all that the forwards of some modules read besides their arguments and parts.
 
     Args:
-        modules: those of classes of the user, outside of candidates.
+        modules: those outside of candidates.
+        candidates: all the others.
 
     Raises:
         Impure: a forward reads or keeps something else.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], candidates: Iterable[nn.Module]) -> None:
+        self._modules = {*modules, *candidates}
         self.names: list[tuple[dict[str, Any], str, object]] = []
         self.cells: list[tuple[Any, object]] = []
         self.containers: list[tuple[object, object]] = []
         self._seen: set[CodeType] = set()
+        self.own: list[nn.Module] = []
+        """Those with tensors of their own."""
         for module in modules:
-            # By their values it may decide, and running statistics would move.
-            if module._parameters or module._buffers:
-                raise Impure(f"{type(module).__name__} has tensors of its own")
+            has_tensors = bool(module._parameters or module._buffers)
             if behaviour(type(module)) in KNOWN or type(module).__module__.startswith("torch."):
+                if has_tensors:  # running statistics would move
+                    raise Impure(f"a {type(module).__name__} is no candidate")
                 continue
+            if has_tensors:
+                self.own.append(module)
             for name, value in vars(module).items():
                 if name not in _OF_TORCH:
                     self._value(value, f"{type(module).__name__}.{name}", type(module))
@@ -88,24 +95,43 @@ class Constants:
             and all(now == then for now, then in self.containers)
         )
 
+    def tensors(self) -> list[Tensor | None]:
+        """Lists the tensors that the modules hold now."""
+        dicts = [held for part in self.own for held in (part._parameters, part._buffers)]
+        return [t for held in dicts for t in held.values()]
+
     def restored(self) -> bool:
         """Takes back what was done to the containers, and tells whether something was."""
         changed = [(now, then) for now, then in self.containers if now != then]
         for now, then in changed:
             if isinstance(now, list):
-                now[:] = copy.deepcopy(then)  # type: ignore[call-overload]
+                now[:] = _copied(then)
             else:
                 now.clear()  # type: ignore[attr-defined]
-                now.update(copy.deepcopy(then))  # type: ignore[attr-defined]
+                now.update(_copied(then))  # type: ignore[attr-defined]
         return bool(changed)
 
     def _hold(self, value: object, what: str) -> None:
         """Takes a plain value, or a container of plain ones, whose contents may change."""
         if isinstance(value, list | dict | set):
-            _check_plain(value, what)
-            self.containers.append((value, copy.deepcopy(value)))
+            self._check_plain(value, what)
+            self.containers.append((value, _copied(value)))
+        elif _is_record(value):
+            self._hold(vars(value), what)
         else:
-            _check_plain(value, what)
+            self._check_plain(value, what)
+
+    def _check_plain(self, value: object, what: str) -> None:
+        """Raises `Impure` for what is no plain value, no part, and no container of such."""
+        if isinstance(value, dict):
+            value = [*value.keys(), *value.values()]
+        if isinstance(value, list | tuple | set | frozenset):
+            for item in value:
+                self._check_plain(item, what)
+            return
+        plain = value is None or isinstance(value, bool | int | float | str | type)
+        if not (plain or (isinstance(value, nn.Module) and value in self._modules)):
+            raise Impure(f"it reads {what}, a {type(value).__name__}")
 
     def _function(self, function: Any, kind: type) -> None:
         """Takes what a function in Python reads, and those that it calls."""
@@ -181,12 +207,21 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def _check_plain(value: object, what: str) -> None:
-    """Raises `Impure` for what is no plain value, and no container of such."""
+def _is_record(value: object) -> bool:
+    """Tells whether an object has attributes and nothing that could be called."""
+    kind = type(value)
+    if not (is_dataclass(kind) or kind in (SimpleNamespace, Namespace)):
+        return False
+    own = [attribute for base in kind.__mro__[:-1] for attribute in vars(base).items()]
+    return hasattr(value, "__dict__") and not any(
+        callable(attribute) or isinstance(attribute, property)
+        for name, attribute in own
+        if not name.startswith("__") or name in ("__getattr__", "__getattribute__")
+    )
+
+
+def _copied(value: Any) -> Any:
+    """Returns a container with the same plain values in it."""
     if isinstance(value, dict):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set | frozenset):
-        for item in value:
-            _check_plain(item, what)
-    elif not (value is None or isinstance(value, bool | int | float | str | type)):
-        raise Impure(f"it reads {what}, a {type(value).__name__}")
+        return {key: _copied(item) for key, item in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple | set) else value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,15 +15,12 @@ from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import Modes
 from fastnas.dropin.pending import Manner
 from fastnas.dropin.sums import Sum
+from fastnas.dropin.tape import Argument, Entry, NoPlan, Own, Tape, Vector
 from fastnas.dropin.waiting import Channels, Moved, Waiting, layout_of
 from fastnas.nn.parts import Candidate
 
 if TYPE_CHECKING:
     from fastnas.dropin.candidates import Settings
-
-
-class NoPlan(Exception):
-    """Says why what a forward did cannot be done without it."""
 
 
 class Applied(NamedTuple):
@@ -39,13 +37,6 @@ class Origin(NamedTuple):
     argument: int
     channels: Channels | None
     applied: Applied | None = None
-
-
-class Entry(NamedTuple):
-    """Names an element of an argument that holds mixing weights, counted row by row."""
-
-    argument: int
-    place: int
 
 
 class PlannedCall(NamedTuple):
@@ -67,8 +58,8 @@ class PlannedSum(NamedTuple):
 
     @property
     def weights(self) -> set[int]:
-        """Returns which arguments hold its weights."""
-        return {w.argument for w, _ in self.terms if isinstance(w, Entry)}
+        """Returns the numbers of the vectors that hold its weights."""
+        return {w.vector for w, _ in self.terms if isinstance(w, Entry)}
 
 
 class Program(NamedTuple):
@@ -80,6 +71,7 @@ class Program(NamedTuple):
         blocks: what it returns, one after the other along the channels: numbers of sums, or parts
             of arguments.
         layout, moves, like: as `Waiting` takes them.
+        vectors: its weights.
         origins: the parts of arguments that are read.
     """
 
@@ -89,7 +81,7 @@ class Program(NamedTuple):
     layout: torch.memory_format
     moves: tuple[Moved, ...]
     like: Tensor | None
-
+    vectors: tuple[Vector, ...]
     origins: tuple[Origin, ...]
     read: frozenset[Origin | int]
     """Those that candidates read."""
@@ -105,6 +97,7 @@ class Program(NamedTuple):
         sums: Sequence[PlannedSum],
         blocks: Sequence[Origin | int],
         y: Waiting,
+        vectors: Sequence[Vector],
     ) -> Program:
         """Returns the program whose output y is, without values."""
         read = (*(call.source for call in calls), *blocks)
@@ -114,12 +107,13 @@ class Program(NamedTuple):
             for call in calls
             if isinstance(call.source, Origin)
         }
-        parts = tuple(calls), tuple(sums), tuple(blocks)
-        shape = y.format, y._moves, y._like
-        inputs = frozenset(call.source for call in calls)
         count = Counter(call.source for call in calls)
-        readers = tuple(None if i in blocks else count[i] for i in range(len(sums)))
-        return cls(*parts, *shape, tuple(origins), inputs, readers, tuple(checked.values()))
+        return cls(
+            tuple(calls), tuple(sums), tuple(blocks), y.format, y._moves, y._like, tuple(vectors),
+            tuple(origins), frozenset(count),
+            tuple(None if i in blocks else count[i] for i in range(len(sums))),
+            tuple(checked.values()),
+        )  # fmt: skip
 
 
 class Rehearsed:
@@ -133,23 +127,6 @@ class Rehearsed:
         self.number, self.candidate, self.source, self.dtype = number, candidate, source, dtype
         self.device = source.device
         self.depth = 0 if isinstance(source, Tensor) else source.depth
-
-
-class Weights(Tensor):
-    """Holds mixing weights without values, of which is only known which are 0."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        rehearsal = rehearsal_now()
-        compares = getattr(func, "__name__", "").strip("_") in ("ne", "eq") and len(args) == 2
-        if rehearsal is not None and compares and isinstance(args[1], int | float):
-            with torch._C.DisableTorchFunctionSubclass():
-                zeros = rehearsal.zeros_of(args[0], args[1])
-            if zeros is not None:
-                return zeros if func.__name__.strip("_") == "eq" else ~zeros
-        return super().__torch_function__(func, types, args, kwargs or {})
 
 
 _FUNCTIONS = ("max_pool2d", "avg_pool2d")
@@ -183,11 +160,18 @@ def rehearsal_now() -> Rehearsal | None:
     return _STAGE.rehearsal
 
 
+def _generators() -> list[tuple[torch.Generator, Tensor]]:
+    """Lists torch's own generators, with the state of each."""
+    on_gpu = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+    return [(g, g.get_state()) for g in (torch.default_generator, *on_gpu)]
+
+
 class Rehearsal:
     """Runs the own forward of a module on arguments without values.
 
     Args:
         args, kwargs: its arguments; tensors [N, C, H, W] are images, others mixing weights.
+        own: modules whose tensors may be mixing weights, too.
         device: where they are.
         autocast: the dtype of autocast there, or None.
     """
@@ -196,17 +180,14 @@ class Rehearsal:
         self,
         args: Sequence[Any],
         kwargs: dict[str, Any],
+        own: Sequence[nn.Module],
         device: torch.device,
         autocast: torch.dtype | None,
     ) -> None:
-        self.device, self.autocast, self.looked_at_zeros = device, autocast, False
-        self.refused = ""
+        self.own, self.device, self.autocast = own, device, autocast
+        self.tape, self.refused = Tape(), ""
         self.calls: list[PlannedCall] = []
-        self.zeros: dict[int, Tensor] = {}
         self.images: dict[int, tuple[Image, Tensor, Sum]] = {}
-        self.weights: dict[int, Tensor] = {}
-        self.arguments: dict[int, int] = {}
-        """By their storages: weights, which of them are 0, and which arguments they are."""
         given = [*args, *kwargs.values()]
         held = [self._without_values(i, value) for i, value in enumerate(given)]
         self.args, self.kwargs = held[: len(args)], dict(zip(kwargs, held[len(args) :]))
@@ -222,12 +203,7 @@ class Rehearsal:
             self.refused = f"argument {i} is {value.dtype}"
             return value
         if value.dim() != 4:
-            meta = torch.empty(value.shape, dtype=value.dtype, device="meta")
-            w = meta.as_subclass(Weights).requires_grad_()
-            key = w.untyped_storage()._cdata
-            self.weights[key], self.arguments[key] = w, i
-            self.zeros[key] = (value.detach() == 0).contiguous()
-            return w
+            return self.tape.add(Argument(i), value)
         layout = layout_of(value)
         y = torch.empty(value.shape, dtype=value.dtype, device="meta")
         y = y.contiguous(memory_format=layout)
@@ -243,10 +219,10 @@ class Rehearsal:
         """
         if self.refused:
             raise NoPlan(self.refused)
-        before = torch.get_rng_state()
+        before = _generators()
         _STAGE.rehearsal = self
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._own_tensors():
                 y = type(module).forward(module, *self.args, **self.kwargs)
                 program = self._read(y)
         except NoPlan:
@@ -255,12 +231,31 @@ class Rehearsal:
             raise NoPlan(f"{type(error).__name__}: {error}") from error
         finally:
             _STAGE.rehearsal = None
-            drawn = not torch.equal(before, torch.get_rng_state())
-            if drawn:
-                torch.set_rng_state(before)
+            drawn = [g for g, state in before if not torch.equal(g.get_state(), state)]
+            for generator, state in before:
+                generator.set_state(state)
         if drawn:
             raise NoPlan("it draws random numbers")
         return program
+
+    @contextmanager
+    def _own_tensors(self) -> Iterator[None]:
+        """Puts weights without values in the place of the modules' own tensors, for a while."""
+        dicts: list[dict[str, Any]] = [
+            held for part in self.own for held in (part._parameters, part._buffers)
+        ]
+        before = [dict(held) for held in dicts]
+        try:
+            for held in dicts:
+                for name, t in held.items():
+                    if t is not None:
+                        if not t.dtype.is_floating_point:
+                            raise NoPlan(f"{name} is {t.dtype}")
+                        held[name] = self.tape.add(Own(held, name), t)
+            yield
+        finally:
+            for held, own in zip(dicts, before):
+                held.update(own)
 
     # ---- while the forward runs
 
@@ -284,14 +279,6 @@ class Rehearsal:
         is_skip = candidate.name == "skip_connect" and candidate.stride == 1
         block = Sum([(None, made)], (), size, Modes.now())  # type: ignore[list-item]
         return DeferredSum([block], given.format, base=(given, None) if is_skip else None)
-
-    def zeros_of(self, w: Tensor, other: float) -> Tensor | None:
-        """Returns which of some weights are 0, if that is what they are compared with."""
-        zeros = self.zeros.get(w.untyped_storage()._cdata)
-        if zeros is None or other != 0:
-            return None
-        self.looked_at_zeros = True
-        return zeros.as_strided(w.size(), w.stride(), w.storage_offset())
 
     def note(self, applied: Applied, given: Any, y: Tensor) -> None:
         """Keeps which function was applied to part of an image."""
@@ -343,17 +330,9 @@ class Rehearsal:
         return self._numbers[node]
 
     def _weight(self, w: Any) -> Entry | float | None:
-        if not isinstance(w, Tensor):
-            return w if w is None else float(w)
-        with torch._C.DisableTorchFunctionSubclass():
-            key = w.untyped_storage()._cdata
-            known = self.weights.get(key)
-            # A view that has lost its gradient, or another dtype, is not the argument's element.
-            if known is None or not w.requires_grad or w.dtype != known.dtype or w._version:
-                raise NoPlan("a weight is no element of an argument")
-            if w is not known and (w._base is None or w._base.untyped_storage()._cdata != key):
-                raise NoPlan("a weight is no view of an argument")
-            return Entry(self.arguments[key], int(w.storage_offset()))
+        if isinstance(w, Tensor):
+            return self.tape.entry(w)
+        return w if w is None else float(w)
 
     def _read(self, y: Any) -> Program:
         if not isinstance(y, DeferredSum) or y._part_of is not None or not y._stays():
@@ -365,4 +344,5 @@ class Rehearsal:
         for image, x, block in self.images.values():
             if x._version or image._blocks != (block,):
                 raise NoPlan("it changes an argument")
-        return Program.of(self.calls, self._sums, blocks, y)
+        self.tape.check()
+        return Program.of(self.calls, self._sums, blocks, y, self.tape.vectors)

@@ -37,6 +37,7 @@ class Holder(nn.Module):
         self.ops = nn.ModuleList((SepConv(channels, 3, 1), DilConv(channels, 5, 1), Identity()))
         self.scale, self.listed, self.table = 2.0, [0, 1], {"first": 0}
         self.helper = helper
+        self.alpha = nn.Parameter(torch.tensor([0.3, -0.4, 1.1]))
 
     def mixed(self, x, w):
         return sum(a * op(x) for a, op in zip(w, self.ops))
@@ -141,6 +142,11 @@ PLANNED = {
     "by settings": lambda self, x, w: self.scale * self.mixed(x, w[self.listed]),
     "by globals": lambda self, x, w: helper(self.ops[ORDER[0]](x)) * SETTINGS["skip"],
     "by its helper": lambda self, x, w: self.helper(self.ops[self.table["first"]](x)),
+    "softmax": lambda self, x, w: self.mixed(x, F.softmax(w, dim=-1)),
+    "temperature": lambda self, x, w: self.mixed(x, ((w - 0.5) / self.scale).sigmoid()),
+    "scaled": lambda self, x, w: math.sqrt(4.0) * self.mixed(x, w[[2, 0, 1]]),
+    "its own logits": lambda self, x, w: self.mixed(x, self.alpha.softmax(0) + w),
+    "a stack": lambda self, x, w: self.mixed(x, torch.stack([w[2], w[0] * w[1], w.sum()])),
     "nodes": nodes,
     "all nodes": all_nodes,
     "a matrix": lambda self, x, w: self.mixed(x, w.view(1, 3)[0]),
@@ -157,8 +163,7 @@ def test_each_call_is_as_by_the_own_forward(name, layout):
         for module in (eager, fused):
             module.train(call != 2)
         assert_alike(eager, fused, inputs(call, layout=layout))
-    if name != "by settings":  # w[list] makes new weights
-        assert planned(fused) == 2  # one in each mode
+    assert planned(fused) == 2  # one in each mode
 
 
 def test_python_of_the_module_is_left_out():
@@ -207,6 +212,10 @@ def by_image(self, x, w):
     return self.mixed(x, w) if x.sum() > 0 else self.ops[0](x)
 
 
+def by_buffer(self, x, w):
+    return self.mixed(x, w) if self.alpha[0] > 0 else self.ops[0](x)
+
+
 def caught(self, x, w):
     try:
         large = bool(w[0] > 0.5)
@@ -248,6 +257,7 @@ REFUSED = {
     "the largest weight": by_value,
     "large weights": by_threshold,
     "the image": by_image,
+    "its buffer": by_buffer,
     "an exception": caught,
     "counts": counted,
     "keeps a list": logged,
@@ -256,7 +266,8 @@ REFUSED = {
     "reads a mode": by_mode_of_torch,
     "cut off": lambda self, x, w: self.mixed(x, w.detach()),
     "data": lambda self, x, w: self.mixed(x, w.data),
-    "other weights": lambda self, x, w: self.mixed(x, w.softmax(0)),
+    "clamped in place": lambda self, x, w: self.mixed(x, (w * 2).clamp_(max=0.5)),
+    "drawn weights": lambda self, x, w: self.mixed(x, F.gumbel_softmax(w)),
     "prints": lambda self, x, w: (print("called"), self.mixed(x, w))[1],
     "an unused output": lambda self, x, w: (self.ops[0](x), self.ops[1](x) * w[1])[1],
     "imports": lambda self, x, w: __import__("math").sqrt(4.0) * self.mixed(x, w),
@@ -327,6 +338,8 @@ CHANGES = {
     "a hook on it": ("a sum", lambda m: m.register_forward_hook(hook)),
     "a hook on a candidate": ("a sum", lambda m: m.ops[0].register_forward_hook(hook)),
     "a hook inside": ("a sum", lambda m: m.ops[0].op[-1].register_forward_hook(hook)),
+    "its logits": ("its own logits", lambda m: new_logits(m)),
+    "values of its logits": ("its own logits", lambda m: m.alpha.data.mul_(2)),
     "a parameter": ("a sum", lambda m: new_parameter(m.ops[0].op[1])),
     "its values": ("a sum", lambda m: m.ops[0].op[1].weight.data.mul_(2)),
     "a frozen parameter": ("a sum", lambda m: m.ops[0].op[1].weight.requires_grad_(False)),
@@ -338,6 +351,10 @@ CHANGES = {
 
 def norms(module):
     return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+
+
+def new_logits(module):
+    module.alpha = nn.Parameter(torch.tensor([1.0, 0.0, 2.0]).double())
 
 
 def new_parameter(conv):
@@ -480,10 +497,3 @@ def test_a_change_of_weights_before_their_use_is_an_error():
     w.mul_(2)
     with pytest.raises(RuntimeError, match="was changed before the sum"):
         y.sum()
-
-
-def test_math_and_torch_are_read_freely():
-    eager, fused = holder(lambda self, x, w: math.sqrt(4.0) * self.ops[0](x))
-    for call in range(2):
-        assert_alike(eager, fused, inputs(call))
-    assert planned(fused) == 1
