@@ -106,7 +106,8 @@ def is_compiled() -> bool:
 
     Those after a graph break are compiled one by one, and no guard can be made of a sum that waits.
     """
-    return torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+    compiles = torch.compiler.is_compiling() or get_eval_frame_callback() is not None
+    return compiles or torch._C._get_tracing_state() is not None  # `torch.jit.trace`
 
 
 def is_function_forward() -> bool:

@@ -90,7 +90,7 @@ class Plans:
         if self.left <= 0 or rehearsal_now() is not None or has_global_hooks():
             return None
         values = [*args, *kwargs.values()]
-        described = None if is_transformed() else _described(values)
+        described = None if is_transformed() or _is_watched() else _described(values)
         images = [v for v in values if isinstance(v, Tensor) and v.dim() == 4]
         if described is None or not images:
             return None
@@ -117,7 +117,8 @@ class Plans:
         inside = {part for candidate in candidates for part in candidate.modules()}
         others = [part for part in module.modules() if part not in inside]
         try:
-            if any(any(hooks(part)) or has_own_forward(part) for part in others[1:]):
+            hooked = any(any(hooks(part)) for part in module.modules() if part is not module)
+            if hooked or any(map(has_own_forward, others[1:])):
                 raise Impure("one of its modules has hooks, or a forward of its own")
             constants = Constants(others, inside)
         except Impure as reason:
@@ -173,23 +174,39 @@ def _put(kept: dict[Hashable, V], key: Hashable, value: V) -> None:
     kept[key] = value
 
 
+def _is_watched() -> bool:
+    """Tells whether a mode of torch sees each operation, or stands in for it."""
+    # Every tensor is made under the mode of `torch.set_default_device`, if there is one.
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
+
+
 def _described(values: Sequence[Any]) -> Hashable | None:
     """Returns all of arguments but the values of their tensors; None for what has more to it."""
     found: list[Hashable] = []
+    places: dict[int, int] = {}
     for v in values:
-        if isinstance(v, Tensor):
-            if isinstance(v, Waiting) and not v._stays():
+        kind = type(v)
+        if isinstance(v, Waiting):
+            if not v._stays():
                 return None
-            if v.dim() == 4:
-                if must_not_wait(v.is_inference()):
-                    return None
-                found.append((v.shape, v.dtype, v.device, layout_of(v)))
-            else:
-                found.append((v.shape, v.dtype, v.device))
-        elif v is None or isinstance(v, bool | int | float | str):
-            found.append((type(v), v))
+        elif kind is Tensor or kind is nn.Parameter:
+            if vars(v):  # a forward may ask for attributes that somebody gave it
+                return None
+        elif v is None or kind in (bool, int, float, str):
+            found.append((kind, v))
+            continue
         else:
             return None
+        # Which arguments are the same may be asked, too.
+        place = places.setdefault(id(v), len(places))
+        if v.dim() == 4:
+            if must_not_wait(v.is_inference()):
+                return None
+            found.append((place, kind, v.shape, v.dtype, v.device, layout_of(v)))
+        else:
+            if not v.is_contiguous():
+                return None
+            found.append((place, kind, v.shape, v.dtype, v.device))
     return tuple(found)
 
 

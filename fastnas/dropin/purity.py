@@ -1,17 +1,17 @@
 """Tells whether a forward does the same whenever its module, arguments and constants are the same.
 
 Such a forward may be run once without values, and what it did be done again without running it
-(`plans`). It is told by its code: which names it reads, and that it keeps nothing.
+(`plans`). It is told by its code: by the names that it reads, and that it keeps nothing. What is
+not known to be harmless is taken for harmful: the forward then runs itself, which is always right.
 """
 
 from __future__ import annotations
 
 import builtins
 import dis
-import inspect
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from fastnas.nn.built import KNOWN
 from fastnas.nn.facts import behaviour
 
-_LIBRARIES = ("torch", "math", "operator", "itertools", "functools")
+_LIBRARIES = frozenset(
+    ("torch", "math", "operator", "_operator", "itertools", "functools", "_functools", "builtins")
+)
 _BUILTINS = frozenset(
     name
     for names in (
@@ -33,21 +35,27 @@ _BUILTINS = frozenset(
 )
 _KEEPS = re.compile("(STORE|DELETE)_(GLOBAL|ATTR|SUBSCR)|IMPORT_NAME")
 """Instructions by which something outlives the call."""
-_CATCHES = re.compile("CHECK_EXC_MATCH|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFORE|SETUP)_WITH")
+_CATCHES = re.compile("PUSH_EXC_INFO|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFORE|SETUP)_WITH")
 """Instructions of `try` and `with`: a tensor without values raises, and modes may be set."""
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _NOT_ALIKE = re.compile(
-    r"^(is_|get_|set_)|seed|enabled|^(device|requires_grad|grad|grad_fn|stride|storage"
-    r"|untyped_storage|data_ptr|layout|names|_version|train|eval|cuda|cpu|generator)$"
+    r"^(is_|get_|set_)|seed|enabled|storage|^(Parameter|device|requires_grad|grad|grad_fn|stride"
+    r"|data_ptr|layout|names|_version|train|eval|cuda|cpu|generator)$"
 )
-"""Attributes that tell or set modes, or differ for a tensor without values."""
-
-
+"""Names of what tells or sets modes, or differs for a tensor without values."""
 _OF_MODULES = set(dir(nn.Module)) - {
     *("forward", "children", "named_children", "modules", "named_modules", "__class__"),
     *("get_submodule", "__call__", "__init__", "training"),
 }
 """What else modules have: it changes them, or reads their tensors."""
+_IMPLICIT = {
+    *("__call__", "__getattr__", "__getattribute__", "__getitem__", "__len__", "__iter__"),
+    *("__next__", "__contains__", "__bool__", "__eq__"),
+}
+"""Methods that run without being named."""
+_OF_TORCH = {*vars(nn.Module()), "forward", "new"}
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+_ABSENT = object()
 
 
 class Impure(Exception):
@@ -66,25 +74,27 @@ class Constants:
     """
 
     def __init__(self, modules: Sequence[nn.Module], candidates: Iterable[nn.Module]) -> None:
-        self._modules = {*modules, *candidates}
-        self.names: list[tuple[dict[str, Any], str, object]] = []
-        self.cells: list[tuple[Any, object]] = []
-        self.containers: list[tuple[object, object]] = []
-        self._seen: set[CodeType] = set()
         self.own: list[nn.Module] = []
-        """Those with tensors of their own."""
+        """Modules with tensors of their own."""
+        self.names: list[tuple[Mapping[str, Any], str, object]] = []
+        self.cells: list[tuple[Any, object]] = []
+        self.containers: list[tuple[Any, Any]] = []
+        self.functions: list[tuple[FunctionType, CodeType, object, object]] = []
+        self._modules = {*modules, *candidates}
+        self._kinds: dict[type, None] = {}
+        self._read, self._reads_any = {"forward"}, False
+        self._seen: set[object] = set()
         for module in modules:
             has_tensors = bool(module._parameters or module._buffers)
             if behaviour(type(module)) in KNOWN or type(module).__module__.startswith("torch."):
                 if has_tensors:  # running statistics would move
                     raise Impure(f"a {type(module).__name__} is no candidate")
                 continue
+            self._kinds[type(module)] = None
             if has_tensors:
                 self.own.append(module)
-            for name, value in vars(module).items():
-                if name not in _OF_TORCH:
-                    self._value(value, f"{type(module).__name__}.{name}", type(module))
-            self._function(type(module).forward, type(module))
+        while self._look():
+            pass
 
     def unchanged(self) -> bool:
         """Tells whether all of it is what it was."""
@@ -93,6 +103,10 @@ class Constants:
             all(held.get(name, _ABSENT) is value for held, name, value in self.names)
             and all(cell.cell_contents is value for cell, value in self.cells)
             and all(now == then for now, then in self.containers)
+            and all(
+                f.__code__ is code and f.__defaults__ is defaults and f.__kwdefaults__ is named
+                for f, code, defaults, named in self.functions
+            )
         )
 
     def tensors(self) -> list[Tensor | None]:
@@ -105,98 +119,146 @@ class Constants:
         changed = [(now, then) for now, then in self.containers if now != then]
         for now, then in changed:
             if isinstance(now, list):
-                now[:] = _copied(then)
+                now[:] = then
             else:
-                now.clear()  # type: ignore[attr-defined]
-                now.update(_copied(then))  # type: ignore[attr-defined]
+                now.clear()
+                now.update(then)
         return bool(changed)
 
-    def _hold(self, value: object, what: str) -> None:
-        """Takes a plain value, or a container of plain ones, whose contents may change."""
-        if isinstance(value, list | dict | set):
-            self._check_plain(value, what)
-            self.containers.append((value, _copied(value)))
-        elif _is_record(value):
-            self._hold(vars(value), what)
-        else:
-            self._check_plain(value, what)
+    # ---- what is read
 
-    def _check_plain(self, value: object, what: str) -> None:
-        """Raises `Impure` for what is no plain value, no part, and no container of such."""
-        if isinstance(value, dict):
-            value = [*value.keys(), *value.values()]
-        if isinstance(value, list | tuple | set | frozenset):
-            for item in value:
-                self._check_plain(item, what)
+    def _look(self) -> bool:
+        """Takes what is read by the names known by now; tells whether there was something new."""
+        before = len(self._seen)
+        for kind in list(self._kinds):
+            for base in kind.__mro__:
+                if base.__module__.split(".")[0] not in _LIBRARIES:
+                    for name, value in vars(base).items():
+                        if self._is_read(name) and self._is_new((base, name)):
+                            self.names.append((vars(base), name, value))
+                            self._member(value, f"{base.__name__}.{name}")
+        for part in self._modules:
+            for name, value in vars(part).items():
+                if name not in _OF_TORCH and self._is_read(name) and self._is_new((part, name)):
+                    self._value(value, f"{type(part).__name__}.{name}")
+        return len(self._seen) > before
+
+    def _is_read(self, name: str) -> bool:
+        # `getattr` may ask for any name.
+        return name in self._read or name in _IMPLICIT or (self._reads_any and name[:2] != "__")
+
+    def _is_new(self, what: object) -> bool:
+        new = what not in self._seen
+        self._seen.add(what)
+        return new
+
+    def _member(self, value: Any, what: str) -> None:
+        """Takes what stands in a class."""
+        if isinstance(value, staticmethod | classmethod):
+            value = value.__func__
+        self._value(value.fget if isinstance(value, property) else value, what)
+
+    def _value(self, value: Any, what: str) -> None:
+        """Takes a value that is read: what it holds, or does, has to stay as well."""
+        kind = type(value)
+        if kind in _PLAIN or (isinstance(value, nn.Module) and value in self._modules):
             return
-        plain = value is None or isinstance(value, bool | int | float | str | type)
-        if not (plain or (isinstance(value, nn.Module) and value in self._modules)):
-            raise Impure(f"it reads {what}, a {type(value).__name__}")
+        if kind in (list, dict, set, tuple, frozenset):
+            self._container(value, what)
+        elif _is_record(value):
+            self._container(vars(value), what)
+        elif isinstance(value, ModuleType):
+            if value.__name__.split(".")[0] not in _LIBRARIES:
+                raise Impure(f"it reads the module {value.__name__}")
+        elif isinstance(value, type):
+            if issubclass(value, nn.Module):
+                self._kinds[value] = None
+            elif value.__module__.split(".")[0] not in _LIBRARIES:
+                raise Impure(f"it uses the class {what}")
+        elif kind is FunctionType:
+            self._function(value)
+        elif kind is not BuiltinFunctionType or not _is_harmless(value):
+            raise Impure(f"it reads {what}, a {kind.__name__}")
 
-    def _function(self, function: Any, kind: type) -> None:
+    def _container(self, value: Any, what: str) -> None:
+        if not self._is_new(id(value)):
+            return
+        if not isinstance(value, tuple | frozenset):
+            self.containers.append((value, type(value)(value)))
+        for item in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            self._value(item, f"a part of {what}")
+
+    def _function(self, function: FunctionType) -> None:
         """Takes what a function in Python reads, and those that it calls."""
-        function = inspect.unwrap(function)
-        if not isinstance(function, FunctionType):
-            raise Impure(f"{function!r} is no function in Python")
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-            if name != "__class__":
-                self._value(cell.cell_contents, name, kind)
+        name = function.__name__
+        if _is_of_library(function):
+            # A decorator of theirs may be around a function of the user.
+            if _NOT_ALIKE.search(name) or not _holds_nothing(function):
+                raise Impure(f"it calls {name}")
+            return
+        if not self._is_new(function):
+            return
+        kept = function.__code__, function.__defaults__, function.__kwdefaults__
+        self.functions.append((function, *kept))
+        for default in (kept[1], kept[2], *vars(function).values()):
+            self._value(default, f"a default of {name}")
+        if not {"__wrapped__"}.issuperset(vars(function)):
+            raise Impure(f"{name} has attributes")
+        for free, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             self.cells.append((cell, cell.cell_contents))
+            if free != "__class__":
+                self._value(cell.cell_contents, free)
         for code in _nested(function.__code__):
-            if code not in self._seen:
-                self._seen.add(code)
-                self._code(code, function.__globals__, kind)
+            self._code(code, function)
 
-    def _code(self, code: CodeType, held: dict[str, Any], kind: type) -> None:
+    def _code(self, code: CodeType, function: FunctionType) -> None:
         steps = list(dis.get_instructions(code))
         for before, step in zip([None, *steps], steps):
-            if _KEEPS.match(step.opname) or _CATCHES.match(step.opname):
-                raise Impure(f"{code.co_name}: {step.opname} {step.argval}")
-            if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                name = step.argval
-                self.names.append((held, name, held.get(name, _ABSENT)))
-                if name in held:
-                    self._value(held[name], name, kind)
-                elif name not in _BUILTINS:
-                    raise Impure(f"{code.co_name} calls {name}")
-            elif step.opname in _READS:
+            kind, name = step.opname, step.argval
+            if _KEEPS.match(kind) or _CATCHES.match(kind):
+                raise Impure(f"{function.__name__}: {kind} {name}")
+            if kind == "STORE_DEREF" and name in function.__code__.co_freevars:
+                raise Impure(f"{function.__name__}: {kind} {name}")
+            if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+                self._global(name, function.__globals__)
+            elif kind in _READS:
                 # Its settings may have any names.
                 own_setting = before is not None and before.argval == "self"
-                if _NOT_ALIKE.search(step.argval) and not own_setting:
-                    raise Impure(f"{code.co_name} reads {step.argval}")
-                if step.argval in _OF_MODULES:
-                    raise Impure(f"{code.co_name} calls {step.argval}")
-                own = inspect.getattr_static(kind, step.argval, None)
-                own = own.fget if isinstance(own, property) else own
-                own = own.__func__ if isinstance(own, staticmethod | classmethod) else own
-                # Those of torch ask for nothing but parts.
-                if isinstance(own, FunctionType) and not _is_library(own):
-                    self._function(own, kind)
+                if name in _OF_MODULES or (_NOT_ALIKE.search(name) and not own_setting):
+                    raise Impure(f"{function.__name__} reads {name}")
+                self._read.add(name)
 
-    def _value(self, value: object, name: str, kind: type) -> None:
-        if isinstance(value, ModuleType):
-            if not value.__name__.startswith(_LIBRARIES):
-                raise Impure(f"it reads the module {value.__name__}")
-        elif isinstance(value, BuiltinFunctionType):
-            if not _is_library(value) and getattr(builtins, name, None) is not value:
-                raise Impure(f"it calls {name}")
-        elif isinstance(value, type):
-            if not (issubclass(value, nn.Module) or _is_library(value)):
-                raise Impure(f"it uses the class {name}")
-        elif callable(value):
-            if not _is_library(value):
-                self._function(value, kind)
-        else:
-            self._hold(value, name)
+    def _global(self, name: str, held: dict[str, Any]) -> None:
+        self.names.append((held, name, held.get(name, _ABSENT)))
+        if name in held:
+            self._value(held[name], name)
+        elif name not in _BUILTINS or not hasattr(builtins, name):
+            raise Impure(f"it calls {name}")
+        self._reads_any |= name in ("getattr", "hasattr")
 
 
-_ABSENT = object()
-_OF_TORCH = {*vars(nn.Module()), "forward", "new"}
+def _is_of_library(value: object) -> bool:
+    """Tells whether it is a function of a library: a decorated one says that it is of the user."""
+    if isinstance(value, BuiltinFunctionType):
+        return _is_harmless(value)
+    if not isinstance(value, FunctionType):
+        return False
+    return str(value.__globals__.get("__name__", "")).split(".")[0] in _LIBRARIES
 
 
-def _is_library(value: Any) -> bool:
-    module = getattr(value, "__module__", None) or ""
-    return module.split(".")[0].lstrip("_") in (*_LIBRARIES, "builtins")
+def _holds_nothing(value: object) -> bool:
+    """Tells whether functions that a function of a library calls are of libraries themselves."""
+    if type(value) in _PLAIN:
+        return True
+    held = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+    return _is_of_library(value) and all(map(_holds_nothing, held))
+
+
+def _is_harmless(function: BuiltinFunctionType) -> bool:
+    """Tells whether it is of a library, and tells nothing of modes."""
+    of = (getattr(function, "__module__", None) or "").split(".")[0]
+    ours = of in _LIBRARIES and (of != "builtins" or function.__name__ in _BUILTINS)
+    return ours and not _NOT_ALIKE.search(function.__name__)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -213,15 +275,8 @@ def _is_record(value: object) -> bool:
     if not (is_dataclass(kind) or kind in (SimpleNamespace, Namespace)):
         return False
     own = [attribute for base in kind.__mro__[:-1] for attribute in vars(base).items()]
-    return hasattr(value, "__dict__") and not any(
-        callable(attribute) or isinstance(attribute, property)
+    return hasattr(value, "__dict__") and all(
+        isinstance(attribute, _PLAIN)
         for name, attribute in own
         if not name.startswith("__") or name in ("__getattr__", "__getattribute__")
     )
-
-
-def _copied(value: Any) -> Any:
-    """Returns a container with the same plain values in it."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    return type(value)(map(_copied, value)) if isinstance(value, list | tuple | set) else value

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -131,6 +130,11 @@ class Rehearsed:
 
 _FUNCTIONS = ("max_pool2d", "avg_pool2d")
 """Names of functions that may be applied to channels which no candidate reads."""
+_OF_IMAGES = frozenset(
+    ("__getitem__", "data", "cat", "concat", "concatenate", "add", "mul", "sub", "div", "view",
+     "reshape", "transpose", "permute", "contiguous", "flatten", "unflatten", *_FUNCTIONS)
+)  # fmt: skip
+"""Names of functions that change nothing of an image; its shape is asked without one."""
 
 
 class Image(DeferredSum):
@@ -140,9 +144,15 @@ class Image(DeferredSum):
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = func.__self__.__name__
+        # Anything else may change what the image is: hooks, attributes, values in place.
+        if name not in _OF_IMAGES:
+            raise NoPlan(f"{name} of an image")
         y = DeferredSum.__torch_function__(func, types, args, kwargs)
         rehearsal = rehearsal_now()
-        if rehearsal is not None and getattr(func, "__name__", "") in _FUNCTIONS:
+        if rehearsal is not None and name in _FUNCTIONS:
             rehearsal.note(Applied(func, args[1:], tuple((kwargs or {}).items())), args[0], y)
         return y
 
@@ -188,6 +198,9 @@ class Rehearsal:
         self.tape, self.refused = Tape(), ""
         self.calls: list[PlannedCall] = []
         self.images: dict[int, tuple[Image, Tensor, Sum]] = {}
+        self._given: dict[int, Tensor] = {}
+        self._containers: list[tuple[Any, Any]] = []
+        """Those that modules hold, and what was in them."""
         given = [*args, *kwargs.values()]
         held = [self._without_values(i, value) for i, value in enumerate(given)]
         self.args, self.kwargs = held[: len(args)], dict(zip(kwargs, held[len(args) :]))
@@ -199,6 +212,12 @@ class Rehearsal:
     def _without_values(self, i: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
+        if id(value) in self._given:  # a forward may ask whether two arguments are the same
+            return self._given[id(value)]
+        self._given[id(value)] = self._argument(i, value)
+        return self._given[id(value)]
+
+    def _argument(self, i: int, value: Tensor) -> Tensor:
         if not value.dtype.is_floating_point:
             self.refused = f"argument {i} is {value.dtype}"
             return value
@@ -222,8 +241,8 @@ class Rehearsal:
         before = _generators()
         _STAGE.rehearsal = self
         try:
-            with torch.enable_grad(), self._own_tensors():
-                y = type(module).forward(module, *self.args, **self.kwargs)
+            with torch.enable_grad():
+                y = type(module).forward(self._double(module), *self.args, **self.kwargs)
                 program = self._read(y)
         except NoPlan:
             raise
@@ -238,24 +257,48 @@ class Rehearsal:
             raise NoPlan("it draws random numbers")
         return program
 
-    @contextmanager
-    def _own_tensors(self) -> Iterator[None]:
-        """Puts weights without values in the place of the modules' own tensors, for a while."""
-        dicts: list[dict[str, Any]] = [
-            held for part in self.own for held in (part._parameters, part._buffers)
-        ]
-        before = [dict(held) for held in dicts]
-        try:
-            for held in dicts:
-                for name, t in held.items():
-                    if t is not None:
-                        if not t.dtype.is_floating_point:
-                            raise NoPlan(f"{name} is {t.dtype}")
-                        held[name] = self.tape.add(Own(held, name), t)
-            yield
-        finally:
-            for held, own in zip(dicts, before):
-                held.update(own)
+    def _double(self, module: nn.Module) -> nn.Module:
+        """Returns a module like this one and its parts, whose tensors have no values.
+
+        Its own ones may be weights; nothing reads those of candidates, which are not run: their
+        doubles have the forwards of the originals. Nothing is done to the module itself, which
+        another thread may be running.
+        """
+        doubles: dict[nn.Module, nn.Module] = {
+            part: object.__new__(type(part)) for part in module.modules()
+        }
+
+        def doubled(value: Any) -> Any:
+            if isinstance(value, nn.Module):
+                return doubles.get(value, value)
+            kind = type(value)
+            if kind not in (list, tuple, dict, set):
+                return value
+            if kind is dict:
+                made = {key: doubled(item) for key, item in value.items()}
+            else:
+                made = kind(map(doubled, value))
+            if kind is not tuple:
+                self._containers.append((made, made.copy()))
+            return made
+
+        for part, double in doubles.items():
+            vars(double).update({name: doubled(value) for name, value in vars(part).items()})
+            for name in ("_parameters", "_buffers"):
+                vars(double)[name] = self._without(vars(part)[name], part in self.own)
+        return doubles[module]
+
+    def _without(self, tensors: dict[str, Tensor | None], own: bool) -> dict[str, Tensor | None]:
+        """Returns tensors of a module without their values."""
+        made: dict[str, Tensor | None] = {}
+        for name, t in tensors.items():
+            if t is None or not own:
+                made[name] = None if t is None else torch.empty_like(t, device="meta")
+            elif t.dtype.is_floating_point:
+                made[name] = self.tape.add(Own(tensors, name), t)
+            else:
+                raise NoPlan(f"{name} is {t.dtype}")
+        return made
 
     # ---- while the forward runs
 
@@ -337,6 +380,8 @@ class Rehearsal:
     def _read(self, y: Any) -> Program:
         if not isinstance(y, DeferredSum) or y._part_of is not None or not y._stays():
             raise NoPlan(f"it returns a {type(y).__name__} that is no sum")
+        if any(y is image for image, _, _ in self.images.values()):
+            raise NoPlan(f"it returns a {type(y).__name__} that is no sum")
         blocks = tuple(self._block(block) for block in y._blocks)
         used = {number for one in self._sums for _, number in one.terms}
         if len(used) < len(self.calls):
@@ -344,5 +389,7 @@ class Rehearsal:
         for image, x, block in self.images.values():
             if x._version or image._blocks != (block,):
                 raise NoPlan("it changes an argument")
+        if any(now != then for now, then in self._containers):
+            raise NoPlan("it changes what a module holds")
         self.tape.check()
         return Program.of(self.calls, self._sums, blocks, y, self.tape.vectors)

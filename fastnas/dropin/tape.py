@@ -65,19 +65,25 @@ class Weights(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "").strip("_")
-        if name == "iter":  # each part is of the tape again
+        name = getattr(func, "__name__", "")
+        if any(issubclass(kind, Waiting) for kind in types):  # they scale a sum, which knows how
+            return NotImplemented
+        if name == "__iter__":  # each part is of the tape again
             return iter(args[0].unbind(0))
-        y = NotImplemented
-        if not any(issubclass(kind, Waiting) for kind in types):
-            tape = next(t.tape for t in _flat((args, kwargs)) if isinstance(t, Weights))
-            with torch._C.DisableTorchFunctionSubclass():
-                if name in ("ne", "eq") and len(args) == 2 and not kwargs:
-                    zeros = tape.zeros_of(*args)
-                    if zeros is not None:
-                        return zeros if name == "eq" else ~zeros
-                y = tape.kept(func, args, kwargs) if name in _FUNCTIONS else NotImplemented
-        return super().__torch_function__(func, types, args, kwargs) if y is NotImplemented else y
+        if name == "__get__":
+            name = func.__self__.__name__
+        tape = next(t.tape for t in _flat((args, kwargs)) if isinstance(t, Weights))
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in ("ne", "eq", "__ne__", "__eq__") and len(args) == 2 and not kwargs:
+                zeros = tape.zeros_of(*args)
+                if zeros is not None:
+                    return zeros if "eq" in name else ~zeros
+            if name in _ASKED:
+                return func(*args, **kwargs)
+            if name.strip("_") in _FUNCTIONS and (name[0] == "_" or name[-1] != "_"):
+                return tape.kept(func, args, kwargs)
+        # It may change what the weights are, or read their values.
+        raise NoPlan(f"{name} of weights")
 
 
 class Tape:
@@ -216,13 +222,18 @@ def _marked(y: Any, tape: Tape) -> Any:
     return y
 
 
+_ASKED = frozenset(
+    ("shape", "ndim", "dtype", "size", "dim", "numel", "__len__", "ndimension", "is_complex",
+     "is_floating_point", "is_inference", "_version", "device")
+)  # fmt: skip
+"""Names of what is known of weights without values; the last ones sums ask for (`purity`)."""
 _FUNCTIONS = frozenset(
     name
     for names in (
         "softmax log_softmax sigmoid tanh exp relu mul rmul multiply div divide truediv rtruediv",
         "rdiv true_divide add radd sub subtract rsub neg pow sum mean prod sqrt square",
         "getitem select narrow unbind split chunk view reshape flatten squeeze unsqueeze",
-        "transpose permute t expand stack cat float double to contiguous clone index_select",
+        "transpose permute t expand stack cat detach float double to contiguous clone index_select",
     )
     for name in names.split()
 )
