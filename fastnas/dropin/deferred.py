@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fastnas.dropin.changing import Changing, Self
+from fastnas.dropin.stacked import Stacked
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, layout_of, real
 from fastnas.dropin.weights import Scalar
@@ -119,6 +120,11 @@ class DeferredSum(Changing):
     def __radd__(self, other: Any) -> Any:
         found = self._plus(other) if self._stays() else None
         return real(other) + self.tensor() if found is None else found
+
+    def can_be_summed(self) -> bool:
+        """Tells whether it waits, as one sum."""
+        self._follow()
+        return self._stays() and not self._is_joined()
 
     # ---- parts of it, and what it is part of
 
@@ -221,6 +227,10 @@ class DeferredSum(Changing):
             joined = cls.concatenated(first)
             if joined is not None:
                 return joined
+        if name == "stack" and not args[2:]:
+            stack = Stacked.of(first, *args[1:], **kwargs) if kwargs.keys() <= {"dim"} else None
+            if stack is not None:
+                return stack
         y = func(*real(args), **real(kwargs))
         if isinstance(first, cls):
             first.note_alias(y)

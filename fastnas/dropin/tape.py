@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastnas.dropin.waiting import Waiting
+from fastnas.dropin.waiting import Standing
 
 
 class NoPlan(Exception):
@@ -66,7 +66,7 @@ class Weights(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if any(issubclass(kind, Waiting) for kind in types):  # they scale a sum, which knows how
+        if any(issubclass(kind, Standing) for kind in types):  # they scale a sum, which knows how
             return NotImplemented
         if name == "__iter__":  # each part is of the tape again
             return iter(args[0].unbind(0))

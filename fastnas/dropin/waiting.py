@@ -55,7 +55,15 @@ def layout_of(y: Tensor) -> torch.memory_format:
     return y.format if isinstance(y, Waiting) else format_of(y)
 
 
-class Waiting(Tensor):
+class Standing(Tensor):
+    """Stands for a tensor whose values are computed when they are needed."""
+
+    def tensor(self) -> Tensor:
+        """Returns the values."""
+        raise NotImplementedError
+
+
+class Waiting(Standing):
     """Stands for sums of candidates, computed once, when something needs the values.
 
     Others see them lie in memory as those of the module's own forward do: random numbers that are
@@ -301,7 +309,7 @@ class Waiting(Tensor):
 
 def real(value: Any) -> Any:
     """Returns the value with tensors in place of deferred sums, in containers as well."""
-    if isinstance(value, Waiting):
+    if isinstance(value, Standing):
         return value.tensor()
     # What functions of torch are given is nearly always one of these; the walk through any
     # container takes 10 us, and leaves cycles to the garbage collector.
@@ -314,7 +322,7 @@ def real(value: Any) -> Any:
         return {key: real(item) for key, item in value.items()}
     # A tuple in place of a size would be taken for values, by `Tensor.new`.
     return tree_map(
-        lambda v: v.tensor() if isinstance(v, Waiting) else v,
+        lambda v: v.tensor() if isinstance(v, Standing) else v,
         value,
         is_leaf=lambda v: isinstance(v, torch.Size),
     )
