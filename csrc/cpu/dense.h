@@ -22,14 +22,16 @@ template <class A, class T> void pack_dense(const T* weights, int channels, int 
   const int blocks = blocks_of<A>(channels), taps = size * size;
   for (int block = 0; block < blocks; block += 2) {
     const int lanes = (block + 2 <= blocks ? 2 : 1) * L;
-    for (int tap = 0; tap < taps; ++tap)
-      for (int in = 0; in < channels; ++in)
-        for (int lane = 0; lane < lanes; ++lane, ++to) {
+    // All taps of an input in turn: they lie next to each other in V, and its lines are still in L1.
+    for (int in = 0; in < channels; ++in)
+      for (int tap = 0; tap < taps; ++tap)
+        for (int lane = 0; lane < lanes; ++lane) {
           const int out = block * L + lane;
           const int64_t at = transposed ? (int64_t(in) * channels + out) * taps + taps - 1 - tap
                                         : (int64_t(out) * channels + in) * taps + tap;
-          *to = out < channels ? A(load(weights[at])) : A(0);
+          to[(int64_t(tap) * channels + in) * lanes + lane] = out < channels ? A(load(weights[at])) : A(0);
         }
+    to += int64_t(taps) * channels * lanes;
   }
 }
 

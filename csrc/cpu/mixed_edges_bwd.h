@@ -344,30 +344,31 @@ template <class T> struct Backward : BackwardSums<T> {
     }
   }
 
-  // Goes from partial sums [groups][taps][input][width] to [output][input][taps]. The groups are added a vector
-  // at a time: at 64 channels there are 16 times 36,864 numbers of each 3x3 convolution. A tile of 16 inputs is
-  // gathered first and then written output by output, 144 values in a row: value by value the writes of a vector
-  // went to 16 lines each, and the pass took 4 % of a step of NAS-Bench-201.
+  // Goes from partial sums [groups][taps][input][width] to [output][input][taps]. The groups are added a vector at a
+  // time: at 64 channels there are 16 times 36,864 numbers of each 3x3 convolution, more than an L2 holds. So every
+  // group's lines are read in a row, of up to four vectors, and a tile of four inputs is gathered before it is written,
+  // output by output: value by value the writes of one vector went to 16 lines.
   void finish_dense(const EdgeTerm& t, const A* partial) {
-    constexpr int kInputs = 16, kTaps = 9;
+    constexpr int kInputs = 4, kBlocks = 4, kTaps = 9;
     T* dV = static_cast<T*>(p.dparams[t.param]);
     const int taps = t.size * t.size;
-    A tile[L][kInputs][kTaps];
-    for (int b = 0; b < blocks; ++b)
-      for (int first = 0; first < C; first += kInputs) {
-        const int inputs = std::min(kInputs, C - first);
+    A tile[kBlocks * L][kInputs][kTaps];
+    for (int in = 0; in < C; in += kInputs)
+      for (int b = 0; b < blocks; b += kBlocks) {
+        const int inputs = std::min(kInputs, C - in), wide = std::min(kBlocks, blocks - b);
         for (int tap = 0; tap < taps; ++tap)
-          for (int in = 0; in < inputs; ++in) {
-            const A* at = partial + (int64_t(tap) * width + first + in) * width + b * L;
-            Wide<A> sum{};
-            for (int g = 0; g < groups; ++g)
-              sum += __builtin_convertvector(get(at + g * this->dense_sums(t)), Wide<A>);
-            for (int lane = 0; lane < L; ++lane) tile[lane][in][tap] = A(sum[lane]);
+          for (int i = 0; i < inputs; ++i) {
+            const A* at = partial + (int64_t(tap) * width + in + i) * width + b * L;
+            Wide<A> sum[kBlocks] = {};
+            for (int g = 0; g < groups; ++g, at += this->dense_sums(t))
+              for (int k = 0; k < wide; ++k) sum[k] += __builtin_convertvector(get(at + k * L), Wide<A>);
+            for (int k = 0; k < wide; ++k)
+              for (int lane = 0; lane < L; ++lane) tile[k * L + lane][i][tap] = A(sum[k][lane]);
           }
-        for (int lane = 0; lane < L && b * L + lane < C; ++lane)
-          for (int in = 0; in < inputs; ++in)
+        for (int out_channel = 0; out_channel < wide * L && b * L + out_channel < C; ++out_channel)
+          for (int i = 0; i < inputs; ++i)
             for (int tap = 0; tap < taps; ++tap)
-              dV[(int64_t(b * L + lane) * C + first + in) * taps + tap] = store<T>(tile[lane][in][tap]);
+              dV[(int64_t(b * L + out_channel) * C + in + i) * taps + tap] = store<T>(tile[out_channel][i][tap]);
       }
   }
 
