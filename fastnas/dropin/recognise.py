@@ -342,6 +342,9 @@ def preprocess(module: nn.Module) -> Preprocess | str:
         _need_whole(reduce[0], reduce[1:])
         return Preprocess("factorized_reduce", *reduce)
     layers = layers_of(module)
+    if _kinds(layers) != _RELU_CONV_BN:
+        # They may lie in modules of their own; a trial tells whether nothing else is done.
+        layers = tuple(_leaves(module))
     called = type(module).__name__
     need(
         _kinds(layers) == _RELU_CONV_BN,
