@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -268,25 +268,27 @@ class Rehearsal:
             part: object.__new__(type(part)) for part in module.modules()
         }
 
-        def doubled(value: Any) -> Any:
-            if isinstance(value, nn.Module):
-                return doubles.get(value, value)
-            kind = type(value)
-            if kind not in (list, tuple, dict, set):
-                return value
-            if kind is dict:
-                made = {key: doubled(item) for key, item in value.items()}
-            else:
-                made = kind(map(doubled, value))
-            if kind is not tuple:
-                self._containers.append((made, made.copy()))
-            return made
-
         for part, double in doubles.items():
-            vars(double).update({name: doubled(value) for name, value in vars(part).items()})
+            held = {name: self._doubled(value, doubles) for name, value in vars(part).items()}
             for name in ("_parameters", "_buffers"):
-                vars(double)[name] = self._without(vars(part)[name], part in self.own)
+                held[name] = self._without(vars(part)[name], part in self.own)
+            vars(double).update(held)
         return doubles[module]
+
+    def _doubled(self, value: Any, doubles: Mapping[nn.Module, nn.Module]) -> Any:
+        """Returns what a double holds: containers of its own, with doubles in them."""
+        if isinstance(value, nn.Module):
+            return doubles.get(value, value)
+        kind = type(value)
+        if kind not in (list, tuple, dict, set):
+            return value
+        if kind is dict:
+            made = {key: self._doubled(item, doubles) for key, item in value.items()}
+        else:
+            made = kind([self._doubled(item, doubles) for item in value])
+        if kind is not tuple:
+            self._containers.append((made, made.copy()))
+        return made
 
     def _without(self, tensors: dict[str, Tensor | None], own: bool) -> dict[str, Tensor | None]:
         """Returns tensors of a module without their values."""
@@ -381,7 +383,7 @@ class Rehearsal:
         if not isinstance(y, DeferredSum) or y._part_of is not None or not y._stays():
             raise NoPlan(f"it returns a {type(y).__name__} that is no sum")
         if any(y is image for image, _, _ in self.images.values()):
-            raise NoPlan(f"it returns a {type(y).__name__} that is no sum")
+            raise NoPlan("it returns its argument itself")
         blocks = tuple(self._block(block) for block in y._blocks)
         used = {number for one in self._sums for _, number in one.terms}
         if len(used) < len(self.calls):
