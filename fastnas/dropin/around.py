@@ -58,7 +58,8 @@ def run_around(
             y = type(module).forward(module, *args, **kwargs)
     if outermost or has_global_hooks() or any(hooks(module)) or leaves_hooks():
         return real(y)
+    call = object()
     for part in [y] if isinstance(y, Tensor) else tree_leaves(y):
         if isinstance(part, DeferredSum):
-            part.end_of_cell()
+            part.end_of_cell(call)
     return y

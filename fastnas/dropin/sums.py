@@ -77,8 +77,8 @@ class Sum:
         """How many sums, this one included, wait behind each other."""
         self.is_new = False
         """Whether its value is another tensor than those that it is the sum of."""
-        self.is_output = False
-        """Whether a cell has returned it: what reads it then belongs to another call."""
+        self.returned_by: object = None
+        """Which call of a cell has returned it: what reads it from then on is computed apart."""
         self.is_node = False
         """Whether candidates that wait read it, so that it is needed as a value."""
         self.was_read = False
@@ -264,15 +264,24 @@ def _reach(last: Sum) -> tuple[list[Sum], list[Sum]]:
         return [last], [source for _, source in last.sources()]
     nodes: list[Sum] = []
     others: list[Sum] = []
-    _visit(last, common, nodes, others, {id(call) for _, call in last.terms})
+    taken = {id(call) for _, call in last.terms}
+    _visit(last, common, last.returned_by, nodes, others, taken)
     return nodes, others
 
 
-def _visit(node: Sum, common: object, nodes: list[Sum], others: list[Sum], taken: set[int]) -> None:
+def _visit(
+    node: Sum,
+    common: object,
+    cell: object,
+    nodes: list[Sum],
+    others: list[Sum],
+    taken: set[int],
+) -> None:
     """Adds a sum to the nodes, after those of its sources that can be nodes; the rest to others.
 
     Args:
         common: what terms of nodes have in common.
+        cell: the call of a cell that has returned the last node, which may have returned others.
         taken: ids of the calls that have a place.
     """
     # A function of the module: one inside of `_reach` that calls itself would keep the sums, and
@@ -282,10 +291,10 @@ def _visit(node: Sum, common: object, nodes: list[Sum], others: list[Sum], taken
             continue
         # Each call moves statistics once, and so it has one place.
         own = {id(c) for _, c in source.terms}
-        fits = stride == 1 and not source.is_output
+        fits = stride == 1 and (source.returned_by is None or source.returned_by is cell)
         if fits and not own & taken and _common(source) == common:
             taken.update(own)
-            _visit(source, common, nodes, others, taken)
+            _visit(source, common, cell, nodes, others, taken)
         else:
             others.append(source)
     nodes.append(node)

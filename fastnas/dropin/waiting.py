@@ -246,7 +246,7 @@ class Waiting(Standing):
         self._mark_used(False)
         block = self._blocks[0]
         waits = self._stays() and not self._is_joined() and not block.is_computed
-        if waits and not block.is_output and block.depth < DEEPEST:
+        if waits and block.returned_by is None and block.depth < DEEPEST:
             block.is_node = True
             return block
         y, self._blocks[0].was_read = self.computed(), True
@@ -266,14 +266,14 @@ class Waiting(Standing):
             self.computed()
         return self._blocks[0]
 
-    def end_of_cell(self) -> None:
-        """Marks what a module returns, if it is made of nodes that read each other.
+    def end_of_cell(self, call: object) -> None:
+        """Marks what a call of a module returns, if it is made of nodes that read each other.
 
-        They are computed by one call then, and what reads them from here on by another one.
+        They are computed by one `mixed_edges` then, and what reads them from here on by another.
         """
         if any(block.sources() for block in self._blocks):
             for block in self._blocks:
-                block.is_output = True
+                block.returned_by = call
 
     def _stays(self) -> bool:
         """Tells whether an operation may wait: it then happens under what the calls did."""

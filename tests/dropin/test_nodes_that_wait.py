@@ -15,6 +15,7 @@ from test_deferred import Choice, assert_alike, pair
 from torch import nn
 
 import fastnas
+from fastnas.benchmarks.layouts import LAYOUTS
 
 
 def shuffle(y, groups=2):
@@ -268,3 +269,14 @@ def test_cells_are_calls_of_their_own(calls):
     calls.clear()
     assert_same(observed(fused, inputs), observed(eager, inputs))
     assert calls["deferred"] == 2
+
+
+@pytest.mark.parametrize("name", ["pdarts", "naslib", "pt.darts", "confopt", "dots", "nni"])
+def test_a_cell_that_returns_all_its_nodes_is_one_call(calls, name):
+    layout = LAYOUTS[name]
+    network = layout.build(4, 3, 2)
+    fastnas.accelerate(network)
+    for _ in range(2):
+        calls.clear()
+        layout.call(network, torch.randn(2, 3, 16, 16)).sum().backward()
+        assert calls["deferred"] == 3
