@@ -39,8 +39,8 @@ _CATCHES = re.compile("PUSH_EXC_INFO|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFORE
 """Instructions of `try` and `with`: a tensor without values raises, and modes may be set."""
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _NOT_ALIKE = re.compile(
-    r"^(is_|get_|set_)|seed|enabled|storage|^(Parameter|device|requires_grad|grad|grad_fn|stride"
-    r"|data_ptr|layout|names|_version|train|eval|cuda|cpu|generator)$"
+    r"^(is_|get_|set_)|seed|enabled|storage|_ptr$|^(Parameter|device|requires_grad|grad|grad_fn|stride"
+    r"|layout|names|_version|train|eval|cuda|cpu|generator)$"
 )
 """Names of what tells or sets modes, or differs for a tensor without values."""
 _OF_MODULES = set(dir(nn.Module)) - {
@@ -219,6 +219,9 @@ class Constants:
                 raise Impure(f"{function.__name__}: {kind} {name}")
             if kind == "STORE_DEREF" and name in function.__code__.co_freevars:
                 raise Impure(f"{function.__name__}: {kind} {name}")
+            # The type of a tensor without values is another one.
+            if kind in ("IS_OP", "COMPARE_OP") and before and before.argval == "Tensor":
+                raise Impure(f"{function.__name__} compares with Tensor")
             if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
                 self._global(name, function.__globals__)
             elif kind in _READS:

@@ -199,6 +199,7 @@ REFUSED = {
     "a bare except": bare,
     "parameters": by_parameters,
     "an imported mode": lambda self, x, w: (1.0 if is_grad_enabled() else 3.0) * self.ops[0](x),
+    "a type": lambda self, x, w: self.ops[0](x) * (2.0 if type(w) is torch.Tensor else 3.0),
     "its argument": lambda self, x, w: x if w is None else self.mixed(x, w).relu(),
 }
 
