@@ -208,43 +208,33 @@ template <class A, class F> bool with_even_pack(int channels, int images, F f) {
 constexpr int kAhead = 24;
 template <class T> void prefetch(const T* pixel, int64_t stride) { __builtin_prefetch(pixel + kAhead * stride); }
 
-// Loads or stores one vector of a pixel of a pack: `channels` of every image, side by side.
-template <class T, class A>
-[[gnu::noinline]] Vec<A> load_packed(const T* at, int64_t image, int images, int channels) {
+// Loads or stores one vector of a pixel: `channels` of a block, of every image of the pack.
+template <class T, class A> Vec<A> load_pixel(const Pixels<const T>& from, int64_t pixel, int block, int channels) {
   constexpr int L = kLanes<A>;
+  const T* at = from.data + pixel * from.stride + block * L;
+  if (from.images == 1) {
+    prefetch(at, from.stride);
+    return load_lanes<T, A>(at, channels);
+  }
   Vec<A> v{};
-  const bool even = with_even_pack<A>(channels, images, [&](auto count) {
-    const auto stored = load_joined<Stored<T>, L / count, count>(reinterpret_cast<const Stored<T>*>(at), image);
+  const bool even = with_even_pack<A>(channels, from.images, [&](auto images) {
+    const auto stored = load_joined<Stored<T>, L / images, images>(reinterpret_cast<const Stored<T>*>(at), from.image);
     v = load_vector<T, A>(reinterpret_cast<const T*>(&stored));
   });
-  for (int l = 0; !even && l < channels * images; ++l) v[l] = load(at[l / channels * image + l % channels]);
+  for (int l = 0; !even && l < channels * from.images; ++l) v[l] = load(at[l / channels * from.image + l % channels]);
   return v;
 }
-template <class T, class A>
-[[gnu::noinline]] void store_packed(T* at, int64_t image, int images, int channels, Vec<A> v) {
+template <class T, class A> void store_pixel(const Pixels<T>& to, int64_t pixel, int block, int channels, Vec<A> v) {
   constexpr int L = kLanes<A>;
-  const bool even = with_even_pack<A>(channels, images, [&](auto count) {
+  T* at = to.data + pixel * to.stride + block * L;
+  if (to.images == 1) return store_lanes<T, A>(at, v, channels);
+  const bool even = with_even_pack<A>(channels, to.images, [&](auto images) {
     T stored[L];
     store_vector<T, A>(stored, v);
-    for (int s = 0; s < count; ++s) memcpy(at + s * image, stored + s * (L / count), sizeof(T) * (L / count));
+    for (int s = 0; s < images; ++s) memcpy(at + s * to.image, stored + s * (L / images), sizeof(T) * (L / images));
   });
-  for (int l = 0; !even && l < channels * images; ++l) at[l / channels * image + l % channels] = store<T>(v[l]);
-}
-
-// Loads or stores one vector of a pixel: `channels` of a block, of every image of the pack. An image alone is inlined:
-// called as a function, a load took 14 cycles of a level's images in L2, and was 7 % of a step of NAS-Bench-201.
-template <class T, class A>
-[[gnu::always_inline]] inline Vec<A> load_pixel(const Pixels<const T>& from, int64_t pixel, int block, int channels) {
-  const T* at = from.data + pixel * from.stride + block * kLanes<A>;
-  if (from.images != 1) return load_packed<T, A>(at, from.image, from.images, channels);
-  prefetch(at, from.stride);
-  return load_lanes<T, A>(at, channels);
-}
-template <class T, class A>
-[[gnu::always_inline]] inline void store_pixel(const Pixels<T>& to, int64_t pixel, int block, int channels, Vec<A> v) {
-  T* at = to.data + pixel * to.stride + block * kLanes<A>;
-  if (to.images != 1) return store_packed<T, A>(at, to.image, to.images, channels, v);
-  store_lanes<T, A>(at, v, channels);
+  for (int l = 0; !even && l < channels * to.images; ++l)
+    at[l / channels * to.image + l % channels] = store<T>(v[l]);
 }
 
 // Calls f(block, row, column, channels in use) for every vector of an image.

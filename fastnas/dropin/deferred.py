@@ -23,7 +23,7 @@ from torch import Tensor
 from fastnas.dropin.changing import Changing, Self
 from fastnas.dropin.stacked import Stacked
 from fastnas.dropin.sums import Sum
-from fastnas.dropin.waiting import CLONE, Channels, Moved, format_of, layout_of, real
+from fastnas.dropin.waiting import Channels, Moved, format_of, layout_of, real
 from fastnas.dropin.weights import Scalar
 
 
@@ -120,11 +120,6 @@ class DeferredSum(Changing):
     def __radd__(self, other: Any) -> Any:
         found = self._plus(other) if self._stays() else None
         return real(other) + self.tensor() if found is None else found
-
-    def can_be_summed(self) -> bool:
-        """Tells whether it waits, as one sum."""
-        self._follow()
-        return self._stays() and not self._is_joined()
 
     # ---- parts of it, and what it is part of
 
@@ -235,13 +230,6 @@ class DeferredSum(Changing):
         if isinstance(first, cls):
             first.note_alias(y)
         return y
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        # Autograd has been passed by now, so that a result would have lost its gradient.
-        raise RuntimeError(f"fastnas: {func} was called past the output of a candidate; {CLONE}")
 
     def _of_python(name: str) -> Any:  # type: ignore[misc]
         def method(self: DeferredSum, other: Any) -> DeferredSum:

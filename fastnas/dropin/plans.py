@@ -23,7 +23,7 @@ from fastnas.dropin.deferred import DeferredSum
 from fastnas.dropin.modes import Modes, autocast_now, changed, must_not_wait, version
 from fastnas.dropin.pending import Call
 from fastnas.dropin.purity import Constants, Impure
-from fastnas.dropin.rehearsal import Origin, Program, Rehearsal, rehearsal_now
+from fastnas.dropin.rehearsal import Origin, Program, Rehearsal
 from fastnas.dropin.replacements import is_replaced
 from fastnas.dropin.sums import Sum, Watched, watch
 from fastnas.dropin.tape import Entry, NoPlan, played
@@ -87,7 +87,7 @@ class Plans:
 
     def output(self, module: nn.Module, args: Sequence[Any], kwargs: Any) -> DeferredSum | None:
         """Returns what the module's own forward returns, or None where that has to run."""
-        if self.left <= 0 or rehearsal_now() is not None or has_global_hooks():
+        if self.left <= 0 or has_global_hooks():
             return None
         values = [*args, *kwargs.values()]
         described = None if is_transformed() or _is_watched() else _described(values)
@@ -97,10 +97,11 @@ class Plans:
         seen = self._look(module)
         if seen is None:
             return None
-        device = images[0].device
-        autocast = autocast_now(device)
-        key = len(args), tuple(kwargs), autocast, described, _described(seen.constants.tensors())
-        program = self._program(seen, key, module, args, kwargs, device, autocast)
+        own = _described(seen.constants.tensors())
+        if own is None:
+            return None
+        key = len(args), tuple(kwargs), autocast_now(images[0].device), described, own
+        program = self._program(seen, key, module, args, kwargs)
         return None if program is None else _run(program, seen.tensors(program), values)
 
     def _look(self, module: nn.Module) -> _Seen | None:
@@ -135,8 +136,6 @@ class Plans:
         module: nn.Module,
         args: Sequence[Any],
         kwargs: Any,
-        device: torch.device,
-        autocast: torch.dtype | None,
     ) -> Program | None:
         """Returns what the forward does with such arguments, known or found out now."""
         known = seen.programs.get(key)
@@ -148,7 +147,7 @@ class Plans:
             self.left = self.left - 1 if program is None else MOST
             return program
         self.left -= 1
-        rehearsal = Rehearsal(args, kwargs, seen.constants.own, device, autocast)
+        rehearsal = Rehearsal(args, kwargs, seen.constants.own)
         try:
             program = rehearsal.run(module)
         except NoPlan as reason:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.dropin.deferred import DeferredSum
-from fastnas.dropin.modes import Modes
+from fastnas.dropin.modes import Modes, autocast_now
 from fastnas.dropin.pending import Manner
 from fastnas.dropin.sums import Sum
 from fastnas.dropin.tape import Argument, Entry, NoPlan, Own, Tape, Vector
@@ -182,26 +182,21 @@ class Rehearsal:
     Args:
         args, kwargs: its arguments; tensors [N, C, H, W] are images, others mixing weights.
         own: modules whose tensors may be mixing weights, too.
-        device: where they are.
-        autocast: the dtype of autocast there, or None.
     """
 
     def __init__(
-        self,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        own: Sequence[nn.Module],
-        device: torch.device,
-        autocast: torch.dtype | None,
+        self, args: Sequence[Any], kwargs: dict[str, Any], own: Sequence[nn.Module]
     ) -> None:
-        self.own, self.device, self.autocast = own, device, autocast
+        given = [*args, *kwargs.values()]
+        images = [v for v in given if isinstance(v, Tensor) and v.dim() == 4]
+        self.own, self.device = own, images[0].device
+        self.autocast = autocast_now(self.device)
         self.tape, self.refused = Tape(), ""
         self.calls: list[PlannedCall] = []
         self.images: dict[int, tuple[Image, Tensor, Sum]] = {}
         self._given: dict[int, Tensor] = {}
         self._containers: list[tuple[Any, Any]] = []
         """Those that modules hold, and what was in them."""
-        given = [*args, *kwargs.values()]
         held = [self._without_values(i, value) for i, value in enumerate(given)]
         self.args, self.kwargs = held[: len(args)], dict(zip(kwargs, held[len(args) :]))
         self.made: list[tuple[Tensor, Origin]] = []

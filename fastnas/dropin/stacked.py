@@ -6,15 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastnas.dropin.waiting import Standing, real
-
-if TYPE_CHECKING:
-    from fastnas.dropin.deferred import DeferredSum
+from fastnas.dropin.waiting import Standing, Waiting, real
 
 _WEIGHED = re.compile(r"(\w),\1(\w{4}|\.\.\.)->\2")
 """A vector and a stack for `einsum`, the letters of the stack in any alphabet."""
@@ -27,24 +24,24 @@ class Stacked(Standing):
     `einsum` with weights [K], is one sum that waits. Anything else computes all of it.
     """
 
-    _sums: tuple[DeferredSum, ...]
+    _sums: tuple[Waiting, ...]
     _seen: Tensor | None
 
     @staticmethod
-    def __new__(cls: type[Stacked], sums: Sequence[DeferredSum]) -> Stacked:
+    def __new__(cls: type[Stacked], sums: Sequence[Waiting]) -> Stacked:
         size = torch.Size((len(sums), *sums[0].shape))
-        self = Tensor._make_wrapper_subclass(cls, size, dtype=sums[0].dtype, device=sums[0].device)
+        dtype = sums[0].dtype
+        self = Tensor._make_wrapper_subclass(cls, size, dtype=dtype, device=sums[0].device)
+        self._size, self._dtype = size, dtype
         self._sums, self._seen = tuple(sums), None
         return self
 
     @classmethod
     def of(cls, tensors: Any, dim: Any = 0) -> Stacked | None:
         """Returns the stack of tensors, or None where that cannot wait."""
-        from fastnas.dropin.deferred import DeferredSum
-
         if dim != 0 or not isinstance(tensors, tuple | list) or len(tensors) < 2:
             return None
-        sums = [y for y in tensors if isinstance(y, DeferredSum) and y.can_be_summed()]
+        sums = [y for y in tensors if isinstance(y, Waiting) and y.can_be_summed()]
         alike = {(y.shape, y.dtype, y.device, y.format) for y in sums}
         return cls(sums) if len(sums) == len(tensors) and len(alike) == 1 else None
 
@@ -69,7 +66,7 @@ class Stacked(Standing):
             return None
         return Stacked([w * y for w, y in zip(weights, self._sums)])
 
-    def _einsum(self, equation: Any, *operands: Any) -> DeferredSum | None:
+    def _einsum(self, equation: Any, *operands: Any) -> Waiting | None:
         """Returns sum_k w_k y_k for a vector w and this stack, or None for anything else."""
         plain = isinstance(equation, str) and _WEIGHED.fullmatch(equation.replace(" ", ""))
         if not plain or len(operands) != 2 or operands[1] is not self:
@@ -80,22 +77,13 @@ class Stacked(Standing):
             weighed = self._weighed(w)
         return None if weighed is None else weighed.summed()
 
-    def summed(self) -> DeferredSum:
+    def summed(self) -> Waiting:
         """Returns the sum over the first dimension."""
         return reduce(add, self._sums)
 
     # ---- what is known of it without its values
 
-    shape = property(lambda self: torch.Size((len(self._sums), *self._sums[0].shape)))
-    ndim = property(lambda self: 5)
-    dtype = property(lambda self: self._sums[0].dtype)
     device = property(lambda self: self._sums[0].device)
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def dim(self) -> int:
-        return 5
 
     def __len__(self) -> int:
         return len(self._sums)
@@ -120,12 +108,6 @@ class Stacked(Standing):
         elif name == "sum" and isinstance(first, cls) and first._waits():
             y = first.summed() if (args[1:], kwargs) in _FIRST else None
         return func(*real(args), **real(kwargs)) if y is None else y
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        raise RuntimeError(f"fastnas: {func} was called past a stack of outputs of candidates")
 
 
 _FIRST: list[tuple[tuple[Any, ...], dict[str, Any]]] = [

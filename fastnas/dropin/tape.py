@@ -29,9 +29,10 @@ class Own(NamedTuple):
 
 
 class View(NamedTuple):
-    """Names part of a vector of weights, as `as_strided` takes it."""
+    """Names part of a vector of weights, as `as_strided` takes it, or all of it."""
 
     vector: int
+    is_whole: bool
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
@@ -158,7 +159,10 @@ class Tape:
         # What was cut off, changed in place or read as another dtype is not the vector's.
         if whole is None or not w.requires_grad or w.dtype != whole.dtype or w._version:
             raise NoPlan("a weight is no element of a known tensor")
-        return View(number, tuple(w.size()), w.stride(), int(w.storage_offset()))
+        size, stride, offset = w.size(), w.stride(), int(w.storage_offset())
+        # A square that is transposed has the size of the whole, too.
+        is_whole = size == whole.size() and stride == whole.stride() and not offset
+        return View(number, is_whole, tuple(size), stride, offset)
 
     def entry(self, w: Tensor) -> Entry:
         """Returns which element of which vector this is; raises like `view`."""
@@ -190,8 +194,9 @@ def _viewed(given: Any, vectors: Sequence[Tensor]) -> Any:
     """Returns arguments of a step, with tensors in place of views."""
     if isinstance(given, View):
         w = vectors[given.vector]
-        whole = tuple(w.shape) == given.size
-        return w if whole else w.contiguous().as_strided(given.size, given.stride, given.offset)
+        if given.is_whole:
+            return w
+        return w.contiguous().as_strided(given.size, given.stride, given.offset)
     if isinstance(given, dict):
         return {name: _viewed(value, vectors) for name, value in given.items()}
     if isinstance(given, tuple | list):

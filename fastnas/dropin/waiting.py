@@ -58,9 +58,31 @@ def layout_of(y: Tensor) -> torch.memory_format:
 class Standing(Tensor):
     """Stands for a tensor whose values are computed when they are needed."""
 
+    _size: torch.Size
+    _dtype: torch.dtype
+
     def tensor(self) -> Tensor:
         """Returns the values."""
         raise NotImplementedError
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        # Autograd has been passed by now, so that a result would have lost its gradient.
+        raise RuntimeError(f"fastnas: {func} was called past the output of a candidate; {CLONE}")
+
+    # ---- what is known of it without its values
+
+    shape = property(lambda self: self._size)
+    ndim = property(lambda self: len(self._size))
+    dtype = property(lambda self: self._dtype)
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._size if dim is None else self._size[dim]
+
+    def dim(self) -> int:
+        return len(self._size)
 
 
 class Waiting(Standing):
@@ -266,6 +288,11 @@ class Waiting(Standing):
             self.computed()
         return self._blocks[0]
 
+    def can_be_summed(self) -> bool:
+        """Tells whether it waits, as one sum."""
+        self._follow()
+        return self._stays() and not self._is_joined()
+
     def end_of_cell(self, call: object) -> None:
         """Marks what a call of a module returns, if it is made of nodes that read each other.
 
@@ -291,20 +318,14 @@ class Waiting(Standing):
 
     # ---- what is known of it without its values
 
-    shape = property(lambda self: self._size)
-    ndim = property(lambda self: len(self._size))
-    dtype = property(lambda self: self._dtype)
     device = property(lambda self: self._blocks[0].device)
     is_meta = property(lambda self: self._blocks[0].device.type == "meta")
 
     def is_inference(self) -> bool:
         return self._modes.inference
 
-    def size(self, dim: int | None = None) -> Any:
-        return self._size if dim is None else self._size[dim]
 
-    def dim(self) -> int:
-        return len(self._size)
+_NO_SUM = (Tensor, int, float, str, type(None), torch.dtype, torch.Size)
 
 
 def real(value: Any) -> Any:
@@ -313,7 +334,7 @@ def real(value: Any) -> Any:
         return value.tensor()
     # What functions of torch are given is nearly always one of these; the walk through any
     # container takes 10 us, and leaves cycles to the garbage collector.
-    if value is None or isinstance(value, Tensor | int | float | str | torch.dtype | torch.Size):
+    if isinstance(value, _NO_SUM):
         return value
     kind = type(value)
     if kind is tuple or kind is list:

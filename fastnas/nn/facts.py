@@ -113,9 +113,9 @@ class Facts:
         self.settings = [(own, name) for own, o in zip(self.outer, asked) for name in o.settings]
         self.outlines = self._outlines()
         self.written = [*owns, *(own[name] for own, name in [*self.filled, *self.of_tensors])]
-        self.versions = self.versions_now()
+        self.versions = self._versions()
 
-    def versions_now(self) -> list[int]:
+    def _versions(self) -> list[int]:
         """Returns a number for each dict that is another one once somebody has written to it."""
         return list(map(dict_version, self.written))
 
@@ -142,7 +142,7 @@ class Facts:
             return False
         if not self.functions.hold():
             return False
-        versions = self.versions_now()
+        versions = self._versions()
         if versions == self.versions:
             return True
         # A write need not change a fact: `functional_call` exchanges tensors, and an attribute may

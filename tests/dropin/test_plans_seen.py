@@ -152,6 +152,12 @@ def test_a_list_is_read_in_each_call(kind):
     assert_alike(eager, fused)
 
 
+def test_a_count_in_a_closure_goes_on():
+    (eager, _), (_, fused) = holder(counter()), holder(counter())
+    for call in range(3):
+        assert_alike(eager, fused, inputs(call))
+
+
 def test_a_pool_that_is_no_part_is_seen():
     def forward(self, x, w):
         return torch.cat([self.ops[0](x), POOL(x)], dim=1)
@@ -193,6 +199,17 @@ def by_the_norm(self, x, w):
     return self.mixed(x, w) if int(self.ops[0].op[3].num_batches_tracked) < 2 else self.ops[0](x)
 
 
+def counter():
+    calls = 0
+
+    def forward(self, x, w):
+        nonlocal calls
+        calls += 1
+        return (float(calls) * self.ops[0](x)).relu()  # no plan: it would be counted twice
+
+    return forward
+
+
 REFUSED = {
     "retains a gradient": retains,
     "a hook of weights": hooks_weights,
@@ -220,6 +237,27 @@ def test_it_runs_itself(name):
         with torch.no_grad():
             torch.testing.assert_close(fused(*inputs()), eager(*inputs()))
     assert planned(fused) == 0
+
+
+def test_a_square_of_weights_may_be_transposed():
+    """All of it has the same size as all of it transposed."""
+
+    def forward(self, x, w):
+        rows = torch.stack([w, w * w, w.exp()])
+        return self.mixed(x, rows.t().softmax(0)[0])
+
+    eager, fused = holder(forward)
+    for call in range(3):
+        assert_alike(eager, fused, inputs(call))
+
+
+def test_own_tensors_that_lie_otherwise_are_looked_at():
+    """Their sizes are no part of what is known of tensors that are not contiguous."""
+    eager, fused = holder(lambda self, x, w: float(self.alpha.shape[0]) * self.ops[0](x))
+    for size in (3, 4, 3):
+        for module in (eager, fused):
+            module.alpha = nn.Parameter(torch.ones(size, 2, dtype=torch.float64)[:, 0])
+        assert_alike(eager, fused)
 
 
 def test_a_candidate_of_its_own_counts_once():
@@ -301,6 +339,7 @@ def test_threads_do_not_see_each_other():
 
 def test_a_returned_argument_is_that_argument():
     eager, fused = holder(lambda self, x, w, k=None: x if k is None else self.mixed(x, w))
+    vars(fused)["forward"].args[1].outermost = False  # as inside of a network
     for module in (eager, fused):
         x, w = inputs()
         x = x.detach()
