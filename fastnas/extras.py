@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 
+from fastnas.signals import deferred
+
 # Top-level module: (the package that has it, the extra that brings it).
 BRINGS = {
     "typer": ("typer", "search"),
@@ -36,7 +38,10 @@ def require(*modules: str) -> None:
     for module in modules:
         try:
             # It is imported, not looked up: a package that is there may lack a library of its own.
-            importlib.import_module(module)
+            # A signal waits: what is written in C turns an exception of its handler into an
+            # ImportError, and the package would be called missing.
+            with deferred():
+                importlib.import_module(module)
         except ImportError as error:
             package, extra = BRINGS[module.partition(".")[0]]
             raise MissingPackage(

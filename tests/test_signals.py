@@ -12,7 +12,7 @@ import time
 import pytest
 from tiny_runs import answer_signals
 
-from fastnas import signals
+from fastnas import extras, signals
 
 SEARCH = ["search", "--data=digits", "--space=S2", "--channels=2", "--layers=1", "--images=128",
           "--batch-size=16", "--epochs=500", "--train-epochs=0", "--compare-steps=0",
@@ -54,7 +54,7 @@ def test_a_search_saves_its_step_and_says_how_to_go_on(tmp_path, number, code):
 
 LONG_STEP = """
 import time
-from fastnas import signals
+from fastnas import extras, signals
 with signals.handled():
     signals.started()
     with signals.deferred():
@@ -74,6 +74,22 @@ def test_the_second_signal_ends_a_step_at_once():
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == -signal.SIGINT  # which shells call 130
+
+
+def test_a_signal_in_an_import_is_not_taken_for_a_missing_package(monkeypatch):
+    """Modules in C turn what a handler raises into an ImportError."""
+
+    def interrupted(module):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except SystemExit as stopped:
+            raise ImportError("initialization failed") from stopped
+
+    monkeypatch.setattr(extras.importlib, "import_module", interrupted)
+    with signals.handled():
+        signals.started()
+        with pytest.raises(signals.Stopped):
+            extras.require("sklearn")
 
 
 @pytest.mark.parametrize("after", [0.3, 0.8, 1.5])

@@ -161,10 +161,10 @@ def _walk(
     children = {k: child for k, child in every.items() if not isinstance(child, _CONTAINERS)}
     read = {k: _read(child, trials) for k, child in children.items()}
     found = [k for k, reason in read.items() if reason is None]
-    # One alone, in no list, is no choice. Nor are those that prepare the inputs of a cell.
-    choices = [k for k in found if isinstance(preprocess(children[k]), str)]
-    if not isinstance(module, _CONTAINERS) and (len(found) < 2 or not choices):
-        found = []
+    if not (isinstance(module, _CONTAINERS) or _lists_candidates(module, trials)):
+        # One alone, beside no list, is no choice. Nor are those that prepare the inputs of a cell.
+        choices = [k for k in found if isinstance(preprocess(children[k]), str)]
+        found = found if len(found) > 1 and choices else []
     if found or (isinstance(module, _CONTAINERS) and children):
         group = groups.setdefault(holder, Group(holder, holder_name))
         group.found |= {f"{name}.{k}": children[k] for k in found}
@@ -175,6 +175,12 @@ def _walk(
     for k, child in every.items():
         if k not in found:
             _walk(child, f"{name}.{k}".lstrip("."), holder, holder_name, trials, groups)
+
+
+def _lists_candidates(module: nn.Module, trials: Trials | None) -> bool:
+    """Tells whether a child of the module is a list with a candidate in it."""
+    lists = [child for child in module.children() if isinstance(child, _CONTAINERS)]
+    return any(_read(part, trials) is None for held in lists for part in held.children())
 
 
 def _read(module: nn.Module, trials: Trials | None) -> str | None:

@@ -77,11 +77,14 @@ class Constants:
         self.own: list[nn.Module] = []
         """Modules with tensors of their own."""
         self.names: list[tuple[Mapping[str, Any], str, object]] = []
+        self.objects: list[tuple[object, type]] = []
+        self.sizes: list[tuple[Mapping[str, Any], int]] = []
         self.cells: list[tuple[Any, object]] = []
         self.containers: list[tuple[Any, Any]] = []
         self.functions: list[tuple[FunctionType, CodeType, object, object]] = []
         self._modules = {*modules, *candidates}
         self._kinds: dict[type, None] = {}
+        self._objects: dict[int, Any] = {}  # by their addresses: they need not have a hash
         self._read, self._reads_any = {"forward"}, False
         self._seen: set[object] = set()
         for module in modules:
@@ -100,7 +103,9 @@ class Constants:
         """Tells whether all of it is what it was."""
         # A builtin stands in no dict of globals; one that is put before it is found there.
         return (
-            all(held.get(name, _ABSENT) is value for held, name, value in self.names)
+            all(_is_same(held.get(name, _ABSENT), value) for held, name, value in self.names)
+            and all(type(value) is kind for value, kind in self.objects)
+            and all(len(held) == size for held, size in self.sizes)
             and all(cell.cell_contents is value for cell, value in self.cells)
             and all(now == then for now, then in self.containers)
             and all(
@@ -141,7 +146,31 @@ class Constants:
             for name, value in vars(part).items():
                 if name not in _OF_TORCH and self._is_read(name) and self._is_new((part, name)):
                     self._value(value, f"{type(part).__name__}.{name}")
+        for value in list(self._objects.values()):
+            self._object(value)
         return len(self._seen) > before
+
+    def _object(self, value: Any) -> None:
+        """Takes the attributes and methods of an object whose names are read.
+
+        Nobody else watches it, so names that it does not have are kept as well.
+        """
+        kind = type(value)
+        if self._is_new((id(value), kind)):
+            self.objects.append((value, kind))
+            if is_dataclass(kind):  # they are compared by all that they hold
+                self._container(vars(value), kind.__name__)
+        for owner in (value, *kind.__mro__[:-1]):
+            held = vars(owner)
+            if self._reads_any:
+                self.sizes.append((held, len(held)))
+            for name in {*self._read, *_IMPLICIT, *filter(self._is_read, held)}:
+                by_field = name == "__eq__" and is_dataclass(owner)
+                if not by_field and self._is_new((id(owner), name)):
+                    found = held.get(name, _ABSENT)
+                    self.names.append((held, name, found))
+                    if found is not _ABSENT:
+                        self._member(found, f"{kind.__name__}.{name}")
 
     def _is_read(self, name: str) -> bool:
         # `getattr` may ask for any name.
@@ -165,8 +194,10 @@ class Constants:
             return
         if kind in (list, dict, set, tuple, frozenset):
             self._container(value, what)
-        elif _is_record(value):
+        elif kind in (SimpleNamespace, Namespace):
             self._container(vars(value), what)
+        elif _is_simple(kind):
+            self._objects[id(value)] = value
         elif isinstance(value, ModuleType):
             if value.__name__.split(".")[0] not in _LIBRARIES:
                 raise Impure(f"it reads the module {value.__name__}")
@@ -272,14 +303,32 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def _is_record(value: object) -> bool:
-    """Tells whether an object has attributes and nothing that could be called."""
-    kind = type(value)
-    if not (is_dataclass(kind) or kind in (SimpleNamespace, Namespace)):
+def _is_simple(kind: type) -> bool:
+    """Tells whether objects of a class are no more than their attributes and methods.
+
+    Classes in C have other special methods, and nobody names those that operators call.
+    """
+    if type(kind) is not type or not kind.__dictoffset__:
         return False
-    own = [attribute for base in kind.__mro__[:-1] for attribute in vars(base).items()]
-    return hasattr(value, "__dict__") and all(
-        isinstance(attribute, _PLAIN)
-        for name, attribute in own
-        if not name.startswith("__") or name in ("__getattr__", "__getattribute__")
-    )
+    names = {name for base in kind.__mro__[:-1] for name in vars(base)}
+    generated = _OF_DATACLASSES if is_dataclass(kind) else set()
+    special = {name for name in names if name[:2] == "__"}
+    return special <= {*vars(_Empty), *_IMPLICIT, *_OF_WRITERS, *generated}
+
+
+class _Empty:
+    """Has attributes, and nothing else."""
+
+
+_OF_WRITERS = {"__init__", "__annotations__", "__setattr__", "__delattr__", "__slotnames__"}
+"""Special names of no matter to who only reads; `copy` puts the last one into a class."""
+_OF_DATACLASSES = {
+    *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__repr__", "__hash__"),
+    "__replace__",
+}
+"""Special names that a dataclass has besides; what they do is known."""
+
+
+def _is_same(now: object, then: object) -> bool:
+    """Tells whether a value is the one that was read, or a plain one that is equal to it."""
+    return now is then or (type(now) is type(then) and type(now) in _PLAIN and now == then)
