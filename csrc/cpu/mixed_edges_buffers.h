@@ -14,6 +14,7 @@
 #include "dense.h"
 #include "depthwise.h"
 #include "moments.h"
+#include "winograd.h"
 
 namespace fastnas::FASTNAS_ISA {
 
@@ -79,6 +80,7 @@ template <class T> struct Buffers {
     A *v, *u, *work;  // second half's input (padded); some rows of a depthwise output, or a whole z; free for any step
     A *y, *g;  // sum of a node, or dL/dv; gradient of a node
     A *du, *dx, *z, *noise;
+    A* tiles;                       // a strip of a dense 3x3 convolution
     A *columns, *column_gradients;  // between the two passes of a pool, and of its transpose
     int state = -1;  // whose image relu_x holds, and x where `raw`: see load_source
     int64_t image = -1;
@@ -108,6 +110,8 @@ template <class T> struct Buffers {
   const Grid& source_grid(const EdgeTerm& t) const { return grids[edge_of(t).source]; }
   A weight(const EdgeTerm& t) const { return static_cast<const A*>(p.w)[t.edge * p.candidates + t.weight]; }
   bool is_dense(const EdgeTerm& t) const { return t.op == EdgeOp::dense_conv; }
+  // By strips of tiles, in training; else direct, where a value that is not finite stays where it is.
+  bool by_tiles(const EdgeTerm& t) const { return is_dense(t) && t.size == 3 && p.training; }
   bool is_plain_pool(const EdgeTerm& t) const { return t.op == EdgeOp::plain_avg_pool; }
   // Says whether the term is a pool with a batch norm behind it.
   bool is_pool(const EdgeTerm& t) const { return t.op == EdgeOp::max_pool || t.op == EdgeOp::avg_pool; }
@@ -200,7 +204,7 @@ template <class T> struct Buffers {
   }
 
   void lay_out_dense(const EdgeTerm& t, Dense& dense) {
-    const int64_t count = dense_weights(C, width, t.size);
+    const int64_t count = by_tiles(t) ? winograd_weights(C, width) : dense_weights(C, width, t.size);
     dense.forward = arena.template take<A>(count);
     dense.back = p.dout ? arena.template take<A>(count) : nullptr;
     dense.partial = p.dparams ? arena.template take<A>(groups * dense_sums(t)) : nullptr;
@@ -217,12 +221,14 @@ template <class T> struct Buffers {
     }
     const int64_t plain = pixels * width;
     padded *= width;
+    const bool any_tiles = std::any_of(p.terms, p.terms + terms(), [&](const EdgeTerm& t) { return by_tiles(t); });
     scratch.resize(std::max(1, std::min(p.threads, groups)));
     for (Scratch& s : scratch) {
       for (A** plane : {&s.x, &s.u, &s.work, &s.y, &s.z}) *plane = arena.template take<A>(plain);
       for (A** plane : {&s.relu_x, &s.v}) *plane = arena.template take<A>(padded);
       s.noise = arena.template take<A>(p.form == NoiseForm::none ? 0 : int64_t(C) * pixels + 8);  // of one image
       s.columns = arena.template take<A>(pixels * L);
+      s.tiles = arena.template take<A>(any_tiles ? winograd_scratch<A>(blocks) : 0);
       if (!p.dout) continue;
       s.column_gradients = arena.template take<A>(pixels * L);
       s.g = arena.template take<A>(plain);

@@ -217,7 +217,7 @@ template <class T> struct Backward : BackwardSums<T> {
     const auto& own = this->dense_terms[i];
     if (p.dparams) dense_outer(s.relu_x, s.du, out, C, t.size, opens, own.partial + group * this->dense_sums(t));
     if (needed[this->edge_of(t).source])
-      dense(s.du, out, C, own.back, t.size, !fresh, s.dx + int64_t(out.inside()) * L, out.pitch(), out.padded());
+      this->convolve(s, t, s.du, own.back, !fresh, s.dx + int64_t(out.inside()) * L, out.pitch(), out.padded());
   }
 
   // Completes the gradient of a state, one image: to what its convolutions gave it are added the pools and skips of

@@ -108,10 +108,16 @@ template <class T> struct Call : Buffers<T> {
     select_halves(out.pixels(), C, s.v, z);
   }
 
+  // Writes or adds the dense convolution of an image, or its transpose: `weights` are packed for either.
+  void convolve(const Scratch& s, const EdgeTerm& t, const A* in, const A* weights, bool add, A* to, int pitch,
+                int64_t plane) {
+    if (this->by_tiles(t)) winograd(in, out, C, weights, add, to, pitch, plane, s.tiles);
+    else dense(in, out, C, weights, t.size, add, to, pitch, plane);
+  }
   // Computes z of a dense convolution, rounded to the stored dtype: what is kept and what is computed again must be
   // the same z, or the memory setting would change results. Reads s.relu_x.
   void compute_dense(const Scratch& s, const EdgeTerm& t, A* z) {
-    dense(s.relu_x, out, C, dense_terms[&t - p.terms].forward, t.size, false, z, out.cols, out.pixels());
+    convolve(s, t, s.relu_x, dense_terms[&t - p.terms].forward, false, z, out.cols, out.pixels());
     if constexpr (!std::is_same_v<T, A>)
       for (int64_t k = 0; k < int64_t(out.pixels()) * width; ++k) z[k] = load(store<T>(z[k]));
   }
@@ -231,8 +237,11 @@ template <class T> struct Call : Buffers<T> {
     for_each_job(terms(), [&](int64_t i) {
       const EdgeTerm& t = p.terms[i];
       if (!is_dense(t)) return;
-      pack_dense(param(t.param), C, t.size, false, dense_terms[i].forward);
-      if (dense_terms[i].back) pack_dense(param(t.param), C, t.size, true, dense_terms[i].back);
+      for (const bool transposed : {false, true}) {
+        A* to = transposed ? dense_terms[i].back : dense_terms[i].forward;
+        if (to && this->by_tiles(t)) pack_winograd(param(t.param), C, transposed, to);
+        else if (to) pack_dense(param(t.param), C, t.size, transposed, to);
+      }
     });
     for_each_job(int64_t(halves.size()), [&](int64_t i) {
       const Half<A>& h = halves[i];
