@@ -24,6 +24,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 F = TypeVar("F", bound=Callable[..., Any])
+LARGE = 1 << 16
+"""Bytes of a buffer beyond which no copy is kept if it is left as it was.
+
+Statistics of norms are smaller, masks and tables of positions larger. To tell whether it was left
+so is to compare the values, for which the host waits on a GPU.
+"""
 _FUSED: set[Callable[..., Any]] = set()
 
 
@@ -52,9 +58,9 @@ class _Seen(NamedTuple):
 
     params: Mapping[str, Tensor]
     fixed: dict[str, Tensor]
-    """Buffers that it left as they were."""
+    """Large buffers that it left as they were."""
     moved: dict[str, Tensor]
-    """Copies of the buffers that it changed, from before it did."""
+    """Copies of the other buffers, from before it changed them."""
     versions: dict[str, int]
     """Of the parameters and of the fixed buffers."""
     modes: list[tuple[nn.Module, bool]]
@@ -73,8 +79,8 @@ class Replay:
         who: what an error calls it.
 
     Raises:
-        RuntimeError: in a later call, where a parameter, or a buffer that the first call only read,
-            was changed in place since.
+        RuntimeError: in a later call, where a parameter, or a large buffer that the first call only
+            read, was changed in place since.
     """
 
     def __init__(self, op: nn.Module, who: str) -> None:
@@ -89,7 +95,8 @@ class Replay:
         op = self.op
         params = dict(op.named_parameters(remove_duplicate=False))
         buffers = dict(op.named_buffers(remove_duplicate=False))
-        # Which buffers the call changes is known after it, when what they held is gone.
+        # Which buffers the call changes is known after it, when what they held is gone. Versions do
+        # not tell it: torch's batch norm and `.data` move none.
         before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
         versions = {name: _version(t) for name, t in {**params, **buffers}.items()}
         modes = [(module, module.training) for module in op.modules()]
@@ -98,7 +105,9 @@ class Replay:
         fixed = {
             name: buffer
             for name, buffer in buffers.items()
-            if after.get(name) is buffer and _version(buffer) == versions[name]
+            if buffer.nbytes > LARGE
+            and after.get(name) is buffer
+            and torch.equal(before[name], buffer)
         }
         moved = {name: copy for name, copy in before.items() if name not in fixed}
         read = {name: number for name, number in versions.items() if name not in moved}
@@ -119,9 +128,9 @@ class Replay:
         with _restored(modes):
             if not read and not moved:
                 return self.op(*args, **kwargs)
-            # Backward may come twice (`retain_graph`): the copies are left as they are.
-            copies = {name: copy.clone() for name, copy in moved.items()}
-            return functional_call(self.op, {**read, **copies}, args, kwargs)
+            # Backward may come twice (`retain_graph`), and finds the same again.
+            copies = {name: buffer.clone() for name, buffer in {**fixed, **moved}.items()}
+            return functional_call(self.op, {**params, **copies}, args, kwargs)
 
 
 @contextmanager
