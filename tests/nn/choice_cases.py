@@ -22,6 +22,7 @@ def conv_bn(C: int = 4, kernel: int = 3, affine: bool = False) -> nn.Sequential:
     return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(C, affine=affine))
 
 
+@torch.random.fork_rng()
 def few() -> dict[str, nn.Module]:
     """Candidates of all kinds, in float64: folded, with a scale, with dropout, an identity."""
     torch.manual_seed(1)
@@ -35,13 +36,14 @@ def few() -> dict[str, nn.Module]:
     return {name: op.double() for name, op in found.items()}
 
 
+@torch.random.fork_rng()
 def image() -> Tensor:
     torch.manual_seed(2)
     return torch.randn(3, 4, 6, 6, dtype=torch.float64)
 
 
 class CountsCalls(nn.Module):
-    """y = x W (1 + calls so far): depends on a buffer that each call changes."""
+    """y = tanh(calls W x): depends on a buffer that each call changes."""
 
     def __init__(self, replaces: bool = False) -> None:
         super().__init__()
@@ -50,7 +52,7 @@ class CountsCalls(nn.Module):
         self.register_buffer("calls", torch.ones((), dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.tanh(self.linear(x) * self.calls)
+        y = torch.tanh(self.linear(x) * self.calls.clone())
         if self.replaces:
             self.calls = self.calls + 1
         else:
@@ -68,6 +70,7 @@ def wide(values: Any) -> Any:
     return tree_map(one, values)
 
 
+@torch.random.fork_rng()
 def weights(count: int) -> Tensor:
     torch.manual_seed(3)
     return torch.randn(count, dtype=torch.float64).softmax(0).requires_grad_()
