@@ -59,7 +59,7 @@ class Block(nn.Module):
 
 
 def _mean(x: Tensor, edges: Tensor) -> Tensor:
-    source, target = edges
+    target = edges[1]
     count = x.new_zeros(len(x)).index_add(0, target, x.new_ones(len(target)))
     return _sum(x, edges) / count.clamp(min=1)[:, None]
 

@@ -36,7 +36,7 @@ class Total:
             self.first = name, o.shape, o.dtype
         other, shape, dtype = self.first
         # Under autocast a convolution returns another dtype than an identity; the sum is the wider.
-        may_differ = o.is_floating_point() and torch.is_autocast_enabled(o.device.type)
+        may_differ = o.dtype.is_floating_point and torch.is_autocast_enabled(o.device.type)
         if o.shape != shape or (o.dtype != dtype and not may_differ):
             raise ValueError(
                 f"{self.who} {name!r} returns {o.dtype} {list(o.shape)}, {other!r} {dtype}"

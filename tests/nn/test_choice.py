@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from choice_cases import (
+from mixture_cases import (
     EXACT,
     MEMORIES,
     assert_same,

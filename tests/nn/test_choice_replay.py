@@ -1,4 +1,4 @@
-"""A candidate that backward runs a second time finds what the first run found, and moves nothing."""
+"""A candidate that backward runs again finds what the first run found, and moves nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from choice_cases import (
+from mixture_cases import (
     MEMORIES,
     CountsCalls,
     assert_same,
@@ -142,7 +142,9 @@ def test_a_large_buffer_that_is_changed_before_backward_is_an_error() -> None:
     choice, w = Choice([OfLarge(LARGE)], memory="recompute"), weights(1)
     y = choice(wide(x_of_six), w)
     choice.candidates["0"].table.mul_(2)
-    with pytest.raises(RuntimeError, match="candidate '0': its tensor 'table' was changed in place"):
+    with pytest.raises(
+        RuntimeError, match="candidate '0': its tensor 'table' was changed in place"
+    ):
         y.sum().backward()
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from choice_cases import EXACT, MEMORIES, assert_same, conv_bn, few, image, step, weights
+from mixture_cases import EXACT, MEMORIES, assert_same, conv_bn, few, image, step, weights
 from torch import nn
 from torch.autograd import grad
 

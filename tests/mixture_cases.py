@@ -1,4 +1,4 @@
-"""What the tests of Choice share: candidates that depend on state, and a step with all its results."""
+"""What the tests of Choice share: candidates that depend on state, and a step with all results."""
 
 from __future__ import annotations
 
