@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from fastnas.backends.transforms import is_transformed
 from fastnas.checks import check_choice, check_type, short
@@ -126,7 +127,7 @@ class Choice(Logits):
         if self.mixing == "sigmoid":
             return alpha.sigmoid()
         if self.training:
-            sample = self.drawn(alpha[None], (1,))
+            sample = self.drawn(self.drawable()[None], nodes=(1,))
             return Paths(sample.op[0, 0], sample.weight[0, 0])
         return Paths(alpha.detach().argmax(), alpha.new_ones(()))
 
@@ -154,25 +155,29 @@ class Choice(Logits):
             args = tuple(rest)
         w = self.weights() if w is None else w
         if not isinstance(w, Paths):
-            self._check_weights(w)
+            self._check_weights(w, args, kwargs)
             return self._mix(self.names, w, args, kwargs)
-        k = self._checked_choice(w)
+        k = self._checked_choice(w, args, kwargs)
         y = self._mix([self.names[k]], w.weight[None], args, kwargs)
         return add_siblings(y, w.weight[None], [k]) if w.siblings else y
 
-    def _check_weights(self, w: object) -> None:
+    def _check_weights(self, w: object, args: Any, kwargs: Any) -> None:
         if not isinstance(w, Tensor):
             needed = "a Tensor or Paths is needed (call it as choice(x, w), or w=)"
-            raise TypeError(f"Choice: w is a {type(w).__name__}; {needed}")
+            raise TypeError(f"Choice: w is {short(w)}; {needed}")
         check_floating("Choice: w", w)
         check_shape("Choice: w", w, [len(self.candidates)])
+        _check_device(w, args, kwargs)
 
-    def _checked_choice(self, w: Paths) -> int:
+    def _checked_choice(self, w: Paths, args: Any, kwargs: Any) -> int:
+        for name in ("choice", "weight"):
+            check_type(f"Choice: w.{name}", getattr(w, name), Tensor)
         check_paths("Choice: w", w.as_edge(), 1)
         if w.choice.dim():
             raise ValueError(
                 f"Choice: w.choice has shape {list(w.choice.shape)}; one path, [], is needed"
             )
+        _check_device(w.weight, args, kwargs)
         k, last = int(w.choice), len(self.candidates) - 1
         if not 0 <= k <= last:
             raise ValueError(f"Choice: w.choice is {k}; 0 to {last} is allowed")
@@ -247,6 +252,13 @@ def _weighed(o: Any, name: str, w: Tensor, *drawn: Any) -> Tensor:
     return mixed_sum([as_value(o)], w[None], noise=noise, noisy=[0], level=level, rng=rng)
 
 
+def _check_device(w: Tensor, args: Any, kwargs: Any) -> None:
+    devices = {t.device for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+    if devices and w.device not in devices:
+        there = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"Choice: w is on {w.device}, its other arguments on {there}")
+
+
 def _final_norm(op: nn.Module, args: tuple[Any, ...], kwargs: Any) -> nn.BatchNorm2d | None:
     """Returns the batch norm of a candidate that the sum can do, in a call with one argument."""
     one = len(args) == 1 and isinstance(args[0], Tensor) and not kwargs
@@ -272,8 +284,8 @@ def _named(candidates: Any) -> dict[str, nn.Module]:
         wrong = not isinstance(name, str) or not name or "." in name
         if wrong or hasattr(nn.ModuleDict, name):
             raise ValueError(
-                f"Choice: a candidate is called {short(name)}; a text without dots is needed, and"
-                " no name of a method of ModuleDict"
+                f"Choice: candidates has the name {short(name)}; a text without dots is needed, and"
+                " no name of an attribute of ModuleDict"
             )
     return named
 

@@ -73,10 +73,9 @@ class InputChoice(Logits):
             return dict(enumerate(beta.softmax(-1).unbind()))
         if not self.training:
             return {i: beta.new_ones(()) for i in self.best()}
-        n = self.inputs
+        n, beta = self.inputs, self.drawable()
         # Of one operation on each edge, its own weight is 1: what is left is that of the topology.
-        alpha = beta.new_zeros(n, 1)
-        sample = self.drawn(alpha, (n,), beta, self.mixing)
+        sample = self.drawn(beta.new_zeros(n, 1), beta=beta, nodes=(n,), topology=self.mixing)
         kept = enumerate(sample.op[0].tolist())
         return {i: sample.weight[0, i] for i, op in kept if op >= 0}
 

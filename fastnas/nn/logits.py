@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import NoneType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -93,18 +92,14 @@ class Logits(nn.Module):
         found: list[int] = largest(logits, count).tolist()
         return found
 
-    def drawn(
-        self,
-        alpha: Tensor,
-        nodes: Sequence[int],
-        beta: Tensor | None = None,
-        topology: str = "none",
-    ) -> PathSample:
-        """Draws one path by `sample_paths`, which knows float32 and float64."""
-        kinds = torch.float32, torch.float64
-        if alpha.dtype not in kinds:
-            alpha, beta = alpha.float(), None if beta is None else beta.float()
-        return sample_paths(alpha, beta, nodes=nodes, tau=self.tau, topology=topology)
+    def drawn(self, alpha: Tensor, **given: Any) -> PathSample:
+        """Draws one path by `sample_paths`, of which `given` are further arguments."""
+        return sample_paths(alpha, tau=self.tau, **given)
+
+    def drawable(self) -> Tensor:
+        """Returns the logits in a dtype that is sampled from: float32 if they are narrower."""
+        logits = self.own_logits()
+        return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
 def split_parameters(

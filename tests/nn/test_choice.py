@@ -231,7 +231,7 @@ WRONG = {
     "noise's name": (lambda: Choice([nn.ReLU()], noise={"skip": 1}), ValueError, "allowed: 0"),
     "noise": (lambda: Choice([nn.ReLU()], noise={"0": 0.2}), TypeError, "SkipNoise"),
     "no w": (lambda: Choice([nn.ReLU()])(), TypeError, "no w is given"),
-    "w's type": (lambda: Choice([nn.ReLU()])(torch.ones(2), 3), TypeError, "w is a int"),
+    "w's type": (lambda: Choice([nn.ReLU()])(torch.ones(2), 3), TypeError, "w is 3"),
     "w's shape": (
         lambda: Choice([nn.ReLU()])(torch.ones(2), torch.ones(2)),
         ValueError,

@@ -76,6 +76,14 @@ def test_gdas_samples_as_often_as_softmax_says() -> None:
         assert abs(drawn[k] / 2000 - p) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_samples_of_narrow_logits(dtype: torch.dtype) -> None:
+    choice = Choice([nn.Identity()] * 2, mixing="gdas").to(dtype)
+    choice(torch.ones(2, dtype=dtype)).sum().backward()
+    assert choice.logits.grad.dtype == dtype
+    assert InputChoice(3).to(dtype)([torch.ones(2, dtype=dtype)] * 3).shape == (2,)
+
+
 def test_gdas_takes_the_most_probable_in_evaluation() -> None:
     choice = Choice(few(), mixing="gdas", logits=logits(0, 0.1, 2, 0.3, 0)).eval()
     with torch.no_grad():
