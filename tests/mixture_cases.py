@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from fastnas.nn import Choice
 
-MEMORIES = ("eager", "lean", "recompute")
+MEMORIES = ("eager", "lean", "recompute", "minimal")
 EXACT = 1e-10
 
 

@@ -23,7 +23,7 @@ from fastnas.ops import draw_rng, mixed_sum
 from fastnas.reference import SkipNoise
 from fastnas.reference.arguments import check_floating, check_shape
 
-CHOICE_MEMORY = ("eager", "lean", "recompute")
+CHOICE_MEMORY = ("eager", "lean", "recompute", "minimal")
 CANDIDATE = "Choice: candidate"
 _IDENTITIES = (nn.Identity, primitives.Identity)
 
@@ -52,12 +52,17 @@ class Choice(Logits):
         "eager"      what each candidate keeps, and its output
         "lean"       the same, but for candidates that end in a batch norm without scale and shift:
                      that is part of the sum (`mixed_norm_sum`), which reads its input alone
-        "recompute"  the arguments; backward runs each candidate a second time, and at its peak
-                     holds what the largest of them keeps
+        "recompute"  what the last candidate keeps, and the arguments; backward frees that, and
+                     runs the others a second time, one after the other
+        "minimal"    the arguments: backward runs every candidate a second time
 
-    With "recompute" forward hooks inside a candidate run twice; candidates may not depend on what
-    they change besides buffers, nor on generators other than torch's. x and the parameters may not
-    be changed in place before backward, which raises then. Under `torch.func` nothing is run again.
+    At its peak, in backward, either of the last two holds what the largest candidate keeps. Of many
+    choices in a network "recompute" holds one candidate each after forward, "minimal" none.
+
+    What runs twice calls its forward hooks twice; it may not depend on what it changes besides
+    buffers, nor on generators other than torch's. x and its parameters may not be changed in place
+    before backward, which raises then. What eager refuses to differentiate, as it overwrites what
+    it saved, is not noticed. Under `torch.func` nothing runs twice.
 
     Sources: Liu et al., ICLR 2019 (DARTS), eq. 2; Chu et al., ECCV 2020 (FairDARTS); Dong and Yang,
     CVPR 2019 (GDAS); Chu et al., arXiv 2005.03566 (NoisyDARTS); Chen et al., arXiv 1604.06174
@@ -101,7 +106,7 @@ class Choice(Logits):
 
     @property
     def memory(self) -> str:
-        """Returns what is kept for backward: "eager", "lean" or "recompute"; may be set."""
+        """Returns what is kept for backward: "eager", "lean", "recompute" or "minimal"."""
         return self._memory
 
     @memory.setter
@@ -189,6 +194,7 @@ class Choice(Logits):
         """Adds the candidates of these names, each times its own of the weights."""
         total, at_once = Total(CANDIDATE), AtOnce()
         drawn, weights = self._drawn(names, w.device), w.unbind()
+        twice = self._run_twice(names)
         # All of them run in order, as the random numbers of one follow those of another.
         for i, name in enumerate(names):
             op = self.candidates[name]
@@ -198,27 +204,35 @@ class Choice(Logits):
                 total.check(name, z)
                 at_once.add(i, z, norm)
             else:
-                term = self._term(name, op, weights[i], drawn.get(name), args, kwargs)
+                replays = name in twice
+                term = self._term(name, weights[i], drawn.get(name), args, kwargs, replays)
                 total.check(name, term)
                 total.put(term)
         if at_once.z:
             total.put(at_once.sum(select(w, at_once.index), self.training))
         return total.sum()
 
+    def _run_twice(self, names: Sequence[str]) -> list[str]:
+        """Returns the names of the candidates that backward runs again."""
+        is_dialled = self.memory in ("recompute", "minimal")
+        if not is_dialled or not torch.is_grad_enabled() or is_transformed():
+            return []
+        found = [name for name in names if _keeps(self.candidates[name])]
+        # Backward comes to the last one first, and has freed it when it runs another.
+        return found if self.memory == "minimal" else found[:-1]
+
     def _term(
         self,
         name: str,
-        op: nn.Module,
         w: Tensor,
         drawn: _Drawn | None,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        twice: bool,
     ) -> Tensor:
         """Returns w_k o_k(x), noise included."""
-        # An identity keeps nothing, and the output of what is fused waits for the others.
-        keeps = not (is_fused(op) or (type(op) in _IDENTITIES and is_plain(op)))
-        again = self.memory == "recompute" and torch.is_grad_enabled() and not is_transformed()
-        if not (keeps and again):
+        op = self.candidates[name]
+        if not twice:
             return _weighed(op(*args, **kwargs), name, w, *(drawn or ()))
         who = f"{CANDIDATE} {name!r}"
         return recomputed(_weighed, op, who, args, kwargs, name, w, *(drawn or ()))
@@ -239,6 +253,12 @@ class _Drawn(NamedTuple):
     noise: SkipNoise
     level: Tensor
     rng: Tensor
+
+
+def _keeps(op: nn.Module) -> bool:
+    """Tells whether a candidate keeps something for backward that a second run would spare."""
+    # The output of what is fused waits for the others.
+    return not (is_fused(op) or (type(op) in _IDENTITIES and is_plain(op)))
 
 
 def _weighed(o: Any, name: str, w: Tensor, *drawn: Any) -> Tensor:
@@ -282,7 +302,7 @@ def _named(candidates: Any) -> dict[str, nn.Module]:
         check_type(f"Choice: candidates[{short(name)}]", op, nn.Module)
         # A name becomes part of the names of parameters, and an attribute of a ModuleDict.
         wrong = not isinstance(name, str) or not name or "." in name
-        if wrong or hasattr(nn.ModuleDict, name):
+        if wrong or hasattr(nn.ModuleDict(), name):
             raise ValueError(
                 f"Choice: candidates has the name {short(name)}; a text without dots is needed, and"
                 " no name of an attribute of ModuleDict"

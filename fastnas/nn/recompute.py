@@ -56,14 +56,34 @@ def _version(t: Tensor) -> int:
 class _Seen(NamedTuple):
     """Holds what the first run of a module found."""
 
-    params: Mapping[str, Tensor]
-    fixed: dict[str, Tensor]
+    params: list[_Held]
+    fixed: list[_Held]
     """Large buffers that it left as they were."""
     moved: dict[str, Tensor]
     """Copies of the other buffers, from before it changed them."""
-    versions: dict[str, int]
-    """Of the parameters and of the fixed buffers."""
     modes: list[tuple[nn.Module, bool]]
+
+
+class _Held(NamedTuple):
+    """Names a tensor that a module holds, and the version that it had."""
+
+    holder: dict[str, Any]
+    name: str
+    path: str
+    tensor: Tensor
+    version: int
+
+    def is_there(self) -> bool:
+        return self.holder.get(self.name) is self.tensor
+
+
+def _held(op: nn.Module, kind: str) -> Iterator[_Held]:
+    """Yields the parameters or the buffers of a module, by every name that they have."""
+    for prefix, module in op.named_modules(remove_duplicate=False):
+        holder: dict[str, Any] = vars(module)[kind]
+        for name, t in holder.items():
+            if t is not None:
+                yield _Held(holder, name, f"{prefix}.{name}".lstrip("."), t, _version(t))
 
 
 class Replay:
@@ -93,44 +113,40 @@ class Replay:
 
     def _first(self, args: Any, kwargs: Any) -> Any:
         op = self.op
-        params = dict(op.named_parameters(remove_duplicate=False))
-        buffers = dict(op.named_buffers(remove_duplicate=False))
+        params, buffers = list(_held(op, "_parameters")), list(_held(op, "_buffers"))
         # Which buffers the call changes is known after it, when what they held is gone. Versions do
         # not tell it: torch's batch norm and `.data` move none.
-        before = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-        versions = {name: _version(t) for name, t in {**params, **buffers}.items()}
+        before = {b.path: b.tensor.detach().clone() for b in buffers}
         modes = [(module, module.training) for module in op.modules()]
         y = op(*args, **kwargs)
-        after = dict(op.named_buffers(remove_duplicate=False))
-        fixed = {
-            name: buffer
-            for name, buffer in buffers.items()
-            if buffer.nbytes > LARGE
-            and after.get(name) is buffer
-            and torch.equal(before[name], buffer)
-        }
-        moved = {name: copy for name, copy in before.items() if name not in fixed}
-        read = {name: number for name, number in versions.items() if name not in moved}
-        self.seen = _Seen(params, fixed, moved, read, modes)
+        fixed = [
+            b
+            for b in buffers
+            if b.tensor.nbytes > LARGE and b.is_there() and torch.equal(before[b.path], b.tensor)
+        ]
+        left = {b.path for b in fixed}
+        moved = {path: copy for path, copy in before.items() if path not in left}
+        self.seen = _Seen(params, fixed, moved, modes)
         return y
 
     def _again(self, args: Any, kwargs: Any) -> Any:
         assert self.seen is not None
-        params, fixed, moved, versions, modes = self.seen
-        read = {**params, **fixed}
-        for name, number in versions.items():
-            if _version(read[name]) != number:
+        params, fixed, moved, modes = self.seen
+        for held in (*params, *fixed):
+            if _version(held.tensor) != held.version:
                 raise RuntimeError(
-                    f"{self.who}: its tensor {name!r} was changed in place between forward and"
+                    f"{self.who}: its tensor {held.path!r} was changed in place between forward and"
                     " backward, which runs it again; change it after backward, or keep what forward"
                     ' computes by memory="lean"'
                 )
         with _restored(modes):
-            if not read and not moved:
+            if not (fixed or moved) and all(p.is_there() for p in params):
                 return self.op(*args, **kwargs)
             # Backward may come twice (`retain_graph`), and finds the same again.
-            copies = {name: buffer.clone() for name, buffer in {**fixed, **moved}.items()}
-            return functional_call(self.op, {**params, **copies}, args, kwargs)
+            kept = {**moved, **{b.path: b.tensor for b in fixed}}
+            copies = {path: buffer.clone() for path, buffer in kept.items()}
+            tensors = {**{p.path: p.tensor for p in params}, **copies}
+            return functional_call(self.op, tensors, args, kwargs)
 
 
 @contextmanager

@@ -51,7 +51,8 @@ def mixed(w: Any) -> Any:
 CALLS = [
     Call("Choice", Choice, {
         "candidates": modules, "mixing": choice("gdas", optional=True),
-        "memory": choice("lean"), "noise": noise, "tau": temperature, "logits": logits}, "nn.Choice"),
+        "memory": choice("lean"), "noise": noise, "tau": temperature, "logits": logits},
+        "nn.Choice"),
     Call("Choice", mixed, {"w": tensor(2)}, "nn.Choice.forward"),
     Call("Choice", mixed, {"w": path}, "nn.Choice.forward of a path"),
     Call("InputChoice", InputChoice, {

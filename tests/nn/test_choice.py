@@ -214,7 +214,11 @@ WRONG = {
     "a module alone": (lambda: Choice(nn.ReLU()), TypeError, "list, a tuple or a dict"),
     "a dot": (lambda: Choice({"a.b": nn.ReLU()}), ValueError, "'a.b'.*without dots"),
     "a method's name": (lambda: Choice({"keys": nn.ReLU()}), ValueError, "'keys'.*ModuleDict"),
-    "memory": (lambda: Choice([nn.ReLU()], memory="small"), ValueError, "eager, lean, recompute"),
+    "memory": (
+        lambda: Choice([nn.ReLU()], memory="small"),
+        ValueError,
+        "eager, lean, recompute, minimal",
+    ),
     "mixing": (lambda: Choice([nn.ReLU()], mixing="max"), ValueError, "softmax, sigmoid, gdas"),
     "tau": (lambda: Choice([nn.ReLU()], mixing="softmax", tau=2.0), ValueError, "gdas alone"),
     "tau of 0": (lambda: Choice([nn.ReLU()], mixing="gdas", tau=0), ValueError, "number > 0"),

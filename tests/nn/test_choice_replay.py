@@ -58,12 +58,12 @@ def test_outputs_that_depend_on_changing_buffers(memory: str) -> None:
 @pytest.mark.parametrize("moves", [False, True])
 def test_large_buffers(moves: bool) -> None:
     size = LARGE // 8 + 1
-    both({"a": OfLarge(size, moves), "b": OfLarge(7)}, "recompute", (x_of_six,), steps=3)
+    both({"a": OfLarge(size, moves), "b": OfLarge(7)}, "minimal", (x_of_six,), steps=3)
 
 
 def test_two_steps_may_wait_for_backward() -> None:
     """The second forward moves the statistics before the first one's backward runs again."""
-    own, choice = few(), Choice(few(), memory="recompute")
+    own, choice = few(), Choice(few(), memory="minimal")
 
     def results(call):
         w, x = weights(5), image().requires_grad_()
@@ -76,7 +76,7 @@ def test_two_steps_may_wait_for_backward() -> None:
 
 
 def test_backward_may_run_twice() -> None:
-    choice, w = Choice({"a": CountsCalls(), **few_linear()}, memory="recompute"), weights(2)
+    choice, w = Choice({"a": CountsCalls(), **few_linear()}, memory="minimal"), weights(2)
     loss = choice(wide(x_of_six), w).square().sum()
     first = grad(loss, [w, *choice.parameters()], retain_graph=True)
     for a, b in zip(first, grad(loss, [w, *choice.parameters()])):
@@ -130,7 +130,7 @@ def change_a_parameter(choice, x):
     ("change", "says"), [(change_x, "modified by an inplace"), (change_a_parameter, "0.weight")]
 )
 def test_what_is_changed_before_backward_is_an_error(change, says: str) -> None:
-    choice, x = Choice([nn.Linear(6, 6), nn.Tanh()], memory="recompute"), x_of_six.clone()
+    choice, x = Choice([nn.Linear(6, 6), nn.Tanh()], memory="minimal"), x_of_six.clone()
     w = torch.ones(2, requires_grad=True)
     y = choice(x, w)
     change(choice.candidates["0"] if says == "0.weight" else choice, x)
@@ -139,7 +139,7 @@ def test_what_is_changed_before_backward_is_an_error(change, says: str) -> None:
 
 
 def test_a_large_buffer_that_is_changed_before_backward_is_an_error() -> None:
-    choice, w = Choice([OfLarge(LARGE)], memory="recompute"), weights(1)
+    choice, w = Choice([OfLarge(LARGE)], memory="minimal"), weights(1)
     y = choice(wide(x_of_six), w)
     choice.candidates["0"].table.mul_(2)
     with pytest.raises(
@@ -221,7 +221,7 @@ def test_hooks_run(memory: str) -> None:
     called.clear()
     y.sum().backward()
     # A second run calls its forward hooks a second time, as torch's checkpoints do.
-    again = ["forward"] if memory == "recompute" else []
+    again = ["forward"] if memory in ("recompute", "minimal") else []
     assert sorted(called) == sorted([*again, "backward", "accumulated"])
 
 
@@ -253,7 +253,7 @@ def test_compiled_candidates(memory: str) -> None:
 def test_compiled_as_a_whole(memory: str) -> None:
     torch._dynamo.reset()
     choice, own = Choice(few(), memory=memory), nn.ModuleDict(few())
-    whole = torch.compile(choice, backend="aot_eager", fullgraph=memory != "recompute")
+    whole = torch.compile(choice, backend="aot_eager", fullgraph=memory in ("eager", "lean"))
     found = step(whole, choice.candidates, (image(),), weights(5))
     assert_same(found, step(written_out(own), own, (image(),), weights(5)))
 
