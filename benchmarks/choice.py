@@ -193,6 +193,16 @@ def rows_of(name: str, count: int, given: argparse.Namespace) -> Iterator[Row]:
         )
 
 
+def read_rows(path: Path) -> list[Row]:
+    """Reads the rows of a file that `write_rows` wrote."""
+    kinds = {"str": str, "int": int, "float": float}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            Row(**{f.name: kinds[str(f.type)](cells[f.name]) for f in fields(Row)})
+            for cells in csv.DictReader(file)
+        ]
+
+
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     names = [field.name for field in fields(Row)]
@@ -235,8 +245,8 @@ def figures(rows: Sequence[Row], source: str) -> str:
     notes = (
         "Forward and backward in training, float32, medians in turn. Time is over eager's; saved is"
         " what autograd holds after forward, peak the most that is allocated in the step, both over"
-        f" those of the largest candidate alone. **Bold: over {LONGEST} times.** Results differ from"
-        f" eager's by at most {max(row.differs for row in rows):.0e} in float64. checkpoint is"
+        f" those of the largest candidate alone. **Bold: over {LONGEST} times.** Results differ"
+        f" from eager's by at most {max(row.differs for row in rows):.0e} in float64. checkpoint is"
         f" torch's around the whole mixture. {first.device}, {first.threads} thread(s), torch"
         f" {first.torch}, fastnas {first.commit}, {first.time[:10]}; generated from `{source}`."
     )

@@ -198,9 +198,10 @@ class Choice(Logits):
         # All of them run in order, as the random numbers of one follow those of another.
         for i, name in enumerate(names):
             op = self.candidates[name]
-            if self.memory == "lean" and name not in drawn and not is_fused(op):
-                norm = _final_norm(op, args, kwargs)
-                z = op(*args, **kwargs) if norm is None else run_to_norm(op, *args)
+            may_fold = self.memory == "lean" and name not in drawn
+            norm = _final_norm(op, args, kwargs) if may_fold else None
+            if norm is not None:
+                z = run_to_norm(op, *args)
                 total.check(name, z)
                 at_once.add(i, z, norm)
             else:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fastnas.nn.final_norms import foldable, norm_sum, pass_norms
 from fastnas.nn.recompute import as_value
-from fastnas.ops import OPS, mixed_sum
 from fastnas.ops.checks import is_plain
 from fastnas.ops.dispatch import has_kernel
 
@@ -55,37 +54,31 @@ class Total:
 
 @dataclass
 class AtOnce:
-    """Holds outputs that one call of a kernel sums, with the batch norms that some still pass."""
+    """Holds what final batch norms are given, to be normalised and summed by one call."""
 
     index: list[int] = field(default_factory=list)
-    """Of each output which of the weights is its own."""
+    """Of each which of the weights is its own."""
     z: list[Tensor] = field(default_factory=list)
     norms: dict[int, nn.BatchNorm2d] = field(default_factory=dict)
 
-    def add(self, index: int, z: Tensor, norm: nn.BatchNorm2d | None) -> None:
-        """Adds an output, or what its final norm is given."""
-        if norm is not None:
-            self.norms[len(self.z)] = norm
+    def add(self, index: int, z: Tensor, norm: nn.BatchNorm2d) -> None:
+        """Adds what the final norm of a candidate is given."""
+        self.norms[len(self.z)] = norm
         self.index.append(index)
         self.z.append(as_value(z))
 
     def sum(self, w: Tensor, training: bool) -> Tensor:
-        """Returns y = sum_i w_i v_i, v_i after its norm; w [outputs].
+        """Returns y = sum_i w_i BN_i(z_i); w has one weight for each.
 
         Args:
             training: the mode of the norms that are part of the sum; others run before it.
         """
         z = self.z
-        # Of `numel` 0 a norm has nothing to normalise by, and says so itself.
-        kernel = all(map(is_plain, z)) and z[0].dtype in OPS["mixed_sum"].dtypes["eager"]
-        if kernel and self.norms and has_kernel("mixed_norm_sum", z[0], len(z)):
+        if all(map(is_plain, z)) and has_kernel("mixed_norm_sum", z[0], len(z)):
             folded = foldable(z, self.norms, training)
             if folded:
                 return norm_sum(z, w, self.norms, folded, training)
-        z = pass_norms(z, self.norms)
-        if kernel and len({z_k.dtype for z_k in z}) == 1:
-            return mixed_sum(z, w)
         total = Total("")
-        for w_k, z_k in zip(w.unbind(), z):
-            total.put(w_k * z_k)
+        for w_k, v_k in zip(w.unbind(), pass_norms(z, self.norms)):
+            total.put(w_k * v_k)
         return total.sum()

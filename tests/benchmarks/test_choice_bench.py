@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import re
+from pathlib import Path
 
-from fastnas.benchmarks.choice import PROVIDERS, main
+from fastnas.benchmarks.choice import BLOCK, PROVIDERS, figures, main, read_rows
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_rows_are_verified_and_written(tmp_path, one_thread, capsys) -> None:
@@ -18,7 +22,14 @@ def test_rows_are_verified_and_written(tmp_path, one_thread, capsys) -> None:
         assert float(row["differs"]) < 1e-10 and float(row["ms"]) > 0
     eager, minimal = rows[len(PROVIDERS)], rows[-1]
     assert int(minimal["saved_bytes"]) < int(eager["saved_bytes"]) / 10
-    assert "recompute" in capsys.readouterr().out
+    assert f"written: {path}" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_the_page_shows_the_figures_of_its_file() -> None:
+    text = (ROOT / "docs" / "choice.md").read_text()
+    (source,) = re.findall(r"`(benchmarks/results/\S+-choice\.csv)`", text)
+    block = text.partition(f"<!-- {BLOCK}:begin -->\n")[2].partition(f"\n<!-- {BLOCK}:end -->")[0]
+    assert block == figures(read_rows(ROOT / source), source)
 
 
 def test_an_unknown_family_is_refused(capsys) -> None:

@@ -22,6 +22,7 @@ from mixture_cases import (
 )
 from torch import nn
 from torch.autograd import grad
+from torch.func import functional_call
 
 from fastnas.benchmarks.choice_families import FAMILIES, Block
 from fastnas.layers import primitives
@@ -135,6 +136,27 @@ def test_second_derivatives(memory: str) -> None:
         return {str(i): g for i, g in enumerate(grad(total, [w, x, *params]))}
 
     assert_same(second(choice), second(written_out(choice.candidates)))
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_an_unrolled_step(memory: str) -> None:
+    """Through batch norms and dropout, on parameters that a step has moved."""
+    ops = {name: op for name, op in few().items() if name != "skip"}
+    choice, w = Choice(ops, memory=memory), weights(4)
+
+    def unrolled(call):
+        torch.manual_seed(4)
+        params = dict(choice.named_parameters())
+        first = grad(call(image(), w=w).square().mean(), list(params.values()), create_graph=True)
+        moved = {name: p - 0.1 * g for (name, p), g in zip(params.items(), first)}
+        loss = functional_call(choice, moved, (image() * 1.1,), {"w": w}).square().mean()
+        return {str(i): g for i, g in enumerate(grad(loss, [w, *params.values()]))}
+
+    state = copy.deepcopy(choice.state_dict())
+    found = unrolled(choice)
+    choice.load_state_dict(state)
+    choice.memory = "eager"
+    assert_same(found, unrolled(written_out(choice.candidates)))
 
 
 def test_what_is_named() -> None:
