@@ -26,6 +26,7 @@ from fastnas.reference.arguments import check_floating, check_shape
 CHOICE_MEMORY = ("eager", "lean", "recompute", "minimal")
 CANDIDATE = "Choice: candidate"
 _IDENTITIES = (nn.Identity, primitives.Identity)
+"""They return x itself, which is there in any case."""
 
 
 class Choice(Logits):
@@ -306,7 +307,7 @@ def _named(candidates: Any) -> dict[str, nn.Module]:
         if wrong or hasattr(nn.ModuleDict(), name):
             raise ValueError(
                 f"Choice: candidates has the name {short(name)}; a text without dots is needed, and"
-                " no name of an attribute of ModuleDict"
+                " none that is an attribute of every ModuleDict"
             )
     return named
 

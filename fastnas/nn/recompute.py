@@ -5,7 +5,7 @@ autocast. What it leaves to the module is done here (`Replay`): a second run fin
 the buffers and the modes of the first one, and changes no buffer of the module.
 
 An `autograd.Function` of our own took the same time (transformer blocks 1.23 beside 1.22 of
-eager's, MBConv 1.05 beside 1.04) and the same peak. But it computes the gradients of all
+eager's, MBConv 1.05 beside 1.04). But it computes the gradients of all
 parameters where those of the logits alone are asked for, gives none to tensors that a module uses
 without holding them, and has no second derivatives by itself.
 """
@@ -171,7 +171,9 @@ def as_value(t: Any) -> Any:
     return t.view_as(t) if is_other else t
 
 
-@torch.compiler.disable(recursive=False)
+# `torch.compiler.disable` imports dynamo at once: a second, and modules of extras. This does so in
+# the first call, as torch's checkpoint itself.
+@torch._disable_dynamo(recursive=False)
 def recomputed(
     after: Callable[..., Tensor],
     op: nn.Module,
