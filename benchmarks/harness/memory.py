@@ -8,10 +8,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from fastnas.saved_bytes import saved_bytes, storage_bytes
 
-__all__ = ["peak_bytes", "peak_rss_of", "saved_bytes", "storage_bytes"]
+__all__ = ["allocated_peak", "peak_bytes", "peak_rss_of", "saved_bytes", "storage_bytes"]
 
 # Linux counts the memory of the process that forks into the peak of the one that it starts, so a
 # process of its own, which holds little, starts the command and asks for its peak.
@@ -34,6 +35,22 @@ def peak_bytes(call: Callable[[], object], device: str) -> int | None:
     call()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def allocated_peak(call: Callable[[], object]) -> int:
+    """Returns the most bytes that tensors of the call take on the CPU, beyond what was there.
+
+    As torch's allocator tells its profiler: temporaries of its kernels count, those of native code
+    of ours do not.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def peak_rss_of(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:

@@ -34,6 +34,7 @@ from fastnas.dropin.waiting import layout_of, real
 from fastnas.nn.facts import has_global_hooks, hooks
 from fastnas.nn.parts import Candidate, Preprocess, Tensors, is_by_batch
 from fastnas.nn.reading import Reading
+from fastnas.nn.recompute import keeps_little
 from fastnas.nn.run import How, preprocessed_state, why_not_state
 
 _Input = Tensor | DeferredSum
@@ -115,6 +116,7 @@ def _rehearsed(
 
 
 @replacement
+@keeps_little
 def candidate_forward(module: nn.Module, settings: Settings, *args: Any, **kwargs: Any) -> Any:
     """Returns the candidate's output as a sum that is computed when it is used."""
     return _serve(module, settings, args, kwargs, _counted)

@@ -1,8 +1,11 @@
-"""Holds mixed op, cell and search network on fused ops, and the network of a genotype."""
+"""Holds choices, mixed op, cell and search network on fused ops, and the network of a genotype."""
 
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
+from fastnas.nn.choice import Choice
 from fastnas.nn.eval_network import EvalNetwork, count_parameters
+from fastnas.nn.input_choice import InputChoice
+from fastnas.nn.logits import split_parameters
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.nb201 import NB201Cell, NB201SearchNetwork
 from fastnas.nn.nb201_eval import NB201EvalNetwork
@@ -15,7 +18,9 @@ __all__ = [
     "SEARCH_NETWORKS",
     "ArchParameters",
     "Cell",
+    "Choice",
     "EvalNetwork",
+    "InputChoice",
     "MixedOp",
     "NB201Cell",
     "NB201EvalNetwork",
@@ -24,4 +29,5 @@ __all__ = [
     "Paths",
     "SearchNetwork",
     "count_parameters",
+    "split_parameters",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calls_choice
 import calls_nn
 import calls_ops
 import calls_reference
@@ -16,7 +17,7 @@ TABLES: dict[str, list[Call]] = {
     "reference": calls_reference.CALLS,
     "strategies": calls_strategies.CALLS,
     "ops": calls_ops.CALLS,
-    "nn": calls_nn.CALLS,
+    "nn": [*calls_nn.CALLS, *calls_choice.CALLS],
     "report": calls_report.CALLS,
     "search": calls_search.CALLS,
 }

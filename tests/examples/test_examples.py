@@ -83,6 +83,14 @@ def test_a_benchmark_of_ones_own_shapes_verifies_and_times(tmp_path):
     assert "wrong" not in text
 
 
+def test_a_choice_holds_less_and_computes_the_same(tmp_path):
+    text = output("choice_of_blocks.py", tmp_path)
+    eager, recompute, minimal = numbers(r"holds +(\d+\.\d+) MiB", text)
+    assert minimal < recompute / 5 and recompute < eager / 2
+    assert len(set(re.findall(r"loss (\d\.\d+)", text))) == 1
+    assert len(set(re.findall(r"derived: (.*)", text))) == 1
+
+
 def test_every_example_is_short_run_and_named_in_the_readme():
     tests, readme = Path(__file__).read_text(), (ROOT / "README.md").read_text()
     for name in EXAMPLES:

@@ -1,0 +1,64 @@
+"""Valid calls of the choices of fastnas.nn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from wrong_values import Argument, Call, choice, instance, integer, number, one_of, tensor
+
+from fastnas.nn import Choice, InputChoice, Paths, split_parameters
+from fastnas.reference import SkipNoise
+
+
+def candidates() -> dict[str, nn.Module]:
+    return {"skip": nn.Identity(), "linear": nn.Linear(3, 3)}
+
+
+modules: Argument = one_of(candidates, **{
+    "None": None, "a number": 3, "text": "skip", "a module": nn.Identity(), "none": [],
+    "names": ["skip", "linear"], "a number as a name": {1: nn.Identity()},
+    "a method's name": {"items": nn.Identity()}, "a dot": {"a.b": nn.Identity()},
+    "an empty name": {"": nn.Identity()},
+})  # fmt: skip
+noise: Argument = one_of(lambda: {"skip": SkipNoise()}, **{
+    "a number": 0.2, "of all": SkipNoise(), "of another": {"conv": SkipNoise()},
+    "a factor": {"skip": 0.2},
+})  # fmt: skip
+logits: Argument = one_of(lambda: nn.Parameter(torch.zeros(2)), **{
+    "a tensor": torch.zeros(2), "a number": 0.0, "another size": nn.Parameter(torch.zeros(3)),
+    "another rank": nn.Parameter(torch.zeros(1, 2)),
+})  # fmt: skip
+path: Argument = one_of(lambda: Paths(torch.tensor(1), torch.ones(())), **{
+    "a list": Paths([1], torch.ones(())), "two": Paths(torch.tensor([1, 0]), torch.ones(2)),
+    "beyond": Paths(torch.tensor(2), torch.ones(())), "a number": 1,
+    "below": Paths(torch.tensor(-1), torch.ones(())),
+    "no weight": Paths(torch.tensor(1), None), "floats": Paths(torch.tensor(1.0), torch.ones(())),
+    "siblings": Paths(torch.tensor(1), torch.ones(()), "yes"),
+}).called("w")  # fmt: skip
+temperature = number(1.0, above=0.0, optional=True)
+states: Argument = one_of(lambda: [torch.ones(2), torch.ones(2)], **{
+    "None": None, "a tensor": torch.ones(2, 2), "one": [torch.ones(2)],
+    "numbers": [1.0, 2.0], "of different shapes": [torch.ones(2), torch.ones(3)],
+})  # fmt: skip
+
+
+def mixed(w: Any) -> Any:
+    return Choice(candidates())(torch.rand(2, 3), w=w)
+
+
+CALLS = [
+    Call("Choice", Choice, {
+        "candidates": modules, "mixing": choice("gdas", optional=True),
+        "memory": choice("lean"), "noise": noise, "tau": temperature, "logits": logits},
+        "nn.Choice"),
+    Call("Choice", mixed, {"w": tensor(2)}, "nn.Choice.forward"),
+    Call("Choice", mixed, {"w": path}, "nn.Choice.forward of a path"),
+    Call("InputChoice", InputChoice, {
+        "inputs": integer(2, 2), "mixing": choice("top2"), "tau": temperature, "logits": logits},
+        "nn.InputChoice"),
+    Call("InputChoice", lambda inputs: InputChoice(2)(inputs), {"inputs": states},
+        "nn.InputChoice.forward"),
+    Call("split_parameters", split_parameters, {"network": instance(lambda: nn.Linear(1, 1))}),
+]  # fmt: skip
