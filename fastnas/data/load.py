@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from fastnas.checks import short, typed
-from fastnas.data.dataset import DataError, Images
+from fastnas.data.dataset import Images
 from fastnas.data.npz import divide, read_archive
+from fastnas.data.source import DataError
 from fastnas.data.torchvision import read_folder, read_known
 from fastnas.extras import require
 from fastnas.text_file import file_path

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastnas.data.dataset import DataError, Images, one_line, resize
+from fastnas.data.dataset import Images, resize
+from fastnas.data.source import DataError, one_line
 
 
 def read_known(datasets: ModuleType, name: str, data_dir: Path) -> Images:

@@ -136,7 +136,7 @@ def run_train(
             "genotype": layout_of(genotype).text(genotype),
             "parameters": trainer.parameters,
             "test_accuracy": test_accuracy,
-            "test_images": len(trainer.images.test),
+            "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
             "environment": environment(trainer.device),
         }
