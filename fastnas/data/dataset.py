@@ -138,6 +138,9 @@ class _Indexed(Stream):
         index = to_device(self.batches.next(), self.images.device)
         return self.images.train[index], self.images.train_labels[index]
 
+    def close(self) -> None:
+        """Does nothing: no process reads ahead."""
+
 
 @typed
 def resize(images: Tensor, size: int) -> Tensor:

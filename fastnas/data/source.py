@@ -31,6 +31,7 @@ class Stream(ABC):
     def next(self) -> tuple[Tensor, Tensor]:
         """Returns the next uint8 [B, C, H, W] and int64 [B], on the device of the images."""
 
+    @abstractmethod
     def close(self) -> None:
         """Ends the processes that read ahead, if there are any; `next` starts them anew."""
 

@@ -98,6 +98,7 @@ def _found(
         "method": config.method,
         "space": config.space,
         "data": config.data,
+        "classes": list(searcher.images.class_names),
         "seed": config.seed,
         "epochs": searcher.epochs,
         "genotype": layout_of(genotype).text(genotype),
@@ -131,6 +132,7 @@ def run_train(
         _leave_genotype(out, genotype, f"trained on {config.data}")
         report = {
             "data": config.data,
+            "classes": list(trainer.images.class_names),
             "seed": config.seed,
             "epochs": trainer.epochs,
             "genotype": layout_of(genotype).text(genotype),

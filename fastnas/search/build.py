@@ -55,15 +55,23 @@ def seeded(config: RunConfig) -> torch.device:
 
 def load_data(config: RunConfig, device: torch.device) -> ImageSource:
     images = load_images(
-        config.data, data_dir=file_path(config.data_dir), image_size=config.image_size
+        config.data,
+        data_dir=file_path(config.data_dir),
+        image_size=config.image_size,
+        workers=config.workers,
+        crop_scale=config.crop_scale,
+        centre_share=config.centre_share,
     )
     return images.to(device)
 
 
 def augmentation(config: RunConfig, images: ImageSource, cutout: int) -> Augment:
-    """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs."""
-    digits = images.name == "digits"
-    crop = (1 if digits else 4) if config.crop is None else config.crop
+    """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs.
+
+    Images that are random crops already are not shifted besides.
+    """
+    usual = 1 if images.name == "digits" else 0 if images.draws_crops else 4
+    crop = usual if config.crop is None else config.crop
     flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
     return Augment(crop=crop, flip=flip, cutout=cutout)
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from fastnas import signals
 from fastnas.data.source import ImageSource
+from fastnas.data.workers import deaths_told
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -199,7 +200,7 @@ class ResumableRun:
         """
         # A signal only sets `stop.number`, which is read between two steps: a checkpoint never
         # holds half a step.
-        with closing(self), signals.deferred() as stop:
+        with closing(self), deaths_told(), signals.deferred() as stop:
             while not self.finished:
                 self.start_epoch()
                 self._run_steps(checkpoint, bar, stop)
