@@ -165,7 +165,7 @@ def _classes(top: str, part: str, left_out: list[str]) -> tuple[tuple[str, ...],
         part: its name in `top`; empty: `top` itself.
         left_out: gets what is not read.
     """
-    folder = os.path.join(top, part)
+    folder = os.path.join(top, part) if part else top
     classes, loose = _entries(folder)
     if not classes:
         raise DataError(
