@@ -131,7 +131,8 @@ def read_folder(
     channels = 1 if _is_grey(train, test) else 3
     reading = Reading(size, channels, crop_scale, centre_share)
     found = _moments(train, test, reading, workers)
-    name = root.resolve().name
+    # The whole path: a folder that is called digits is not that data set.
+    name = str(root.resolve())
     return FolderImages(name, listing.classes, train, test, reading, workers, found)
 
 

@@ -223,6 +223,7 @@ def _size(path: str) -> int:
 
 def _some(names: Iterable[str]) -> str:
     """Returns the first names, and how many more there are."""
-    listed = list(names)
+    # A name may hold what moves the cursor of a terminal.
+    listed = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in names]
     more = f" and {len(listed) - NAMED} more" if len(listed) > NAMED else ""
     return ", ".join(listed[:NAMED]) + more

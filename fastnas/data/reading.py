@@ -81,8 +81,8 @@ class PictureReader(Dataset[Tensor | str]):
 
     def plain(self, index: Tensor, size: int, workers: int) -> Iterator[Tensor]:
         """Yields the pictures of an index [K] as a test sees them, `size` at a time."""
-        requests = [Request(part.tolist(), None) for part in index.cpu().split(size)]
-        return self.batches(requests, min(workers, len(requests)))
+        requests = (Request(part.tolist(), None) for part in index.cpu().split(size))
+        return self.batches(requests, min(workers, -(-len(index) // size)))
 
 
 class PictureStream(Stream):

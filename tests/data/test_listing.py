@@ -86,6 +86,13 @@ def test_what_is_not_read_is_said_once(tmp_path: Path, caplog: pytest.LogCapture
     assert caplog.text.rstrip().endswith("train/dog/0.txt and 8 more")
 
 
+def test_a_name_cannot_move_the_cursor(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "a\x1b[2J.txt").write_text("text")
+    list_folder(tmp_path)
+    assert r"not read: a\x1b[2J.txt" in caplog.records[0].getMessage()
+
+
 def test_all_is_read_where_nothing_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
