@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -167,7 +166,7 @@ def _moments(train: Pictures, test: Pictures, reading: Reading, workers: int) ->
     Pictures that cannot be decoded are found here where the folder is small, those of the test
     among them.
     """
-    reader = PictureReader(train, replace(reading, crop_scale=1.0))
+    reader = PictureReader(train, reading)
     index = torch.arange(len(train))
     if int(train.sizes.sum() + test.sizes.sum()) <= DECODED_BYTES:
         everything = torch.arange(len(test))

@@ -36,7 +36,7 @@ def usual_workers() -> int:
 
 
 def begin_worker(number: int) -> None:
-    """Prepares a worker process, whose number is not asked for."""
+    """Makes a worker process ready; its number is not asked for."""
     # Ctrl-C, and what ends a job, go to the whole group of processes. The run answers them by
     # saving its step, for which it needs its workers; these end when it does.
     with suppress(OSError):
