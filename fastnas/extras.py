@@ -16,6 +16,7 @@ BRINGS = {
     "tensorboard": ("tensorboard", "search"),
     "sklearn": ("scikit-learn", "search"),
     "filelock": ("filelock", "search"),
+    "PIL": ("pillow", "search"),
     "torchvision": ("torchvision", "vision"),
     "optuna": ("optuna", "blackbox"),
     "botorch": ("botorch", "blackbox"),

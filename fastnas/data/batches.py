@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -117,6 +118,22 @@ class Batches:
         self._position += 1
         return self._shuffled[start : start + self.batch_size]
 
+    @property
+    def pass_key(self) -> int:
+        """Returns 64 bits that tell the pass under way from all others, of other seeds as well."""
+        return self._pass_key
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Returns the pass under way and how many batches of it are done."""
+        return self._pass_key, self._position
+
+    def ahead(self) -> Batches:
+        """Returns a copy that runs ahead: what it hands out, these will, which stay here."""
+        found = Batches(self._indices, self.batch_size, 0, self.drop_last)
+        found.load_state_dict(self.state_dict())
+        return found
+
     def state_dict(self) -> dict[str, Any]:
         """Returns the exact position in the stream, as one uint8 tensor and plain numbers."""
         return {
@@ -165,6 +182,9 @@ class Batches:
         # It is kept before the permutation is drawn, which is how a restored stream finds the same
         # one.
         self._pass_state = self._generator.get_state()
+        # Drawing a key would move the permutations, and with them the bits of every older run.
+        digest = hashlib.blake2b(self._pass_state.numpy().data, digest_size=8).digest()
+        self._pass_key = int.from_bytes(digest, "little")
         order = torch.randperm(len(self._indices), generator=self._generator)
         self._shuffled = self._indices[order.to(self._indices.device)]
         self._position = 0

@@ -1,8 +1,9 @@
-"""Holds labelled images in memory as bytes: what every source of data is turned into."""
+"""Holds labelled images in memory as bytes: what a small data set is turned into."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,15 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.checks import check_fields, check_int, typed
+from fastnas.data.batches import Batches
+from fastnas.data.source import ImageSource, Stream, byte_counts, moments
+from fastnas.transfer import to_device
 
-# This is one grey level: a channel without contrast would otherwise divide by zero.
-SMALLEST_STD = 1 / 255
 # So many images are float at a time, four times as large as their bytes.
 RESIZE_CHUNK = 512
-
-
-class DataError(ValueError):
-    """Tells in one line where a data set is wrong, what was found and what is expected."""
 
 
 def check_bytes(name: str, images: Tensor) -> None:
@@ -30,13 +28,8 @@ def check_bytes(name: str, images: Tensor) -> None:
         raise ValueError(f"{name} has shape {list(images.shape)}; expected [N, C, H, W]")
 
 
-def one_line(error: Exception) -> str:
-    """Returns what the error says, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 @dataclass(frozen=True, eq=False)
-class Images:
+class Images(ImageSource):
     """Holds training and test images with their labels, on any device.
 
     Attributes:
@@ -46,6 +39,7 @@ class Images:
         test: uint8 [M, C, H, W].
         test_labels: int64 [M], values 0 .. classes - 1.
         classes: number of classes.
+        class_names: [classes]; the numbers themselves where none are given.
     """
 
     name: str
@@ -54,10 +48,15 @@ class Images:
     test: Tensor
     test_labels: Tensor
     classes: int
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
         check_int("classes", self.classes, 1)
+        names = self.class_names or tuple(str(label) for label in range(self.classes))
+        if len(names) != self.classes:
+            raise ValueError(f"class_names are {len(names)}; {self.classes} are needed")
+        object.__setattr__(self, "class_names", names)
         for part in ("train", "test"):
             check_bytes(part, getattr(self, part))
             labels = getattr(self, f"{part}_labels")
@@ -68,41 +67,22 @@ class Images:
                 )
 
     @property
-    def channels(self) -> int:
-        """Returns C."""
-        return self.train.shape[1]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Returns (H, W) in pixels."""
-        return self.train.shape[2], self.train.shape[3]
+    def shape(self) -> tuple[int, int, int]:
+        channels, height, width = self.train.shape[1:]
+        return channels, height, width
 
     @property
     def mean(self) -> Tensor:
-        """Returns the mean of the training pixels, float32 [C], in units of 0..1."""
         return self._moments[0]
 
     @property
     def std(self) -> Tensor:
-        """Returns the training pixels' deviation, float32 [C], at least 1/255, in units of 0..1."""
         return self._moments[1]
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
-        # Counting the 256 values is exact, so every device and thread count finds the same bits.
-        counts = torch.stack(
-            [
-                torch.bincount(plane.reshape(-1), minlength=256).cpu()
-                for plane in self.train.unbind(1)
-            ]
-        ).double()
-        share = counts / counts.sum(1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64) / 255
-        mean = share @ values
-        variance = (share * (values - mean[:, None]) ** 2).sum(1)
-        std = variance.sqrt().clamp(min=SMALLEST_STD)
-        device = self.train.device
-        return mean.float().to(device), std.float().to(device)
+        mean, std = moments(byte_counts(self.train))
+        return mean.to(self.device), std.to(self.device)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -114,30 +94,6 @@ class Images:
             found.update(part.cpu().contiguous().numpy().data)
         return found.hexdigest()
 
-    @typed
-    def normalise(self, batch: Tensor) -> Tensor:
-        """Returns (batch / 255 - mean) / std.
-
-        Args:
-            batch: uint8 [..., C, H, W].
-
-        Returns:
-            float32 of the same shape, on the batch's device.
-
-        Raises:
-            TypeError: if the batch is not uint8.
-            ValueError: if its channels are not those of the data.
-        """
-        if batch.dtype != torch.uint8:
-            raise TypeError(f"batch has dtype {batch.dtype}; expected torch.uint8")
-        if batch.dim() < 3 or batch.shape[-3] != self.channels:
-            raise ValueError(
-                f"batch has shape {list(batch.shape)}; expected [..., {self.channels}, H, W]"
-            )
-        mean, std = (m.to(batch.device)[:, None, None] for m in (self.mean, self.std))
-        # The division is in place on the copy that `float` has made; the bytes stay as they are.
-        return batch.float().div_(255).sub_(mean).div_(std)
-
     def to(self, device: torch.device | str) -> Images:
         """Returns the same images with all four tensors on `device`."""
         return replace(
@@ -148,9 +104,42 @@ class Images:
             test_labels=self.test_labels.to(device),
         )
 
+    def subset(self, train: Tensor, test: Tensor) -> Images:
+        return replace(
+            self,
+            train=self.train[train],
+            train_labels=self.train_labels[train],
+            test=self.train[test],
+            test_labels=self.train_labels[test],
+        )
+
+    def stream(self, batches: Batches) -> Stream:
+        return _Indexed(self, batches)
+
+    def plain(self, index: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for part in index.split(size):
+            yield part, self.train[part]
+
+    def tests(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.test.split(size), self.test_labels.split(size))
+
     def resized(self, size: int) -> Images:
         """Brings every image to `size` x `size` pixels, see `resize`."""
         return replace(self, train=resize(self.train, size), test=resize(self.test, size))
+
+
+class _Indexed(Stream):
+    """Takes the images of each batch out of the tensor that holds them all."""
+
+    def __init__(self, images: Images, batches: Batches) -> None:
+        self.images, self.batches = images, batches
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        index = to_device(self.batches.next(), self.images.device)
+        return self.images.train[index], self.images.train_labels[index]
+
+    def close(self) -> None:
+        """Does nothing: no process reads ahead."""
 
 
 @typed

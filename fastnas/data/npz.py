@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fastnas.checks import typed
 from fastnas.data.batches import split_indices
-from fastnas.data.dataset import DataError, Images, check_bytes, one_line
+from fastnas.data.dataset import Images, check_bytes
+from fastnas.data.source import DataError, one_line
 
 HELD_BACK = 0.2
 HELD_BACK_SEED = 0

@@ -26,7 +26,7 @@ TRAIN_SHARE = 0.8
 """Of the training images; the others evaluate. The test images are not looked at."""
 NOT_HERE = ("genotype", "out", "checkpoint_every", "tensorboard", "test_every")
 """Settings of `fastnas train` without a meaning where only an accuracy is left."""
-OF_THE_MACHINE = ("data_dir", "device", "threads")
+OF_THE_MACHINE = ("data_dir", "device", "threads", "workers")
 
 
 class TrainingEvaluator:
@@ -52,13 +52,7 @@ class TrainingEvaluator:
         except ValueError as error:
             raise ConfigError(f"{len(chosen)} images are too few: {error}") from error
         # What `Trainer` tests on is what a study optimises, so it must not be the test images.
-        self.images = replace(
-            images,
-            train=images.train[train],
-            train_labels=images.train_labels[train],
-            test=images.train[held],
-            test_labels=images.train_labels[held],
-        )
+        self.images = images.subset(train, held)
         # The images are chosen already; a training writes nothing and tests once, at its end.
         self.config = replace(config, images=None, tensorboard=False, test_every=0)
         training = {

@@ -73,8 +73,9 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
         eager_saved_bytes, saved_bytes_ratio_vs_eager (eager over ours).
     """
     searcher.network.train()
-    train = searcher.pipeline(searcher.train_batches.next())
-    valid = searcher.pipeline(searcher.valid_batches.next())
+    train = searcher.pipeline(searcher.train_stream)
+    valid = searcher.pipeline(searcher.valid_stream)
+    searcher.close()  # what reads ahead would take CPU time from what is timed
     layout = searcher.space.layout
     eager_kind = searcher.strategy.eager_networks[layout]
     networks = _copy(searcher, SEARCH_NETWORKS[layout]), _copy(searcher, eager_kind)

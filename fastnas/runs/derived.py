@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fastnas.data.load import Images
+from fastnas.data.source import ImageSource
 from fastnas.options import options_of
 from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
 from fastnas.search.trainer import CHECKPOINT, Trainer
@@ -21,7 +21,7 @@ NAMES = {"batch_size": "train_batch_size", "lr": "train_lr"}
 """What a search calls the settings of the training, which a refusal has to name."""
 
 
-def check_derived(config: SearchConfig, images: Images) -> None:
+def check_derived(config: SearchConfig, images: ImageSource) -> None:
     """Refuses, before a search begins, what its last stage would refuse.
 
     The training is built as it will be, of a cell of convolutions: each ends in a batch norm, so
@@ -39,7 +39,7 @@ def check_derived(config: SearchConfig, images: Images) -> None:
 def train_derived(
     config: SearchConfig,
     genotype: AnyGenotype,
-    images: Images,
+    images: ImageSource,
     out: Path,
     resume: bool,
     console: Console,
@@ -71,11 +71,11 @@ def train_derived(
         "parameters": trainer.parameters,
         "train_epochs": config.train_epochs,
         "train_seconds": trainer.seconds,
-        "test_images": len(images.test),
+        "test_images": len(images.test_labels),
     }
 
 
-def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Trainer:
+def _trainer(config: SearchConfig, genotype: AnyGenotype, images: ImageSource) -> Trainer:
     shared = {name: getattr(config, name) for name in options_of(RunConfig)}
     settings = TrainConfig(
         **shared,
@@ -84,7 +84,7 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: Images) -> Tra
         layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
         # Fewer images than the usual batch make one batch; otherwise they would make none.
-        batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train)),
+        batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train_labels)),
         lr=config.train_lr,
         cutout=config.cutout,
         drop_path=0.0,

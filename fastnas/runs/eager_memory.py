@@ -43,7 +43,7 @@ def eager_saved_bytes(searcher: Searcher) -> int:
     size = searcher.train_batches.batch_size
     with torch.random.fork_rng([]), device:
         network = searcher.build(kind).train()
-        images = torch.empty(size, *searcher.images.train.shape[1:])
+        images = torch.empty(size, *searcher.images.shape)
         labels = torch.zeros(size, dtype=torch.int64)
     weights: Mapping[str, Any] = {
         cell: torch.empty(alpha.shape, device=device, requires_grad=True)

@@ -98,6 +98,7 @@ def _found(
         "method": config.method,
         "space": config.space,
         "data": config.data,
+        "classes": list(searcher.images.class_names),
         "seed": config.seed,
         "epochs": searcher.epochs,
         "genotype": layout_of(genotype).text(genotype),
@@ -131,12 +132,13 @@ def run_train(
         _leave_genotype(out, genotype, f"trained on {config.data}")
         report = {
             "data": config.data,
+            "classes": list(trainer.images.class_names),
             "seed": config.seed,
             "epochs": trainer.epochs,
             "genotype": layout_of(genotype).text(genotype),
             "parameters": trainer.parameters,
             "test_accuracy": test_accuracy,
-            "test_images": len(trainer.images.test),
+            "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
             "environment": environment(trainer.device),
         }

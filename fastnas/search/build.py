@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fastnas.checks import short
 from fastnas.data.augment import Augment
 from fastnas.data.batches import split_indices
-from fastnas.data.load import Images, load_images
+from fastnas.data.load import load_images
+from fastnas.data.source import ImageSource, Stream
 from fastnas.search.config import ConfigError, RunConfig
 from fastnas.text_file import file_path
-from fastnas.transfer import to_device
 
 DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
 # Mirroring an image changes what it shows, or is not done in the published settings.
@@ -53,22 +53,30 @@ def seeded(config: RunConfig) -> torch.device:
     return pick_device(config.device)
 
 
-def load_data(config: RunConfig, device: torch.device) -> Images:
+def load_data(config: RunConfig, device: torch.device) -> ImageSource:
     images = load_images(
-        config.data, data_dir=file_path(config.data_dir), image_size=config.image_size
+        config.data,
+        data_dir=file_path(config.data_dir),
+        image_size=config.image_size,
+        workers=config.workers,
+        crop_scale=config.crop_scale,
+        centre_share=config.centre_share,
     )
     return images.to(device)
 
 
-def augmentation(config: RunConfig, images: Images, cutout: int) -> Augment:
-    """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs."""
-    digits = images.name == "digits"
-    crop = (1 if digits else 4) if config.crop is None else config.crop
+def augmentation(config: RunConfig, images: ImageSource, cutout: int) -> Augment:
+    """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs.
+
+    Images that are random crops already are not shifted besides.
+    """
+    usual = 1 if images.name == "digits" else 0 if images.draws_crops else 4
+    crop = usual if config.crop is None else config.crop
     flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
     return Augment(crop=crop, flip=flip, cutout=cutout)
 
 
-def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
+def chosen_images(images: ImageSource, count: int | None, seed: int) -> Tensor:
     """Chooses `count` training images, the same mix of classes, by index; None: all of them."""
     labels = images.train_labels.cpu()
     if count is None or count >= len(labels):
@@ -80,7 +88,7 @@ def chosen_images(images: Images, count: int | None, seed: int) -> Tensor:
 class Pipeline:
     """Makes batches of augmented, normalised images, all on the device."""
 
-    images: Images
+    images: ImageSource
     augment: Augment
     generator: torch.Generator
     channels_last: bool = False
@@ -89,12 +97,11 @@ class Pipeline:
         # Images are padded before they are normalised, as in the public code: black, not grey.
         self._fill = -self.images.mean / self.images.std
 
-    def __call__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the training images of an index [B], augmented, and their labels."""
-        index = to_device(index, self.images.train.device)
-        batch = self.images.normalise(self.images.train[index])
-        batch = self.augment(batch, self.generator, fill=self._fill)
-        return self.laid_out(batch), self.images.train_labels[index]
+    def __call__(self, stream: Stream) -> tuple[Tensor, Tensor]:
+        """Returns the next images of a stream, augmented, and their labels."""
+        pixels, labels = stream.next()
+        batch = self.augment(self.images.normalise(pixels), self.generator, fill=self._fill)
+        return self.laid_out(batch), labels
 
     def laid_out(self, batch: Tensor) -> Tensor:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format

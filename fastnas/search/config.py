@@ -8,6 +8,7 @@ from typing import Any
 from fastnas.backends import AUTO, BACKENDS, MEMORY
 from fastnas.bounds import THREADS, Bounds, whole
 from fastnas.checks import short
+from fastnas.data.load import SHARES, SIDES, WORKERS
 from fastnas.options import option, options_of
 from fastnas.search.fields import (
     ConfigError,
@@ -48,13 +49,22 @@ CLIP = Bounds(0, 1e9, above=True)
 class RunConfig(FolderConfig):
     """Holds the settings that searching and training share."""
 
-    data: str = option("digits", "digits, cifar10, cifar100, svhn, imagefolder:DIR, or FILE.npz")
+    data: str = option(
+        "digits", "digits, cifar10, cifar100, svhn, FILE.npz, or a folder of pictures"
+    )
     data_dir: str = option("data", "where torchvision keeps its data sets")
-    image_size: int | None = option(
-        None, "bring every image to this many pixels a side", whole(1, 4096)
+    image_size: int | None = option(None, "bring every image to this many pixels a side", SIDES)
+    workers: int | None = option(
+        None, "processes that read each stream of a folder (default: CPUs / 4, 1 to 8)", WORKERS
+    )
+    crop_scale: float | None = option(
+        None, "of a folder: smallest share of a picture in a random crop (0.08; 1: none)", SHARES
+    )
+    centre_share: float | None = option(
+        None, "of a folder: share of the shorter side that a test sees (0.875)", SHARES
     )
     crop: int | None = option(
-        None, "random shift in pixels (default: 1 for digits, else 4)", PIXELS
+        None, "random shift in pixels (default: 1 for digits, 0 with random crops, else 4)", PIXELS
     )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")

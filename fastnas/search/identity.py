@@ -10,6 +10,7 @@ FREE = {
     "out",
     "data_dir",
     "threads",
+    "workers",
     "tensorboard",
     "checkpoint_every",
     "compare_steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas import signals
-from fastnas.data.dataset import Images
+from fastnas.data.source import ImageSource
+from fastnas.data.workers import deaths_told
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -53,7 +55,7 @@ class ResumableRun:
     """Figures of past epochs that it reads again, and their types."""
     config: SearchConfig | TrainConfig
     device: torch.device
-    images: Images
+    images: ImageSource
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -91,6 +93,9 @@ class ResumableRun:
 
     def after_epoch(self) -> None:
         """Does what follows an epoch before the run is saved; here nothing."""
+
+    def close(self) -> None:
+        """Ends the processes that read ahead, when `run` ends; here there are none."""
 
     def extra_state(self) -> dict[str, Any]:
         """Returns what a checkpoint holds besides the parts; here nothing."""
@@ -195,7 +200,7 @@ class ResumableRun:
         """
         # A signal only sets `stop.number`, which is read between two steps: a checkpoint never
         # holds half a step.
-        with signals.deferred() as stop:
+        with closing(self), deaths_told(), signals.deferred() as stop:
             while not self.finished:
                 self.start_epoch()
                 self._run_steps(checkpoint, bar, stop)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastnas import reference
 from fastnas.backends import AUTO, choose, use_backend
 from fastnas.data.batches import Batches, split_indices
-from fastnas.data.load import Images
+from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
 from fastnas.ops import OPS
 from fastnas.search.bilevel import Bilevel
@@ -68,7 +68,7 @@ class Searcher(ResumableRun):
     remembered: ClassVar = {"skips_normal": int, "genotype": str, "collapsed": bool}
     config: SearchConfig
 
-    def __init__(self, config: SearchConfig, images: Images | None = None) -> None:
+    def __init__(self, config: SearchConfig, images: ImageSource | None = None) -> None:
         super().__init__()
         config.validate()
         self.config = config
@@ -149,6 +149,10 @@ class Searcher(ResumableRun):
             "valid_batches": self.valid_batches,
         }
 
+    def close(self) -> None:
+        self.train_stream.close()
+        self.valid_stream.close()
+
     def generators(self) -> dict[str, torch.Generator]:
         return {"augment": self.pipeline.generator}
 
@@ -160,11 +164,11 @@ class Searcher(ResumableRun):
         self.network.train()
 
     def run_step(self) -> None:
-        train = self.pipeline(self.train_batches.next())
+        train = self.pipeline(self.train_stream)
         if self.stage_epoch >= self.config.arch_start_epoch:
             # The batch of the weights is made first: both take their augmentation from one
             # generator, so the order belongs to the bits of the run.
-            valid = self.pipeline(self.valid_batches.next())
+            valid = self.pipeline(self.valid_stream)
             self.add(valid_loss=self.bilevel.arch_step(valid, train))
         loss, logits = self.bilevel.weight_step(train)
         self.add(train_loss=loss, train_accuracy=accuracy(logits, train[1]))
@@ -226,8 +230,8 @@ class Searcher(ResumableRun):
     def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields indices and images, not augmented, in large batches."""
         images = self.pipeline.images
-        for index in chosen.split(self._plain_size):
-            yield index, self.pipeline.laid_out(images.normalise(images.train[index]))
+        for index, pixels in images.plain(chosen, self._plain_size):
+            yield index, self.pipeline.laid_out(images.normalise(pixels))
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         skips = self.history[-1]["skips_normal"] if self.history else 0
@@ -355,7 +359,7 @@ class Searcher(ResumableRun):
         network = self.build(reference.SEARCH_NETWORKS[space.layout])
         return network(images, weights)
 
-    def _build_batches(self, images: Images) -> None:
+    def _build_batches(self, images: ImageSource) -> None:
         config = self.config
         try:
             chosen = chosen_images(images, config.images, config.seed)
@@ -365,11 +369,13 @@ class Searcher(ResumableRun):
             batch_size = config.resolved("batch_size")
             check_batch_size("batch_size", batch_size, len(train), "for the weights")
             check_batch_size("batch_size", batch_size, len(valid), "for the logits")
-            check_batch_norms("batch_size", batch_size, images.train.shape[1:], self._mixture)
+            check_batch_norms("batch_size", batch_size, images.shape, self._mixture)
             # The halves have seeds of their own: with one seed both would be shuffled alike, and
             # the same images would meet in every epoch.
             self.train_batches = Batches(chosen[train], batch_size, config.seed)
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
+            self.train_stream = images.stream(self.train_batches)
+            self.valid_stream = images.stream(self.valid_batches)
             self.recalibration_index = self._subset(chosen[train]).to(self.device)
             self.evaluation_index = self._subset(chosen[valid]).to(self.device)
             augment = augmentation(config, images, config.cutout)

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas.data.batches import Batches
-from fastnas.data.load import Images
+from fastnas.data.source import ImageSource
 from fastnas.nn import EVAL_NETWORKS, EvalNetwork, NB201EvalNetwork, count_parameters
 from fastnas.search.build import (
     Answers,
@@ -59,7 +59,7 @@ class Trainer(ResumableRun):
         self,
         config: TrainConfig,
         genotype: AnyGenotype,
-        images: Images | None = None,
+        images: ImageSource | None = None,
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
@@ -81,6 +81,7 @@ class Trainer(ResumableRun):
             self.network = self._build(genotype).to(self.device)
             self._check_batches(genotype, len(chosen))
             self.batches = Batches(chosen, config.resolved("batch_size"), config.seed)
+            self.stream = self.images.stream(self.batches)
             augment = augmentation(config, self.images, config.resolved("cutout"))
         except (ValueError, TypeError) as error:
             raise ConfigError(str(error)) from error
@@ -104,8 +105,9 @@ class Trainer(ResumableRun):
                 f"{name} is 1; at least 2, or no auxiliary classifier, is needed: its batch norms"
                 " see a single value per channel of an image"
             )
-        image = self.images.train.shape[1:]
-        check_batch_norms(name, size, image, lambda images: self._build(genotype)(images))
+        check_batch_norms(
+            name, size, self.images.shape, lambda images: self._build(genotype)(images)
+        )
 
     def _build(self, genotype: AnyGenotype) -> EvalNetwork | NB201EvalNetwork:
         config, classes = self.config, self.images.classes
@@ -148,6 +150,9 @@ class Trainer(ResumableRun):
     def checkpointed(self) -> dict[str, Any]:
         return {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
 
+    def close(self) -> None:
+        self.stream.close()
+
     def generators(self) -> dict[str, torch.Generator]:
         return {"augment": self.pipeline.generator}
 
@@ -161,7 +166,7 @@ class Trainer(ResumableRun):
         self.network.train()
 
     def run_step(self) -> None:
-        images, labels = self.pipeline(self.batches.next())
+        images, labels = self.pipeline(self.stream)
         self.optimizer.zero_grad(set_to_none=True)
         logits, auxiliary = self._logits(images)
         loss = F.cross_entropy(logits, labels)
@@ -198,15 +203,13 @@ class Trainer(ResumableRun):
         self.network.eval()
         images = self.images
         answers = Answers(self.device)
-        for batch, labels in zip(
-            images.test.split(TEST_BATCH), images.test_labels.split(TEST_BATCH)
-        ):
+        for batch, labels in images.tests(TEST_BATCH):
             logits, _ = self._logits(images.normalise(batch))
             answers.add(logits, labels)
         self.network.train()
         if not answers.finite:
             raise self.diverged("a logit of the test is not finite", self.step - 1)
-        return int(answers.right) / len(images.test)
+        return int(answers.right) / len(images.test_labels)
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from fastnas.data.load import DataError, Images, load_images
 from fastnas.extras import MissingPackage
@@ -141,6 +141,13 @@ def test_resize_is_antialiased_and_keeps_the_aspect(tmp_path: Path) -> None:
     assert_same(load_images("digits", image_size=8), load_images("digits"))
 
 
+def test_classes_have_their_numbers_for_names() -> None:
+    digits = load_images("digits")
+    assert isinstance(digits, Images) and digits.class_names == tuple("0123456789")
+    with pytest.raises(ValueError, match="class_names are 2; 10 are needed"):
+        replace(digits, class_names=("a", "b"))
+
+
 def test_moving_keeps_everything() -> None:
     digits = load_images("digits")
     assert_same(digits.to("cpu"), digits)
@@ -243,7 +250,7 @@ def test_unknown_names_and_sizes() -> None:
             load_images("digits", image_size=size)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "svhn", "imagefolder:pictures"])
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
 def test_without_torchvision_the_extra_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
@@ -269,28 +276,10 @@ class FakeSvhn:
         self.labels = LABELS[chosen]
 
 
-class FakeImageFolder:
-    def __init__(self, root: str) -> None:
-        self.classes = sorted(p.name for p in Path(root).iterdir() if p.is_dir())
-        self.samples = [
-            (str(path), label)
-            for label, name in enumerate(self.classes)
-            for path in sorted((Path(root) / name).iterdir())
-        ]
-        if not self.samples:
-            raise FileNotFoundError(f"Found no valid file in\n{root}")
-
-    @staticmethod
-    def loader(path: str) -> Image.Image:
-        return Image.open(path).convert("RGB")
-
-
 @pytest.fixture
 def torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = ModuleType("torchvision.datasets")
-    vars(datasets).update(
-        CIFAR10=FakeCifar, CIFAR100=FakeCifar, SVHN=FakeSvhn, ImageFolder=FakeImageFolder
-    )
+    vars(datasets).update(CIFAR10=FakeCifar, CIFAR100=FakeCifar, SVHN=FakeSvhn)
     monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(datasets=datasets))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
 
@@ -306,58 +295,10 @@ def test_torchvision_sets(name: str, classes: int, tmp_path: Path) -> None:
     assert images.test_labels.tolist() == LABELS[15:].tolist()
     assert images.test_labels.dtype == torch.int64
     assert (images.name, images.classes) == (name, classes)
+    assert images.class_names == tuple("0123456789" if name == "svhn" else "abcd")
 
 
 @pytest.mark.usefixtures("torchvision")
 def test_torchvision_failure_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cifar10: .*offline: Dataset not found or corrupted\."):
         load_images("cifar10", data_dir=tmp_path / "offline")
-
-
-def write_pictures(root: Path, parts: tuple[str, ...] = ("train", "val")) -> None:
-    for part in parts:
-        for level, name in ((40, "cat"), (200, "dog")):
-            folder = root / part / name
-            folder.mkdir(parents=True)
-            for width in (10, 16, 31):
-                Image.new("RGB", (width, 12), (level, width, 7)).save(folder / f"{width}.png")
-
-
-@pytest.mark.usefixtures("torchvision")
-def test_image_folder(tmp_path: Path) -> None:
-    root = tmp_path / "pets"
-    write_pictures(root)
-    images = load_images(f"imagefolder:{root}", image_size=8)
-    assert (images.name, images.classes, images.size) == ("pets", 2, (8, 8))
-    assert images.train.shape == images.test.shape == (6, 3, 8, 8)
-    assert images.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert images.test_labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert images.train[:, :, 4, 4].tolist() == [
-        [level, width, 7] for level in (40, 200) for width in (10, 16, 31)
-    ]
-    write_pictures(root, ("test",))
-    (root / "test" / "cat" / "10.png").unlink()
-    assert len(load_images(f"imagefolder:{root}", image_size=8).test) == 5
-
-
-@pytest.mark.usefixtures("torchvision")
-def test_broken_image_folders(tmp_path: Path) -> None:
-    name = f"imagefolder:{tmp_path}"
-    with pytest.raises(DataError, match="image_size is not given"):
-        load_images(name)
-    with pytest.raises(DataError, match="no folder train; expected train, and test or val"):
-        load_images(name, image_size=8)
-    write_pictures(tmp_path, ("train",))
-    with pytest.raises(DataError, match="no folder test or val"):
-        load_images(name, image_size=8)
-    (tmp_path / "val").mkdir()
-    with pytest.raises(DataError, match="val: Found no valid file in"):
-        load_images(name, image_size=8)
-    write_pictures(tmp_path, ("test",))
-    (tmp_path / "test" / "dog").rename(tmp_path / "test" / "fox")
-    with pytest.raises(DataError, match=r"other classes than in train \(dog, fox\)"):
-        load_images(name, image_size=8)
-    (tmp_path / "test" / "fox").rename(tmp_path / "test" / "dog")
-    (tmp_path / "test" / "dog" / "10.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"10\.png: cannot be read"):
-        load_images(name, image_size=8)
