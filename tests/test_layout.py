@@ -21,10 +21,10 @@ CHECKS = {"bounds", "checks", "options"}  # of arguments; every part may import 
 # What the modules of each part may import of fastnas, besides their own part and the version.
 MAY_IMPORT: dict[str, set[str]] = {
     "allocator": set(),
-    "extras": {"signals"},
     "files": set(),
     "saved_bytes": set(),
     "signals": set(),
+    "extras": {"signals"},
     "text_file": set(),
     "transfer": set(),
     "spaces": set(),
