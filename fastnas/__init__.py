@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from fastnas.ops.mixed_sum import mixed_sum
     from fastnas.ops.sample_paths import PathSample, sample_paths
     from fastnas.reference import SkipNoise
+    from fastnas.search.choice_search import ChoiceSearch
 
 __all__ = [
     "BackendError",
+    "ChoiceSearch",
     "PathSample",
     "SkipNoise",
     "__version__",
@@ -39,6 +41,7 @@ __all__ = [
 _PACKAGES = ("backends", "dropin", "nn", "ops", "reference", "spaces")
 _HOMES = {
     "BackendError": "backends",
+    "ChoiceSearch": "search.choice_search",
     "PathSample": "ops",
     "SkipNoise": "reference",
     "accelerate": "dropin",

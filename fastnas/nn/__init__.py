@@ -3,6 +3,7 @@
 from fastnas.nn.arch_parameters import ArchParameters
 from fastnas.nn.cell import Cell, SearchNetwork
 from fastnas.nn.choice import Choice
+from fastnas.nn.derive import derived_network
 from fastnas.nn.eval_network import EvalNetwork, count_parameters
 from fastnas.nn.input_choice import InputChoice
 from fastnas.nn.logits import split_parameters
@@ -29,5 +30,6 @@ __all__ = [
     "Paths",
     "SearchNetwork",
     "count_parameters",
+    "derived_network",
     "split_parameters",
 ]

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastnas.strategies.steps import ArchStep
+from fastnas.strategies.steps import BilevelLosses
 
 
 @contextmanager
@@ -24,14 +24,14 @@ def frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
             t.requires_grad_(True)
 
 
-def first_order(step: ArchStep) -> tuple[list[Tensor], Tensor]:
+def first_order(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
     """Returns grad_alpha L_val(w, alpha) and L_val (DARTS eq. 7, xi = 0); forms no grad_w."""
     with frozen(step.params):
         loss = step.valid_loss()
         return _grad(loss, step.alphas), loss.detach()
 
 
-def unrolled(step: ArchStep) -> tuple[list[Tensor], Tensor]:
+def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
     """Takes DARTS' second-order gradient (eq. 7 and 8) by a finite difference; and L_val(w', alpha).
 
         w' = w - xi (m buf + grad_w L_train(w, alpha) + wd w),  xi = lr

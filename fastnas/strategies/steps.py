@@ -47,6 +47,35 @@ class Weighing(Protocol):
         """Returns what the loss of the logits has besides."""
 
 
+class BilevelLosses(Protocol):
+    """Answers what the gradient of the logits asks (`hypergradient`): losses and their tensors.
+
+    The tensors change in place. Repeated calls of a loss see the same noise, or a finite difference
+    would measure the noise.
+    """
+
+    @property
+    def params(self) -> Sequence[Tensor]:
+        """Returns the network's parameters, w of the equations."""
+
+    @property
+    def alphas(self) -> Sequence[Tensor]:
+        """Returns the logits."""
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """Returns the SGD of the params, which the unrolled step imitates."""
+
+    def valid_loss(self) -> Tensor:
+        """Returns L_val(w, alpha), with what the method adds to it."""
+
+    def train_loss(self) -> Tensor:
+        """Returns L_train(w, alpha)."""
+
+    def buffers(self) -> list[Tensor]:
+        """Returns what the losses change on the way: running statistics."""
+
+
 @dataclass(frozen=True)
 class ArchStep:
     """Holds the half that moves the logits: its losses, functions of tensors that change in place.

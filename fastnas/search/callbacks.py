@@ -1,0 +1,52 @@
+"""Defines what a `ChoiceSearch` tells its callers on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fastnas.search.logs import Logs
+
+if TYPE_CHECKING:
+    from fastnas.search.choice_search import ChoiceSearch
+
+
+class StopSearch(Exception):
+    """Ends a search where a callback raises it: after a step or an epoch."""
+
+
+class Callback:
+    """Is told of each step and epoch of a search; a subclass overrides what it needs."""
+
+    def on_step(self, search: ChoiceSearch, figures: Mapping[str, Tensor]) -> None:
+        """Hears of a step. To read a figure, [] on the device, waits for the device."""
+
+    def on_epoch(self, search: ChoiceSearch, figures: Mapping[str, Any]) -> None:
+        """Hears of an epoch: its row of `search.history`. The checkpoint is written by then."""
+
+
+class TensorBoard(Callback):
+    """Logs the figures of each epoch.
+
+    Args:
+        folder: of the logs; what was logged after a checkpoint that a search resumes from is
+            hidden.
+
+    Raises:
+        MissingPackage: tensorboard is not installed.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._logs: Logs | None = None
+
+    def on_epoch(self, search: ChoiceSearch, figures: Mapping[str, Any]) -> None:
+        if self._logs is None:
+            self._logs = Logs(self.folder, True, int(figures["epoch"]))
+        self._logs.epoch(figures)
+        if search.epoch == search.epochs:
+            self._logs.close()
+            self._logs = None

@@ -1,0 +1,382 @@
+"""Searches a network of one's own: the choices in it, on data of one's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
+
+from fastnas.checks import check_int, check_number, check_type, short
+from fastnas.nn import Choice, InputChoice, derived_network, split_parameters
+from fastnas.nn.logits import Logits
+from fastnas.reference import cosine_decay
+from fastnas.search.callbacks import Callback, StopSearch
+from fastnas.search.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from fastnas.search.choice_settings import (
+    check_batches,
+    check_settings,
+    checked_tau,
+    logit_optimizer_of,
+    weight_optimizer_of,
+)
+from fastnas.search.choice_steps import ArchHalf, Loss
+from fastnas.search.diverged import DivergedError, first_not_finite
+from fastnas.strategies.hypergradient import first_order, frozen, unrolled
+
+KIND = "choice search"
+
+
+def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
+    """Returns the loss of batches (inputs, class labels [N]): the usual one."""
+    inputs, labels = batch
+    loss: Tensor = F.cross_entropy(network(inputs), labels)
+    return loss
+
+
+class ChoiceSearch:
+    """Searches a network with choices: moves its logits and its weights in turns, and derives.
+
+    A step takes a batch of `valid` and one of `train`, with the logits alpha and the weights w::
+
+        alpha <- alpha - Adam(grad_alpha L_valid(w, alpha))       (order 2: DARTS eq. 7 and 8)
+        w     <- w - SGD(clip(grad_w L_train(w, alpha)))
+
+    neither half forms the other's gradients. What mixes or samples is said by each `Choice` and
+    `InputChoice` ("softmax": DARTS, with noise NoisyDARTS; "sigmoid": FairDARTS; "gdas": GDAS;
+    "top2", "pairs": ROME). With K `samples` each half runs K times on its batch, each with samples
+    of its own: gradients of the logits are averaged, those of the weights added (ROME eq. 11, 12).
+    What was not sampled has no gradient (None), and the optimizer leaves it alone.
+
+    Sources: Liu et al., ICLR 2019 (DARTS), algorithm 1; Chu et al., ECCV 2020 (FairDARTS), eq. 5;
+    Wang et al., ICCV 2023 (ROME).
+
+    Args:
+        network: on the device where it is to run; at least one choice in it has logits.
+        train, valid: batches, in what can be iterated anew for each epoch, such as a DataLoader. An
+            epoch is one pass over `train`; `valid` begins with it, and again where it ends.
+            Tensors in a batch, in tuples, lists and dicts, are moved to the network's device.
+        loss: maps (network, batch) to a loss []; by default the cross entropy of pairs of inputs
+            and labels. Whatever a batch holds, it is up to this function.
+        epochs: of the whole search.
+        order: 1: first order, 2: unrolled, which nothing that samples allows.
+        samples: K, of what samples.
+        tau: temperature of what samples in the first epoch and the last, linear between (GDAS' code
+            has (10, 0.1)); None: it stays what each choice has.
+        noise_decay: how the noise of choices falls, by `noise_amplitude`: "none", or "cosine".
+        zero_one_weight: w01 of FairDARTS' loss -w01 mean((sigmoid(alpha) - 1/2)^2), over all
+            choices that mix by sigmoids.
+        weight_optimizer: over the weights of `split_parameters(network)`; by default SGD with rate
+            .025, momentum .9 and weight decay 3e-4, as DARTS has it.
+        logit_optimizer: over its logits; by default Adam with rate 3e-4, betas (.5, .999) and
+            weight decay 1e-3.
+        scheduler: of the weights' rate, moved once an epoch; by default a cosine to .001 for the
+            default optimizer, and none for another.
+        grad_clip: largest norm of the gradient of the weights.
+        callbacks: are told of each step and epoch, and may end the search (`StopSearch`).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was given and what is allowed.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        train: Iterable[Any],
+        valid: Iterable[Any],
+        *,
+        epochs: int,
+        loss: Loss = cross_entropy,
+        order: int = 1,
+        samples: int = 1,
+        tau: tuple[float, float] | None = None,
+        noise_decay: str = "none",
+        zero_one_weight: float = 0.0,
+        weight_optimizer: Optimizer | None = None,
+        logit_optimizer: Optimizer | None = None,
+        scheduler: LRScheduler | None = None,
+        grad_clip: float = 5.0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        check_type("network", network, nn.Module)
+        check_int("epochs", epochs, 1)
+        check_number("grad_clip", grad_clip)
+        if not 0 < grad_clip < math.inf:
+            raise ValueError(f"grad_clip is {grad_clip}; a finite number > 0 is needed")
+        for name, batches in (("train", train), ("valid", valid)):
+            check_batches(name, batches)
+        if not callable(loss):
+            raise TypeError(f"loss is {short(loss)}; a function of (network, batch) is needed")
+        for callback in callbacks:
+            check_type("a callback", callback, Callback)
+        self.network, self.train, self.valid, self.loss = network, train, valid, loss
+        self.epochs, self.order, self.samples = epochs, order, samples
+        self.noise_decay, self.zero_one_weight = noise_decay, zero_one_weight
+        self.grad_clip, self.callbacks = grad_clip, list(callbacks)
+        self.choices = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, Logits) and module.logits is not None
+        }
+        """The choices that have logits, by their names in the network."""
+        self.tau = checked_tau(tau)
+        check_settings(
+            self.choices, order=order, samples=samples, tau=self.tau, noise_decay=noise_decay,
+            zero_one_weight=zero_one_weight,
+        )  # fmt: skip
+        self.weights, self.logits = split_parameters(network)
+        self.weight_optimizer, self.scheduler = weight_optimizer_of(
+            self.weights, self.logits, weight_optimizer, scheduler, epochs, order
+        )
+        self.logit_optimizer = logit_optimizer_of(self.weights, self.logits, logit_optimizer)
+        self.device = self.logits[0].device
+        self.epoch = 0
+        """Epochs done."""
+        self.history: list[dict[str, Any]] = []
+        """One mapping of figures for each epoch done."""
+
+    def _sigmoids(self) -> list[Tensor]:
+        found = {id(c.logits): c.logits for c in self.choices.values() if c.mixing == "sigmoid"}
+        return [logits for logits in found.values() if logits is not None]
+
+    # ---- a step
+
+    def regulariser(self) -> Tensor | float:
+        """Returns what the loss of the logits has besides: FairDARTS' zero-one loss."""
+        if not self.zero_one_weight:
+            return 0.0
+        sigma = torch.cat([logits.sigmoid() for logits in self._sigmoids()])
+        return -self.zero_one_weight * (sigma - 0.5).square().mean()
+
+    def step(self, train: Any, valid: Any) -> dict[str, Tensor]:
+        """Moves the logits on the batch `valid` and then the weights on `train`.
+
+        Returns:
+            train_loss and valid_loss, [] on the device.
+        """
+        train, valid = self._moved(train), self._moved(valid)
+        return {"valid_loss": self.logit_step(valid, train), "train_loss": self.weight_step(train)}
+
+    def logit_step(self, valid: Any, train: Any) -> Tensor:
+        """Moves the logits by their gradient of the loss on `valid`; returns that loss."""
+        half = ArchHalf(
+            self.network, self.loss, self.regulariser, self.weights, self.logits, valid, train,
+            self.weight_optimizer,
+        )  # fmt: skip
+        gradient = unrolled if self.order == 2 else first_order
+        passes = [gradient(half) for _ in range(self.samples)]
+        for i, alpha in enumerate(self.logits):
+            alpha.grad = torch.stack([found[i] for found, _ in passes]).mean(0)
+        self.logit_optimizer.step()
+        self.logit_optimizer.zero_grad(set_to_none=True)
+        return torch.stack([loss for _, loss in passes]).mean()
+
+    def weight_step(self, train: Any) -> Tensor:
+        """Moves the weights by their gradient of the loss on `train`; returns that loss."""
+        # None and not 0, which momentum and weight decay would move.
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        losses = []
+        with frozen(self.logits):
+            for _ in range(self.samples):
+                loss = self.loss(self.network, train)
+                loss.backward()
+                losses.append(loss.detach())
+        clip_grad_norm_(self.weights, self.grad_clip)
+        self.weight_optimizer.step()
+        return torch.stack(losses).mean()
+
+    def _moved(self, batch: Any) -> Any:
+        def move(value: Any) -> Any:
+            is_tensor = isinstance(value, Tensor)
+            return value.to(self.device, non_blocking=True) if is_tensor else value
+
+        return tree_map(move, batch)
+
+    # ---- the search
+
+    def run(
+        self, checkpoint: Path | str | None = None, resume: bool = False
+    ) -> list[dict[str, Any]]:
+        """Goes on to the last epoch, and returns `history`.
+
+        Args:
+            checkpoint: is written after each epoch; a run that is killed goes on from there to the
+                same bits, where the loaders draw from torch's generators, or have a `state_dict`.
+            resume: whether to go on from it.
+
+        Raises:
+            DivergedError: a loss, a parameter or a statistic is not finite. The checkpoint before
+                that epoch stays.
+            CheckpointError: there is none to resume, or it is of another search.
+        """
+        path = None if checkpoint is None else Path(checkpoint)
+        if resume:
+            if path is None:
+                raise ValueError("resume is True, but there is no checkpoint to go on from")
+            self.load(path)
+        try:
+            while self.epoch < self.epochs:
+                self._run_epoch()
+                if path is not None:
+                    self.save(path)
+                for callback in self.callbacks:
+                    callback.on_epoch(self, self.history[-1])
+        except StopSearch:
+            pass
+        return self.history
+
+    def _run_epoch(self) -> None:
+        self._start_epoch()
+        started, steps = time.perf_counter(), 0
+        sums: dict[str, Tensor] = {}
+        valid = _endless(self.valid, "valid")
+        self.network.train()
+        for batch in self.train:
+            figures = self.step(batch, next(valid))
+            # In float64 on the device: no step waits for it.
+            sums = {name: sums.get(name, 0) + figures[name].double() for name in figures}
+            steps += 1
+            for callback in self.callbacks:
+                callback.on_step(self, figures)
+        if not steps:
+            raise ValueError("train has no batches; at least one is needed")
+        rate = self.weight_optimizer.param_groups[0]["lr"]
+        means = {name: float(total) / steps for name, total in sums.items()}
+        self._check_finite(means)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.epoch += 1
+        seconds = time.perf_counter() - started
+        row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
+        self.history.append({**row, "seconds": seconds, "derived": self.derive()})
+
+    def _start_epoch(self) -> None:
+        done = self.epoch / (self.epochs - 1) if self.epochs > 1 else 0.0
+        for choice in self.choices.values():
+            if self.tau is not None and choice.mixing in choice.sampled:
+                choice.tau = self.tau[0] + (self.tau[1] - self.tau[0]) * done
+            if self.noise_decay == "cosine" and isinstance(choice, Choice):
+                choice.noise_amplitude = cosine_decay(self.epoch, self.epochs)
+
+    def _check_finite(self, means: Mapping[str, float]) -> None:
+        found = (f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
+        bad = next(found, None)
+        if bad is None:
+            name = first_not_finite(self._parts())
+            bad = None if name is None else f"{name} is not finite"
+        if bad is not None:
+            raise DivergedError(
+                f"the search diverged: {bad} in epoch {self.epoch + 1}; a smaller rate may help"
+            )
+
+    # ---- what it found
+
+    def derive(self) -> dict[str, str | tuple[int, ...]]:
+        """Returns by the name of each choice its best candidate's name, or the inputs it keeps."""
+        found: dict[str, str | tuple[int, ...]] = {}
+        for name, choice in self.choices.items():
+            if isinstance(choice, Choice):
+                found[name] = choice.best()[0]
+            elif isinstance(choice, InputChoice):
+                found[name] = choice.best()
+        return found
+
+    def derived_network(self, keep_weights: bool = True) -> nn.Module:
+        """Returns a copy of the network with what was chosen in the places of its choices.
+
+        Args:
+            keep_weights: whether its parameters and statistics are those of the search; else each
+                layer has begun anew.
+
+        Raises:
+            ValueError: a layer that holds parameters cannot begin anew.
+        """
+        return derived_network(self.network, keep_weights)
+
+    # ---- checkpoints
+
+    def _parts(self) -> dict[str, Any]:
+        """Returns name to what has a state of its own."""
+        parts = {
+            "network": self.network,
+            "weight_optimizer": self.weight_optimizer,
+            "logit_optimizer": self.logit_optimizer,
+            "scheduler": self.scheduler,
+            "train": self.train,
+            "valid": self.valid,
+        }
+        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+    def _identity(self) -> dict[str, Any]:
+        """Returns what a search that goes on must have as well."""
+        choices = {name: [c.mixing, _names(c)] for name, c in self.choices.items()}
+        tau = None if self.tau is None else list(self.tau)
+        return {
+            **{"epochs": self.epochs, "order": self.order, "samples": self.samples, "tau": tau},
+            **{"noise_decay": self.noise_decay, "zero_one_weight": self.zero_one_weight},
+            **{"grad_clip": self.grad_clip, "choices": choices},
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes all that the rest of the search depends on."""
+        state = {name: part.state_dict() for name, part in self._parts().items()}
+        own = {"search": self._identity(), "epoch": self.epoch, "history": self.history}
+        save_checkpoint(path, KIND, {**own, "random": random_state(), "parts": state})
+
+    def load(self, path: Path) -> None:
+        """Goes to the state that a checkpoint holds.
+
+        Raises:
+            CheckpointError: it cannot be read, or is of another search.
+        """
+        state = load_checkpoint(path, KIND)
+        mine, theirs = self._identity(), state["search"]
+        for name in mine:
+            if mine[name] != theirs.get(name):
+                raise CheckpointError(
+                    f"checkpoint {path} is of another search: {name} is {short(theirs.get(name))}"
+                    f" there and {short(mine[name])} here"
+                )
+        parts = self._parts()
+        if parts.keys() != state["parts"].keys():
+            raise CheckpointError(
+                f"checkpoint {path} holds {', '.join(state['parts'])}; this search has"
+                f" {', '.join(parts)}"
+            )
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(state["parts"][name])
+        except Exception as error:  # state dicts of other networks raise anything
+            text = " ".join(str(error).split())
+            raise CheckpointError(f"checkpoint {path} does not fit this search: {text}") from error
+        self.epoch, self.history = state["epoch"], state["history"]
+        restore_random_state(state["random"])
+
+
+def _endless(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(f"{name} has no batches; at least one is needed")
+
+
+def _names(choice: Logits) -> list[str] | int:
+    return choice.names if isinstance(choice, Choice) else choice.own_logits().numel()

@@ -1,0 +1,74 @@
+"""Defines the losses of a step of a `ChoiceSearch`, as its gradients differentiate them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""Maps a network and a batch to a loss []."""
+
+
+@dataclass(frozen=True)
+class ArchHalf:
+    """Holds the half that moves the logits: its losses, functions of tensors that change in place.
+
+    Attributes:
+        regulariser: is added to the loss on `valid`.
+        params, alphas: weights and logits.
+        valid, train: batches, on the network's device.
+        optimizer: the SGD of the weights, which the unrolled step imitates.
+    """
+
+    network: nn.Module
+    loss: Loss
+    regulariser: Callable[[], Tensor | float]
+    params: Sequence[Tensor]
+    alphas: Sequence[Tensor]
+    valid: Any
+    train: Any
+    optimizer: Optimizer
+    _random: list[list[tuple[torch.Generator, Tensor]]] = field(default_factory=list)
+
+    def valid_loss(self) -> Tensor:
+        """Returns L_valid(w, alpha) with the regulariser."""
+        return self.loss(self.network, self.valid) + self.regulariser()
+
+    def train_loss(self) -> Tensor:
+        """Returns L_train(w, alpha); repeated calls draw the same, noise and dropout included."""
+        with self._replayed():
+            return self.loss(self.network, self.train)
+
+    def buffers(self) -> list[Tensor]:
+        """Returns what the losses change on the way: running statistics."""
+        return list(self.network.buffers())
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        # A finite difference of two losses with noise of their own would measure the noise.
+        if not self._random:
+            self._random.append([(g, g.get_state()) for g in _generators(self.alphas[0].device)])
+            yield
+            return
+        after = [(g, g.get_state()) for g, _ in self._random[0]]
+        try:
+            for generator, state in self._random[0]:
+                generator.set_state(state)
+            yield
+        finally:
+            for generator, state in after:
+                generator.set_state(state)
+
+
+def _generators(device: torch.device) -> list[torch.Generator]:
+    """Returns torch's own generators that a pass on a device may draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
