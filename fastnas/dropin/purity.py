@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import builtins
 import dis
+import inspect
 import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from operator import attrgetter, methodcaller
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
 from fastnas.nn.built import KNOWN
-from fastnas.nn.facts import behaviour
+from fastnas.nn.facts import PLAIN, are_same, behaviour, is_same
 
 _LIBRARIES = frozenset(
     ("torch", "math", "operator", "_operator", "itertools", "functools", "_functools", "builtins")
@@ -40,7 +41,7 @@ _CATCHES = re.compile("PUSH_EXC_INFO|JUMP_IF_NOT_EXC_MATCH|SETUP_FINALLY|(BEFORE
 _READS = frozenset(("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"))
 _NOT_ALIKE = re.compile(
     r"^(is_|get_|set_)|seed|enabled|storage|_ptr$|^(Parameter|device|requires_grad|grad|grad_fn|stride"
-    r"|layout|names|_version|train|eval|cuda|cpu|generator)$"
+    r"|layout|names|_version|train|eval|cuda|cpu|generator|backends)$"
 )
 """Names of what tells or sets modes, or differs for a tensor without values."""
 _OF_MODULES = set(dir(nn.Module)) - {
@@ -50,11 +51,10 @@ _OF_MODULES = set(dir(nn.Module)) - {
 """What else modules have: it changes them, or reads their tensors."""
 _IMPLICIT = {
     *("__call__", "__getattr__", "__getattribute__", "__getitem__", "__len__", "__iter__"),
-    *("__next__", "__contains__", "__bool__", "__eq__"),
+    *("__next__", "__contains__", "__bool__", "__eq__", "__ne__"),
 }
 """Methods that run without being named."""
 _OF_TORCH = {*vars(nn.Module()), "forward", "new"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
 _ABSENT = object()
 
 
@@ -77,7 +77,7 @@ class Constants:
         self.own: list[nn.Module] = []
         """Modules with tensors of their own."""
         self.names: list[tuple[Mapping[str, Any], str, object]] = []
-        self.objects: list[tuple[object, type]] = []
+        self.objects: list[tuple[object, type, Mapping[str, Any]]] = []
         self.sizes: list[tuple[Mapping[str, Any], int]] = []
         self.cells: list[tuple[Any, object]] = []
         self.containers: list[tuple[Any, Any]] = []
@@ -103,11 +103,13 @@ class Constants:
         """Tells whether all of it is what it was."""
         # A builtin stands in no dict of globals; one that is put before it is found there.
         return (
-            all(_is_same(held.get(name, _ABSENT), value) for held, name, value in self.names)
-            and all(type(value) is kind for value, kind in self.objects)
+            all(is_same(held.get(name, _ABSENT), value) for held, name, value in self.names)
+            and all(
+                type(value) is kind and vars(value) is held for value, kind, held in self.objects
+            )
             and all(len(held) == size for held, size in self.sizes)
             and all(cell.cell_contents is value for cell, value in self.cells)
-            and all(now == then for now, then in self.containers)
+            and all(_holds_same(now, then) for now, then in self.containers)
             and all(
                 f.__code__ is code and f.__defaults__ is defaults and f.__kwdefaults__ is named
                 for f, code, defaults, named in self.functions
@@ -121,7 +123,7 @@ class Constants:
 
     def restored(self) -> bool:
         """Takes back what was done to the containers, and tells whether something was."""
-        changed = [(now, then) for now, then in self.containers if now != then]
+        changed = [pair for pair in self.containers if not _holds_same(*pair)]
         for now, then in changed:
             if isinstance(now, list):
                 now[:] = then
@@ -138,6 +140,8 @@ class Constants:
         for kind in list(self._kinds):
             for base in kind.__mro__:
                 if base.__module__.split(".")[0] not in _LIBRARIES:
+                    if self._is_new((base, None)):
+                        self.sizes.append((vars(base), len(vars(base))))
                     for name, value in vars(base).items():
                         if self._is_read(name) and self._is_new((base, name)):
                             self.names.append((vars(base), name, value))
@@ -157,16 +161,16 @@ class Constants:
         """
         kind = type(value)
         if self._is_new((id(value), kind)):
-            self.objects.append((value, kind))
-            if is_dataclass(kind):  # they are compared by all that they hold
+            self.objects.append((value, kind, vars(value)))
+            if _is_dataclass(kind):  # they are compared by all that they hold
                 self._container(vars(value), kind.__name__)
         for owner in (value, *kind.__mro__[:-1]):
             held = vars(owner)
-            if self._reads_any:
+            if self._is_new((id(owner), None)):
                 self.sizes.append((held, len(held)))
             for name in {*self._read, *_IMPLICIT, *filter(self._is_read, held)}:
-                by_field = name == "__eq__" and is_dataclass(owner)
-                if not by_field and self._is_new((id(owner), name)):
+                generated = name == "__eq__" and _is_dataclass(owner)
+                if not generated and self._is_new((id(owner), name)):
                     found = held.get(name, _ABSENT)
                     self.names.append((held, name, found))
                     if found is not _ABSENT:
@@ -185,22 +189,25 @@ class Constants:
         """Takes what stands in a class."""
         if isinstance(value, staticmethod | classmethod):
             value = value.__func__
-        self._value(value.fget if isinstance(value, property) else value, what)
+        self._value(value.fget if type(value) is property else value, what)
 
     def _value(self, value: Any, what: str) -> None:
         """Takes a value that is read: what it holds, or does, has to stay as well."""
         kind = type(value)
-        if kind in _PLAIN or (isinstance(value, nn.Module) and value in self._modules):
+        if kind in PLAIN or (isinstance(value, nn.Module) and value in self._modules):
             return
         if kind in (list, dict, set, tuple, frozenset):
             self._container(value, what)
         elif kind in (SimpleNamespace, Namespace):
+            self.objects.append((value, kind, vars(value)))
             self._container(vars(value), what)
         elif _is_simple(kind):
             self._objects[id(value)] = value
         elif isinstance(value, ModuleType):
             if value.__name__.split(".")[0] not in _LIBRARIES:
                 raise Impure(f"it reads the module {value.__name__}")
+        elif value in (attrgetter, methodcaller):
+            raise Impure(f"it reads what {what} names")
         elif isinstance(value, type):
             if issubclass(value, nn.Module):
                 self._kinds[value] = None
@@ -210,6 +217,8 @@ class Constants:
             self._function(value)
         elif kind is not BuiltinFunctionType or not _is_harmless(value):
             raise Impure(f"it reads {what}, a {kind.__name__}")
+        else:
+            self._reads_any |= value in (getattr, hasattr)
 
     def _container(self, value: Any, what: str) -> None:
         if not self._is_new(id(value)):
@@ -231,6 +240,7 @@ class Constants:
             return
         kept = function.__code__, function.__defaults__, function.__kwdefaults__
         self.functions.append((function, *kept))
+        self.sizes.append((vars(function), len(vars(function))))
         for default in (kept[1], kept[2], *vars(function).values()):
             self._value(default, f"a default of {name}")
         if not {"__wrapped__"}.issuperset(vars(function)):
@@ -254,13 +264,21 @@ class Constants:
             if kind in ("IS_OP", "COMPARE_OP") and before and before.argval == "Tensor":
                 raise Impure(f"{function.__name__} compares with Tensor")
             if kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+                self._named(name)
                 self._global(name, function.__globals__)
             elif kind in _READS:
                 # Its settings may have any names.
                 own_setting = before is not None and before.argval == "self"
                 if name in _OF_MODULES or (_NOT_ALIKE.search(name) and not own_setting):
                     raise Impure(f"{function.__name__} reads {name}")
+                self._named(name)
                 self._read.add(name)
+
+    def _named(self, name: str) -> None:
+        """Takes a name by which others may be asked for: a text, which is not looked at."""
+        self._reads_any |= name in ("getattr", "hasattr")
+        if name in ("attrgetter", "methodcaller"):
+            raise Impure(f"it reads what {name} names")
 
     def _global(self, name: str, held: dict[str, Any]) -> None:
         self.names.append((held, name, held.get(name, _ABSENT)))
@@ -268,7 +286,6 @@ class Constants:
             self._value(held[name], name)
         elif name not in _BUILTINS or not hasattr(builtins, name):
             raise Impure(f"it calls {name}")
-        self._reads_any |= name in ("getattr", "hasattr")
 
 
 def _is_of_library(value: object) -> bool:
@@ -282,7 +299,7 @@ def _is_of_library(value: object) -> bool:
 
 def _holds_nothing(value: object) -> bool:
     """Tells whether functions that a function of a library calls are of libraries themselves."""
-    if type(value) in _PLAIN:
+    if type(value) in PLAIN:
         return True
     held = [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
     return _is_of_library(value) and all(map(_holds_nothing, held))
@@ -306,14 +323,33 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 def _is_simple(kind: type) -> bool:
     """Tells whether objects of a class are no more than their attributes and methods.
 
-    Classes in C have other special methods, and nobody names those that operators call.
+    Classes in C have other special methods, and nobody names those that operators call. Methods of
+    a library are not looked into.
     """
+    bases = kind.__mro__[:-1]
     if type(kind) is not type or not kind.__dictoffset__:
         return False
-    names = {name for base in kind.__mro__[:-1] for name in vars(base)}
-    generated = _OF_DATACLASSES if is_dataclass(kind) else set()
-    special = {name for name in names if name[:2] == "__"}
-    return special <= {*vars(_Empty), *_IMPLICIT, *_OF_WRITERS, *generated}
+    return all(
+        base.__module__.split(".")[0] not in _LIBRARIES
+        and {name for name in vars(base) if name[:2] == "__"} <= _special_of(base)
+        for base in bases
+    )
+
+
+def _special_of(base: type) -> set[str]:
+    """Returns the special names that a class may have, and be no more than its attributes."""
+    generated = _OF_DATACLASSES if _is_dataclass(base) else set()
+    return {*vars(_Empty), *_IMPLICIT, *_OF_WRITERS, *generated}
+
+
+def _is_dataclass(kind: object) -> bool:
+    """Tells whether a class, not one above it, is a dataclass whose methods are all generated."""
+    if not isinstance(kind, type) or "__dataclass_params__" not in vars(kind):
+        return False
+    made = (vars(kind).get(name) for name in ("__eq__", "__repr__", "__hash__"))
+    # Generated code has no file. `__repr__` is in a wrapper against recursion, `__hash__` is None.
+    written = (getattr(inspect.unwrap(f), "__code__", None) for f in made if callable(f))
+    return all(code is None or code.co_filename == "<string>" for code in written)
 
 
 class _Empty:
@@ -329,6 +365,10 @@ _OF_DATACLASSES = {
 """Special names that a dataclass has besides; what they do is known."""
 
 
-def _is_same(now: object, then: object) -> bool:
-    """Tells whether a value is the one that was read, or a plain one that is equal to it."""
-    return now is then or (type(now) is type(then) and type(now) in _PLAIN and now == then)
+def _holds_same(now: Any, then: Any) -> bool:
+    """Tells whether a container holds what its copy does; those in it are watched themselves."""
+    if isinstance(now, dict):
+        return list(now) == list(then) and are_same(list(now.values()), list(then.values()))
+    if isinstance(now, list):
+        return are_same(now, then)
+    return bool(now == then)

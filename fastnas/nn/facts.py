@@ -7,11 +7,13 @@ first compares the modules with the facts that they were read from.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, repeat
 from operator import is_
+from types import MethodType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch._C._dynamo.guards import dict_version
 from torch.nn.modules.module import _has_any_global_hook
@@ -78,6 +80,31 @@ class Outline(NamedTuple):
     settings: tuple[str, ...] = ("training",)
 
 
+PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis))
+_NEVER_CHANGE = (*PLAIN, torch.device, torch.Size, slice, range, MethodType)
+
+
+def is_same(now: object, then: object) -> bool:
+    """Tells whether a value is the one that it was, or one that cannot be told from it.
+
+    What can change is the same only if it is that very object: an equal one would not be watched.
+    """
+    if now is then:
+        return True
+    kind = type(now)
+    if kind is not type(then):  # True equals 1, and chooses other elements
+        return False
+    if isinstance(now, tuple) and isinstance(then, tuple):
+        return len(now) == len(then) and all(map(is_same, now, then))
+    # 0. equals -0., by which others divide.
+    return kind in _NEVER_CHANGE and now == then and bool(now or repr(now) == repr(then))
+
+
+def are_same(now: Sequence[object], then: Sequence[object]) -> bool:
+    """Tells so of each of many values, nearly all of which are the very objects."""
+    return len(now) == len(then) and (all(map(is_, now, then)) or all(map(is_same, now, then)))
+
+
 class Facts:
     """Keeps all that torch and its class hold in each of some modules, when this is made.
 
@@ -124,6 +151,10 @@ class Facts:
         values = chain.from_iterable(map(dict.values, self.owns))
         return list(map(len, self.owns)), list(values)
 
+    def _attributes_hold(self, counts: list[int], values: list[Any]) -> bool:
+        now_counts, now = self._attributes()
+        return now_counts == counts and are_same(now, values)
+
     def _tensors(self) -> tuple[list[str], list[bool], bool]:
         """Returns the names of tensors, which are None, and whether the others are Tensors."""
         held = [own[name] for own, name in self.of_tensors]
@@ -159,8 +190,13 @@ class Facts:
             return (
                 # Nobody would see what is written to a dict that took another one's place.
                 all(map(is_, self.contents, [own[name] for own, name in self.places]))
-                and self._attributes() == attributes
-                and filled == [own[name] for own, name in self.filled]
+                and self._attributes_hold(*attributes)
+                and all(
+                    # In this order they run, too.
+                    list(then) == list(own[name])
+                    and are_same(list(own[name].values()), list(then.values()))
+                    for then, (own, name) in zip(filled, self.filled)
+                )
                 and self._tensors() == tensors
                 and self._outlines() == self.outlines
             )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import copy
 import dataclasses
+import math
+import operator
 import types
 
 import pytest
 import torch
+from accelerated import C
+from public_darts import DilConv, Identity, SepConv
 from test_plans import assert_alike, holder, inputs, planned
+from torch import nn
 
 import fastnas
 from fastnas.dropin.plans import MOST
@@ -97,6 +103,134 @@ CHANGES = {
     "a name that it had not": ("hasattr", lambda: setattr(SCHEDULE, "late", 1)),
     "by getattr": ("getattr", lambda: setattr(SCHEDULE, "rate", 0.2)),
 }
+
+
+TABLE = {"a": 0.5, "b": 2.0, "c": 3.0}
+
+
+def equal_then_changed(module):
+    module.record = copy.deepcopy(module.record)
+    module(*inputs())
+    module.record.rate = 0.2
+
+
+def turned(module):
+    module.ops_by_name["a"] = module.ops_by_name.pop("a")
+
+
+def by_name(self, x, w):
+    return sum(a * op(x) for a, op in zip(w, self.ops_by_name.values()))
+
+
+def with_attributes(forward):
+    """The two of `holder`, with a record and candidates by name."""
+    pair = holder(forward)
+    for module in pair:
+        module.record = Record()
+        module.listed = [1, 1, 0]
+    return pair
+
+
+IN_THE_MODULE = {
+    "an equal record, changed": (
+        lambda self, x, w: self.mixed(x, w) * self.record.rate,
+        equal_then_changed,
+    ),
+    "indices that become a mask": (
+        lambda self, x, w: self.mixed(x, w[self.listed]),
+        lambda module: module.listed.__setitem__(slice(None), [True, True, False]),
+    ),
+    "an order": (
+        lambda self, x, w: sum(a * b * o(x) for a, b, o in zip(w, TABLE.values(), self.ops)),
+        lambda module: TABLE.__setitem__("a", TABLE.pop("a")) if "a" == [*TABLE][0] else None,
+    ),
+    "a sign": (
+        lambda self, x, w: self.mixed(x, w) * math.copysign(1.0, self.scale),
+        lambda module: setattr(module, "scale", -module.scale),
+    ),
+    "all attributes of an object": (
+        lambda self, x, w: self.mixed(x, w) * self.record.rate,
+        lambda module: setattr(module.record, "__dict__", {"rate": 0.1}),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_MODULE)
+def test_a_change_in_the_module_is_seen(name):
+    forward, change = IN_THE_MODULE[name]
+    eager, fused = with_attributes(forward)
+    for module in (eager, fused):
+        for _ in range(2):
+            module.training = True
+            try:
+                module(*inputs())
+            except IndexError:  # a mask of three for two
+                pass
+    assert planned(fused) == 1
+    for module in (eager, fused):
+        change(module)
+    assert_alike(eager, fused)
+
+
+def test_the_order_of_candidates_by_name_is_seen():
+    torch.manual_seed(3)
+
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            named = {"a": SepConv(C, 3, 1), "b": DilConv(C, 5, 1), "c": Identity()}
+            self.ops_by_name = nn.ModuleDict(named)
+
+        forward = by_name
+
+    eager = ByName().double()
+    fused = copy.deepcopy(eager)
+    fastnas.accelerate(fused)
+    for _ in range(2):
+        assert_alike(eager, fused)
+    assert planned(fused) == 1
+    for module in (eager, fused):
+        turned(module)
+    x, w = inputs()
+    torch.testing.assert_close(fused(x, w), eager(x, w))
+
+
+READ_BY_NAME = {
+    "attrgetter": lambda self, x, w: self.mixed(x, w) * operator.attrgetter("rate")(SCHEDULE),
+    "of builtins": lambda self, x, w: self.mixed(x, w) * builtins.getattr(SCHEDULE, "rate"),  # noqa: B009
+    "by another name": lambda self, x, w: self.mixed(x, w) * GET(SCHEDULE, "rate"),
+}
+GET = getattr
+
+
+@pytest.mark.parametrize("name", READ_BY_NAME)
+def test_names_that_are_texts(name):
+    eager, fused = holder(READ_BY_NAME[name])
+    assert_alike(eager, fused)
+    assert_alike(eager, fused)
+    SCHEDULE.rate = 0.2
+    assert_alike(eager, fused)
+
+
+@dataclasses.dataclass
+class OwnEquality:
+    rate: float = 0.7
+
+    def __eq__(self, other):
+        return FACTOR > 2
+
+
+FACTOR = 1.0
+
+
+def test_a_comparison_of_a_records_own_is_looked_into():
+    equality = OwnEquality()
+    eager, fused = holder(lambda self, x, w: self.mixed(x, w) * (2.0 if equality == 1 else 3.0))
+    assert_alike(eager, fused)
+    assert_alike(eager, fused)
+    globals().update(FACTOR=3.0)
+    assert_alike(eager, fused)
+    globals().update(FACTOR=1.0)
 
 
 class Quick(Schedule):
