@@ -34,9 +34,7 @@ class Total:
         if self.first is None:
             self.first = name, o.shape, o.dtype
         other, shape, dtype = self.first
-        # Under autocast a convolution returns another dtype than an identity; the sum is the wider.
-        may_differ = o.dtype.is_floating_point and torch.is_autocast_enabled(o.device.type)
-        if o.shape != shape or (o.dtype != dtype and not may_differ):
+        if o.shape != shape or (o.dtype != dtype and not _may_differ(o)):
             raise ValueError(
                 f"{self.who} {name!r} returns {o.dtype} {list(o.shape)}, {other!r} {dtype}"
                 f" {list(shape)}; one shape and dtype is needed"
@@ -50,6 +48,13 @@ class Total:
         """Returns the sum of what was put, at least one term."""
         assert self.y is not None
         return self.y
+
+
+def _may_differ(o: Tensor) -> bool:
+    """Tells whether a term may have another dtype than the others."""
+    # Under autocast a convolution returns another dtype than an identity; the sum is the wider.
+    # It is asked where dtypes differ alone, as the device "meta" has no autocast to ask about.
+    return o.dtype.is_floating_point and torch.is_autocast_enabled(o.device.type)
 
 
 @dataclass

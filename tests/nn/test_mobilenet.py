@@ -236,3 +236,13 @@ def test_other_inputs_are_refused() -> None:
         net.derive()
     with pytest.raises(ValueError, match="architecture has 1 layers; the space has 3"):
         MobileNetEvalNetwork(["skip"], 3, space=SMALL)
+
+
+def test_a_supernet_runs_without_values() -> None:
+    """On the device "meta", which has no autocast: what it would hold can be counted so."""
+    with torch.device("meta"):
+        net, x = MobileNetSearchNetwork(3, space=SMALL, memory="eager"), torch.empty(4, 3, 12, 12)
+        counted = saved_bytes(lambda: net(x), [x, *net.parameters(), *net.buffers()])
+    same, x = network().float(), torch.randn(4, 3, 12, 12)
+    exclude = [x, *same.parameters(), *same.buffers()]
+    assert counted == saved_bytes(lambda: same(x), exclude) > 0
