@@ -18,6 +18,7 @@ from fastnas.nn import (
     MobileNetSearchNetwork,
     Paths,
     count_parameters,
+    mobilenet,
     split_parameters,
 )
 from fastnas.reference import SkipNoise
@@ -89,8 +90,10 @@ def test_published_networks_count_as_published(name: str) -> None:
     assert squeezed is None or count_parameters(other) == squeezed
 
 
+@pytest.mark.parametrize("cheap", [40, 0], ids=["first part again", "first part kept"])
 @pytest.mark.parametrize("memory", MEMORIES)
-def test_it_is_the_mixture_written_out(memory: str, one_thread) -> None:
+def test_it_is_the_mixture_written_out(memory: str, cheap: int, one_thread, monkeypatch) -> None:
+    monkeypatch.setattr(mobilenet, "CHEAP", cheap)
     net = network(memory)
     other = copy.deepcopy(net)
     x = images()
