@@ -3,9 +3,10 @@
     python -m fastnas.benchmarks.mobilenet [OUT.csv] [--cases 112x8 224x16]
 
 A case is a size of square images and a batch, a row one `memory` of `MobileNetSearchNetwork` in it:
-a training step of all weights and logits, weighed, then timed in turn with the others. "eager"
-keeps what the mixture keeps that everybody writes, activations in place as in FairNAS' code. Where
-that would be more than `--most`, it is not run: its bytes are counted on tensors without values.
+a training step of all weights and logits, weighed, then timed in turn with the others by the
+processor's time, which a busy machine changes little. "eager" keeps what the mixture keeps that
+everybody writes, activations in place as in FairNAS' code. Where that would be more than `--most`,
+it is not run: its bytes are counted on tensors without values.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import process_time
 
 import torch
 from rich.console import Console
@@ -29,7 +32,6 @@ from fastnas.benchmarks.harness.memory import allocated_peak, saved_bytes
 from fastnas.benchmarks.harness.readme import updated
 from fastnas.benchmarks.harness.run import result_path
 from fastnas.benchmarks.harness.schema import current_conditions
-from fastnas.benchmarks.harness.timing import measure
 from fastnas.checks import short
 from fastnas.files import write_text
 from fastnas.nn import MobileNetSearchNetwork
@@ -54,9 +56,9 @@ class Row:
     """Records a case and what is kept.
 
     `how` is "measured", or "counted": the step was not run, the time is NaN, and peak is what is
-    saved. `time_ratio` is the median of its time over eager's in the same round, `peak_share` its
-    peak over eager's. `differs` is the largest relative difference from eager in float64, of loss,
-    gradients and buffers of a narrow network.
+    saved. `ms` is the median of the processor's time, all threads together, `time_ratio` that over
+    eager's, `peak_share` its peak over eager's. `differs` is the largest relative difference from
+    eager in float64, of loss, gradients and buffers of a narrow network.
     """
 
     size: int
@@ -128,6 +130,20 @@ def counted(size: int, batch: int) -> int:
         )
 
 
+def processor_times(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Returns the median of each call's processor time in ms, after one round that warms up."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(repeats + 1):
+        # Each round begins with another, so that none follows the same one always.
+        for name in [*names[turn % len(names) :], *names[: turn % len(names)]]:
+            start = process_time()
+            calls[name]()
+            if turn:
+                times[name].append(1000 * (process_time() - start))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
 def rows_of(size: int, batch: int, given: argparse.Namespace) -> Iterator[Row]:
     """Measures all settings in one case, on one network."""
     eager_saved = counted(size, batch)
@@ -150,8 +166,8 @@ def rows_of(size: int, batch: int, given: argparse.Namespace) -> Iterator[Row]:
         net.memory = memory
         saved[memory] = held(net, x)
         peaks[memory] = allocated_peak(call(memory))
-    times = measure({m: call(m) for m in runs}, repeats=given.repeats, warmup=1, device="cpu")
-    ms = {m: times[m].median_ms if m in runs else math.nan for m in CHOICE_MEMORY}
+    times = processor_times({m: call(m) for m in runs}, given.repeats)
+    ms = {m: times.get(m, math.nan) for m in CHOICE_MEMORY}
     conditions = current_conditions("cpu")
     for memory in CHOICE_MEMORY:
         yield Row(
@@ -208,8 +224,9 @@ def figures(rows: Sequence[Row], source: str) -> str:
     )
     notes = (
         "A training step (forward and backward of all weights and logits) of the whole supernet"
-        f" with {CLASSES} classes, float32, medians in turn. Held is what autograd keeps after"
-        " forward, peak the most that is allocated in the step; weights and gradients are apart."
+        f" with {CLASSES} classes, float32, medians of the processor's time, in turn. Held is what"
+        " autograd keeps after forward, peak the most that is allocated in the step; weights and"
+        " gradients are apart."
         f" **Bold: beyond what was aimed at, {bounds}.** Results differ from eager's by at most"
         f" {max(row.differs for row in rows):.0e} in float64. {first.device}, {first.threads}"
         f" thread(s), torch {first.torch}, fastnas {first.commit}, {first.time[:10]}; generated"

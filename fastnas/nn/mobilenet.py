@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.backends.transforms import is_transformed
-from fastnas.checks import check_choice, check_int, check_number, check_type, short
+from fastnas.checks import check_choice, check_flag, check_int, check_number, check_type, short
 from fastnas.layers.inverted_residual import (
     ACTIVATIONS,
     InvertedResidual,
@@ -225,7 +225,7 @@ class MobileNetEvalNetwork(nn.Module):
         super().__init__()
         check_int("classes", classes, 1)
         check_int("in_channels", in_channels, 1)
-        check_type("squeeze", squeeze, bool)
+        check_flag("squeeze", squeeze)
         check_choice("activation", activation, ACTIVATIONS)
         check_type("space", space, MobileSpace)
         self.architecture, self.in_channels = space.checked(architecture), in_channels
