@@ -1,6 +1,6 @@
 """Measures the supernet of the MobileNet-like space by what it keeps for backward.
 
-    python -m fastnas.benchmarks.mobilenet [OUT.csv] [--cases 112x8 224x16]
+    python -m fastnas.benchmarks.mobilenet [OUT.csv] [--cases 64x2 224x16]
 
 A case is a size of square images and a batch, a row one `memory` of `MobileNetSearchNetwork` in it:
 a training step of all weights and logits, weighed, then timed in turn with the others by the
@@ -38,12 +38,13 @@ from fastnas.nn import MobileNetSearchNetwork
 from fastnas.nn.choice import CHOICE_MEMORY
 from fastnas.spaces import MobileSpace
 
-CASES = ("112x8", "224x16")
+CASES = ("64x2", "112x8", "224x16")
 CLASSES = 1000
+SPACE = MobileSpace()
 MOST = 12.0
 """GiB beyond which eager is counted and not run."""
 MIB, GIB = 2**20, 2**30
-VERIFIED = MobileSpace().scaled(0.25)
+VERIFIED = SPACE.scaled(0.25)
 """What is compared in float64, on images of 32x32."""
 BOUNDS = {"lean": (1.3, 2.5), "recompute": (1.6, 6.0)}
 """What a step is to take at most, in eager's, and how often eager's peak is to hold its own."""
@@ -125,9 +126,8 @@ def held(net: MobileNetSearchNetwork, x: Tensor) -> int:
 def counted(size: int, batch: int) -> int:
     """Returns what eager holds after forward, from a forward pass without values."""
     with torch.device("meta"):
-        return held(
-            MobileNetSearchNetwork(CLASSES, memory="eager"), torch.empty(batch, 3, size, size)
-        )
+        net = MobileNetSearchNetwork(CLASSES, space=SPACE, memory="eager")
+        return held(net, torch.empty(batch, 3, size, size))
 
 
 def processor_times(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -149,7 +149,7 @@ def rows_of(size: int, batch: int, given: argparse.Namespace) -> Iterator[Row]:
     eager_saved = counted(size, batch)
     runs = [m for m in CHOICE_MEMORY if m != "eager" or eager_saved <= given.most * GIB]
     torch.manual_seed(0)
-    net = MobileNetSearchNetwork(CLASSES)
+    net = MobileNetSearchNetwork(CLASSES, space=SPACE)
     x, labels = torch.randn(batch, 3, size, size), torch.arange(batch) % CLASSES
     apart = differences()
 

@@ -36,7 +36,7 @@ EPOCHS = 3
 for epoch in range(EPOCHS):
     network.set_noise_amplitude(1 - epoch / EPOCHS)
     # Logits learn from one half, weights from the other.
-    halves = torch.randperm(256).split(64), (256 + torch.randperm(256)).split(64)
+    halves = torch.randperm(256).split(128), (256 + torch.randperm(256)).split(128)
     for valid, train in zip(*halves):
         step(network, logits_optimizer, valid)
         loss = step(network, weights_optimizer, train)

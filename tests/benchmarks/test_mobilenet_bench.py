@@ -6,14 +6,26 @@ import math
 import re
 from pathlib import Path
 
+import pytest
+
+from fastnas.benchmarks import mobilenet
 from fastnas.benchmarks.choice import read_rows
 from fastnas.benchmarks.mobilenet import BLOCK, Row, counted, figures, main
 from fastnas.nn.choice import CHOICE_MEMORY
+from fastnas.spaces import MobileSpace
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_rows_are_verified_measured_and_written(tmp_path, one_thread, capsys) -> None:
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """A column of three stages, so that a step takes a moment."""
+    space = MobileSpace(stages=((16, 2, 2), (24, 2, 2), (32, 1, 1)), stem=16, first=8, head=64)
+    for name in ("SPACE", "VERIFIED"):
+        monkeypatch.setattr(mobilenet, name, space)
+
+
+def test_rows_are_verified_measured_and_written(small, tmp_path, one_thread, capsys) -> None:
     path = tmp_path / "mobilenet.csv"
     assert main([str(path), "--cases", "32x2", "--repeats", "1"]) == 0
     rows = read_rows(path, Row)
@@ -28,7 +40,7 @@ def test_rows_are_verified_measured_and_written(tmp_path, one_thread, capsys) ->
     assert f"written: {path}" in capsys.readouterr().out.replace("\n", "")
 
 
-def test_eager_is_counted_where_it_does_not_fit(tmp_path, one_thread) -> None:
+def test_eager_is_counted_where_it_does_not_fit(small, tmp_path, one_thread) -> None:
     path, page = tmp_path / "mobilenet.csv", tmp_path / "page.md"
     page.write_text(f"<!-- {BLOCK}:begin -->\n<!-- {BLOCK}:end -->\n")
     given = ["--cases", "32x2", "--repeats", "1", "--most", "0", "--page", str(page)]
