@@ -193,19 +193,20 @@ def rows_of(name: str, count: int, given: argparse.Namespace) -> Iterator[Row]:
         )
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Reads the rows of a file that `write_rows` wrote."""
+def read_rows(path: Path, kind: type[Any] = Row) -> list[Any]:
+    """Reads the rows of a file that `write_rows` wrote; `kind` is their class."""
     kinds = {"str": str, "int": int, "float": float}
     with path.open(newline="", encoding="utf-8") as file:
         return [
-            Row(**{f.name: kinds[str(f.type)](cells[f.name]) for f in fields(Row)})
+            kind(**{f.name: kinds[str(f.type)](cells[f.name]) for f in fields(kind)})
             for cells in csv.DictReader(file)
         ]
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[Any]) -> None:
+    """Writes rows, instances of one dataclass of texts and numbers, at least one."""
     text = io.StringIO()
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(rows[0])]
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(row) for row in rows)

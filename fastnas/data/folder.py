@@ -145,6 +145,11 @@ def _split(root: Path, pictures: Pictures, classes: tuple[str, ...]) -> tuple[Pi
             " to hold back a fifth for the test, expected 2 of each class and 5 in all"
         )
     test, train = split_indices(pictures.labels, HELD_BACK, HELD_BACK_SEED)
+    held = torch.bincount(pictures.labels[test], minlength=len(classes))
+    # A fifth of a few may be none, and then nobody would hear how well the class is known.
+    lacking = [train[pictures.labels[train] == k][:1] for k in (held == 0).nonzero().flatten()]
+    test = torch.cat([test, *lacking]).sort().values
+    train = train[~torch.isin(train, test)]
     return pictures.chosen(train), pictures.chosen(test)
 
 

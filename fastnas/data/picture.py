@@ -18,6 +18,8 @@ from fastnas.data.source import DataError, one_line
 SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 GREY = ("1", "L", "LA", "La", *SIXTEEN_BITS)
 FLOATS = "F"
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Whatever a file is called: Pillow would start another program for PostScript."""
 ORIENTATION = 0x0112
 """The EXIF tag; 5 to 8 stand for a picture that lies on its side."""
 ATTEMPTS = 10
@@ -57,7 +59,7 @@ def header_mode(path: str) -> str:
     Raises:
         DataError: it is no picture, or one of floats.
     """
-    with _told(path), Image.open(path) as image:
+    with _told(path), Image.open(path, formats=FORMATS) as image:
         return _known(image)
 
 
@@ -72,7 +74,7 @@ def read_picture(path: str, reading: Reading, rng: np.random.Generator | None) -
     Raises:
         DataError: it cannot be read.
     """
-    with _told(path), Image.open(path) as image:
+    with _told(path), Image.open(path, formats=FORMATS) as image:
         _known(image)
         width, height = _upright_size(image)
         side = min(width, height) * reading.centre_share

@@ -8,6 +8,7 @@ from fastnas.nn.eval_network import EvalNetwork, count_parameters
 from fastnas.nn.input_choice import InputChoice
 from fastnas.nn.logits import split_parameters
 from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.mobilenet import MobileNetEvalNetwork, MobileNetSearchNetwork
 from fastnas.nn.nb201 import NB201Cell, NB201SearchNetwork
 from fastnas.nn.nb201_eval import NB201EvalNetwork
 from fastnas.nn.networks import EVAL_NETWORKS, SEARCH_NETWORKS
@@ -23,6 +24,8 @@ __all__ = [
     "EvalNetwork",
     "InputChoice",
     "MixedOp",
+    "MobileNetEvalNetwork",
+    "MobileNetSearchNetwork",
     "NB201Cell",
     "NB201EvalNetwork",
     "NB201SearchNetwork",

@@ -201,10 +201,15 @@ class Choice(Logits):
             op = self.candidates[name]
             may_fold = self.memory == "lean" and name not in drawn
             norm = _final_norm(op, args, kwargs) if may_fold else None
-            if norm is not None:
-                z = run_to_norm(op, *args)
+            z = None if norm is None else run_to_norm(op, *args)
+            if norm is not None and z is args[0]:
+                # A candidate that comes later may overwrite its argument.
+                term = _weighed(norm(z), name, weights[i])
+                total.check(name, term)
+                total.put(term)
+            elif norm is not None:
                 total.check(name, z)
-                at_once.add(i, z, norm)
+                at_once.add(i, as_value(z), norm)
             else:
                 replays = name in twice
                 term = self._term(name, weights[i], drawn.get(name), args, kwargs, replays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -104,7 +105,15 @@ def foldable(z: Sequence[Tensor], norms: Norms, training: bool) -> Norms:
     # numel <= C: one value per channel, of which torch's own norm refuses to take statistics.
     if len(alike) > 1 or first.dim() != 4 or first.numel() <= first.shape[1]:
         return {}
-    found = {k: norm for k, norm in norms.items() if norm.training == training}
+    # One that is used twice moves twice, each time from where the last has left it.
+    uses = Counter(
+        id(norm.running_mean) for norm in norms.values() if norm.running_mean is not None
+    )
+    found = {
+        k: norm
+        for k, norm in norms.items()
+        if norm.training == training and uses[id(norm.running_mean)] <= 1
+    }
     like = next(((norm.eps, norm.momentum) for norm in found.values()), None)
     return {k: norm for k, norm in found.items() if (norm.eps, norm.momentum) == like}
 

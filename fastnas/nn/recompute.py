@@ -15,11 +15,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from operator import is_
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
@@ -50,6 +52,8 @@ def is_fused(module: nn.Module) -> bool:
 
 
 def _version(t: Tensor) -> int:
+    if is_lazy(t):
+        return 0
     return 0 if t.is_inference() else t._version
 
 
@@ -116,9 +120,22 @@ class Replay:
         params, buffers = list(_held(op, "_parameters")), list(_held(op, "_buffers"))
         # Which buffers the call changes is known after it, when what they held is gone. Versions do
         # not tell it: torch's batch norm and `.data` move none.
-        before = {b.path: b.tensor.detach().clone() for b in buffers}
+        self._refuse_lazy(params)
+        copies: dict[int, Tensor] = {}  # by buffer: one may have several names
+        for b in buffers:
+            if id(b.tensor) not in copies:
+                copies[id(b.tensor)] = b.tensor.detach().clone()
+        before = {b.path: copies[id(b.tensor)] for b in buffers}
         modes = [(module, module.training) for module in op.modules()]
         y = op(*args, **kwargs)
+        made = {b.path for b in _held(op, "_buffers")} - before.keys()
+        if made:
+            raise RuntimeError(
+                f"{self.who}: its forward has made the buffer {min(made)!r}, which a second run"
+                ' would find; call the candidate once before, or use memory="lean"'
+            )
+        # An embedding with `max_norm` changes its own weights, each time to the same.
+        params = [p._replace(version=_version(p.tensor)) for p in params]
         fixed = [
             b
             for b in buffers
@@ -128,6 +145,14 @@ class Replay:
         moved = {path: copy for path, copy in before.items() if path not in left}
         self.seen = _Seen(params, fixed, moved, modes)
         return y
+
+    def _refuse_lazy(self, params: list[_Held]) -> None:
+        lazy = [p.path for p in params if is_lazy(p.tensor)]
+        if lazy:
+            raise RuntimeError(
+                f"{self.who}: its parameter {lazy[0]!r} has no shape before the first call; call"
+                ' the candidate once before, or use memory="lean"'
+            )
 
     def _again(self, args: Any, kwargs: Any) -> Any:
         assert self.seen is not None
@@ -144,7 +169,8 @@ class Replay:
                 return self.op(*args, **kwargs)
             # Backward may come twice (`retain_graph`), and finds the same again.
             kept = {**moved, **{b.path: b.tensor for b in fixed}}
-            copies = {path: buffer.clone() for path, buffer in kept.items()}
+            once = {id(buffer): buffer.clone() for buffer in kept.values()}
+            copies = {path: once[id(buffer)] for path, buffer in kept.items()}
             tensors = {**{p.path: p.tensor for p in params}, **copies}
             return functional_call(self.op, tensors, args, kwargs)
 
@@ -195,8 +221,11 @@ def recomputed(
     replay, count = Replay(op, who), len(further)
 
     def run(*values: Any) -> Tensor:
-        args, kwargs = tree_unflatten(list(values[count:]), structure)
-        return after(replay(*args, **kwargs), *values[:count])
+        if replay.seen is None and all(map(is_, values[count:], leaves)):
+            # What the module puts into a list or dict of its arguments is the caller's.
+            return after(replay(*args, **kwargs), *values[:count])
+        own_args, own_kwargs = tree_unflatten(list(values[count:]), structure)
+        return after(replay(*own_args, **own_kwargs), *values[:count])
 
     values = *further, *map(as_value, leaves)
     y: Tensor = checkpoint(run, *values, use_reentrant=False, preserve_rng_state=True)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.final_norms import foldable, norm_sum, pass_norms
-from fastnas.nn.recompute import as_value
 from fastnas.ops.checks import is_plain
 from fastnas.ops.dispatch import has_kernel
 
@@ -34,9 +33,7 @@ class Total:
         if self.first is None:
             self.first = name, o.shape, o.dtype
         other, shape, dtype = self.first
-        # Under autocast a convolution returns another dtype than an identity; the sum is the wider.
-        may_differ = o.dtype.is_floating_point and torch.is_autocast_enabled(o.device.type)
-        if o.shape != shape or (o.dtype != dtype and not may_differ):
+        if o.shape != shape or (o.dtype != dtype and not _may_differ(o)):
             raise ValueError(
                 f"{self.who} {name!r} returns {o.dtype} {list(o.shape)}, {other!r} {dtype}"
                 f" {list(shape)}; one shape and dtype is needed"
@@ -52,6 +49,13 @@ class Total:
         return self.y
 
 
+def _may_differ(o: Tensor) -> bool:
+    """Tells whether a term may have another dtype than the others."""
+    # Under autocast a convolution returns another dtype than an identity; the sum is the wider.
+    # It is asked where dtypes differ alone, as the device "meta" has no autocast to ask about.
+    return o.dtype.is_floating_point and torch.is_autocast_enabled(o.device.type)
+
+
 @dataclass
 class AtOnce:
     """Holds what final batch norms are given, to be normalised and summed by one call."""
@@ -65,7 +69,7 @@ class AtOnce:
         """Adds what the final norm of a candidate is given."""
         self.norms[len(self.z)] = norm
         self.index.append(index)
-        self.z.append(as_value(z))
+        self.z.append(z)
 
     def sum(self, w: Tensor, training: bool) -> Tensor:
         """Returns y = sum_i w_i BN_i(z_i); w has one weight for each.

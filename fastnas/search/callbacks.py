@@ -19,13 +19,21 @@ class StopSearch(Exception):
 
 
 class Callback:
-    """Is told of each step and epoch of a search; a subclass overrides what it needs."""
+    """Does something after each step or epoch of a search: a subclass overrides what it needs."""
 
     def on_step(self, search: ChoiceSearch, figures: Mapping[str, Tensor]) -> None:
-        """Hears of a step. To read a figure, [] on the device, waits for the device."""
+        """Does something after a step; here nothing.
+
+        Args:
+            figures: train_loss and valid_loss, [] on the device. To read one waits for it.
+        """
 
     def on_epoch(self, search: ChoiceSearch, figures: Mapping[str, Any]) -> None:
-        """Hears of an epoch: its row of `search.history`. The checkpoint is written by then."""
+        """Does something after an epoch, whose checkpoint is written by then; here nothing.
+
+        Args:
+            figures: the epoch's row of `search.history`.
+        """
 
 
 class TensorBoard(Callback):

@@ -6,6 +6,12 @@ from fastnas.spaces.genotype import AnyGenotype, Genotype, parameter_free_count,
 from fastnas.spaces.genotype_formats import FORMATS, dump, from_json, parse, to_json
 from fastnas.spaces.layout import CELL_TYPES, CellType, Layout
 from fastnas.spaces.layouts import LAYOUTS, layout_of
+from fastnas.spaces.mobile import (
+    MOBILE_ARCHITECTURES,
+    MobileSpace,
+    format_column,
+    parse_column,
+)
 from fastnas.spaces.nb201 import NB201_OPS, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.operations import DARTS_PRIMITIVES, EDGE_OPS, OPS, PARAMETER_FREE
 from fastnas.spaces.space import SPACES, Space, get_space, uniform_space
@@ -16,6 +22,7 @@ __all__ = [
     "EDGE_OPS",
     "FORMATS",
     "LAYOUTS",
+    "MOBILE_ARCHITECTURES",
     "NB201_OPS",
     "OPS",
     "PARAMETER_FREE",
@@ -27,9 +34,11 @@ __all__ = [
     "EdgeTerm",
     "Genotype",
     "Layout",
+    "MobileSpace",
     "NB201Genotype",
     "Space",
     "dump",
+    "format_column",
     "from_darts",
     "from_json",
     "from_nb201",
@@ -37,6 +46,7 @@ __all__ = [
     "layout_of",
     "parameter_free_count",
     "parse",
+    "parse_column",
     "skip_count",
     "to_darts",
     "to_fairdarts",

@@ -6,10 +6,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from wrong_values import Argument, Call, choice, instance, integer, number, one_of, tensor
+from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of, tensor
 
-from fastnas.nn import Choice, InputChoice, Paths, split_parameters
+from fastnas.nn import (
+    Choice,
+    InputChoice,
+    MobileNetEvalNetwork,
+    MobileNetSearchNetwork,
+    Paths,
+    derived_network,
+    split_parameters,
+)
 from fastnas.reference import SkipNoise
+from fastnas.search.choice_search import ChoiceSearch, cross_entropy
+from fastnas.spaces import MobileSpace
 
 
 def candidates() -> dict[str, nn.Module]:
@@ -41,7 +51,41 @@ temperature = number(1.0, above=0.0, optional=True)
 states: Argument = one_of(lambda: [torch.ones(2), torch.ones(2)], **{
     "None": None, "a tensor": torch.ones(2, 2), "one": [torch.ones(2)],
     "numbers": [1.0, 2.0], "of different shapes": [torch.ones(2), torch.ones(3)],
+}).called("input")  # fmt: skip
+
+
+COLUMN = MobileSpace(stages=((8, 2, 1), (8, 1, 1)), stem=8, first=8, head=8)
+column = instance(lambda: COLUMN)
+architecture: Argument = one_of(lambda: [(3, 6), "skip"], **{
+    "None": None, "a number": 3, "text": "skip", "empty": [], "one": [(3, 6)],
+    "a skip that halves": ["skip", "skip"], "an even kernel": [(4, 6), "skip"],
+    "another name": [(3, 6), "none"], "three numbers": [(3, 6, 1), "skip"],
 })  # fmt: skip
+image = tensor(2, 3, 8, 8).but("a larger first axis", "meta", "sparse")
+in_layers: Argument = one_of(lambda: [torch.rand(6), torch.rand(7)], **{
+    "None": None, "a tensor": torch.rand(2, 7), "one": [torch.rand(6)], "a number": 3,
+    "lists": [[0.5] * 6, [0.5] * 7], "of another size": [torch.rand(7), torch.rand(7)],
+}).called("w")  # fmt: skip
+
+
+def supernet(mixing: str | None = None) -> MobileNetSearchNetwork:
+    return MobileNetSearchNetwork(3, space=COLUMN, mixing=mixing)
+
+
+def of_column(classes: Any, in_channels: Any, memory: Any, mixing: Any, noise: Any) -> Any:
+    return MobileNetSearchNetwork(
+        classes, space=COLUMN, in_channels=in_channels, memory=memory, mixing=mixing, noise=noise
+    )
+
+
+batches: Argument = one_of(list, **{
+    "None": None, "a number": 3, "an iterator": iter([]), "a generator": (b for b in ()),
+})  # fmt: skip
+losses: Argument = one_of(lambda: cross_entropy, **{"None": None, "text": "mse", "a number": 0})
+
+
+def searched(network: Any, train: Any, valid: Any, **given: Any) -> Any:
+    return ChoiceSearch(network, train, valid, **given)
 
 
 def mixed(w: Any) -> Any:
@@ -60,5 +104,28 @@ CALLS = [
         "nn.InputChoice"),
     Call("InputChoice", lambda inputs: InputChoice(2)(inputs), {"inputs": states},
         "nn.InputChoice.forward"),
+    Call("MobileNetSearchNetwork", of_column, {
+        "classes": integer(3, 1), "in_channels": integer(3, 1), "memory": choice("lean"),
+        "mixing": choice("gdas", optional=True), "noise": noise}),
+    Call("MobileNetSearchNetwork", lambda space: MobileNetSearchNetwork(3, space=space), {
+        "space": column}, "nn.MobileNetSearchNetwork of a space"),
+    Call("MobileNetSearchNetwork", lambda x, w: supernet()(x, w), {"x": image, "w": in_layers},
+        "nn.MobileNetSearchNetwork.forward"),
+    Call("MobileNetSearchNetwork", lambda tau: supernet("gdas").set_tau(tau), {
+        "tau": number(1.0, above=0.0)}, "nn.MobileNetSearchNetwork.set_tau"),
+    Call("MobileNetSearchNetwork", lambda amplitude: supernet().set_noise_amplitude(amplitude), {
+        "amplitude": number(1.0, 0.0)}, "nn.MobileNetSearchNetwork.set_noise_amplitude"),
+    Call("MobileNetEvalNetwork", lambda **given: MobileNetEvalNetwork(space=COLUMN, **given), {
+        "architecture": architecture, "classes": integer(3, 1), "in_channels": integer(3, 1),
+        "squeeze": flag(True), "activation": choice("swish")}),
+    Call("MobileNetEvalNetwork", lambda x: MobileNetEvalNetwork(
+        [(3, 6), "skip"], 3, space=COLUMN)(x), {"x": image}, "nn.MobileNetEvalNetwork.forward"),
+    Call("derived_network", derived_network, {
+        "network": instance(lambda: nn.Linear(1, 1)), "keep_weights": flag(True)}),
+    Call("ChoiceSearch", searched, {
+        "network": instance(lambda: Choice(candidates(), mixing="softmax")),
+        "train": batches, "valid": batches, "epochs": integer(1, 1), "loss": losses,
+        "order": integer(1, 1, 2), "samples": integer(1, 1), "noise_decay": choice("none"),
+        "zero_one_weight": number(0.0, 0.0), "grad_clip": number(5.0, above=0.0)}),
     Call("split_parameters", split_parameters, {"network": instance(lambda: nn.Linear(1, 1))}),
 ]  # fmt: skip

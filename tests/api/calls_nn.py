@@ -218,7 +218,8 @@ CALLS = [
         "layers": integer(1, 1)}),
     Call("accelerate", fastnas.accelerate, {
         "model": instance(lambda: nn.Sequential(reference.MixedOp(["none", "skip_connect"], 3, 1))),
-        "backend": choice("eager", optional=True), "check": flag(True), "memory": choice("lean")}),
+        "backend": choice("eager", optional=True), "check": flag(True),
+        "memory": choice("lean", optional=True)}),
     Call("decelerate", fastnas.decelerate, {
         "model": instance(lambda: nn.Sequential(nn.Conv2d(3, 3, 1)))}),
     Call("profile", profile_of_a_mixed_op, {

@@ -8,6 +8,7 @@ from wrong_values import Call, number, one_of, sequence, text
 
 from fastnas import spaces
 from fastnas.report.cell_drawing import draw_genotype, genotype_figure
+from fastnas.report.column_drawing import column_figure, draw_column
 from fastnas.report.curves import draw_best_so_far, draw_history, history_figure
 from fastnas.report.figures import picture_path, save_figure
 from fastnas.report.simplex import draw_simplex, simplex_figure
@@ -41,11 +42,24 @@ shares = one_of(
        {"normal": [(1.0, 0.0)] * 3}, "too few cells": {"normal": [row]}, "text":
        {"normal": "abc"}, "no rows": {"normal": None}},
 )  # fmt: skip
+column = one_of(
+    lambda: [(3, 6), "skip"],
+    **{"None": None, "a number": 3, "text": "skip", "empty": [], "one": [(3, 6)],
+       "another name": [(3, 6), "none"], "an even kernel": [(4, 6), "skip"]},
+).called("architecture")  # fmt: skip
+of_column = one_of(
+    lambda: spaces.MobileSpace(stages=((8, 2, 1), (8, 1, 1)), stem=8, first=8, head=8),
+    **{"None": None, "a number": 3, "text": "mobile", "another space": spaces.get_space("S0")},
+)  # fmt: skip
 ops = sequence(text("none"), 3, fixed=True).plus(text="none").but("with a list")
 
 CALLS = [
     Call("draw_genotype", draw_genotype, {"genotype": genotype, "path": path, "title": title}),
     Call("genotype_figure", genotype_figure, {"genotype": genotype, "title": title}),
+    Call("draw_column", draw_column, {
+        "architecture": column, "path": path, "space": of_column, "title": title}),
+    Call("column_figure", column_figure, {
+        "architecture": column, "space": of_column, "title": title}),
     Call("draw_history", draw_history, {"history": history, "path": path}),
     Call("history_figure", history_figure, {"history": history}),
     Call("draw_best_so_far", draw_best_so_far, {

@@ -81,7 +81,31 @@ wiring = one_of(
 length = integer(6, 1)
 operations = sequence(text("none"), 1).plus(**{"a name twice": ["none", "none"], "text": "none"})
 
+numbers = one_of(lambda: (3, 5), **{
+    "None": None, "a number": 3, "text": "35", "empty": (), "halves": (0.5,), "zero": (0,),
+    "twice": (3, 3), "true": (True,), "lists": ([3],), "huge": (10**30,),
+})  # fmt: skip
+stages = one_of(lambda: ((8, 2, 1), (8, 1, 2)), **{
+    "None": None, "a number": 3, "text": "abc", "empty": (), "pairs": ((8, 2),),
+    "a stride of 3": ((8, 3, 1),), "no layers": ((8, 2, 0),), "halves": ((8.5, 2, 1),),
+    "true": ((8, True, 1),), "a stage alone": (8, 2, 1),
+})  # fmt: skip
+column = one_of(lambda: "k3_e6 skip", **{
+    "None": None, "a number": 3, "bytes": b"skip", "empty": "", "another name": "k3_e6 none",
+    "a list": ["skip"], "no expansion": "k3", "a long number": "k3_e" + "9" * 5000,
+})  # fmt: skip
+blocks = one_of(lambda: [(3, 6), "skip"], **{
+    "None": None, "a number": 3, "text": "skip", "empty": [], "another name": ["none"],
+    "three numbers": [(3, 6, 1)], "halves": [(3.5, 6)], "zero": [(0, 6)], "true": [(True, 6)],
+})  # fmt: skip
+
 CALLS = [
+    Call("MobileSpace", spaces.MobileSpace, {
+        "stages": stages, "stem": integer(8, 1), "stem_stride": integer(2, 1, 2),
+        "first": integer(8, 1), "head": integer(8, 1), "kernels": numbers, "expansions": numbers}),
+    Call("MobileSpace", spaces.MobileSpace().scaled, {"width": number(0.5, above=0.0)}, "scaled"),
+    Call("parse_column", spaces.parse_column, {"text": column}),
+    Call("format_column", spaces.format_column, {"architecture": blocks}),
     Call("get_space", spaces.get_space, {"name": choice("S0").called("search space")}),
     Call("uniform_space", spaces.uniform_space, {
         "name": text("own").plus(empty=""), "candidates": candidates, "nodes": integer(2, 1)}),

@@ -227,6 +227,14 @@ def test_a_folder_without_a_test_is_split_alike_for_every_run(tmp_path: Path) ->
     assert load(tmp_path).test.names == images.test.names
 
 
+def test_every_class_of_a_folder_without_a_test_is_tested(tmp_path: Path) -> None:
+    """A fifth of two pictures is none; of twenty such classes twelve had no test."""
+    classes = [f"c{k:02d}" for k in range(20)]
+    images = load(write_folder(tmp_path, ("",), classes, count=2))
+    assert torch.bincount(images.test_labels, minlength=20).tolist() == [1] * 20
+    assert torch.bincount(images.train_labels, minlength=20).tolist() == [1] * 20
+
+
 def test_too_few_pictures_to_split_are_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "a", ("",), count=9)
     for i in range(1, 9):

@@ -212,6 +212,8 @@ def truncated(kind: str) -> bytes:
     ("content", "message"),
     [
         (b"no picture at all", "no picture in a format that is known"),
+        # Pillow would start another program to draw it.
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no picture in a format"),
         (b"", "no picture in a format that is known"),
         (truncated("jpeg"), "image file is truncated"),
         (truncated("png"), "truncated|broken"),

@@ -142,7 +142,7 @@ IN_THE_MODULE = {
     ),
     "an order": (
         lambda self, x, w: sum(a * b * o(x) for a, b, o in zip(w, TABLE.values(), self.ops)),
-        lambda module: TABLE.__setitem__("a", TABLE.pop("a")) if "a" == [*TABLE][0] else None,
+        lambda module: TABLE.update(a=TABLE.pop("a")) if next(iter(TABLE)) == "a" else None,
     ),
     "a sign": (
         lambda self, x, w: self.mixed(x, w) * math.copysign(1.0, self.scale),
@@ -161,11 +161,7 @@ def test_a_change_in_the_module_is_seen(name):
     eager, fused = with_attributes(forward)
     for module in (eager, fused):
         for _ in range(2):
-            module.training = True
-            try:
-                module(*inputs())
-            except IndexError:  # a mask of three for two
-                pass
+            module(*inputs())
     assert planned(fused) == 1
     for module in (eager, fused):
         change(module)

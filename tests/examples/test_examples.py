@@ -112,6 +112,16 @@ def test_a_transformer_learns_and_is_derived(tmp_path):
     assert "Choice" not in text and "MultiheadAttention" in text
 
 
+def test_a_mobilenet_search_learns_and_derives(tmp_path):
+    text = output("mobilenet_search.py", tmp_path)
+    first, *_, last = numbers(r"epoch \d: loss (\d+\.\d+)", text)
+    assert last < first
+    (derived,) = re.findall(r"derived: (.*)", text)
+    assert re.fullmatch(r"k[357]_e[36]( (k[357]_e[36]|skip)){5}", derived)
+    ((before, after),) = re.findall(r"loss (\S+) at first, (\S+) at last", text)
+    assert float(after) < float(before)
+
+
 def test_every_example_is_short_run_and_named_in_the_readme():
     tests, readme = Path(__file__).read_text(), (ROOT / "README.md").read_text()
     for name in EXAMPLES:

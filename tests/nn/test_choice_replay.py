@@ -264,3 +264,88 @@ def test_under_torch_func(memory: str) -> None:
     found = torch.func.grad(lambda x: choice(x, w).sum())(x_of_six.double())
     x = wide(x_of_six)
     torch.testing.assert_close(found, grad(choice(x, w).sum(), x)[0])
+
+
+# ---- found by somebody who tried to break it
+
+
+def test_a_norm_that_candidates_share_moves_once_for_each() -> None:
+    def ops():
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(2, affine=False)
+        return [nn.Sequential(nn.Conv2d(2, 2, 1), norm) for _ in range(2)]
+
+    own, mine = ops(), ops()
+    x = torch.randn(3, 2, 4, 4)
+    w = torch.tensor([0.3, 0.7])
+    y = sum(w_k * op(x) for w_k, op in zip(w, own))
+    torch.testing.assert_close(Choice(mine, memory="lean")(x, w), y)
+    torch.testing.assert_close(mine[0][1].running_mean, own[0][1].running_mean)
+
+
+def test_an_argument_that_a_later_candidate_overwrites() -> None:
+    ops = {"norm": nn.Sequential(nn.BatchNorm2d(2, affine=False)), "relu": nn.ReLU(inplace=True)}
+    x, w = torch.linspace(-1, 1, 16).reshape(2, 2, 2, 2), torch.tensor([0.3, 0.7])
+    with torch.no_grad():
+        given = x.clone()
+        norm = copy.deepcopy(ops["norm"])
+        want = w[0] * norm(given) + w[1] * given.relu()
+        torch.testing.assert_close(Choice(ops, memory="lean")(x.clone(), w), want)
+
+
+class Adds(nn.Module):
+    """Adds an auxiliary loss to a list of its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x, losses):
+        y = self.linear(x)
+        losses.append(y.square().mean())
+        return y
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_candidates_put_into_an_argument_is_the_callers(memory: str) -> None:
+    torch.manual_seed(0)
+    choice = Choice([Adds(), Adds(), Adds()], memory=memory)
+    losses: list[torch.Tensor] = []
+    y = choice(torch.randn(2, 3), losses, w=torch.tensor([0.2, 0.3, 0.5]))
+    assert len(losses) == 3
+    y.sum().backward()
+    assert len(losses) == 3
+
+
+class Makes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+        self.register_buffer("count", None)
+
+    def forward(self, x):
+        self.count = torch.ones(()) if self.count is None else self.count + 1
+        return self.linear(x) * self.count
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Makes, "candidate '0': its forward has made the buffer 'count'"),
+        (lambda: nn.LazyLinear(3), "candidate '0': its parameter 'weight' has no shape before"),
+    ],
+)
+def test_what_is_made_in_the_first_call_is_refused_by_name(make, message) -> None:
+    choice = Choice([make(), nn.Linear(3, 3)], memory="minimal")
+    with pytest.raises(RuntimeError, match=message):
+        choice(torch.randn(2, 3), torch.tensor([0.2, 0.8]))
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_one_norm_twice_and_weights_that_the_forward_changes(memory: str) -> None:
+    norm = nn.BatchNorm1d(6).double()
+    twice = nn.Sequential(nn.Linear(6, 6).double(), norm, nn.Tanh(), norm)
+    both({"twice": twice, "plain": nn.Linear(6, 6).double()}, memory, (x_of_six,), steps=2)
+    torch.manual_seed(0)
+    choice = Choice([nn.Embedding(5, 3, max_norm=0.5), nn.Embedding(5, 3)], memory=memory)
+    choice(torch.tensor([1, 2]), torch.tensor([0.5, 0.5])).sum().backward()
