@@ -178,7 +178,8 @@ class MobileNetSearchNetwork(nn.Module):
         parts = self.stem[:4], self.stem[4:7], self.stem[7]
         x = self.stem(x) if self.memory == "eager" else _in_parts(parts, x, "the stem")
         for layer, w_layer in zip(self.layers, given):
-            x = layer(x, w=w_layer)
+            # In a derived network (`derived_network`) the layers are blocks, which take no weights.
+            x = layer(x) if w_layer is None else layer(x, w=w_layer)
         return self.classifier(self.head(x))
 
     def _checked_weights(self, w: object) -> Sequence[CellWeights | None]:

@@ -23,7 +23,7 @@ from fastnas.nn import (
 )
 from fastnas.reference import SkipNoise
 from fastnas.saved_bytes import saved_bytes
-from fastnas.spaces import MOBILE_ARCHITECTURES, MobileSpace
+from fastnas.spaces import MOBILE_ARCHITECTURES, MobileSpace, format_column
 
 SMALL = MobileSpace(stages=((8, 2, 2), (16, 1, 1)), stem=8, first=8, head=16)
 MIXINGS = ("softmax", "sigmoid", "gdas")
@@ -64,6 +64,21 @@ def written_out(net: MobileNetSearchNetwork, x: Tensor) -> Tensor:
         ]
         x = sum(w_k * term for w_k, term in zip(w, terms))
     return net.classifier(net.head(x))
+
+
+def test_a_search_from_python_derives_it() -> None:
+    from fastnas.search.choice_search import ChoiceSearch
+
+    torch.manual_seed(0)
+    space = MobileSpace(stem_stride=1).scaled(0.25)
+    network = MobileNetSearchNetwork(3, space=space, noise={"skip": SkipNoise()})
+    batches = [(torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))]
+    search = ChoiceSearch(network, batches, batches, epochs=1, noise_decay="cosine")
+    search.run()
+    found = search.derived_network()
+    assert " ".join(search.derive().values()) == format_column(network.derive())
+    assert found.eval()(batches[0][0]).shape == (4, 3)
+    assert len(list(found.parameters())) < len(list(network.parameters())) / 4
 
 
 def test_the_supernet_has_the_parameters_of_its_blocks() -> None:
