@@ -68,9 +68,10 @@ class ChoiceSearch:
 
     Args:
         network: on the device where it is to run; at least one choice in it has logits.
-        train, valid: batches, in what can be iterated anew for each epoch, such as a DataLoader. An
-            epoch is one pass over `train`; `valid` begins with it, and again where it ends.
-            Tensors in a batch, in tuples, lists and dicts, are moved to the network's device.
+        train: batches, in what can be iterated anew for each epoch, such as a DataLoader; an epoch
+            is one pass over it. Tensors in a batch, in tuples, lists and dicts, are moved to the
+            network's device.
+        valid: the same; it begins with each epoch, and again where it ends.
         loss: maps (network, batch) to a loss []; by default the cross entropy of pairs of inputs
             and labels. Whatever a batch holds, it is up to this function.
         epochs: of the whole search.
