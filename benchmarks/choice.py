@@ -12,28 +12,25 @@ from __future__ import annotations
 
 import argparse
 import copy
-import csv
-import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastnas.benchmarks.choice_families import FAMILIES, Family
 from fastnas.benchmarks.harness.memory import allocated_peak, saved_bytes
-from fastnas.benchmarks.harness.readme import updated
+from fastnas.benchmarks.harness.readme import publish
+from fastnas.benchmarks.harness.rows import write_rows
 from fastnas.benchmarks.harness.run import result_path
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.benchmarks.harness.timing import measure
 from fastnas.checks import short
-from fastnas.files import write_text
 from fastnas.nn.choice import CHOICE_MEMORY, Choice
 
 PROVIDERS = ("eager", "checkpoint", "lean", "recompute", "minimal")
@@ -193,27 +190,6 @@ def rows_of(name: str, count: int, given: argparse.Namespace) -> Iterator[Row]:
         )
 
 
-def read_rows(path: Path, kind: type[Any] = Row) -> list[Any]:
-    """Reads the rows of a file that `write_rows` wrote; `kind` is their class."""
-    kinds = {"str": str, "int": int, "float": float}
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            kind(**{f.name: kinds[str(f.type)](cells[f.name]) for f in fields(kind)})
-            for cells in csv.DictReader(file)
-        ]
-
-
-def write_rows(path: Path, rows: Sequence[Any]) -> None:
-    """Writes rows, instances of one dataclass of texts and numbers, at least one."""
-    text = io.StringIO()
-    names = [field.name for field in fields(rows[0])]
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
-
-
 def shown(rows: Sequence[Row]) -> Table:
     """Lays the rows out, those that take over `LONGEST` times eager's time in bold."""
     columns = ("family", "candidates", "provider", "ms", "time_ratio", "saved_ratio", "peak_ratio")
@@ -277,12 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for count in given.counts:
             if 1 <= count <= FAMILIES[name].most:
                 found += rows_of(name, count, given)
-                write_rows(path, found)
-    Console().print(shown(found))
-    print(f"written: {path}")
-    if given.page is not None:
-        source = f"benchmarks/results/{path.name}"
-        write_text(given.page, updated(given.page.read_text(), BLOCK, figures(found, source)))
+                write_rows(path, found, Row)
+    source = f"benchmarks/results/{path.name}"
+    publish(path, shown(found), given.page, BLOCK, figures(found, source))
     return 0
 
 

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastnas
-from fastnas.benchmarks.drop_in_rows import MEASURES, SETTINGS, Row, read_rows, write_rows
+from fastnas.benchmarks.drop_in_rows import MEASURES, SETTINGS, Row
 from fastnas.benchmarks.harness.memory import saved_bytes
+from fastnas.benchmarks.harness.rows import read_rows, write_rows
 from fastnas.benchmarks.harness.run import result_path
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.benchmarks.harness.timing import measure
@@ -207,7 +208,7 @@ def kept(path: Path, given: argparse.Namespace) -> dict[tuple[str, str], Row]:
     Raises:
         ValueError: they are of other settings.
     """
-    rows = read_rows(path) if path.exists() else []
+    rows = read_rows(path, Row) if path.exists() else []
     now = {**vars(given), "device": current_conditions("cpu").device}
     for row in rows:
         for name in SETTINGS:
@@ -260,7 +261,7 @@ def run(given: argparse.Namespace) -> None:
         ]
         for row in new_rows(LAYOUTS[name], measures, given) if measures else ():
             found[row.case] = row
-            write_rows(path, found.values())
+            write_rows(path, found.values(), Row)
             print(name, row.measure, row.speedup, row.saved_ratio, row.why, flush=True)
     Console().print(shown(list(found.values())))
     print(f"written: {path}")

@@ -1,14 +1,9 @@
-"""Defines the rows of the benchmark of `accelerate`, a file of them, and their table on a page."""
+"""Defines the rows of the benchmark of `accelerate`, and their table on a page."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-
-from fastnas.files import write_text
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 MEASURES = ("step", "evaluation", "bfloat16", "unrolled")
 SETTINGS = ("channels", "batch", "size", "threads", "device")
@@ -57,51 +52,6 @@ class Row:
     @property
     def loses(self) -> bool:
         return self.speedup is None or self.speedup < 1
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Reads the rows of a file that `write_rows` wrote.
-
-    Raises:
-        ValueError: naming the file and the column or line that is wrong.
-    """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not has_rows(path):
-            raise ValueError(f"{path} is no result of fastnas.benchmarks.drop_in of this version")
-        return [_row(cells, f"{path}:{reader.line_num}") for cells in reader]
-
-
-def has_rows(path: Path) -> bool:
-    """Tells by its first line whether a file is of this benchmark."""
-    with path.open(encoding="utf-8") as file:
-        return file.readline().strip() == ",".join(COLUMNS)
-
-
-def _row(cells: Mapping[str, str], where: str) -> Row:
-    values: dict[str, object] = {}
-    for field in fields(Row):
-        cell, kind = cells.get(field.name), str(field.type)
-        try:
-            if cell is None or (not cell and kind in ("int", "float")):
-                raise ValueError
-            number = int if kind.startswith("int") else float
-            values[field.name] = cell if kind == "str" else number(cell) if cell else None
-        except ValueError:
-            raise ValueError(f"{where}: {field.name} is {cell!r}; {kind} is needed") from None
-    return Row(**values)  # type: ignore[arg-type]
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text.getvalue())
 
 
 HEADS = (

@@ -22,18 +22,16 @@ from pathlib import Path
 from time import process_time
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastnas.benchmarks.choice import write_rows
 from fastnas.benchmarks.harness.memory import allocated_peak, saved_bytes
-from fastnas.benchmarks.harness.readme import updated
+from fastnas.benchmarks.harness.readme import publish
+from fastnas.benchmarks.harness.rows import write_rows
 from fastnas.benchmarks.harness.run import result_path
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.checks import short
-from fastnas.files import write_text
 from fastnas.nn import MobileNetSearchNetwork
 from fastnas.nn.choice import CHOICE_MEMORY
 from fastnas.spaces import MobileSpace
@@ -256,12 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: list[Row] = []
     for size, batch in cases:
         found += rows_of(size, batch, given)
-        write_rows(path, found)
-    Console().print(shown(found))
-    print(f"written: {path}")
-    if given.page is not None:
-        source = f"benchmarks/results/{path.name}"
-        write_text(given.page, updated(given.page.read_text(), BLOCK, figures(found, source)))
+        write_rows(path, found, Row)
+    source = f"benchmarks/results/{path.name}"
+    publish(path, shown(found), given.page, BLOCK, figures(found, source))
     return 0
 
 

@@ -10,9 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from fastnas.benchmarks import drop_in_rows
 from fastnas.benchmarks.harness.headline import headline, step_figure
 from fastnas.benchmarks.harness.page_tables import figures, path_figures
+from fastnas.benchmarks.harness.rows import has_rows, read_rows
 from fastnas.benchmarks.harness.schema import Row, read_csv
 from fastnas.files import write_text
 from fastnas.report.figures import save_figure
@@ -34,6 +38,14 @@ def updated(text: str, name: str, block: str) -> str:
     if not begin or not end:
         raise ValueError(f"the page has no {begin_marker} ... {end_marker}")
     return f"{before}{begin_marker}\n{block}\n{end_marker}{after}"
+
+
+def publish(path: Path, table: Table, page: Path | None, block: str, text: str) -> None:
+    """Prints a table of what a CSV holds, and puts a text into a block of a page, if any."""
+    Console().print(table)
+    print(f"written: {path}")
+    if page is not None:
+        write_text(page, updated(page.read_text(), block, text))
 
 
 def fresh_pages(root: Path, rows: Sequence[Row], source: str) -> dict[Path, str]:
@@ -58,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="fail if a page is stale")
     given = parser.parse_args(arguments)
     try:
-        of_drop_in = [csv for csv in given.csvs if drop_in_rows.has_rows(given.root / csv)]
+        of_drop_in = [csv for csv in given.csvs if has_rows(given.root / csv, drop_in_rows.Row)]
         others = [csv for csv in given.csvs if csv not in of_drop_in]
         rows = [row for csv in others for row in read_csv(given.root / csv)]
-        found = [row for csv in of_drop_in for row in drop_in_rows.read_rows(given.root / csv)]
+        found = [r for csv in of_drop_in for r in read_rows(given.root / csv, drop_in_rows.Row)]
         fresh = fresh_pages(given.root, rows, _named(others)) if others else {}
         fresh |= drop_in_page(given.root, found, _named(of_drop_in)) if of_drop_in else {}
         # Pages that say the same are not written: their times of change stay.

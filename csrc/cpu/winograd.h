@@ -17,7 +17,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "vector.h"
+#include "dense.h"
 
 namespace fastnas::FASTNAS_ISA {
 
@@ -110,30 +110,6 @@ template <class A> inline void transform_back(const A* m, int64_t step, Vec<A> (
   }
 }
 
-// Multiplies one element of a strip's tiles with its weights, over all input channels, for `blocks` output blocks.
-template <class A, int tiles, int blocks>
-inline void element_product(const A* u, int channels, const A* weights, A* m) {
-  constexpr int L = kLanes<A>;
-  Vec<A> acc[tiles][blocks] = {};
-  for (int first = 0; first < channels; first += L, u += tiles * L) {
-    const int lanes = channels - first < L ? channels - first : L;
-    for (int lane = 0; lane < lanes; ++lane, weights += blocks * L) {
-      Vec<A> v[blocks];
-      for (int b = 0; b < blocks; ++b) v[b] = get(weights + b * L);
-#pragma GCC unroll 16
-      for (int t = 0; t < tiles; ++t) {
-        const A s = u[t * L + lane];
-#pragma GCC unroll 2
-        for (int b = 0; b < blocks; ++b) acc[t][b] += v[b] * s;
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int t = 0; t < tiles; ++t)
-#pragma GCC unroll 2
-    for (int b = 0; b < blocks; ++b) put(m + (b * tiles + t) * L, acc[t][b]);
-}
-
 template <class A, int tiles>
 void winograd_strips(const A* in, const Grid& grid, int channels, const A* weights, bool add, A* out, int out_pitch,
                      int64_t out_plane, A* scratch) {
@@ -155,8 +131,9 @@ void winograd_strips(const A* in, const Grid& grid, int channels, const A* weigh
       constexpr int B = decltype(wide)::value;
       const A* own = weights + int64_t(block) * L * kElements * channels;
       for (int e = 0; e < kElements; ++e)
-        element_product<A, tiles, B>(u + int64_t(e) * blocks * tiles * L, channels, own + int64_t(e) * channels * B * L,
-                                     m + e * B * tiles * L);
+        // The tiles of one element lie as the pixels of a row that a 1x1 convolution reads.
+        dense_tile<A, 1, tiles, B>(u + int64_t(e) * blocks * tiles * L, tiles, tiles, channels,
+                                   own + int64_t(e) * channels * B * L, 0, 1, false, m + e * B * tiles * L, tiles);
       for (int t = 0; t < used; ++t) {
         const int row = 2 * ((first + t) / columns), col = 2 * ((first + t) % columns);
         for (int b = 0; b < B; ++b) {

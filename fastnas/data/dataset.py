@@ -71,16 +71,8 @@ class Images(ImageSource):
         channels, height, width = self.train.shape[1:]
         return channels, height, width
 
-    @property
-    def mean(self) -> Tensor:
-        return self._moments[0]
-
-    @property
-    def std(self) -> Tensor:
-        return self._moments[1]
-
     @cached_property
-    def _moments(self) -> tuple[Tensor, Tensor]:
+    def pixel_moments(self) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         mean, std = moments(byte_counts(self.train))
         return mean.to(self.device), std.to(self.device)
 

@@ -53,19 +53,11 @@ class FolderImages(ImageSource):
         self.name, self.class_names, self.classes = name, classes, len(classes)
         self.train, self.test, self.reading, self.workers = train, test, reading, workers
         self.train_labels, self.test_labels = train.labels, test.labels
-        self._moments = found
+        self.pixel_moments = found
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.reading.channels, self.reading.size, self.reading.size
-
-    @property
-    def mean(self) -> Tensor:
-        return self._moments[0]
-
-    @property
-    def std(self) -> Tensor:
-        return self._moments[1]
 
     @property
     def draws_crops(self) -> bool:
@@ -88,7 +80,7 @@ class FolderImages(ImageSource):
         found = copy.copy(self)
         found.train_labels = self.train_labels.to(device)
         found.test_labels = self.test_labels.to(device)
-        found._moments = self.mean.to(device), self.std.to(device)
+        found.pixel_moments = self.mean.to(device), self.std.to(device)
         return found
 
     def subset(self, train: Tensor, test: Tensor) -> FolderImages:

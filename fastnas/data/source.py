@@ -44,6 +44,7 @@ class ImageSource(ABC):
         classes: their number.
         class_names: [classes], in the order of the labels.
         train_labels, test_labels: int64 [N] and [M] on `device`, values 0 .. classes - 1.
+        pixel_moments: `mean` and `std`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ImageSource(ABC):
     class_names: tuple[str, ...]
     train_labels: Tensor
     test_labels: Tensor
+    pixel_moments: tuple[Tensor, Tensor]
 
     @property
     @abstractmethod
@@ -58,14 +60,14 @@ class ImageSource(ABC):
         """Returns (C, H, W) of every image."""
 
     @property
-    @abstractmethod
     def mean(self) -> Tensor:
         """Returns the mean of the training pixels, float32 [C], in units of 0..1."""
+        return self.pixel_moments[0]
 
     @property
-    @abstractmethod
     def std(self) -> Tensor:
         """Returns the training pixels' deviation, float32 [C], at least 1/255, in units of 0..1."""
+        return self.pixel_moments[1]
 
     @property
     @abstractmethod

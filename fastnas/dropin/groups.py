@@ -161,10 +161,11 @@ def _walk(
     children = {k: child for k, child in every.items() if not isinstance(child, _CONTAINERS)}
     read = {k: _read(child, trials) for k, child in children.items()}
     found = [k for k, reason in read.items() if reason is None]
-    if not (isinstance(module, _CONTAINERS) or _lists_candidates(module, trials)):
-        # One alone, beside no list, is no choice. Nor are those that prepare the inputs of a cell.
-        choices = [k for k in found if isinstance(preprocess(children[k]), str)]
-        found = found if len(found) > 1 and choices else []
+    # One alone, beside no list, is no choice. Nor are those that prepare the inputs of a cell.
+    choices = [k for k in found if isinstance(preprocess(children[k]), str)]
+    alone = not isinstance(module, _CONTAINERS) and (len(found) < 2 or not choices)
+    if found and alone and not _lists_candidates(module, trials):
+        found = []
     if found or (isinstance(module, _CONTAINERS) and children):
         group = groups.setdefault(holder, Group(holder, holder_name))
         group.found |= {f"{name}.{k}": children[k] for k in found}

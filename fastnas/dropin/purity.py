@@ -206,7 +206,7 @@ class Constants:
         elif isinstance(value, ModuleType):
             if value.__name__.split(".")[0] not in _LIBRARIES:
                 raise Impure(f"it reads the module {value.__name__}")
-        elif value in (attrgetter, methodcaller):
+        elif value is attrgetter or value is methodcaller:
             raise Impure(f"it reads what {what} names")
         elif isinstance(value, type):
             if issubclass(value, nn.Module):
@@ -218,7 +218,7 @@ class Constants:
         elif kind is not BuiltinFunctionType or not _is_harmless(value):
             raise Impure(f"it reads {what}, a {kind.__name__}")
         else:
-            self._reads_any |= value in (getattr, hasattr)
+            self._reads_any |= value is getattr or value is hasattr
 
     def _container(self, value: Any, what: str) -> None:
         if not self._is_new(id(value)):

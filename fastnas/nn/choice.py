@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +102,7 @@ class Choice(Logits):
         super().__init__("Choice", len(named), mixing, tau, logits)
         self.candidates = nn.ModuleDict(named)
         self.memory = memory
-        self.noise = _checked_noise(noise, list(named))
+        self.noise = checked_noise(noise, list(named), "Choice: ")
         self.noise_amplitude = 1.0
 
     @property
@@ -317,11 +317,16 @@ def _named(candidates: Any) -> dict[str, nn.Module]:
     return named
 
 
-def _checked_noise(noise: Any, names: Sequence[str]) -> dict[str, SkipNoise]:
+def checked_noise(noise: Any, names: Iterable[str], who: str = "") -> dict[str, SkipNoise]:
+    """Returns the noise by candidate's name; refuses names of no candidate and what is no noise.
+
+    Args:
+        who: what errors begin with.
+    """
     if noise is None:
         return {}
-    check_type("Choice: noise", noise, Mapping)
+    check_type(f"{who}noise", noise, Mapping)
     for name, kind in noise.items():
-        check_choice("Choice: a name in noise", name, names)
-        check_type(f"Choice: noise[{name!r}]", kind, SkipNoise)
+        check_choice(f"{who}a name in noise", name, names)
+        check_type(f"{who}noise[{name!r}]", kind, SkipNoise)
     return dict(noise)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import NoneType
 from typing import Any, ClassVar
 
 import torch
@@ -49,12 +48,21 @@ class Logits(nn.Module):
             )
         self._who = who
         self.mixing = mixing
-        self.tau: float | Tensor = 1.0 if tau is None else tau
-        if not isinstance(tau, Tensor | NoneType):
-            check_number(f"{who}: tau", tau)
-            if tau <= 0:
-                raise ValueError(f"{who}: tau is {short(tau)}; a number > 0 is needed")
+        self.tau = 1.0 if tau is None else tau
         self.register_parameter("logits", self._made(count, logits))
+
+    @property
+    def tau(self) -> float | Tensor:
+        """Returns the temperature of what samples."""
+        return self._tau
+
+    @tau.setter
+    def tau(self, value: float | Tensor) -> None:
+        if not isinstance(value, Tensor):
+            check_number(f"{self._who}: tau", value)
+            if value <= 0:
+                raise ValueError(f"{self._who}: tau is {short(value)}; a number > 0 is needed")
+        self._tau = value
 
     def _made(self, count: int, logits: nn.Parameter | None) -> nn.Parameter | None:
         if self.mixing is None:

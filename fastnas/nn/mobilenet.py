@@ -16,7 +16,7 @@ from fastnas.layers.inverted_residual import (
     mobile_head,
     mobile_stem,
 )
-from fastnas.nn.choice import CHOICE_MEMORY, Choice
+from fastnas.nn.choice import CHOICE_MEMORY, Choice, checked_noise
 from fastnas.nn.paths import CellWeights
 from fastnas.nn.recompute import recomputed
 from fastnas.reference import SkipNoise
@@ -98,7 +98,8 @@ class MobileNetSearchNetwork(nn.Module):
         check_int("in_channels", in_channels, 1)
         check_type("space", space, MobileSpace)
         columns = [space.candidates(layer) for layer in space.layers]
-        noise = _checked_noise(noise, columns)
+        names = dict.fromkeys(block_name(block) for blocks in columns for block in blocks)
+        noise = checked_noise(noise, names)
         self.space, self.in_channels = space, in_channels
         self.stem = mobile_stem(in_channels, space.stem, space.first, space.stem_stride, "relu6")
         self.layers = nn.ModuleList()
@@ -136,10 +137,6 @@ class MobileNetSearchNetwork(nn.Module):
         Raises:
             TypeError, ValueError: it is no number above 0, or nothing is sampled.
         """
-        if not isinstance(tau, Tensor):
-            check_number("tau", tau)
-            if tau <= 0:
-                raise ValueError(f"tau is {short(tau)}; a number > 0 is needed")
         for choice in self.choices:
             if choice.mixing not in Choice.sampled:
                 raise ValueError(f"tau is given, but mixing is {choice.mixing!r}, without one")
@@ -292,15 +289,3 @@ def _sizes(block: tuple[int, int], layer: MobileLayer) -> tuple[int, int, int, i
 
 def _candidate(block: Block, layer: MobileLayer) -> nn.Module:
     return nn.Identity() if isinstance(block, str) else _Candidate(*_sizes(block, layer))
-
-
-def _checked_noise(noise: object, columns: Sequence[Column]) -> dict[str, SkipNoise]:
-    if noise is None:
-        return {}
-    check_type("noise", noise, Mapping)
-    assert isinstance(noise, Mapping)
-    names = dict.fromkeys(block_name(block) for blocks in columns for block in blocks)
-    for name, kind in noise.items():
-        check_choice("a name in noise", name, names)
-        check_type(f"noise[{name!r}]", kind, SkipNoise)
-    return dict(noise)

@@ -6,7 +6,8 @@ import csv
 import re
 from pathlib import Path
 
-from fastnas.benchmarks.choice import BLOCK, PROVIDERS, figures, main, read_rows
+from fastnas.benchmarks.choice import BLOCK, PROVIDERS, Row, figures, main
+from fastnas.benchmarks.harness.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +30,7 @@ def test_the_page_shows_the_figures_of_its_file() -> None:
     text = (ROOT / "docs" / "choice.md").read_text()
     (source,) = re.findall(r"`(benchmarks/results/\S+-choice\.csv)`", text)
     block = text.partition(f"<!-- {BLOCK}:begin -->\n")[2].partition(f"\n<!-- {BLOCK}:end -->")[0]
-    assert block == figures(read_rows(ROOT / source), source)
+    assert block == figures(read_rows(ROOT / source, Row), source)
 
 
 def test_an_unknown_family_is_refused(capsys) -> None:

@@ -10,8 +10,9 @@ import torch
 
 import fastnas
 from fastnas.benchmarks import drop_in
-from fastnas.benchmarks.drop_in_rows import MEASURES, read_rows, write_rows
+from fastnas.benchmarks.drop_in_rows import MEASURES, Row
 from fastnas.benchmarks.harness import readme
+from fastnas.benchmarks.harness.rows import read_rows, write_rows
 from fastnas.benchmarks.layouts import LAYOUTS, architect
 
 SMALL = [*("--channels", "4", "--layers", "3", "--batch", "2", "--size", "8"), "--repeats", "1"]
@@ -26,7 +27,7 @@ def threads():
 
 def run(path, *arguments):
     status = drop_in.main([str(path), *SMALL, "--threads", "1", *arguments])
-    return status, {row.case: row for row in read_rows(path)} if path.exists() else {}
+    return status, {row.case: row for row in read_rows(path, Row)} if path.exists() else {}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_row_per_layout_and_measure(measured):
 
 def test_a_run_goes_on_with_the_rows_that_are_missing(measured, monkeypatch, tmp_path, capsys):
     path = tmp_path / "out.csv"
-    write_rows(path, measured[1].values())
+    write_rows(path, measured[1].values(), Row)
     built, own = [], drop_in.Pair
 
     def pair(layout, given):
@@ -74,7 +75,7 @@ def test_a_run_goes_on_with_the_rows_that_are_missing(measured, monkeypatch, tmp
     half, step = rows["darts", "bfloat16"], rows["darts", "step"]
     assert half.before_saved_bytes == step.before_saved_bytes
     assert half.after_saved_bytes < half.before_saved_bytes
-    write_rows(path, [replace(step, commit="another")])
+    write_rows(path, [replace(step, commit="another")], Row)
     _, rows = run(path, "--layouts", "darts", "--only", "step")
     assert rows["darts", "step"].commit == half.commit and len(built) == 3
     status, kept = run(path, "--batch", "3")
@@ -149,7 +150,7 @@ def test_the_page_shows_rows_that_lose_in_bold(measured, tmp_path):
     slow = replace(rows["sgas", "step"], before_ms=1.0, after_ms=2.0, speedup=0.5)
     half = replace(rows["darts", "step"], measure="bfloat16", speedup=1.25, saved_ratio=4.0)
     refused = replace(slow, layout="nni", speedup=None, before_ms=None, after_ms=None, why="no")
-    write_rows(tmp_path / "a.csv", [*(rows | {slow.case: slow}).values(), half, refused])
+    write_rows(tmp_path / "a.csv", [*(rows | {slow.case: slow}).values(), half, refused], Row)
     page = tmp_path / "docs" / "drop-in.md"
     page.parent.mkdir()
     page.write_text("old\n<!-- drop-in:begin -->\n<!-- drop-in:end -->\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastnas.benchmarks import mobilenet
-from fastnas.benchmarks.choice import read_rows
+from fastnas.benchmarks.harness.rows import read_rows
 from fastnas.benchmarks.mobilenet import BLOCK, Row, counted, figures, main
 from fastnas.nn.choice import CHOICE_MEMORY
 from fastnas.spaces import MobileSpace

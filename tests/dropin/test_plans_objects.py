@@ -9,6 +9,7 @@ import math
 import operator
 import types
 
+import numpy
 import pytest
 import torch
 from accelerated import C
@@ -309,6 +310,10 @@ HIDING = {
     "an operator": (Weighs, lambda self, x, w: self.mixed(x, OBJECT.__rmul__(1.0) * w)),
     "makes attributes up": (Found, lambda self, x, w: self.mixed(x, w) * OBJECT.other),
     "holds a tensor": (Holds, lambda self, x, w: self.mixed(x, w) * OBJECT.rate),
+    "an array": (
+        lambda: types.SimpleNamespace(rate=numpy.array([0.5, 2.0])),
+        lambda self, x, w: self.mixed(x, w) * float(OBJECT.rate[0]),
+    ),
     "a namespace": (
         lambda: types.SimpleNamespace(rate=torch.ones(())),
         lambda self, x, w: self.mixed(x, w) * OBJECT.rate,
