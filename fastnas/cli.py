@@ -23,6 +23,7 @@ from fastnas.blackbox.config import StudyConfig
 from fastnas.bounds import THREADS, Bounds
 from fastnas.data.load import DataError
 from fastnas.evaluators import EvaluationError
+from fastnas.processes import ProcessesError, here, joined, may_tell
 from fastnas.runs.sample import COUNTS, sampled_cells
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
@@ -123,7 +124,14 @@ def _config_command(
         settings = {} if config is None else read_settings(file_path(config))
         # A flag that is not given is None, so a file's settings stay where no flag is.
         settings |= {name: value for name, value in flags.items() if value is not None}
-        run(make_config(choose(settings), settings), resume=resume, console=plain_console())
+        with joined() as processes:
+            config_made = make_config(choose(settings), settings)
+            if processes.size > 1 and isinstance(config_made, StudyConfig):
+                raise ConfigError(
+                    f"method is {config_made.method!r}, whose evaluations share no step; start as"
+                    " many commands as you like on one --study, without torchrun"
+                )
+            run(config_made, resume=resume, console=plain_console(quiet=not processes.is_first))
 
     settings: dict[str, list[Setting]] = {}
     # A setting that searches and studies share is one flag, with both help texts.
@@ -301,13 +309,14 @@ def main() -> None:
         _fail(error.format_message())  # type: ignore[attr-defined]
     except USER_ERRORS as error:
         _fail(str(error))
-    except DivergedError as error:
+    except (DivergedError, ProcessesError) as error:
         _fail(str(error), 1)
     except OSError as error:  # a full disk, a folder that has vanished: at any moment of a run
         name = "" if error.filename is None else f"{error.filename}: "
         _fail(f"{name}{error.strerror or error}", 1)
     except Stopped as stop:
-        print(f"fastnas: {_how_to_go_on(stop, sys.argv[1:])}", file=sys.stderr)
+        if may_tell():
+            print(f"fastnas: {_how_to_go_on(stop, sys.argv[1:])}", file=sys.stderr)
         sys.exit(stop.code)
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -320,7 +329,12 @@ def _how_to_go_on(stop: Stopped, arguments: list[str]) -> str:
         return f"stopped by {name}"
     again = [] if "--resume" in arguments else ["--resume"]
     saved = "" if stop.saved is None else f" {stop.saved} is saved;"
-    command = shlex.join(["fastnas", *arguments, *again])
+    size = here().size
+    started = ["fastnas"]
+    if size > 1:
+        started = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", str(size))]
+        started += ["-m", "fastnas"]
+    command = shlex.join([*started, *arguments, *again])
     return f"stopped by {name};{saved} this goes on: {command}"
 
 
@@ -330,5 +344,6 @@ def _fail(message: str, code: int = 2) -> typing.NoReturn:
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    print(f"fastnas: error: {line}", file=sys.stderr)
+    if may_tell():
+        print(f"fastnas: error: {line}", file=sys.stderr)
     sys.exit(code)

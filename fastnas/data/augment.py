@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastnas.checks import check_fields, typed
+from fastnas.processes import WHOLE, Share
 from fastnas.reference.arguments import check_floating, check_shape
 from fastnas.transfer import to_device
 
@@ -40,7 +41,12 @@ class Augment:
 
     @typed
     def __call__(
-        self, images: Tensor, generator: torch.Generator, *, fill: Tensor | None = None
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        *,
+        fill: Tensor | None = None,
+        share: Share = WHOLE,
     ) -> Tensor:
         """Augments one batch.
 
@@ -50,6 +56,7 @@ class Augment:
                 whatever the device of the images.
             fill: [C], the value of the padding; zeros if None. The public DARTS code pads before
                 it normalises, which is `-mean / std` here.
+            share: which part of a batch the images are: each is changed as in the whole batch.
 
         Returns:
             A tensor of the same shape, dtype and device; the images themselves where nothing
@@ -72,7 +79,8 @@ class Augment:
         if not (self.crop or self.flip or self.cutout):
             return images
         # All numbers go in one copy, which nothing waits for.
-        draws = to_device(self.draw(images.shape, generator), images.device)
+        whole = torch.Size((images.shape[0] * share.size, *images.shape[1:]))
+        draws = to_device(share.of(self.draw(whole, generator)), images.device)
         down, right, mirrored, centre_row, centre_column = draws[:, :, None]
 
         height, width = images.shape[2:]

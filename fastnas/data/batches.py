@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.checks import check_int, typed
+from fastnas.processes import WHOLE, Share
 
 LAST_SEED = 2**63 - 1
 
@@ -77,14 +78,23 @@ class Batches:
         batch_size: indices per batch.
         seed: chooses the stream.
         drop_last: leave out the incomplete batch at the end of a pass.
+        share: the part of each batch that is handed out, where several processes share them.
 
     Raises:
         TypeError: if the indices are not int64 or the batch size is not an integer.
-        ValueError: if the indices are not one-dimensional or empty, or no batch can be formed.
+        ValueError: if the indices are not one-dimensional or empty, or no batch can be formed,
+            or none can be shared.
     """
 
     @typed
-    def __init__(self, indices: Tensor, batch_size: int, seed: int, drop_last: bool = True) -> None:
+    def __init__(
+        self,
+        indices: Tensor,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = True,
+        share: Share = WHOLE,
+    ) -> None:
         if indices.dtype != torch.int64:
             raise TypeError(f"indices have dtype {indices.dtype}; expected torch.int64")
         if indices.dim() != 1 or len(indices) == 0:
@@ -97,8 +107,14 @@ class Batches:
                 f"batch_size is {batch_size}; expected at most {len(indices)}, the number of "
                 "indices, or drop_last=False"
             )
+        if batch_size % share.size or (share.size > 1 and not drop_last):
+            raise ValueError(
+                f"batch_size is {batch_size}; a multiple of {share.size}, the number of processes,"
+                " and drop_last=True are needed"
+            )
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.share = share
         # It is a copy, so that the stream does not change with the caller's tensor.
         self._indices = indices.clone()
         self._generator = torch.Generator().manual_seed(seed)
@@ -111,12 +127,15 @@ class Batches:
         return whole + (rest > 0 and not self.drop_last)
 
     def next(self) -> Tensor:
-        """Returns the next int64 [batch_size], or fewer at the end of a pass without drop_last."""
+        """Returns the next int64 [batch_size], or fewer at the end of a pass without drop_last.
+
+        Of several processes each gets its share of these.
+        """
         if self._position == self.batches_per_epoch:
             self._start_pass()
         start = self._position * self.batch_size
         self._position += 1
-        return self._shuffled[start : start + self.batch_size]
+        return self.share.of(self._shuffled[start : start + self.batch_size])
 
     @property
     def pass_key(self) -> int:
@@ -130,7 +149,7 @@ class Batches:
 
     def ahead(self) -> Batches:
         """Returns a copy that runs ahead: what it hands out, these will, which stay here."""
-        found = Batches(self._indices, self.batch_size, 0, self.drop_last)
+        found = Batches(self._indices, self.batch_size, 0, self.drop_last, self.share)
         found.load_state_dict(self.state_dict())
         return found
 

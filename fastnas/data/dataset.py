@@ -14,6 +14,7 @@ from torch import Tensor
 from fastnas.checks import check_fields, check_int, typed
 from fastnas.data.batches import Batches
 from fastnas.data.source import ImageSource, Stream, byte_counts, moments
+from fastnas.processes import WHOLE, Share
 from fastnas.transfer import to_device
 
 # So many images are float at a time, four times as large as their bytes.
@@ -112,8 +113,9 @@ class Images(ImageSource):
         for part in index.split(size):
             yield part, self.train[part]
 
-    def tests(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.test.split(size), self.test_labels.split(size))
+    def tests(self, size: int, share: Share = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        test, labels = share.spread(self.test), share.spread(self.test_labels)
+        return zip(test.split(size), labels.split(size))
 
     def resized(self, size: int) -> Images:
         """Brings every image to `size` x `size` pixels, see `resize`."""

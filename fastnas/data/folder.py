@@ -16,6 +16,7 @@ from fastnas.data.npz import HELD_BACK, HELD_BACK_SEED
 from fastnas.data.picture import GREY, Reading, header_mode
 from fastnas.data.reading import PictureReader, PictureStream
 from fastnas.data.source import DataError, ImageSource, Stream, byte_counts, moments
+from fastnas.processes import WHOLE, Share
 
 DECODED_BYTES = 256 << 20
 """Folders of at most so many bytes are decoded once before a run, in about ten seconds."""
@@ -100,10 +101,11 @@ class FolderImages(ImageSource):
         for part, pixels in zip(index.split(size), found, strict=True):
             yield part, pixels.to(self.device)
 
-    def tests(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def tests(self, size: int, share: Share = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
         reader = PictureReader(self.test, self.reading)
-        found = reader.plain(torch.arange(len(self.test)), size, self.workers)
-        for labels, pixels in zip(self.test_labels.split(size), found, strict=True):
+        found = reader.plain(share.spread(torch.arange(len(self.test))), size, self.workers)
+        mine = share.spread(self.test_labels)
+        for labels, pixels in zip(mine.split(size), found, strict=True):
             yield pixels.to(self.device), labels
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas.checks import typed
 from fastnas.data.batches import Batches
+from fastnas.processes import WHOLE, Share
 
 # This is one grey level: a channel without contrast would otherwise divide by zero.
 SMALLEST_STD = 1 / 255
@@ -102,8 +103,12 @@ class ImageSource(ABC):
         """
 
     @abstractmethod
-    def tests(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields all test images, uint8 [B, C, H, W], with int64 [B], `size` at a time."""
+    def tests(self, size: int, share: Share = WHOLE) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields all test images, uint8 [B, C, H, W], with int64 [B], `size` at a time.
+
+        Args:
+            share: of several processes; each gets another part of the images.
+        """
 
     @property
     def draws_crops(self) -> bool:

@@ -20,7 +20,7 @@ from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.parts import CellParts
 from fastnas.nn.paths import CellWeights, Paths, Weights, number_of_paths, stem_once
 from fastnas.nn.run import NoiseDraw, can_run, preprocessed, run_states
-from fastnas.ops import draw_rng
+from fastnas.ops import draw_noise
 from fastnas.ops.device_choice import sampled_params, stays_on_device
 from fastnas.reference.arguments import check_images
 
@@ -64,7 +64,7 @@ class FusedDag(HasReading, Dag):
     def _draw(self, op: MixedOp, device: torch.device, paths: int | None) -> NoiseDraw | None:
         if op.noise is None or not self.training:
             return None
-        rng = draw_rng(self.nodes * (paths or 1), device)
+        rng = draw_noise(self.nodes * (paths or 1), device)
         shape = (self.nodes, 2) if paths is None else (paths, self.nodes, 2)
         return NoiseDraw(op.noise.level(op.noise_amplitude, device), rng.view(shape))
 
@@ -144,7 +144,7 @@ class SearchNetwork(reference.SearchNetwork):
             return None
         # Streams are drawn on the host, from torch's CPU generator; `to` moves them and the level
         # in one copy.
-        rng = draw_rng(paths * len(list(self.dags())) * self.space.nodes)
+        rng = draw_noise(paths * len(list(self.dags())) * self.space.nodes)
         return NoiseDraw(op.noise.level(op.noise_amplitude), rng).to(device)
 
     def on_device(self, passes: Sequence[Weights]) -> list[tuple[list[Tensor], Tensor]]:

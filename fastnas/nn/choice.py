@@ -19,7 +19,7 @@ from fastnas.nn.mixed_op import select
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.recompute import as_value, is_fused, recomputed
 from fastnas.nn.terms import AtOnce, Total
-from fastnas.ops import draw_rng, mixed_sum
+from fastnas.ops import draw_noise, mixed_sum
 from fastnas.reference import SkipNoise
 from fastnas.reference.arguments import check_floating, check_shape
 
@@ -247,7 +247,7 @@ class Choice(Logits):
     def _drawn(self, names: Sequence[str], device: torch.device) -> dict[str, _Drawn]:
         """Draws the streams of those that carry noise: all at once, in whatever order they run."""
         noisy = [name for name in names if name in self.noise] if self.training else []
-        streams = draw_rng(len(noisy), device) if noisy else ()
+        streams = draw_noise(len(noisy), device) if noisy else ()
         return {
             name: _Drawn(noise, noise.level(self.noise_amplitude, device), rng)
             for name, noise, rng in zip(noisy, map(self.noise.__getitem__, noisy), streams)

@@ -26,7 +26,7 @@ from fastnas.nn.final_norms import (
 from fastnas.nn.parts import MixedOpParts
 from fastnas.nn.paths import CellWeights, Paths, add_siblings, check_paths
 from fastnas.nn.run import How, NoiseDraw, can_run, run_edge
-from fastnas.ops import draw_rng, mixed_sum
+from fastnas.ops import draw_noise, mixed_sum
 from fastnas.ops.dispatch import has_kernel
 from fastnas.reference.arguments import check_images, check_mixing
 
@@ -168,7 +168,9 @@ class MixedOp(HasReading, reference.MixedOp):
     def draw(self, device: torch.device) -> NoiseDraw:
         """Draws a fresh stream for one call."""
         assert self.noise is not None
-        return NoiseDraw(self.noise.level(self.noise_amplitude, device), draw_rng(device=device)[0])
+        return NoiseDraw(
+            self.noise.level(self.noise_amplitude, device), draw_noise(device=device)[0]
+        )
 
     def forward(self, x: Tensor, w: CellWeights) -> Tensor:
         """Maps x [N, C, H, W] and w [K] to [N, C, H / stride, W / stride].
@@ -221,7 +223,7 @@ class MixedOp(HasReading, reference.MixedOp):
         assert self.noise is not None
         device = w.weight.device
         level = self.noise.level(self.noise_amplitude, device)
-        return NoiseDraw(level, draw_rng(w.choice.shape[0], device))
+        return NoiseDraw(level, draw_noise(w.choice.shape[0], device))
 
     def _noised(self, x: Tensor, noisy: bool) -> Tensor:
         if not noisy:

@@ -23,7 +23,7 @@ from fastnas.ops.call import FIRST, Needs, Op
 from fastnas.ops.checks import as_list
 from fastnas.ops.device_choice import sampled_norms, stays_on_device
 from fastnas.ops.edge_checks import Setting, check_call, check_choice, check_path, read_choice
-from fastnas.ops.mixed_sum import draw_rng
+from fastnas.ops.mixed_sum import draw_noise
 from fastnas.reference import SkipNoise
 from fastnas.spaces import EdgeTable
 
@@ -201,7 +201,7 @@ def _drawn(call: EdgesCall, setting: Setting) -> Noise:
         return NO_NOISE
     _, _, level, rng = call.noise
     level = noise.level(device=device) if level is None else level
-    return Noise([], noise.form, level, draw_rng(table.nodes, device) if rng is None else rng)
+    return Noise([], noise.form, level, draw_noise(table.nodes, device) if rng is None else rng)
 
 
 def _given(call: EdgesCall, setting: Setting) -> Tensor | None:

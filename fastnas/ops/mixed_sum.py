@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastnas import reference
@@ -60,6 +61,20 @@ def draw_rng(count: int = 1, device: torch.device | None = None) -> Tensor:
     check_int("draw_rng: count", count, 0)
     # Streams are below 2^62, so that offset + j of any term stays within int64.
     return to_device(torch.randint(2**62, (count, 2), dtype=torch.int64, device="cpu"), device)
+
+
+def draw_noise(count: int = 1, device: torch.device | None = None) -> Tensor:
+    """Draws `count` streams for noise, as `draw_rng`: of several processes each has its own.
+
+    The processes of torch's default process group draw the same numbers, so that their samples
+    agree; with the same noise besides, image n of each would have the same one.
+    """
+    rng = draw_rng(count)
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    if rank:  # process 0 has what one alone has
+        # The multiplier is odd, so that no two ranks have one key.
+        rng[:, 0] ^= rank * 0x9E3779B97F4A7C15 % 2**62
+    return to_device(rng, device)
 
 
 def mixed_sum(
@@ -119,4 +134,4 @@ def noise_of(
     if noise is None or not noisy:
         return NO_NOISE
     level = noise.level(device=device) if level is None else level
-    return Noise(noisy, noise.form, level, draw_rng(device=device)[0] if rng is None else rng)
+    return Noise(noisy, noise.form, level, draw_noise(device=device)[0] if rng is None else rng)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastnas.data.source import ImageSource
 from fastnas.options import options_of
+from fastnas.processes import here
 from fastnas.search.config import RunConfig, SearchConfig, TrainConfig
 from fastnas.search.trainer import CHECKPOINT, Trainer
 from fastnas.spaces import AnyGenotype, Space, get_space, to_json
@@ -83,8 +84,7 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: ImageSource) -
         channels=config.train_channels,
         layers=config.resolved("train_layers"),
         epochs=config.train_epochs,
-        # Fewer images than the usual batch make one batch; otherwise they would make none.
-        batch_size=config.train_batch_size or min(BATCH_SIZE, len(images.train_labels)),
+        batch_size=config.train_batch_size or _usual_batch(len(images.train_labels)),
         lr=config.train_lr,
         cutout=config.cutout,
         drop_path=0.0,
@@ -92,6 +92,12 @@ def _trainer(config: SearchConfig, genotype: AnyGenotype, images: ImageSource) -
         test_every=0,
     )
     return Trainer(settings, genotype, images, NAMES)
+
+
+def _usual_batch(images: int) -> int:
+    """Returns 96, or as many as there are, and as many for each process."""
+    size = min(BATCH_SIZE, images)
+    return size - size % here().size
 
 
 def _convolutions(space: Space) -> AnyGenotype:

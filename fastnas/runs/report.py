@@ -12,6 +12,7 @@ import torch
 
 from fastnas._version import __version__
 from fastnas.files import write_text
+from fastnas.processes import here
 from fastnas.spaces import AnyGenotype, layout_of
 
 REPORT_JSON = "report.json"
@@ -24,6 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
         "threads": torch.get_num_threads(),
+        "processes": here().size,
         "torch": torch.__version__,
         "fastnas": __version__,
     }

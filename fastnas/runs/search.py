@@ -10,6 +10,7 @@ from rich.console import Console
 from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.supernet import SupernetEvaluator
 from fastnas.files import write_text
+from fastnas.processes import joined
 from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
@@ -51,7 +52,12 @@ def run_search(
         ConfigError, DataError, BackendError, CheckpointError, RunFolderError: with nothing
             overwritten.
     """
-    console = console or plain_console()
+    with joined() as processes:
+        console = console or plain_console(quiet=not processes.is_first)
+        return _run_search(config, resume, console)
+
+
+def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[str, Any]:
     # All that can be refused is refused here, before hours of search: the table, the data, the
     # training of what will be derived.
     table = _table(config)
@@ -67,13 +73,16 @@ def run_search(
         searcher.search(out, console)
 
         genotype = _final_genotype(searcher, console)
-        _leave_genotype(out, genotype, f"{config.method} on {config.data}")
-        draw_history(searcher.history, out / "history.png")
+        if searcher.processes.is_first:
+            _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+            draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
+        if not searcher.processes.is_first:
+            return report
         # It is written first: eager may need more memory than there is, and the system then kills
         # the process.
         write_report(out, report, search_text(report, genotype))
@@ -123,13 +132,17 @@ def run_train(
     Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
     logs, report.json, report.md.
     """
-    console = console or plain_console()
+    with joined() as processes:
+        console = console or plain_console(quiet=not processes.is_first)
+        return _run_train(config, resume, console)
+
+
+def _run_train(config: TrainConfig, resume: bool, console: Console) -> dict[str, Any]:
     genotype = read_genotype(config.genotype)
     trainer = Trainer(config, genotype)
     with claimed_folder(config, resume, trainer) as out:
         console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
         test_accuracy = trainer.train(out, console)
-        _leave_genotype(out, genotype, f"trained on {config.data}")
         report = {
             "data": config.data,
             "classes": list(trainer.images.class_names),
@@ -142,7 +155,9 @@ def run_train(
             "train_seconds": trainer.seconds,
             "environment": environment(trainer.device),
         }
-        write_report(out, report, train_text(report, genotype))
+        if trainer.processes.is_first:
+            _leave_genotype(out, genotype, f"trained on {config.data}")
+            write_report(out, report, train_text(report, genotype))
         console.print(f"\nreport: {out / REPORT_MD}")
         return report
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, SearchNetwork
+from fastnas.processes import ALONE, Processes
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
 from fastnas.strategies.steps import ArchStep, Batch, Inputs, WeightStep
@@ -32,6 +33,8 @@ class Bilevel:
             unrolled step).
         arch_optimizer: over the logits.
         grad_clip: largest norm of the weight gradient.
+        processes: each makes the step on its share of the batches; weights, logits and running
+            statistics end the same on all.
     """
 
     def __init__(
@@ -42,6 +45,7 @@ class Bilevel:
         params_optimizer: Optimizer,
         arch_optimizer: Optimizer,
         grad_clip: float = 5.0,
+        processes: Processes = ALONE,
     ) -> None:
         self.network = network
         self.arch = arch
@@ -49,6 +53,7 @@ class Bilevel:
         self.params_optimizer = params_optimizer
         self.arch_optimizer = arch_optimizer
         self.grad_clip = grad_clip
+        self.processes = processes
         self.params = list(network.parameters())
         self.alphas = list(arch.parameters())
 
@@ -71,9 +76,10 @@ class Bilevel:
         self.strategy.begin(valid.sample)
         step = ArchStep(
             self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
-            self.params_optimizer,
+            self.params_optimizer, self.processes,
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
+        gradient = self.processes.means(gradient)
         for alpha, g in zip(self.alphas, gradient):
             # The gradient is assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
@@ -87,9 +93,11 @@ class Bilevel:
         # let momentum and weight decay move it.
         self.params_optimizer.zero_grad(set_to_none=True)
         step = WeightStep(
-            self.strategy, self.network, self.arch, self.params, train, self.grad_clip
-        )
+            self.strategy, self.network, self.arch, self.params, train, self.grad_clip,
+            self.processes,
+        )  # fmt: skip
         loss, logits = self.strategy.params_gradient(step)
+        self.processes.join_statistics(self.network.buffers())
         # In a CUDA graph every candidate has a gradient, 0 where it did not run. Which ones ran is
         # known on the device only, and SGD is told there to leave the others alone.
         step_where(self.params_optimizer, self.network.on_device(step.passes))

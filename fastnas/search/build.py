@@ -17,6 +17,7 @@ from fastnas.data.augment import Augment
 from fastnas.data.batches import split_indices
 from fastnas.data.load import load_images
 from fastnas.data.source import ImageSource, Stream
+from fastnas.processes import WHOLE, Processes, Share, here, local_rank
 from fastnas.search.config import ConfigError, RunConfig
 from fastnas.text_file import file_path
 
@@ -31,11 +32,16 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ConfigError: the device is not there.
     """
+    given = name
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and here().size > 1:
+        name = f"cuda:{local_rank()}"
     # torch.device takes cpu:7 too, and computes on the one CPU there is.
     if not DEVICES.fullmatch(name):
         raise ConfigError(f"device is {short(name)}; cpu, cuda, cuda:N and auto are allowed")
+    if here().size > 1 and ":" in given:
+        raise ConfigError(f"device is {given!r}; of several processes each has a GPU of its own")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device is {name!r}; there are {torch.cuda.device_count()} CUDA devices")
@@ -54,15 +60,21 @@ def seeded(config: RunConfig) -> torch.device:
 
 
 def load_data(config: RunConfig, device: torch.device) -> ImageSource:
-    images = load_images(
-        config.data,
-        data_dir=file_path(config.data_dir),
-        image_size=config.image_size,
-        workers=config.workers,
-        crop_scale=config.crop_scale,
-        centre_share=config.centre_share,
-    )
-    return images.to(device)
+    def load() -> ImageSource:
+        return load_images(
+            config.data,
+            data_dir=file_path(config.data_dir),
+            image_size=config.image_size,
+            workers=config.workers,
+            crop_scale=config.crop_scale,
+            centre_share=config.centre_share,
+        )
+
+    processes = here()
+    # A data set that is not there yet is fetched, by one process and not by all at once.
+    first = load() if processes.is_first else None
+    processes.wait()
+    return (load() if first is None else first).to(device)
 
 
 def augmentation(config: RunConfig, images: ImageSource, cutout: int) -> Augment:
@@ -92,6 +104,7 @@ class Pipeline:
     augment: Augment
     generator: torch.Generator
     channels_last: bool = False
+    share: Share = WHOLE
 
     def __post_init__(self) -> None:
         # Images are padded before they are normalised, as in the public code: black, not grey.
@@ -100,7 +113,8 @@ class Pipeline:
     def __call__(self, stream: Stream) -> tuple[Tensor, Tensor]:
         """Returns the next images of a stream, augmented, and their labels."""
         pixels, labels = stream.next()
-        batch = self.augment(self.images.normalise(pixels), self.generator, fill=self._fill)
+        pixels = self.images.normalise(pixels)
+        batch = self.augment(pixels, self.generator, fill=self._fill, share=self.share)
         return self.laid_out(batch), labels
 
     def laid_out(self, batch: Tensor) -> Tensor:
@@ -108,16 +122,22 @@ class Pipeline:
         return batch.contiguous(memory_format=layout)
 
 
-def check_batch_size(setting: str, size: int, images: int, use: str) -> None:
-    """Refuses a batch for which there are too few images.
+def check_batch_size(setting: str, size: int, images: int, use: str, share: Share = WHOLE) -> None:
+    """Refuses a batch for which there are too few images, or that processes cannot share.
 
     Args:
         setting: what the user calls the batch size.
         use: what the images are for.
+        share: the part of a batch that a process has.
 
     Raises:
-        ConfigError: there are fewer images than a batch has.
+        ConfigError: there are fewer images than a batch has, or the parts would not be equal.
     """
+    if size % share.size:
+        raise ConfigError(
+            f"{setting} is {size}; a multiple of {share.size}, the number of processes that share"
+            " a batch, is needed"
+        )
     if size > images:
         raise ConfigError(f"{setting} is {size}; at most {images} is allowed, the images {use}")
 
@@ -186,3 +206,8 @@ class Answers:
         # Labels [N] are compared along a leading axis of paths, where there is one.
         self.right = self.right + (logits.argmax(-1) == labels).sum(-1)
         self.finite = self.finite & logits.isfinite().all()
+
+    def join(self, processes: Processes) -> None:
+        """Adds up what the processes have counted, each on its own images."""
+        self.right = processes.total(self.right)
+        self.finite = processes.total((~self.finite).long()) == 0

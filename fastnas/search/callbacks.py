@@ -37,7 +37,7 @@ class Callback:
 
 
 class TensorBoard(Callback):
-    """Logs the figures of each epoch.
+    """Logs the figures of each epoch, of several processes in the first one.
 
     Args:
         folder: of the logs; what was logged after a checkpoint that a search resumes from is
@@ -52,6 +52,8 @@ class TensorBoard(Callback):
         self._logs: Logs | None = None
 
     def on_epoch(self, search: ChoiceSearch, figures: Mapping[str, Any]) -> None:
+        if not search.processes.is_first:
+            return
         if self._logs is None:
             self._logs = Logs(self.folder, True, int(figures["epoch"]))
         self._logs.epoch(figures)

@@ -15,10 +15,12 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
+from torch.utils.data import DistributedSampler
 
 from fastnas.checks import check_int, check_number, check_type, short
 from fastnas.nn import Choice, InputChoice, derived_network, split_parameters
 from fastnas.nn.logits import Logits
+from fastnas.processes import here
 from fastnas.reference import cosine_decay
 from fastnas.search.callbacks import Callback, StopSearch
 from fastnas.search.checkpoint import (
@@ -36,6 +38,7 @@ from fastnas.search.choice_settings import (
     weight_optimizer_of,
 )
 from fastnas.search.choice_steps import ArchHalf, Loss
+from fastnas.search.choice_together import batches_together, check_alike
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.strategies.hypergradient import first_order, frozen, unrolled
 
@@ -62,6 +65,12 @@ class ChoiceSearch:
     "top2", "pairs": ROME). With K `samples` each half runs K times on its batch, each with samples
     of its own: gradients of the logits are averaged, those of the weights added (ROME eq. 11, 12).
     What was not sampled has no gradient (None), and the optimizer leaves it alone.
+
+    In torch's default process group (`torchrun`) the processes make the steps together: each has
+    batches of its own, gradients and running statistics are means over the processes, and samples
+    agree, as all draw from the same random state. Each begins with the same seed, and its loaders
+    with its own share, such as by a DistributedSampler, whose epoch is set here. The first process
+    writes checkpoints.
 
     Sources: Liu et al., ICLR 2019 (DARTS), algorithm 1; Chu et al., ECCV 2020 (FairDARTS), eq. 5;
     Wang et al., ICCV 2023 (ROME).
@@ -93,6 +102,7 @@ class ChoiceSearch:
 
     Raises:
         TypeError, ValueError: naming the argument, what was given and what is allowed.
+        ProcessesError: the processes have other networks, or random states.
     """
 
     def __init__(
@@ -146,6 +156,7 @@ class ChoiceSearch:
         )
         self.logit_optimizer = logit_optimizer_of(self.weights, self.logits, logit_optimizer)
         self.device = self.logits[0].device
+        self.processes = here()
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, Any]] = []
@@ -177,15 +188,16 @@ class ChoiceSearch:
         """Moves the logits by their gradient of the loss on `valid`; returns that loss."""
         half = ArchHalf(
             self.network, self.loss, self.regulariser, self.weights, self.logits, valid, train,
-            self.weight_optimizer,
+            self.weight_optimizer, self.processes,
         )  # fmt: skip
         gradient = unrolled if self.order == 2 else first_order
         passes = [gradient(half) for _ in range(self.samples)]
-        for i, alpha in enumerate(self.logits):
-            alpha.grad = torch.stack([found[i] for found, _ in passes]).mean(0)
+        means = [torch.stack(parts).mean(0) for parts in zip(*(found for found, _ in passes))]
+        for alpha, mean in zip(self.logits, self.processes.means(means)):
+            alpha.grad = mean
         self.logit_optimizer.step()
         self.logit_optimizer.zero_grad(set_to_none=True)
-        return torch.stack([loss for _, loss in passes]).mean()
+        return self.processes.means([torch.stack([loss for _, loss in passes]).mean()])[0]
 
     def weight_step(self, train: Any) -> Tensor:
         """Moves the weights by their gradient of the loss on `train`; returns that loss."""
@@ -197,9 +209,11 @@ class ChoiceSearch:
                 loss = self.loss(self.network, train)
                 loss.backward()
                 losses.append(loss.detach())
+        self.processes.join_gradients(self.weights)
         clip_grad_norm_(self.weights, self.grad_clip)
         self.weight_optimizer.step()
-        return torch.stack(losses).mean()
+        self.processes.join_statistics(self.network.buffers())
+        return self.processes.means([torch.stack(losses).mean()])[0]
 
     def _moved(self, batch: Any) -> Any:
         def move(value: Any) -> Any:
@@ -224,36 +238,48 @@ class ChoiceSearch:
             DivergedError: a loss, a parameter or a statistic is not finite. The checkpoint before
                 that epoch stays.
             CheckpointError: there is none to resume, or it is of another search.
+            ProcessesError: the processes cannot go on together.
         """
         path = None if checkpoint is None else Path(checkpoint)
         if resume:
             if path is None:
                 raise ValueError("resume is True, but there is no checkpoint to go on from")
             self.load(path)
-        try:
-            while self.epoch < self.epochs:
-                self._run_epoch()
-                if path is not None:
-                    self.save(path)
-                for callback in self.callbacks:
-                    callback.on_epoch(self, self.history[-1])
-        except StopSearch:
-            pass
+        check_alike(self.processes, self._parts())
+        while self.epoch < self.epochs:
+            if not self._run_epoch():
+                break
+            if path is not None:
+                self.save(path)
+            if self._told("on_epoch", self.history[-1]):
+                break
         return self.history
 
-    def _run_epoch(self) -> None:
+    def _told(self, what: str, figures: Mapping[str, Any]) -> bool:
+        """Tells the callbacks; returns whether one, in any of the processes, ends the search."""
+        ends = False
+        for callback in self.callbacks:
+            try:
+                getattr(callback, what)(self, figures)
+            except StopSearch:
+                ends = True
+                break
+        return bool(self.processes.largest(ends))
+
+    def _run_epoch(self) -> bool:
+        """Runs an epoch; returns whether it came to its end."""
         self._start_epoch()
         started, steps = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
         valid = _endless(self.valid, "valid")
         self.network.train()
-        for batch in self.train:
+        for batch in batches_together(self.processes, self.train, first=not self.epoch):
             figures = self.step(batch, next(valid))
             # In float64 on the device: no step waits for it.
             sums = {name: sums.get(name, 0) + figures[name].double() for name in figures}
             steps += 1
-            for callback in self.callbacks:
-                callback.on_step(self, figures)
+            if self._told("on_step", figures):
+                return False
         if not steps:
             raise ValueError("train has no batches; at least one is needed")
         rate = self.weight_optimizer.param_groups[0]["lr"]
@@ -264,9 +290,16 @@ class ChoiceSearch:
         self.epoch += 1
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
+        check_alike(self.processes, self._parts())
         self.history.append({**row, "seconds": seconds, "derived": self.derive()})
+        return True
 
     def _start_epoch(self) -> None:
+        for batches in (self.train, self.valid):
+            sampler = getattr(batches, "sampler", None)
+            if isinstance(sampler, DistributedSampler):
+                # It shuffles by the epoch alone, and would go through the same order each time.
+                sampler.set_epoch(self.epoch)
         done = self.epoch / (self.epochs - 1) if self.epochs > 1 else 0.0
         for choice in self.choices.values():
             if self.tau is not None and choice.mixing in choice.sampled:
@@ -334,7 +367,12 @@ class ChoiceSearch:
         }
 
     def save(self, path: Path) -> None:
-        """Writes all that the rest of the search depends on."""
+        """Writes all that the rest of the search depends on, once for all processes."""
+        if self.processes.is_first:
+            self._write(path)
+        self.processes.wait()
+
+    def _write(self, path: Path) -> None:
         state = {name: part.state_dict() for name, part in self._parts().items()}
         own = {"search": self._identity(), "epoch": self.epoch, "history": self.history}
         save_checkpoint(path, KIND, {**own, "random": random_state(), "parts": state})

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fastnas.processes import ALONE, Processes
+
 Loss = Callable[[nn.Module, Any], Tensor]
 """Maps a network and a batch to a loss []."""
 
@@ -24,6 +26,7 @@ class ArchHalf:
         params, alphas: weights and logits.
         valid, train: batches, on the network's device.
         optimizer: the SGD of the weights, which the unrolled step imitates.
+        processes: each has batches of its own.
     """
 
     network: nn.Module
@@ -34,6 +37,7 @@ class ArchHalf:
     valid: Any
     train: Any
     optimizer: Optimizer
+    processes: Processes = ALONE
     _random: list[list[tuple[torch.Generator, Tensor]]] = field(default_factory=list)
 
     def valid_loss(self) -> Tensor:

@@ -137,6 +137,11 @@ class SearchConfig(RunConfig):
     validate_every: int = option(
         1, "epochs between validations of the supernet (0: only the last)", COUNT
     )
+    spread: str = option(
+        "batches",
+        "of several processes: what they share, the images of a batch or a method's samples",
+        choices=("batches", "samples"),
+    )
     train_epochs: int = option(
         20, "epochs of the derived network's short training (0: none)", whole(0, 10**6)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -12,10 +13,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from fastnas import signals
 from fastnas.data.source import ImageSource
 from fastnas.data.workers import deaths_told
+from fastnas.processes import digest, here
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -30,6 +33,8 @@ from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 from fastnas.search.saved_state import problem_of_optimizer, problem_of_state
 
+logger = logging.getLogger("fastnas")
+
 SECONDS_SHOWN = 0.5
 STEPS_SHOWN = 16
 """Figures are read, which waits for the device, after that time or that many steps."""
@@ -41,6 +46,7 @@ class ResumableRun:
     Attributes:
         epoch, step: epochs done, and steps done in the one under way.
         seconds: spent in steps.
+        processes: make the run together.
         sums: figures summed over the steps of the epoch under way, in float64 on the device.
         history: one mapping of figures per epoch done.
     """
@@ -65,6 +71,11 @@ class ResumableRun:
         self.history: list[dict[str, Any]] = []
         self._unread: list[tuple[int, str, Tensor]] = []
         """Step, name and value of the figures added since `sums` was read last."""
+        self.processes = here()
+        self._figures: dict[str, Tensor] = {}
+        """Those of the step under way."""
+        self._begun_by: int | None = None
+        """How many processes have made the run that this one goes on with."""
         self._saved: str | None = None
         """Which checkpoint holds the run, and of which moment it is."""
 
@@ -126,14 +137,23 @@ class ResumableRun:
         return self.epoch == self.epochs
 
     def add(self, **figures: Tensor) -> None:
-        """Adds figures of a step [] to `sums`, without waiting for the device."""
+        """Takes figures of a step [], which are added to `sums` at its end."""
         for name, value in figures.items():
             # It is a copy, because the next replay of a CUDA graph overwrites the loss itself. It
             # is summed in float64, which a checkpoint holds as a Python float without rounding: an
             # epoch that is resumed has the means of one that was not.
-            mine = value.detach().to(torch.float64, copy=True)
-            self.sums[name] = self.sums[name] + mine
-            self._unread.append((self.step, name, mine))
+            self._figures[name] = value.detach().to(torch.float64, copy=True)
+
+    def _make_step(self) -> None:
+        """Makes a step and sums its figures, without waiting for the device."""
+        self._figures.clear()
+        self.run_step()
+        # Of several processes they are the mean: all have the same sums, in the checkpoint too.
+        means = self.processes.means(list(self._figures.values()))
+        for name, mean in zip(self._figures, means):
+            self.sums[name] = self.sums[name] + mean
+            self._unread.append((self.step, name, mean))
+        self.step += 1
 
     def means(self) -> dict[str, float]:
         """Returns `sums` over the steps of the epoch so far.
@@ -163,6 +183,21 @@ class ResumableRun:
         if name is not None:
             raise self.diverged(f"{name} is not finite", self.step - 1)
 
+    def _check_alike(self) -> None:
+        """Makes sure that all processes have the same bits, as each continues with its own.
+
+        Raises:
+            ProcessesError: a computation of the run gives other bits on another machine, or drew
+                another number of times.
+        """
+        if self.processes.size > 1:
+            found = {
+                name: _tensors(part.state_dict()) for name, part in self.checkpointed().items()
+            }
+            drawn = [torch.get_rng_state(), *(g.get_state() for g in self.generators().values())]
+            alike = {**found, "random state": drawn}
+            self.processes.check_same({name: digest(parts) for name, parts in alike.items()})
+
     def diverged(self, what: str, step: int) -> DivergedError:
         """Returns the error that ends the run.
 
@@ -184,6 +219,7 @@ class ResumableRun:
             # Torch splits a sum on the CPU by the number of threads, so another number rounds
             # otherwise and the run would end elsewhere.
             "threads": torch.get_num_threads(),
+            "processes": self.processes.size,
             "fingerprint of the data": self.images.fingerprint,
         }
 
@@ -200,6 +236,16 @@ class ResumableRun:
         """
         # A signal only sets `stop.number`, which is read between two steps: a checkpoint never
         # holds half a step.
+        mine = self.identity()
+        # Sums are brought together, so that the number of threads may differ.
+        self.processes.check_same({name: mine[name] for name in mine if name != "threads"})
+        if self._begun_by not in (None, self.processes.size) and not self.finished:
+            logger.warning(
+                "fastnas: this %s was made by %d processes and goes on with %d: its batches are the"
+                " same, but their sums and batch statistics are formed in other parts, so that it"
+                " ends at other bits",
+                self.kind, self._begun_by, self.processes.size,
+            )  # fmt: skip
         with closing(self), deaths_told(), signals.deferred() as stop:
             while not self.finished:
                 self.start_epoch()
@@ -207,12 +253,14 @@ class ResumableRun:
                 self._end_epoch(checkpoint, logs, bar)
             # A signal may have come while the last epoch was evaluated, after the last step had
             # looked. `deferred` would raise as well, but could not tell what was saved.
+            self._agreed(stop)
             stop.check(self._saved)
 
     def _end_epoch(self, checkpoint: Path | None, logs: Logs, bar: StepBar) -> None:
         # `end_epoch` derives a genotype, which refuses logits that are not finite by an error that
         # names neither step nor epoch. So the run is judged first.
         self.check_finite()
+        self._check_alike()
         self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
         self.sums = dict.fromkeys(self.summed, 0.0)
         self.epoch += 1
@@ -228,10 +276,9 @@ class ResumableRun:
         every = self.config.checkpoint_every
         started, steps = time.perf_counter(), 0
         while self.step < self.steps_per_epoch:
-            self.run_step()
-            self.step += 1
+            self._make_step()
             steps += 1
-            stops = stop.number is not None
+            stops = self._agreed(stop)
             saves = stops or (every and self.step % every == 0)
             shows = steps == STEPS_SHOWN or time.perf_counter() - started > SECONDS_SHOWN
             if not (saves or shows or self.step == self.steps_per_epoch):
@@ -248,8 +295,15 @@ class ResumableRun:
                 stop.check(self._saved)
             started, steps = time.perf_counter(), 0
 
+    def _agreed(self, stop: signals.Stop) -> bool:
+        """Tells whether the run stops here: all processes do, after the same step, or none."""
+        stop.number = self.processes.largest(stop.number or 0) or None
+        return stop.number is not None
+
     def save(self, path: Path | None) -> None:
         """Saves everything that the rest of the run depends on; nothing where there is no path.
+
+        Of several processes the first one writes, and the others wait until it has.
 
         Raises:
             DivergedError: the state is not finite; the checkpoint before it stays.
@@ -270,7 +324,9 @@ class ResumableRun:
             **{name: part.state_dict() for name, part in self.checkpointed().items()},
             **self.extra_state(),
         }
-        save_checkpoint(path, self.kind, state)
+        if self.processes.is_first:
+            save_checkpoint(path, self.kind, state)
+        self.processes.wait()
         self._saved_as(path)
 
     def _saved_as(self, path: Path) -> None:
@@ -303,8 +359,14 @@ class ResumableRun:
         return state
 
     def differences(self, state: Mapping[str, Any]) -> dict[str, str]:
-        """Returns what the run that saved a state has otherwise than this one, by its name."""
-        return differences(state["run"], self.identity())
+        """Returns what the run that saved a state has otherwise than this one, by its name.
+
+        Another number of processes is no other run, and then nor is another number of threads.
+        """
+        found = differences({"processes": _processes_of(state), **state["run"]}, self.identity())
+        if found.pop("processes", None):
+            found.pop("threads", None)
+        return found
 
     def restore(self, state: Mapping[str, Any], path: Path) -> None:
         """Goes to a state that `read` has read from `path`.
@@ -335,4 +397,14 @@ class ResumableRun:
         self.epoch, self.step = state["epoch"], state["step"]
         self.seconds, self.sums = state["seconds"], dict(state["sums"])
         self.history = list(state["history"])
+        self._begun_by = _processes_of(state)
         self._saved_as(path)
+
+
+def _processes_of(state: Mapping[str, Any]) -> int:
+    # Checkpoints from before there were several do not tell.
+    return int(state["run"].get("processes", 1))
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]

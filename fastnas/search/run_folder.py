@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fastnas.files import is_partial, write_text
+from fastnas.processes import here
 from fastnas.search.config import FolderConfig, config_text, make_config
 from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.resumable import ResumableRun
@@ -43,7 +44,13 @@ def claimed_folder(
             that lives has it. Nothing in it has been touched then.
         CheckpointError: as `ResumableRun.read`.
     """
-    out = file_path(config.out)
+    out, processes = file_path(config.out), here()
+    if not processes.is_first:
+        # The first one has the folder, for all of them, and says what it has found there.
+        if processes.first_says(None) and run is not None:
+            run.restore(run.read(out / run.checkpoint), out / run.checkpoint)
+        yield out
+        return
     with _locked(out):
         if os.path.lexists(out / CONFIG):  # pathlib raises for a name that is too long
             if not resume:
@@ -51,11 +58,13 @@ def claimed_folder(
                     f"{out} holds a run; continue it with --resume, or name another folder with"
                     " --out"
                 )
-            _go_on(config, out, run)
+            is_restored = _go_on(config, out, run)
         else:
             _check_empty(out)
+            is_restored = False
             # Settings that change no result may differ from those of the last time.
             _keep(config, out)
+        processes.first_says(is_restored)
         yield out
 
 
@@ -106,19 +115,21 @@ def _owner(out: Path) -> str:
     return f", {text}" if text else ""
 
 
-def _go_on(config: FolderConfig, out: Path, run: ResumableRun | None) -> None:
-    """Compares the run in the folder with this one, and goes back to its checkpoint."""
+def _go_on(config: FolderConfig, out: Path, run: ResumableRun | None) -> bool:
+    """Compares the run in the folder with this one, and goes back to its checkpoint, if any."""
     # Everything is compared before anything is restored or written, so that a run which is refused
     # finds its folder untouched.
     differing = _differing_settings(config, out)
-    if run is None or not (out / run.checkpoint).exists():
+    checkpoint = None if run is None else out / run.checkpoint
+    is_restored = checkpoint is not None and checkpoint.exists()
+    if run is None or checkpoint is None or not is_restored:
         _refuse(out, differing)
     else:
-        checkpoint = out / run.checkpoint
         state = run.read(checkpoint)
         _refuse(out, differing | run.differences(state))
         run.restore(state, checkpoint)
     _keep(config, out)
+    return is_restored
 
 
 def _refuse(out: Path, differing: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from fastnas.data.batches import Batches, split_indices
 from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
 from fastnas.ops import OPS
+from fastnas.processes import WHOLE, Share
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import (
     Answers,
@@ -132,7 +133,8 @@ class Searcher(ResumableRun):
         if self.config.cuda_graph and self.not_graphed is not None:
             logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
         out.mkdir(parents=True, exist_ok=True)
-        logs = Logs(out / "tensorboard", self.config.tensorboard, self.epoch)
+        logs_here = self.config.tensorboard and self.processes.is_first
+        logs = Logs(out / "tensorboard", logs_here, self.epoch)
         total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
         with self.on_backend(), StepBar(console, "search", total, done) as bar:
@@ -209,8 +211,9 @@ class Searcher(ResumableRun):
         network.eval()
         labels = self.pipeline.images.train_labels
         answers = Answers(self.device)
-        for index, batch in self.plain(self.valid_index):
+        for index, batch in self.plain(self.processes.share.spread(self.valid_index)):
             answers.add(network(batch, weights), labels[index])
+        answers.join(self.processes)
         self.network.train()
         if not answers.finite:
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
@@ -345,6 +348,7 @@ class Searcher(ResumableRun):
             self.params_optimizer,
             self.arch_optimizer,
             config.grad_clip,
+            self.processes,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)
@@ -367,13 +371,16 @@ class Searcher(ResumableRun):
             train, valid = split_indices(labels, config.train_fraction, config.seed)
             self.valid_index = chosen[valid].to(self.device)
             batch_size = config.resolved("batch_size")
-            check_batch_size("batch_size", batch_size, len(train), "for the weights")
-            check_batch_size("batch_size", batch_size, len(valid), "for the logits")
-            check_batch_norms("batch_size", batch_size, images.shape, self._mixture)
+            share = self._share_of_batches()
+            check_batch_size("batch_size", batch_size, len(train), "for the weights", share)
+            check_batch_size("batch_size", batch_size, len(valid), "for the logits", share)
+            part = batch_size // share.size
+            check_batch_norms("batch_size", part, images.shape, self._mixture)
             # The halves have seeds of their own: with one seed both would be shuffled alike, and
             # the same images would meet in every epoch.
-            self.train_batches = Batches(chosen[train], batch_size, config.seed)
-            self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
+            sizes = {"batch_size": batch_size, "share": share}
+            self.train_batches = Batches(chosen[train], seed=config.seed, **sizes)
+            self.valid_batches = Batches(chosen[valid], seed=config.seed + 1, **sizes)
             self.train_stream = images.stream(self.train_batches)
             self.valid_stream = images.stream(self.valid_batches)
             self.recalibration_index = self._subset(chosen[train]).to(self.device)
@@ -382,4 +389,13 @@ class Searcher(ResumableRun):
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error
         generator = torch.Generator().manual_seed(config.seed + 2)
-        self.pipeline = Pipeline(images, augment, generator, config.channels_last)
+        self.pipeline = Pipeline(images, augment, generator, config.channels_last, share)
+
+    def _share_of_batches(self) -> Share:
+        """Returns the part of each batch that this process runs: all of it, where samples are
+        what the processes share.
+        """
+        if self.config.spread == "batches":
+            return self.processes.share
+        self.strategy.share_samples(self.processes.share)
+        return WHOLE

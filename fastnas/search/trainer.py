@@ -76,11 +76,13 @@ class Trainer(ResumableRun):
             chosen = chosen_images(self.images, config.images, config.seed)
             if is_default:  # as the public code, which takes what there is
                 size = min(config.resolved("batch_size"), len(chosen))
+                size -= size % self.processes.size
                 config = replace(config, batch_size=size)
             self.config = config
             self.network = self._build(genotype).to(self.device)
             self._check_batches(genotype, len(chosen))
-            self.batches = Batches(chosen, config.resolved("batch_size"), config.seed)
+            size, share = config.resolved("batch_size"), self.processes.share
+            self.batches = Batches(chosen, size, config.seed, share=share)
             self.stream = self.images.stream(self.batches)
             augment = augmentation(config, self.images, config.resolved("cutout"))
         except (ValueError, TypeError) as error:
@@ -88,7 +90,7 @@ class Trainer(ResumableRun):
         # The batches have the seed itself: two generators with one seed would draw the same
         # numbers.
         generator = torch.Generator().manual_seed(config.seed + 1)
-        self.pipeline = Pipeline(self.images, augment, generator)
+        self.pipeline = Pipeline(self.images, augment, generator, share=self.processes.share)
         self.optimizer = torch.optim.SGD(
             self.network.parameters(),
             lr=config.resolved("lr"),
@@ -99,7 +101,8 @@ class Trainer(ResumableRun):
 
     def _check_batches(self, genotype: AnyGenotype, images: int) -> None:
         size, name = self.config.resolved("batch_size"), self.names.get("batch_size", "batch_size")
-        check_batch_size(name, size, images, "to train on")
+        check_batch_size(name, size, images, "to train on", self.processes.share)
+        size //= self.processes.size
         if size == 1 and self.config.resolved("auxiliary"):
             raise ConfigError(
                 f"{name} is 1; at least 2, or no auxiliary classifier, is needed: its batch norms"
@@ -135,7 +138,8 @@ class Trainer(ResumableRun):
         """
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-        logs = Logs(out and out / "tensorboard-train", self.config.tensorboard, self.epoch)
+        logs_here = self.config.tensorboard and self.processes.is_first
+        logs = Logs(out and out / "tensorboard-train", logs_here, self.epoch)
         total = self.epochs * self.steps_per_epoch
         done = self.epoch * self.steps_per_epoch + self.step
         with StepBar(console, "train", total, done) as bar:
@@ -177,8 +181,11 @@ class Trainer(ResumableRun):
             weight = self.config.resolved("auxiliary_weight")
             loss = loss + weight * F.cross_entropy(auxiliary, labels)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+        params = list(self.network.parameters())
+        self.processes.join_gradients(params)
+        torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
         self.optimizer.step()
+        self.processes.join_statistics(self.network.buffers())
         self.add(train_accuracy=accuracy(logits, labels))
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -203,9 +210,10 @@ class Trainer(ResumableRun):
         self.network.eval()
         images = self.images
         answers = Answers(self.device)
-        for batch, labels in images.tests(TEST_BATCH):
+        for batch, labels in images.tests(TEST_BATCH, self.processes.share):
             logits, _ = self._logits(images.normalise(batch))
             answers.add(logits, labels)
+        answers.join(self.processes)
         self.network.train()
         if not answers.finite:
             raise self.diverged("a logit of the test is not finite", self.step - 1)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from fastnas.strategies.steps import WeightStep
 
@@ -33,14 +32,14 @@ def accumulate(
         if clip_each:
             # The gradient of this pass leaves `grad` before the next one comes: clipping must see
             # the norm of one pass, not that of their sum.
-            clip_grad_norm_(step.params, step.grad_clip)
+            step.clip()
             _move(step.params, sums, scale)
     if clip_each:
         for p, total in sums.items():
             # A parameter that no pass has used is not among the sums, and keeps None.
             p.grad = total
     else:
-        clip_grad_norm_(step.params, step.grad_clip)
+        step.clip()
     if passes == 1:
         return losses[0], logits[0]
     return torch.stack(losses).mean(), torch.stack(logits)

@@ -13,6 +13,7 @@ from fastnas.checks import check_int, check_type
 from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.options import Optioned
+from fastnas.processes import Share
 from fastnas.reference import SkipNoise
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
@@ -159,6 +160,14 @@ class Strategy(Optioned):
     def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
         """Fills grad of the params, clipped; returns the training loss and the logits."""
         return accumulate(step)
+
+    def share_samples(self, share: Share) -> None:
+        """Runs a process' share of what each half of a step samples, all on its whole batch.
+
+        Raises:
+            ValueError: the method has no samples, or they cannot be shared evenly.
+        """
+        raise ValueError(f"method {self.name} has no samples that processes could share")
 
     def not_capturable(self) -> str | None:
         """Tells why a step of the method cannot be a CUDA graph, or None."""

@@ -38,7 +38,9 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
         g  = grad_alpha L_val(w', alpha) - xi (grad_alpha L_train(w+, alpha) - grad_alpha L_train(w-, alpha)) / (2 eps)
         w+- = w +- eps v,  v = grad_{w'} L_val(w', alpha),  eps = 0.01 / ||v||_2
 
-    The parameters and buffers are put back bit for bit, from copies, also when a loss raises.
+    Of several processes each computes its own share of the last two terms of g, whose mean is theirs;
+    w' and v are those of all. The parameters and buffers are put back bit for bit, from copies, also
+    when a loss raises.
     """  # noqa: E501
     params, alphas, buffers = step.params, step.alphas, step.buffers()
     saved = [p.detach().clone() for p in params]
@@ -56,6 +58,7 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
             # This is grad_w L_train(w, alpha); the frozen logits get none, and nothing is saved for
             # it.
             ahead = _grad(step.train_loss(), params)
+        ahead = step.processes.means(ahead)
         for g, p, value in zip(ahead, params, saved):
             # w' is where SGD would go, weight decay and momentum included, as in the public code.
             g.add_(value, alpha=settings["weight_decay"])
@@ -67,7 +70,7 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
         # One backward pass gives the first term of equation 7 and v, for which the weights stand at
         # w'.
         both = _grad(loss, [*alphas, *params])
-        gradient, v = both[: len(alphas)], both[len(alphas) :]
+        gradient, v = both[: len(alphas)], step.processes.means(both[len(alphas) :])
         # This is the step length of DARTS' footnote in section 2.3, by the norm over all
         # parameters.
         eps = 0.01 / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))

@@ -14,6 +14,7 @@ from fastnas.nn import ArchParameters, Paths
 from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths
 from fastnas.options import option
+from fastnas.processes import WHOLE, Share
 from fastnas.reference import HardWeights
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import accumulate
@@ -68,13 +69,30 @@ class SinglePath(Strategy):
                 "clip_samples is 'each', but paths_at_once gives one gradient for all samples"
             )
         self.tau = self.tau_start
+        self.share = WHOLE
+        """Which of the samples this process runs, where several share them (`share_samples`)."""
         self._drawn: Tensor | None = None
         self._turn = 0
 
     @property
     def passes(self) -> int:
-        """Returns how many forward passes each half of a step has."""
-        return 1 if self.paths_at_once else self.samples
+        """Returns how many forward passes each half of a step has in this process."""
+        return 1 if self.paths_at_once else self.samples // self.share.size
+
+    def share_samples(self, share: Share) -> None:
+        """Runs this process' share of the samples only: the mean over all is that of one process.
+
+        Raises:
+            ValueError: the samples cannot be shared evenly.
+        """
+        if self.samples % share.size:
+            raise ValueError(
+                f"samples is {self.samples}; a multiple of {share.size}, the number of processes"
+                " that share them, is needed"
+            )
+        if self.clip_samples == "each" and share.size > 1:
+            raise ValueError("clip_samples is 'each', but a process has not the whole of a sample")
+        self.share = share
 
     def start_epoch(self, epoch: int, epochs: int) -> None:
         check_epoch(epoch, epochs)
@@ -111,7 +129,9 @@ class SinglePath(Strategy):
         tau, rng = self._drawn[:1].view(torch.float64)[0], self._drawn[1:].view(-1, 2)
         # All samples are drawn in each pass, also where it takes one: otherwise `paths_at_once`
         # would draw others from the stream.
-        mine = slice(None) if self.paths_at_once else self._turn
+        rank, size = self.share.rank, self.share.size
+        turn = rank + self._turn * size
+        mine = slice(rank, None, size) if self.paths_at_once else turn
         self._turn += 1
         if self._turn == self.passes:
             self._drawn = None

@@ -13,10 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
 from fastnas.nn.paths import Weights
+from fastnas.processes import ALONE, Processes
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and labels [N]."""
@@ -75,6 +77,10 @@ class BilevelLosses(Protocol):
     def buffers(self) -> list[Tensor]:
         """Returns what the losses change on the way: running statistics."""
 
+    @property
+    def processes(self) -> Processes:
+        """Returns those that share the batches; each computes the losses of its own images."""
+
 
 @dataclass(frozen=True)
 class ArchStep:
@@ -86,6 +92,7 @@ class ArchStep:
         valid, train: the inputs of L_val(w, alpha) and of L_train(w, alpha). Repeated calls of a
             loss see the same noise, or a finite difference would measure the noise.
         optimizer: the SGD of the params, which the unrolled step imitates.
+        processes: share the batches.
     """
 
     strategy: Weighing
@@ -96,6 +103,7 @@ class ArchStep:
     valid: Inputs
     train: Inputs
     optimizer: Optimizer
+    processes: Processes = ALONE
 
     def valid_loss(self) -> Tensor:
         """Returns L_val(w, alpha) with the strategy's regulariser."""
@@ -120,6 +128,7 @@ class WeightStep:
 
     Attributes:
         grad_clip: largest norm of the gradient.
+        processes: share the batch.
         passes: the weights or paths of the forward passes so far.
     """
 
@@ -129,6 +138,7 @@ class WeightStep:
     params: Sequence[Tensor]
     train: Inputs
     grad_clip: float
+    processes: Processes = ALONE
     passes: list[Weights] = field(default_factory=list)
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -140,6 +150,11 @@ class WeightStep:
         self.passes.append(weights)
         logits = self.network(self.train.images, weights, self.train.draw)
         return _cross_entropy(logits, self.train.labels), logits
+
+    def clip(self) -> None:
+        """Makes `grad` of the params that of all processes, and clips it."""
+        self.processes.join_gradients(self.params)
+        clip_grad_norm_(self.params, self.grad_clip)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
