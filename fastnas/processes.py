@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -116,9 +117,22 @@ class Processes:
         self.mean_([p.grad for p in found if p.grad is not None])
 
     def join_statistics(self, buffers: Iterable[Tensor]) -> None:
-        """Makes each floating point buffer the mean over the processes: running statistics."""
-        if self.size > 1:
-            self.mean_([buffer for buffer in buffers if buffer.is_floating_point()])
+        """Makes running statistics their means over the processes, counts of batches the largest.
+
+        What is no statistic is the same in all, and stays.
+        """
+        if self.size == 1:
+            return
+        buffers = list(buffers)
+        self.mean_([buffer for buffer in buffers if buffer.is_floating_point()])
+        # Where processes share samples, each has run other candidates.
+        counts = [buffer for buffer in buffers if buffer.dtype == torch.int64]
+        if counts:
+            flat = torch.cat([count.reshape(-1) for count in counts])
+            with _partners_told(self):
+                dist.all_reduce(flat, dist.ReduceOp.MAX)
+            for count, most in zip(counts, flat.split([count.numel() for count in counts])):
+                count.copy_(most.view(count.shape))
 
     def total(self, count: Tensor) -> Tensor:
         """Returns a whole number summed over the processes, int64 of any shape."""
@@ -264,4 +278,6 @@ def _partners_told(processes: Processes) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Returns what the error says, without gloo's place in its source and its advice."""
+    text = re.sub(r"^\[[^]]*\] *|\. This is typically .*", "", " ".join(str(error).split()))
+    return text[:300] or type(error).__name__
