@@ -55,7 +55,7 @@ simt: $(STAMP)
 
 # Damages, interrupts and starts twice what a user runs; fills the disk under it. About 40 minutes.
 stress: $(STAMP)
-	for script in damage interruptions pairs disk_full; do \
+	for script in damage interruptions pairs processes disk_full; do \
 		echo "$$script:"; $(BIN)/python tests/stress/$$script.py --seed $(SEED) || exit 1; done
 
 bench: $(STAMP)

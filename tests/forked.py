@@ -17,7 +17,10 @@ SECONDS = 120
 
 
 def together(size: int, work: Callable[[], Any], folder: Path) -> list[Any]:
-    """Returns what `work` returns in each process, or the text of the error that it raises."""
+    """Returns what `work` returns in each process, or the text of the error that it raises.
+
+    None: it was killed.
+    """
     store = folder / f"store of {len(list(folder.iterdir()))}"
     found = [folder / f"{store.name}, {rank}.pt" for rank in range(size)]
     started = [
@@ -29,7 +32,7 @@ def together(size: int, work: Callable[[], Any], folder: Path) -> list[Any]:
         process.join(SECONDS)
         if process.is_alive():
             process.kill()
-    return [torch.load(path, weights_only=False) for path in found]
+    return [torch.load(p, weights_only=False) if p.exists() else None for p in found]
 
 
 def _run(rank: int, size: int, store: Path, work: Callable[[], Any], found: list[Path]) -> None:
