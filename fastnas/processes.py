@@ -152,7 +152,7 @@ class Processes:
         return int(found)
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Returns when all processes have come here."""
         self.largest(0)
 
     def gathered(self, found: Any) -> list[Any]:
@@ -207,7 +207,7 @@ def here() -> Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Joins the processes that `torchrun` has started, until the end of the context.
+    """Brings the processes of `torchrun` together, until the end of the context.
 
     Alone, and in a process group that the caller has made, it changes nothing. Processes talk by
     gloo, and about what lies on a GPU by NCCL; each has the GPU of its local rank.

@@ -22,6 +22,7 @@ CHECKS = {"bounds", "checks", "options"}  # of arguments; every part may import 
 MAY_IMPORT: dict[str, set[str]] = {
     "allocator": set(),
     "files": set(),
+    "processes": set(),
     "saved_bytes": set(),
     "signals": set(),
     "extras": {"signals"},
@@ -37,11 +38,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": {"ops", "backends", "spaces", "layers", "reference", "transfer"},
     "dropin": {"nn", "ops", "backends", "reference", "spaces", "saved_bytes"},
     "report": {"spaces", "reference", "extras", "files"},
-    "data": {"reference", "extras", "text_file", "transfer"},
-    "strategies": {"nn", "ops", "spaces", "reference", "extras", "transfer"},
+    "data": {"processes", "reference", "extras", "text_file", "transfer"},
+    "strategies": {"nn", "ops", "spaces", "processes", "reference", "extras", "transfer"},
     "search": {
         *("data", "strategies", "nn", "ops", "backends", "reference", "spaces"),
-        *("extras", "files", "signals", "text_file", "transfer"),
+        *("extras", "files", "processes", "signals", "text_file", "transfer"),
     },
     "evaluators": {"search", "data", "strategies", "nn", "reference", "spaces", "text_file"},
     "blackbox": {
@@ -50,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "runs": {
         *("blackbox", "evaluators", "search", "data", "report", "strategies"),
-        *("nn", "reference", "spaces", "extras", "files", "saved_bytes", "text_file"),
+        *("nn", "reference", "spaces", "extras", "files", "processes", "saved_bytes", "text_file"),
     },
 }
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "benchmarks", *NATIVE}

@@ -86,6 +86,7 @@ CALLS = [
         "tau": number(1.0, above=0.0).but("inf"), "topology": choice("top2"),
         "paths": integer(2, 1), "rng": tensor(2, dtype=torch.int64, optional=True),
         "backend": backend}),
+    Call("draw_noise", ops.draw_noise, {"count": integer(1, 0)}),
     Call("draw_rng", ops.draw_rng, {"count": integer(1, 0)}),
     Call("use_backend", lambda name: backends.use_backend(name).__enter__(), {
         "name": choice("eager").called("use_backend")}, "use_backend"),
