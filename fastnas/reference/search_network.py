@@ -78,13 +78,19 @@ class MixedOp(nn.Module):
         self.noise_amplitude = 1.0
         self.skip_drop_path = skip_drop_path
 
+    def noisy_skips(self) -> tuple[int, ...]:
+        """Returns the candidates that noise is drawn on in training."""
+        if self.noise is None or (self.stride > 1 and not self.noise.on_reductions):
+            return ()
+        return self.skips
+
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps x [N, C, H, W] and w [K] to [N, C, H / stride, W / stride]."""
         check_images("x", x)
         check_mixing("w", w, [len(self._ops)], x)
         outputs = [op(x) for op in self._ops]
         for k in self.skips if self.training else ():
-            if self.noise is not None:
+            if self.noise is not None and k in self.noisy_skips():
                 outputs[k] = skip_noise(outputs[k], self.noise, self.noise_amplitude)
             if self.skip_drop_path:
                 outputs[k] = drop_path(outputs[k], self.skip_drop_path)

@@ -112,7 +112,7 @@ class Draws:
         return flat.view(values.shape)
 
     def noise(self) -> SkipNoise:
-        kind = self.pick("noise", ["gaussian", "uniform"])
+        kind = self.pick("noise", ["gaussian", "uniform", "bernoulli"])
         mixture = self.pick("mixture", ["additive", "multiplicative"])
         mean = self.pick("noise mean", [None, 0.5])
         return SkipNoise(kind, mixture, mean, self.pick("noise factor", [0.0, 0.2, 3.0]))
