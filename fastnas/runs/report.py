@@ -81,6 +81,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    if "genotype_by_skip_cap" in report:
+        lines += ["## By the most skips of the normal cell", "", *_capped_lines(report), ""]
     lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [
@@ -90,6 +92,14 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _capped_lines(report: Mapping[str, Any]) -> list[str]:
+    """Writes P-DARTS' cells, those of several caps once."""
+    caps: dict[str, list[str]] = {}
+    for cap, text in report["genotype_by_skip_cap"].items():
+        caps.setdefault(text, []).append(cap)
+    return [f"- {', '.join(of_text)}: `{text}`" for text, of_text in caps.items()]
 
 
 def _comparison_lines(report: Mapping[str, Any]) -> list[str]:

@@ -116,6 +116,7 @@ def _found(
         **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
         "supernet_accuracy": last["valid_accuracy"],
         **_distribution(searcher),
+        **searcher.strategy.findings(searcher.arch, searcher.space),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,

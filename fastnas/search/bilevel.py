@@ -10,6 +10,7 @@ Bilevel.weight_step    the same with
 from __future__ import annotations
 
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, SearchNetwork
@@ -83,6 +84,8 @@ class Bilevel:
         for alpha, g in zip(self.alphas, gradient):
             # The gradient is assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
+        if self.strategy.arch_grad_clip is not None:
+            clip_grad_norm_(self.alphas, self.strategy.arch_grad_clip)
         self.arch_optimizer.step()
         return loss
 

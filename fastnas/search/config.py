@@ -111,7 +111,9 @@ class SearchConfig(RunConfig):
     memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
     channels_last: bool = option(False, "images and activations channels last")
     cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
-    epochs: int = option(50, "epochs of the search", EPOCHS)
+    epochs: int | None = option(
+        None, "epochs of the search (default: the method's, DARTS 50)", EPOCHS
+    )
     batch_size: int | None = option(
         None, "images per batch (default: the method's, DARTS 64)", BATCH
     )
@@ -122,7 +124,11 @@ class SearchConfig(RunConfig):
         Bounds(0, 1, above=True, below=True),
     )
     lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)", RATE)
-    lr_min: float = option(0.001, "learning rate at the end of its cosine", RATE_OR_ZERO)
+    lr_min: float | None = option(
+        None,
+        "learning rate at the end of its cosine (default: the method's, DARTS 0.001)",
+        RATE_OR_ZERO,
+    )
     momentum: float = option(0.9, "of SGD", MOMENTUM)
     weight_decay: float | None = option(
         None, "of SGD (default: the method's, DARTS 3e-4)", RATE_OR_ZERO
@@ -132,7 +138,9 @@ class SearchConfig(RunConfig):
         None, "Adam learning rate of the logits (default: the method's)", RATE
     )
     arch_weight_decay: float = option(1e-3, "of Adam", RATE_OR_ZERO)
-    arch_start_epoch: int = option(0, "epochs before the logits start to move", COUNT)
+    arch_start_epoch: int | None = option(
+        None, "epochs before the logits start to move (default: the method's, DARTS 0)", COUNT
+    )
     cutout: int = option(0, "side of the square cut out of training images", PIXELS)
     validate_every: int = option(
         1, "epochs between validations of the supernet (0: only the last)", COUNT
@@ -201,7 +209,15 @@ class SearchConfig(RunConfig):
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
 
 
-PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
+PUBLISHED: dict[str, Any] = {
+    "epochs": 50,
+    "lr": 0.025,
+    "lr_min": 0.001,
+    "batch_size": 64,
+    "arch_lr": 3e-4,
+    "arch_start_epoch": 0,
+    "weight_decay": 3e-4,
+}
 
 
 @dataclass(frozen=True)

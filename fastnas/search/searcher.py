@@ -82,7 +82,11 @@ class Searcher(ResumableRun):
             # data.
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         self.images = load_data(config, self.device) if images is None else images
-        self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
+        try:
+            layers, epochs = config.resolved("layers"), config.resolved("epochs")
+            self.stages = self.strategy.stages(layers, epochs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self._begin_stage(self.strategy.space(get_space(config.space)), [])
         self._build_batches(self.images)
 
@@ -167,7 +171,7 @@ class Searcher(ResumableRun):
 
     def run_step(self) -> None:
         train = self.pipeline(self.train_stream)
-        if self.stage_epoch >= self.config.arch_start_epoch:
+        if self.stage_epoch >= self.config.resolved("arch_start_epoch"):
             # The batch of the weights is made first: both take their augmentation from one
             # generator, so the order belongs to the bits of the run.
             valid = self.pipeline(self.valid_stream)
@@ -186,7 +190,7 @@ class Searcher(ResumableRun):
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures["genotype"] = layout_of(genotype).text(genotype)
-        if epoch < config.arch_start_epoch:
+        if epoch < config.resolved("arch_start_epoch"):
             # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
             figures["valid_loss"] = None
         last = self.epoch + 1 == self.epochs
@@ -301,7 +305,8 @@ class Searcher(ResumableRun):
     def _learning_rate(self) -> float:
         config = self.config
         epochs = self.stages[self.stage].epochs
-        return cosine(self.stage_epoch, epochs, config.resolved("lr"), config.lr_min)
+        rates = config.resolved("lr"), config.resolved("lr_min")
+        return cosine(self.stage_epoch, epochs, *rates)
 
     def _begin_stage(self, space: Space, past_logits: list[dict[str, Tensor]]) -> None:
         """Builds what a stage begins with: weights, logits and optimizers.

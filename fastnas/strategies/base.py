@@ -62,6 +62,8 @@ class Strategy(Optioned):
     # code.
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+    arch_grad_clip: ClassVar[float | None] = None
+    """Largest norm of the gradient of all logits; None: it is not clipped."""
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
     tied: ClassVar[bool] = False
@@ -202,6 +204,10 @@ class Strategy(Optioned):
         check_logits(arch, space)
         with torch.no_grad():
             return self.derive_cells(arch, space)
+
+    def findings(self, arch: ArchParameters, space: Space) -> dict[str, Any]:
+        """Returns what the report of a search has besides, by name: plain data; here nothing."""
+        return {}
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
         """Counts, by cell type, the choices that the initial noise may have made."""
