@@ -229,6 +229,11 @@ class TrainConfig(RunConfig):
     def completed(self, genotype: AnyGenotype) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""
         layout = layout_of(genotype)
+        if not layout.training_defaults:
+            raise ConfigError(
+                f"genotype is a cell of {layout.title}, which is looked up in a table: there is no"
+                " network of it to be trained"
+            )
         for name in layout.absent_in_training:
             if getattr(self, name):
                 raise ConfigError(
