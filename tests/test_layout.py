@@ -43,7 +43,10 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("data", "strategies", "nn", "ops", "backends", "reference", "spaces"),
         *("extras", "files", "signals", "text_file", "transfer"),
     },
-    "evaluators": {"search", "data", "strategies", "nn", "reference", "spaces", "text_file"},
+    "evaluators": {
+        *("search", "data", "strategies", "nn", "reference", "spaces"),
+        *("extras", "text_file"),
+    },
     "blackbox": {
         *("evaluators", "search", "strategies", "spaces"),
         *("extras", "signals", "text_file"),
