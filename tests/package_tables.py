@@ -74,8 +74,8 @@ def package(folder, module, files):
     return folder
 
 
-def hpo_package(folder, records):
-    return package(folder, HPO, {"datasets/nasbench201/cifar100.pkl": records})
+def hpo_package(folder, records, data="cifar100"):
+    return package(folder, HPO, {f"datasets/nasbench201/{data}.pkl": records})
 
 
 def graph_package(folder, records, data="proteins"):

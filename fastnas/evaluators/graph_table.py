@@ -57,7 +57,7 @@ def _key(key: Any, data: str, where: str) -> int:
         genotype = GraphGenotype.from_key(key)
     except (TypeError, ValueError) as error:
         raise EvaluationError(f"{where}: {error}") from error
-    foreign = [op for op in genotype.ops if op not in OPS[data]]
+    foreign = list(dict.fromkeys(op for op in genotype.ops if op not in OPS[data]))
     if foreign or genotype == UNTRAINED:
         raise EvaluationError(
             f"{where}: cell {key} has {', '.join(foreign) or 'skips alone'}, which was not tried on"

@@ -60,11 +60,9 @@ class Lookup:
         """
         entry = self.entry(cell)
         check_choice("column", column, entry)
-        accuracy = entry[column]
-        others = [row[column] for row in self._table.values()]
-        best = max(others)
+        accuracy, best = entry[column], self.best(column)
         # Cells of equal accuracy share the better rank.
-        rank = 1 + sum(other > accuracy for other in others)
+        rank = 1 + sum(row[column] > accuracy for row in self._table.values())
         costs = self._costs.get(column, {}).get(layout_of(cell).line(cell), {})
         return {
             "accuracy": accuracy,
@@ -73,6 +71,11 @@ class Lookup:
             "rank": rank,
             **costs,
         }
+
+    def best(self, column: str) -> float:
+        """Returns the largest accuracy of a column; ValueError for one that was not read."""
+        check_choice("column", column, (self.column, *self.others))
+        return max(row[column] for row in self._table.values())
 
     def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
         """Returns the entries; a table knows no seeds."""

@@ -260,7 +260,7 @@ def of_cell(**values):
         (lambda r, _: {k + (k == 1111) * 88_888: v for k, v in r.items()}, "key is 89999, under"),
         (
             lambda r, _: {k - (k == 1111) * 1111: v for k, v in r.items()},
-            "cell 0 has gat, gat, gat",
+            "cell 0 has gat, which was not",
         ),
         (lambda r, _: {88888 if k == 1111 else k: v for k, v in r.items()}, "has skips alone, whi"),
         (
