@@ -82,7 +82,8 @@ def summary(regrets: Regrets) -> str:
     """Writes Markdown: mean regret at the end, its 95 % interval, and who is not above random."""
     lines = [f"| method | {' | '.join(JUDGED.values())} |", "|---|" + "---:|" * len(JUDGED)]
     beaten = []
-    for method in BLACK_BOX:
+    searched = {method for _, _, method in regrets}
+    for method in filter(searched.__contains__, BLACK_BOX):
         cells = []
         for table, column in JUDGED:
             regret = regrets.get((table, column, method))

@@ -1,10 +1,13 @@
 """Regret on tables of packages that are made up."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from package_tables import graph_package, graph_records, hpo_package, hpo_records
 
 from fastnas.benchmarks.search import tables
+from fastnas.blackbox import BLACK_BOX
 from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.graph_table import GraphTable
 
@@ -63,3 +66,14 @@ def test_what_is_no_better_than_random_is_said():
     beaten = text.rpartition("reaches 0): ")[2]
     assert "`evolution` on cora, test" in beaten and "`local`" not in beaten
     assert "`random`" not in beaten
+
+
+def test_the_page_is_of_the_results():
+    root = Path(__file__).parents[2]
+    rows = tables.read(root / "benchmarks" / "results" / "table-regret.csv")
+    methods = {row["method"] for row in rows}
+    # Other tests may have entered methods of their own.
+    assert methods <= set(BLACK_BOX) and len(methods) == 9
+    assert len(rows) == tables.SEEDS * len(methods) * len(tables.JUDGED)
+    page = (root / "docs" / "tables.md").read_text()
+    assert tables.summary(tables.gathered(rows)) in page
