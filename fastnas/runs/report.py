@@ -17,6 +17,12 @@ from fastnas.spaces import AnyGenotype, layout_of
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
+COSTS = (
+    ("parameters", 1, 0, "parameters"),
+    ("latency_seconds", 1e-3, 2, "ms of latency"),
+    ("training_seconds", 1, 0, "s of training"),
+)
+"""What a table may know of a cell (`Lookup.score`): its name, unit, digits, and words."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -127,16 +133,27 @@ def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def table_lines(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Writes what `TableEvaluator.score` says of a cell, a paragraph for each column."""
+    """Writes what `Lookup.score` says of a cell, a paragraph for each column."""
     return [
         text
         for column, score in scores.items()
         for text in (
             f"{column} in the table: **{score['accuracy']:.4f}**, rank {score['rank']}; its best"
-            f" cell has {score['best']:.4f}.",
+            f" cell has {score['best']:.4f}, so the regret is {score['regret']:.4f}."
+            f"{_costs(score)}",
             "",
         )
     ]
+
+
+def _costs(score: Mapping[str, float]) -> str:
+    """Writes what a table knows of a cell's costs, empty where it knows nothing."""
+    told = [
+        f"{score[name] / unit:,.{digits}f} {text}"
+        for name, unit, digits, text in COSTS
+        if name in score
+    ]
+    return f" The cell costs {', '.join(told)}." if told else ""
 
 
 def study_text(report: Mapping[str, Any]) -> str:
@@ -144,8 +161,8 @@ def study_text(report: Mapping[str, Any]) -> str:
     lines = [
         f"# {report['method']} on {report['evaluator']}",
         "",
-        f"{report['evaluations']} evaluations ({report['evaluation_epochs']:.0f} epochs of"
-        f" training, {report['evaluation_seconds']:.0f} s), seed {report['seed']}.",
+        f"{report['evaluations']} evaluations ({_epochs(report['evaluation_epochs'])}"
+        f"{report['evaluation_seconds']:.0f} s), seed {report['seed']}.",
         "",
         "![best so far](progress.png)",
         "",
@@ -162,6 +179,11 @@ def study_text(report: Mapping[str, Any]) -> str:
     lines += ["", "![distributions tried](simplex.png)", ""]
     lines += table_lines(report["reported"] or {})
     return "\n".join(lines)
+
+
+def _epochs(epochs: float) -> str:
+    """Writes the epochs of training, empty where there were none or nobody knows how many."""
+    return f"{epochs:.0f} epochs of training, " if epochs else ""
 
 
 def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:

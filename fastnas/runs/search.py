@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.supernet import SupernetEvaluator
+from fastnas.evaluators.table import reported_column
 from fastnas.files import write_text
 from fastnas.processes import joined
 from fastnas.report.cell_drawing import genotype_figure
@@ -179,7 +180,7 @@ def _table(config: SearchConfig) -> TableEvaluator | None:
     """Opens the table in which the derived cell is looked up."""
     if config.table is None:
         return None
-    return TableEvaluator(config.table, config.resolved("table_report"))
+    return TableEvaluator(config.table, config.table_report or reported_column(config.table))
 
 
 def _distribution(searcher: Searcher) -> dict[str, Any]:

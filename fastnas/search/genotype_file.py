@@ -13,8 +13,9 @@ from fastnas.text_file import TextFileError, file_path, read_text
 LARGEST = 1 << 18
 """Bytes of a genotype's file."""
 MOST_NODES, MOST_EDGES = int(LENGTH.high) // 2, 2 * int(LENGTH.high)
-# JSON begins with the first, a string of NAS-Bench-201 with the second.
-STARTS = ("{", "|")
+# JSON begins with the first, a string of NAS-Bench-201 with the second, of NAS-Bench-Graph with the
+# third.
+STARTS = ("{", "|", "Arch(")
 CALL = "Genotype"
 
 

@@ -4,6 +4,7 @@ from fastnas.spaces.darts_text import from_darts, to_darts, to_fairdarts, to_ptd
 from fastnas.spaces.edge_table import Edge, EdgeTable, EdgeTerm
 from fastnas.spaces.genotype import AnyGenotype, Genotype, parameter_free_count, skip_count
 from fastnas.spaces.genotype_formats import FORMATS, dump, from_json, parse, to_json
+from fastnas.spaces.graph import GraphGenotype
 from fastnas.spaces.layout import CELL_TYPES, CellType, Layout
 from fastnas.spaces.layouts import LAYOUTS, layout_of
 from fastnas.spaces.mobile import (
@@ -33,6 +34,7 @@ __all__ = [
     "EdgeTable",
     "EdgeTerm",
     "Genotype",
+    "GraphGenotype",
     "Layout",
     "MobileSpace",
     "NB201Genotype",

@@ -13,6 +13,7 @@ DARTS = (
     " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
 )
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+GRAPH = "Arch([0, 1, 1, 2], ['gcn', 'cheb', 'gin', 'fc'])"
 EDGE = ("none", "skip_connect")
 SLOTS = nb201.NB201Slots()
 SKIP = EdgeTerm("skip", 0)
@@ -139,6 +140,18 @@ CALLS = [
            "unknown": ((("no", 0),), (), ())}).called("cell", "node")}),
     Call("NB201Genotype", lambda cell: spaces.parse(NB201).edges(cell), {
         "cell": choice("normal")}, "NB201Genotype.edges"),
+    Call("GraphGenotype", spaces.GraphGenotype, {
+        "links": one_of(lambda: (0, 1, 1, 2), **{"None": None, "a number": 3, "text": "0112",
+            "three": (0, 1, 1), "itself": (1, 1, 1, 2), "negative": (0, -1, 1, 2),
+            "a half": (0, 0.5, 1, 2), "true": (0, True, 1, 2), "a dict": {}}),
+        "ops": one_of(lambda: ("gcn",) * 4, **{"None": None, "a number": 3, "text": "gcns",
+            "five": ("gcn",) * 5, "unknown": ("no",) * 4, "numbers": (1, 2, 3, 4), "lists":
+            ([], [], [], [])}).called("operation")}),
+    Call("GraphGenotype", lambda cell: spaces.parse(GRAPH).edges(cell), {
+        "cell": choice("normal")}, "GraphGenotype.edges"),
+    Call("GraphGenotype", spaces.GraphGenotype.from_key, {"key": one_of(lambda: 61237, **{
+        "None": None, "text": "61237", "negative": -1, "another spelling": 73221, "huge": 10**30,
+        "a half": 0.5, "true": True})}, "GraphGenotype.from_key"),
     *(Call(f.__name__, f, {"genotype": darts_cells, "cell": choice("normal").called("cell type")})
       for f in (spaces.skip_count, spaces.parameter_free_count)),
     Call("dump", spaces.dump, {"genotype": darts_cells, "format": choice("json")}),

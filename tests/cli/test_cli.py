@@ -28,7 +28,7 @@ NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
         (["search", "--method", "enas"], "method is 'enas'; allowed: anasod-darts"),
         (
             ["search", "--method", "random"],
-            "evaluator is ''; supernet:FOLDER, table:FILE or train:FILE",
+            "evaluator is ''; nas-bench-graph:DATA, supernet:FOLDER, table:FILE",
         ),
         (["search", "--method", "random", "--epochs", "3"], "unknown setting 'epochs'. Allowed:"),
         (["search", "--method", "random", "--evaluator", "table:absent.csv"], "table absent.csv"),

