@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class PDARTS(Mixture):
             )
         offered = [space.num_candidates(cell) for cell in space.cell_types]
         counts = [min(offered), *self._kept]
-        if any(a <= b for a, b in zip(counts, counts[1:])):
+        if any(a <= b for a, b in pairwise(counts)):
             raise ValueError(
                 f"stage_operations is {self.stage_operations!r}; falling numbers below"
                 f" {min(offered)} are needed, the operations that an edge of space {space.name} has"
