@@ -1,6 +1,7 @@
-// y = sum_k w_k v_k,  v_k = x_k | x_k + d_k | x_k d_k,  d = shift + scale eps (std(x) eps if gaussian additive), or of a
-// Bernoulli variable (dropout) d = scale where u < shift, else 0
+// y = sum_k w_k v_k,  v_k = x_k | x_k + d_k | x_k d_k,  d = shift + scale eps (std(x) eps if gaussian additive)
 // dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backward: drawn again, never stored.
+//
+// Of a Bernoulli variable (dropout) d is scale where u < shift, else 0.
 #pragma once
 
 #include "../params.h"

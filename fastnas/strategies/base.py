@@ -66,6 +66,8 @@ class Strategy(Optioned):
     """Largest norm of the gradient of all logits; None: it is not clipped."""
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
+    chooses_edges: ClassVar[bool] = False
+    """Whether it derives by a rule of its own which edges a node keeps."""
     tied: ClassVar[bool] = False
     """Whether the edges of a cell type share their logits of operations."""
     eager_networks: ClassVar[Mapping[str, type[reference.SearchNetwork]]] = (
@@ -77,13 +79,13 @@ class Strategy(Optioned):
         """Returns the space that the method searches in `space`.
 
         Raises:
-            ValueError: the method samples which edges a node keeps, and the space keeps them all.
+            ValueError: the method chooses which edges a node keeps, and the space keeps them all.
         """
         check_type("space", space, Space)
         layout = space.cell_layout
-        if self.topology != "none" and layout.edges_per_node is None:
+        if (self.topology != "none" or self.chooses_edges) and layout.edges_per_node is None:
             raise ValueError(
-                f"method {self.name} samples which edges a node keeps; a cell of space"
+                f"method {self.name} chooses which edges a node keeps; a cell of space"
                 f" {space.name} keeps them all"
             )
         # In DARTS a derived cell never has `none`: there it only takes weight from the others. In

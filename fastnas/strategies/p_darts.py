@@ -64,6 +64,7 @@ class PDARTS(Mixture):
         "arch_start_epoch": WARM_UP,
     }
     arch_grad_clip = 5.0
+    chooses_edges = True
 
     stage_layers: str = option("0,6,12", "cells that each stage has beyond --layers")
     stage_operations: str = option("5,3", "operations an edge keeps after the first two stages")
@@ -87,11 +88,7 @@ class PDARTS(Mixture):
         Raises:
             ValueError: its cells keep all edges, or its edges have too few operations.
         """
-        if space.cell_layout.edges_per_node is None:
-            raise ValueError(
-                f"method {self.name} chooses which edges a node keeps; a cell of space"
-                f" {space.name} keeps them all"
-            )
+        space = super().space(space)
         offered = [space.num_candidates(cell) for cell in space.cell_types]
         counts = [min(offered), *self._kept]
         if any(a <= b for a, b in pairwise(counts)):
@@ -99,7 +96,7 @@ class PDARTS(Mixture):
                 f"stage_operations is {self.stage_operations!r}; falling numbers below"
                 f" {min(offered)} are needed, the operations that an edge of space {space.name} has"
             )
-        return super().space(space)
+        return space
 
     def stages(self, layers: int, epochs: int) -> Sequence[Stage]:
         if epochs < STAGES:

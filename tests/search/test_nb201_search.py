@@ -141,8 +141,8 @@ def test_gdas_does_what_its_code_does_in_each_space():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "rome"}, "method rome samples which edges a node keeps; a cell of space nb201"),
-        ({"method": "rome-v1"}, "method rome-v1 samples which edges"),
+        ({"method": "rome"}, "method rome chooses which edges a node keeps; a cell of space nb201"),
+        ({"method": "rome-v1"}, "method rome-v1 chooses which edges"),
         ({"layers": 0}, "layers is 0; a whole number is needed, 1 to 256"),
         ({"space": "NB201"}, "no search space 'NB201'; there are S0, S1, S2, S3, S4, nb201"),
     ],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from fastnas.processes import ALONE
 from fastnas.strategies.hypergradient import first_order, unrolled
 
 N, M = 5, 3
@@ -21,6 +22,7 @@ class Toy:
     valid_loss: Callable
     buffers: Callable
     optimizer: torch.optim.SGD
+    processes = ALONE
 
 
 def sgd(w, buffer, lr=0.05, momentum=0.9, weight_decay=0.01):

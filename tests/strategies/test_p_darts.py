@@ -116,8 +116,8 @@ def test_the_cap_on_skips_takes_the_least_probable_first():
     assert sum(map(sum, skips(8))) == 8
     for cap in range(8):
         assert sum(map(sum, skips(cap))) <= cap
-    # The most probable skips are on edge 1 and on edge 13, the last one of the last node: where that
-    # of edge 12 is taken, those of 11, 10 and 9 come in its place and are taken as well.
+    # The most probable skips are on edges 1 and 13. Where that of edge 12 is taken, those of 11, 10
+    # and 9 come in its place and are taken as well.
     assert skips(2) == [[False, True], [False, False], [False, False], [False, True]]
     assert skips(0) == [[False, False]] * 4
     findings = get_strategy("p-darts").findings(arch, space)["genotype_by_skip_cap"]
