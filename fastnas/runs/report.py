@@ -61,7 +61,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         f"# {report['method']} on {report['data']}, space {report['space']}",
         "",
         f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
-        f" backend {report['backend']}{', CUDA graphs' if report['cuda_graph'] else ''},"
+        f" {report['precision']}, backend {report['backend']}"
+        f"{', CUDA graphs' if report['cuda_graph'] else ''},"
         f" {env['device']}, {env['threads']} threads,"
         f" torch {env['torch']}, fastnas {env['fastnas']}.",
         "",
@@ -160,8 +161,8 @@ def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             f"# A genotype trained on {report['data']}",
             "",
             f"{report['epochs']} epochs in {report['train_seconds']:.0f} s, seed {report['seed']},"
-            f" {env['device']}, {env['threads']} threads, torch {env['torch']},"
-            f" fastnas {env['fastnas']}.",
+            f" {report['precision']}, {env['device']}, {env['threads']} threads,"
+            f" torch {env['torch']}, fastnas {env['fastnas']}.",
             "",
             *cell_table(genotype),
             "",

@@ -110,6 +110,7 @@ def _found(
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
+        "precision": config.precision,
         "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
     }
@@ -140,6 +141,7 @@ def run_train(
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
+            "precision": config.precision,
             "environment": environment(trainer.device),
         }
         write_report(out, report, train_text(report, genotype))

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from fastnas.nn import ArchParameters, SearchNetwork
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
+from fastnas.strategies.precision import Precision
 from fastnas.strategies.steps import ArchStep, Batch, Inputs, WeightStep
 from fastnas.transfer import to_device
 
@@ -32,6 +33,7 @@ class Bilevel:
             unrolled step).
         arch_optimizer: over the logits.
         grad_clip: largest norm of the weight gradient.
+        precision: of both halves, by default fp32.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Bilevel:
         params_optimizer: Optimizer,
         arch_optimizer: Optimizer,
         grad_clip: float = 5.0,
+        precision: Precision | None = None,
     ) -> None:
         self.network = network
         self.arch = arch
@@ -49,6 +52,7 @@ class Bilevel:
         self.params_optimizer = params_optimizer
         self.arch_optimizer = arch_optimizer
         self.grad_clip = grad_clip
+        self.precision = Precision() if precision is None else precision
         self.params = list(network.parameters())
         self.alphas = list(arch.parameters())
 
@@ -71,13 +75,13 @@ class Bilevel:
         self.strategy.begin(valid.sample)
         step = ArchStep(
             self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
-            self.params_optimizer,
+            self.params_optimizer, self.precision.logits,
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
         for alpha, g in zip(self.alphas, gradient):
             # The gradient is assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
-        self.arch_optimizer.step()
+        self.precision.logits.move(self.alphas, loss, self.arch_optimizer.step)
         return loss
 
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
@@ -87,12 +91,16 @@ class Bilevel:
         # let momentum and weight decay move it.
         self.params_optimizer.zero_grad(set_to_none=True)
         step = WeightStep(
-            self.strategy, self.network, self.arch, self.params, train, self.grad_clip
-        )
+            self.strategy, self.network, self.arch, self.params, train, self.grad_clip,
+            self.precision.weights,
+        )  # fmt: skip
         loss, logits = self.strategy.params_gradient(step)
         # In a CUDA graph every candidate has a gradient, 0 where it did not run. Which ones ran is
         # known on the device only, and SGD is told there to leave the others alone.
-        step_where(self.params_optimizer, self.network.on_device(step.passes))
+        ran = self.network.on_device(step.passes)
+        self.precision.weights.move(
+            self.params, loss, lambda: step_where(self.params_optimizer, ran)
+        )
         return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:

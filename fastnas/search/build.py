@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastnas.backends import OPS, choose
 from fastnas.checks import short
 from fastnas.data.augment import Augment
 from fastnas.data.batches import split_indices
 from fastnas.data.load import load_images
 from fastnas.data.source import ImageSource, Stream
 from fastnas.search.config import ConfigError, RunConfig
+from fastnas.strategies.precision import Precision
 from fastnas.text_file import file_path
 
 DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
@@ -51,6 +53,24 @@ def seeded(config: RunConfig) -> torch.device:
     # numpy takes seeds of 32 bits; a run may have up to 63.
     np.random.seed(config.seed % 2**32)  # noqa: NPY002
     return pick_device(config.device)
+
+
+def run_precision(config: RunConfig, device: torch.device) -> Precision:
+    """Returns the precision of a run; ConfigError where the device does not have it."""
+    try:
+        return Precision(config.precision, device)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def run_backend(device: torch.device, precision: Precision) -> str:
+    """Names the backend that computes a search; BackendError where the one asked for cannot."""
+    found = choose(OPS["mixed_sum"], device, torch.float32)
+    # The cells alone are cast by autocast; where a backend has none of its own, others compute
+    # them.
+    if precision.dtype is None or found in OPS["mixed_edges"].absent:
+        return found
+    return choose(OPS["mixed_edges"], device, precision.dtype)
 
 
 def load_data(config: RunConfig, device: torch.device) -> ImageSource:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from fastnas.search.checkpoint import (
 from fastnas.search.choice_settings import (
     check_batches,
     check_settings,
+    checked_precision,
     checked_tau,
     logit_optimizer_of,
     weight_optimizer_of,
 )
-from fastnas.search.choice_steps import ArchHalf, Loss
+from fastnas.search.choice_steps import ArchHalf, Loss, endless
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.strategies.hypergradient import first_order, frozen, unrolled
 
@@ -89,6 +90,8 @@ class ChoiceSearch:
         scheduler: of the weights' rate, moved once an epoch; by default a cosine to .001 for the
             default optimizer, and none for another.
         grad_clip: largest norm of the gradient of the weights.
+        precision: of forward and backward: "fp32" (as the network is), or by `torch.autocast`
+            "bf16" or "fp16", with a scaled loss. Parameters are float32 in these two.
         callbacks: are told of each step and epoch, and may end the search (`StopSearch`).
 
     Raises:
@@ -112,6 +115,7 @@ class ChoiceSearch:
         logit_optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,
         grad_clip: float = 5.0,
+        precision: str = "fp32",
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_type("network", network, nn.Module)
@@ -146,6 +150,7 @@ class ChoiceSearch:
         )
         self.logit_optimizer = logit_optimizer_of(self.weights, self.logits, logit_optimizer)
         self.device = self.logits[0].device
+        self.precision = checked_precision(precision, self.device, network)
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, Any]] = []
@@ -177,29 +182,33 @@ class ChoiceSearch:
         """Moves the logits by their gradient of the loss on `valid`; returns that loss."""
         half = ArchHalf(
             self.network, self.loss, self.regulariser, self.weights, self.logits, valid, train,
-            self.weight_optimizer,
+            self.weight_optimizer, self.precision.logits,
         )  # fmt: skip
         gradient = unrolled if self.order == 2 else first_order
         passes = [gradient(half) for _ in range(self.samples)]
         for i, alpha in enumerate(self.logits):
             alpha.grad = torch.stack([found[i] for found, _ in passes]).mean(0)
-        self.logit_optimizer.step()
+        mean = torch.stack([loss for _, loss in passes]).mean()
+        self.precision.logits.move(self.logits, mean, self.logit_optimizer.step)
         self.logit_optimizer.zero_grad(set_to_none=True)
-        return torch.stack([loss for _, loss in passes]).mean()
+        return mean
 
     def weight_step(self, train: Any) -> Tensor:
         """Moves the weights by their gradient of the loss on `train`; returns that loss."""
         # None and not 0, which momentum and weight decay would move.
         self.weight_optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses, half = [], self.precision.weights
         with frozen(self.logits):
             for _ in range(self.samples):
-                loss = self.loss(self.network, train)
-                loss.backward()
+                with half.autocast():
+                    loss = self.loss(self.network, train)
+                half.backward(loss)
                 losses.append(loss.detach())
+        half.unscale(self.weights)
         clip_grad_norm_(self.weights, self.grad_clip)
-        self.weight_optimizer.step()
-        return torch.stack(losses).mean()
+        mean = torch.stack(losses).mean()
+        half.move(self.weights, mean, self.weight_optimizer.step)
+        return mean
 
     def _moved(self, batch: Any) -> Any:
         def move(value: Any) -> Any:
@@ -245,25 +254,31 @@ class ChoiceSearch:
         self._start_epoch()
         started, steps = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
-        valid = _endless(self.valid, "valid")
+        valid = endless(self.valid, "valid")
         self.network.train()
         for batch in self.train:
             figures = self.step(batch, next(valid))
             # In float64 on the device: no step waits for it.
-            sums = {name: sums.get(name, 0) + figures[name].double() for name in figures}
+            for name, value in figures.items():
+                if self.precision.holds({name: value}):
+                    sums[name] = sums.get(name, 0) + value.double()
             steps += 1
+            self._stop_for(self.precision.problem())
             for callback in self.callbacks:
                 callback.on_step(self, figures)
         if not steps:
             raise ValueError("train has no batches; at least one is needed")
         rate = self.weight_optimizer.param_groups[0]["lr"]
-        means = {name: float(total) / steps for name, total in sums.items()}
+        counts = {name: steps - self.precision.lost(name) for name in figures}
+        means = {name: float(sums[name]) / n if n else math.nan for name, n in counts.items()}
         self._check_finite(means)
         if self.scheduler is not None:
             self.scheduler.step()
         self.epoch += 1
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
+        row |= self.precision.figures()
+        self.precision.end_epoch()
         self.history.append({**row, "seconds": seconds, "derived": self.derive()})
 
     def _start_epoch(self) -> None:
@@ -280,6 +295,9 @@ class ChoiceSearch:
         if bad is None:
             name = first_not_finite(self._parts())
             bad = None if name is None else f"{name} is not finite"
+        self._stop_for(bad)
+
+    def _stop_for(self, bad: str | None) -> None:
         if bad is not None:
             raise DivergedError(
                 f"the search diverged: {bad} in epoch {self.epoch + 1}; a smaller rate may help"
@@ -320,6 +338,7 @@ class ChoiceSearch:
             "scheduler": self.scheduler,
             "train": self.train,
             "valid": self.valid,
+            **self.precision.parts(),
         }
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
@@ -330,7 +349,7 @@ class ChoiceSearch:
         return {
             **{"epochs": self.epochs, "order": self.order, "samples": self.samples, "tau": tau},
             **{"noise_decay": self.noise_decay, "zero_one_weight": self.zero_one_weight},
-            **{"grad_clip": self.grad_clip, "choices": choices},
+            **{"grad_clip": self.grad_clip, "choices": choices, "precision": self.precision.name},
         }
 
     def save(self, path: Path) -> None:
@@ -367,16 +386,6 @@ class ChoiceSearch:
             raise CheckpointError(f"checkpoint {path} does not fit this search: {text}") from error
         self.epoch, self.history = state["epoch"], state["history"]
         restore_random_state(state["random"])
-
-
-def _endless(batches: Iterable[Any], name: str) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(f"{name} has no batches; at least one is needed")
 
 
 def _names(choice: Logits) -> list[str] | int:

@@ -19,6 +19,7 @@ from fastnas.search.fields import (
 )
 from fastnas.spaces import LAYOUTS, SPACES, AnyGenotype, get_space, layout_of
 from fastnas.strategies import STRATEGIES, Strategy
+from fastnas.strategies.precision import PRECISIONS
 
 __all__ = [
     "ConfigError",
@@ -68,6 +69,9 @@ class RunConfig(FolderConfig):
     )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+    precision: str = option(
+        "fp32", "of forward and backward; parameters stay fp32", choices=PRECISIONS
+    )
     threads: int | None = option(None, "CPU threads (default: as torch has them)", THREADS)
     tensorboard: bool = option(True, "write TensorBoard logs")
     checkpoint_every: int = option(

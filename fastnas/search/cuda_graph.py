@@ -104,6 +104,8 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
     layout = bilevel.network.space.cell_layout
     if isinstance(strategy, SinglePath) and not layout.has_device_paths:
         return f"a cell of {layout.name} reads its sampled path on the host"
+    if bilevel.precision.scales:
+        return "precision is fp16; whether a step is skipped is decided on the host"
     reason = strategy.not_capturable()
     if reason is not None:
         return reason

@@ -29,6 +29,7 @@ from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 from fastnas.search.saved_state import problem_of_optimizer, problem_of_state
+from fastnas.strategies.precision import Precision
 
 SECONDS_SHOWN = 0.5
 STEPS_SHOWN = 16
@@ -39,6 +40,7 @@ class ResumableRun:
     """Runs epochs and keeps checkpoints; subclasses say what a step and the end of an epoch do.
 
     Attributes:
+        precision: of its steps; by default fp32.
         epoch, step: epochs done, and steps done in the one under way.
         seconds: spent in steps.
         sums: figures summed over the steps of the epoch under way, in float64 on the device.
@@ -58,6 +60,7 @@ class ResumableRun:
     images: ImageSource
 
     def __init__(self) -> None:
+        self.precision = Precision()
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
@@ -126,7 +129,9 @@ class ResumableRun:
         return self.epoch == self.epochs
 
     def add(self, **figures: Tensor) -> None:
-        """Adds figures of a step [] to `sums`, without waiting for the device."""
+        """Adds figures of a step [] to `sums`, without waiting for the device (but in fp16)."""
+        if not self.precision.holds(figures):
+            return  # the step was skipped, and is counted
         for name, value in figures.items():
             # It is a copy, because the next replay of a CUDA graph overwrites the loss itself. It
             # is summed in float64, which a checkpoint holds as a Python float without rounding: an
@@ -138,12 +143,17 @@ class ResumableRun:
     def means(self) -> dict[str, float]:
         """Returns `sums` over the steps of the epoch so far.
 
+        In fp16 a step whose loss is not finite is skipped, and is in no mean; where that is so of
+        all of them so far, the mean is NaN.
+
         Raises:
-            DivergedError: a figure of a step was not finite, which its sum tells for good.
+            DivergedError: a figure of a step was not finite, which its sum tells for good; in fp16
+                that of every step of the epoch.
         """
-        means = {name: float(total) / self.step for name, total in self.sums.items()}
+        counts = {name: self.step - self.precision.lost(name) for name in self.sums}
+        means = {n: float(s) / counts[n] if counts[n] else math.nan for n, s in self.sums.items()}
         for name, mean in means.items():
-            if not math.isfinite(mean):
+            if not math.isfinite(mean) and (counts[name] or self.step == self.steps_per_epoch):
                 first = next((u for u in self._unread if not u[2].isfinite()), None)
                 step, name, value = first or (self.step - 1, name, mean)
                 raise self.diverged(f"{name} is {float(value)}", step)
@@ -213,7 +223,9 @@ class ResumableRun:
         # `end_epoch` derives a genotype, which refuses logits that are not finite by an error that
         # names neither step nor epoch. So the run is judged first.
         self.check_finite()
-        self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
+        figures = {**self.means(), **self.precision.figures(), **self.end_epoch()}
+        self.history.append({"epoch": self.epoch, **figures})
+        self.precision.end_epoch()
         self.sums = dict.fromkeys(self.summed, 0.0)
         self.epoch += 1
         self.step = 0
@@ -229,6 +241,9 @@ class ResumableRun:
         started, steps = time.perf_counter(), 0
         while self.step < self.steps_per_epoch:
             self.run_step()
+            problem = self.precision.problem()
+            if problem is not None:
+                raise self.diverged(problem, self.step)
             self.step += 1
             steps += 1
             stops = stop.number is not None

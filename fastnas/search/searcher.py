@@ -14,11 +14,10 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import AUTO, choose, use_backend
+from fastnas.backends import AUTO, use_backend
 from fastnas.data.batches import Batches, split_indices
 from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
-from fastnas.ops import OPS
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import (
     Answers,
@@ -31,6 +30,8 @@ from fastnas.search.build import (
     cosine,
     in_channels_last,
     load_data,
+    run_backend,
+    run_precision,
     seeded,
 )
 from fastnas.search.config import ConfigError, SearchConfig
@@ -76,10 +77,11 @@ class Searcher(ResumableRun):
         # Networks and logits draw their first values from the global generators: these are seeded
         # before anything is built.
         self.device = seeded(config)
+        self.precision = run_precision(config, self.device)
         with self.on_backend():
             # A backend that is missing is refused here, before minutes may go into reading the
             # data.
-            self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
+            self.backend = run_backend(self.device, self.precision)
         self.images = load_data(config, self.device) if images is None else images
         self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
         self._begin_stage(self.strategy.space(get_space(config.space)), [])
@@ -147,6 +149,7 @@ class Searcher(ResumableRun):
             "arch_optimizer": self.arch_optimizer,
             "train_batches": self.train_batches,
             "valid_batches": self.valid_batches,
+            **self.precision.parts(),
         }
 
     def close(self) -> None:
@@ -202,15 +205,17 @@ class Searcher(ResumableRun):
             DivergedError: one of the network's logits is not finite.
         """
         weights, network = self.strategy.validation_weights(self.arch), self.network
-        if any(isinstance(w, Paths) for w in weights.values()):
-            batches = (batch for _, batch in self.plain(self.recalibration_index))
-            # It returns a copy: the search goes on with the statistics of all the paths it samples.
-            network = recalibrated(network, weights, batches)
-        network.eval()
         labels = self.pipeline.images.train_labels
         answers = Answers(self.device)
-        for index, batch in self.plain(self.valid_index):
-            answers.add(network(batch, weights), labels[index])
+        with self.precision.autocast():
+            if any(isinstance(w, Paths) for w in weights.values()):
+                batches = (batch for _, batch in self.plain(self.recalibration_index))
+                # It returns a copy: the search goes on with the statistics of all the paths it
+                # samples.
+                network = recalibrated(network, weights, batches)
+            network.eval()
+            for index, batch in self.plain(self.valid_index):
+                answers.add(network(batch, weights), labels[index])
         self.network.train()
         if not answers.finite:
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
@@ -345,6 +350,7 @@ class Searcher(ResumableRun):
             self.params_optimizer,
             self.arch_optimizer,
             config.grad_clip,
+            self.precision,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)

@@ -173,14 +173,16 @@ class Strategy(Optioned):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: reference.Amp | None = None,
     ) -> None:
         """Makes a first-order step as public eager code does, to be compared with.
 
         Args:
             optimizers: of the weights and of the logits.
+            amp: runs it in bf16 or fp16.
         """
         params, alphas = optimizers
-        reference.search_step(network, arch.alphas(), params, alphas, train, valid)
+        reference.search_step(network, arch.alphas(), params, alphas, train, valid, amp=amp)
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """Derives the architecture that the logits stand for.

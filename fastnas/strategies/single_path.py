@@ -182,6 +182,7 @@ class SinglePath(Strategy):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: reference.Amp | None = None,
     ) -> None:
         """Makes the step on eager single paths in turn (`reference.single_path_step`)."""
         assert isinstance(network, reference.SinglePathNetwork)
@@ -197,7 +198,9 @@ class SinglePath(Strategy):
             }
 
         params, alphas = optimizers
-        reference.single_path_step(network, sample, params, alphas, train, valid, self.samples)
+        reference.single_path_step(
+            network, sample, params, alphas, train, valid, self.samples, amp=amp
+        )
 
 
 class SinglePathDARTS(SinglePath):

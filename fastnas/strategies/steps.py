@@ -7,6 +7,7 @@ only the strategy's gradient and the losses here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
 from fastnas.nn.paths import Weights
+from fastnas.strategies.precision import HalfStep
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and labels [N]."""
@@ -66,11 +68,15 @@ class BilevelLosses(Protocol):
     def optimizer(self) -> Optimizer:
         """Returns the SGD of the params, which the unrolled step imitates."""
 
+    @property
+    def precision(self) -> HalfStep:
+        """Returns what the losses are computed and differentiated in."""
+
     def valid_loss(self) -> Tensor:
         """Returns L_val(w, alpha), with what the method adds to it."""
 
-    def train_loss(self) -> Tensor:
-        """Returns L_train(w, alpha)."""
+    def train_loss(self, exact: bool = False) -> Tensor:
+        """Returns L_train(w, alpha); `exact`: in float32, whatever the precision."""
 
     def buffers(self) -> list[Tensor]:
         """Returns what the losses change on the way: running statistics."""
@@ -86,6 +92,7 @@ class ArchStep:
         valid, train: the inputs of L_val(w, alpha) and of L_train(w, alpha). Repeated calls of a
             loss see the same noise, or a finite difference would measure the noise.
         optimizer: the SGD of the params, which the unrolled step imitates.
+        precision: what the losses are computed and differentiated in.
     """
 
     strategy: Weighing
@@ -96,22 +103,25 @@ class ArchStep:
     valid: Inputs
     train: Inputs
     optimizer: Optimizer
+    precision: HalfStep = field(default_factory=HalfStep)
 
     def valid_loss(self) -> Tensor:
         """Returns L_val(w, alpha) with the strategy's regulariser."""
         return self._loss(self.valid) + self.strategy.regulariser(self.arch)
 
-    def train_loss(self) -> Tensor:
-        """Returns L_train(w, alpha)."""
-        return self._loss(self.train)
+    def train_loss(self, exact: bool = False) -> Tensor:
+        """Returns L_train(w, alpha); `exact`: in float32, whatever the precision."""
+        return self._loss(self.train, exact)
 
     def buffers(self) -> list[Tensor]:
         """Returns what the losses change on the way: running statistics."""
         return list(self.network.buffers())
 
-    def _loss(self, inputs: Inputs) -> Tensor:
+    def _loss(self, inputs: Inputs, exact: bool = False) -> Tensor:
+        # What the logits are mapped by stays outside of autocast.
         weights = self.strategy.forward_weights(self.arch)
-        return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
+        with nullcontext() if exact else self.precision.autocast():
+            return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class WeightStep:
 
     Attributes:
         grad_clip: largest norm of the gradient.
+        precision: what the loss is computed and differentiated in.
         passes: the weights or paths of the forward passes so far.
     """
 
@@ -129,6 +140,7 @@ class WeightStep:
     params: Sequence[Tensor]
     train: Inputs
     grad_clip: float
+    precision: HalfStep = field(default_factory=HalfStep)
     passes: list[Weights] = field(default_factory=list)
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -138,8 +150,9 @@ class WeightStep:
         with torch.no_grad():
             weights = self.strategy.forward_weights(self.arch)
         self.passes.append(weights)
-        logits = self.network(self.train.images, weights, self.train.draw)
-        return _cross_entropy(logits, self.train.labels), logits
+        with self.precision.autocast():
+            logits = self.network(self.train.images, weights, self.train.draw)
+            return _cross_entropy(logits, self.train.labels), logits
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
