@@ -1,6 +1,5 @@
 """Specifies every op in eager torch, slow and safe in fp64. Imports only fastnas.spaces."""
 
-from fastnas.reference.amp import Amp
 from fastnas.reference.mixed_edges import mixed_edges
 from fastnas.reference.mixed_norm_sum import (
     batch_norms,
@@ -49,7 +48,6 @@ __all__ = [
     "SEARCH_NETWORKS",
     "SINGLE_PATH_NETWORKS",
     "TOPOLOGIES",
-    "Amp",
     "Cell",
     "Dag",
     "HardWeights",

@@ -14,6 +14,7 @@ from torch import nn
 
 from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
+from fastnas.reference.amp import Amp
 from fastnas.runs.eager_memory import why_eager_does_not_fit
 from fastnas.saved_bytes import saved_bytes
 from fastnas.search.bilevel import Bilevel
@@ -140,7 +141,7 @@ def _eager_step(
     train, valid = (train[0].contiguous(), train[1]), (valid[0].contiguous(), valid[1])
     arch = deepcopy(searcher.arch)
     optimizers = _still_optimizers(network, arch)
-    amp = reference.Amp(searcher.precision.dtype, searcher.device)
+    amp = Amp(searcher.precision.dtype, searcher.device)
 
     def step() -> None:
         searcher.strategy.eager_step(network, arch, optimizers, train, valid, amp)

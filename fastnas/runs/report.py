@@ -18,11 +18,15 @@ REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
 
 
+def device_name(device: torch.device) -> str:
+    """Names the processor of a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Lists what the figures of a run depend on besides its config."""
-    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "fastnas": __version__,
@@ -44,6 +48,19 @@ def cell_table(genotype: AnyGenotype) -> list[str]:
             text = ", ".join(f"{op} from {source}" for op, source in edges) or "none"
             lines.append(f"| {cell} | {node} | {text} |")
     return lines
+
+
+def cost_line(report: Mapping[str, Any]) -> str:
+    """Writes the figures of `cost_figures` as a sentence."""
+    network = report["network"]
+    channels, *size = network["image"]
+    return (
+        f"Network of {network['channels']} channels and {network['layers']} layers:"
+        f" {report['parameters']:,} parameters, {report['macs']:,} multiply-adds for an image of"
+        f" {channels}x{'x'.join(map(str, size))}, {report['latency_ms']:.2f} ms for one"
+        f" ({report['latency_device']}, {report['latency_threads']} threads,"
+        f" {report['latency_precision']}; median)."
+    )
 
 
 def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -80,12 +97,13 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    lines += [cost_line(report), ""]
     lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [
             f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
-            f" ({report['train_epochs']} epochs, {report['parameters']:,} parameters,"
-            f" {report['train_seconds']:.0f} s; {report['test_images']} held-back images).",
+            f" ({report['train_epochs']} epochs, {report['train_seconds']:.0f} s;"
+            f" {report['test_images']} held-back images).",
             "",
         ]
     return "\n".join(lines)
@@ -147,6 +165,7 @@ def study_text(report: Mapping[str, Any]) -> str:
     ]
     if report["distribution"] is not None:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    lines += [cost_line(report), ""]
     lines.append(f"Accuracy that the search saw: {report['accuracy']:.4f}.")
     lines += ["", "![distributions tried](simplex.png)", ""]
     lines += table_lines(report["reported"] or {})
@@ -170,8 +189,10 @@ def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             report["genotype"],
             "```",
             "",
-            f"Test accuracy: **{report['test_accuracy']:.4f}** ({report['parameters']:,}"
-            f" parameters, {report['test_images']} held-back images).",
+            cost_line(report),
+            "",
+            f"Test accuracy: **{report['test_accuracy']:.4f}**"
+            f" ({report['test_images']} held-back images).",
             "",
         ]
     )

@@ -14,6 +14,7 @@ from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
+from fastnas.runs.cost import cost_figures, genotype_cost
 from fastnas.runs.derived import check_derived, train_derived
 from fastnas.runs.report import (
     REPORT_MD,
@@ -71,6 +72,7 @@ def run_search(
         draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
+            **_derived_cost(searcher, genotype),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
@@ -116,6 +118,19 @@ def _found(
     }
 
 
+def _derived_cost(searcher: Searcher, genotype: AnyGenotype) -> dict[str, Any]:
+    """Returns what the network of a genotype costs, of the sizes that the search trains it in."""
+    config, images = searcher.config, searcher.images
+    sizes = {name: config.resolved(f"train_{name}") for name in ("channels", "layers")}
+    of_run = images.shape, images.classes, searcher.precision, searcher.device
+    return genotype_cost(genotype, sizes, *of_run)
+
+
+def _trained_cost(trainer: Trainer) -> dict[str, Any]:
+    sizes = {name: trainer.config.resolved(name) for name in ("channels", "layers")}
+    return cost_figures(trainer.network, sizes, trainer.images.shape, trainer.precision)
+
+
 def run_train(
     config: TrainConfig, *, resume: bool = False, console: Console | None = None
 ) -> dict[str, Any]:
@@ -137,7 +152,7 @@ def run_train(
             "seed": config.seed,
             "epochs": trainer.epochs,
             "genotype": layout_of(genotype).text(genotype),
-            "parameters": trainer.parameters,
+            **_trained_cost(trainer),
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,

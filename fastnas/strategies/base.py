@@ -14,6 +14,7 @@ from fastnas.nn import ArchParameters
 from fastnas.nn.paths import Weights
 from fastnas.options import Optioned
 from fastnas.reference import SkipNoise
+from fastnas.reference.amp import Amp
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
 from fastnas.strategies.derivation import check_finite, derive_top_edges
@@ -173,7 +174,7 @@ class Strategy(Optioned):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
-        amp: reference.Amp | None = None,
+        amp: Amp | None = None,
     ) -> None:
         """Makes a first-order step as public eager code does, to be compared with.
 

@@ -15,6 +15,7 @@ from fastnas.nn.paths import Weights
 from fastnas.ops import PathSample, draw_rng, sample_paths
 from fastnas.options import option
 from fastnas.reference import HardWeights
+from fastnas.reference.amp import Amp
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import accumulate
 from fastnas.strategies.base import Strategy, check_epoch
@@ -182,7 +183,7 @@ class SinglePath(Strategy):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
-        amp: reference.Amp | None = None,
+        amp: Amp | None = None,
     ) -> None:
         """Makes the step on eager single paths in turn (`reference.single_path_step`)."""
         assert isinstance(network, reference.SinglePathNetwork)
