@@ -108,3 +108,49 @@ def network_cost(
         "latency_ms": latency,
         "latency_threads": torch.get_num_threads(),
     }
+
+
+def spent(
+    run: Callable[[], object], modules: Sequence[nn.Module], reading: Callable[[], float]
+) -> tuple[list[float], float]:
+    """Returns by how much a reading rises in each module while `run` runs, and in all of it.
+
+    Args:
+        modules: whose forward counts, all of its calls together.
+        reading: a clock, or a counter.
+    """
+    found = [0.0] * len(modules)
+
+    def begins(i: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            found[i] -= reading()
+
+        return hook
+
+    def ends(i: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            found[i] += reading()
+
+        return hook
+
+    hooks = []
+    for i, module in enumerate(modules):
+        hooks.append(module.register_forward_pre_hook(begins(i)))
+        hooks.append(module.register_forward_hook(ends(i)))
+    try:
+        start = reading()
+        run()
+        return found, reading() - start
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def clock(device: torch.device) -> Callable[[], float]:
+    """Returns a clock in milliseconds that waits for the device."""
+
+    def reading() -> float:
+        synchronise(device)
+        return 1e3 * perf_counter()
+
+    return reading

@@ -63,6 +63,18 @@ def cost_line(report: Mapping[str, Any]) -> str:
     )
 
 
+COST_UNITS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
+
+
+def _paid_line(cost: Mapping[str, Any]) -> str:
+    """Writes what the search paid for."""
+    unit = COST_UNITS[cost["kind"]]
+    return (
+        f"The logits paid for more than {cost['target']:,.6g} {unit}, with weight"
+        f" {cost['weight']:g}; at the end they expected {cost['expected']:,.6g}."
+    )
+
+
 def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Returns cell type to operation to share as a Markdown table, and an empty line."""
     lines = ["| cell | operation | share |", "|---|---|---:|"]
@@ -98,6 +110,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     lines += [cost_line(report), ""]
+    lines += [_paid_line(report["cost"]), ""] if "cost" in report else []
     lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [

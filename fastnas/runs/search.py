@@ -109,6 +109,7 @@ def _found(
         **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
         "supernet_accuracy": last["valid_accuracy"],
         **_distribution(searcher),
+        **_expected_cost(searcher),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
@@ -116,6 +117,15 @@ def _found(
         "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
     }
+
+
+def _expected_cost(searcher: Searcher) -> dict[str, Any]:
+    """Returns the target of the cost, and what the logits expected of it at the end."""
+    if searcher.cost is None:
+        return {}
+    (kind, target), weight = searcher.cost.target, searcher.cost.weight
+    expected = searcher.history[-1][f"expected_{kind}"]
+    return {"cost": {"kind": kind, "target": target, "weight": weight, "expected": expected}}
 
 
 def _derived_cost(searcher: Searcher, genotype: AnyGenotype) -> dict[str, Any]:

@@ -9,6 +9,8 @@ Bilevel.weight_step    the same with
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -34,6 +36,7 @@ class Bilevel:
         arch_optimizer: over the logits.
         grad_clip: largest norm of the weight gradient.
         precision: of both halves, by default fp32.
+        cost: what the loss of the logits has besides, a function of them.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Bilevel:
         arch_optimizer: Optimizer,
         grad_clip: float = 5.0,
         precision: Precision | None = None,
+        cost: Callable[[ArchParameters], Tensor] | None = None,
     ) -> None:
         self.network = network
         self.arch = arch
@@ -53,6 +57,7 @@ class Bilevel:
         self.arch_optimizer = arch_optimizer
         self.grad_clip = grad_clip
         self.precision = Precision() if precision is None else precision
+        self.cost = cost
         self.params = list(network.parameters())
         self.alphas = list(arch.parameters())
 
@@ -75,7 +80,7 @@ class Bilevel:
         self.strategy.begin(valid.sample)
         step = ArchStep(
             self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
-            self.params_optimizer, self.precision.logits,
+            self.params_optimizer, self.precision.logits, self.cost,
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
         for alpha, g in zip(self.alphas, gradient):

@@ -23,6 +23,8 @@ from fastnas.strategies.precision import Precision
 from fastnas.text_file import file_path
 
 DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+EVALUATION_IMAGES = 4096
+"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 # Mirroring an image changes what it shows, or is not done in the published settings.
 NOT_MIRRORED = {"digits", "svhn"}
 
@@ -102,6 +104,14 @@ def chosen_images(images: ImageSource, count: int | None, seed: int) -> Tensor:
     if count is None or count >= len(labels):
         return torch.arange(len(labels))
     return split_indices(labels, count / len(labels), seed)[0]
+
+
+def some_of(index: Tensor, batch: int, seed: int) -> Tensor:
+    """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
+    some = min(EVALUATION_IMAGES, len(index))
+    some -= some % batch if some >= batch else 0
+    generator = torch.Generator().manual_seed(seed)
+    return index[torch.randperm(len(index), generator=generator)[:some]]
 
 
 @dataclass

@@ -33,7 +33,9 @@ from fastnas.search.build import (
     run_backend,
     run_precision,
     seeded,
+    some_of,
 )
+from fastnas.search.cell_costs import cost_of_search
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
 from fastnas.search.logs import Logs
@@ -49,8 +51,6 @@ Network = TypeVar("Network", bound=reference.SearchNetwork)
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
-EVALUATION_IMAGES = 4096
-"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 
 
 class Searcher(ResumableRun):
@@ -84,7 +84,9 @@ class Searcher(ResumableRun):
             self.backend = run_backend(self.device, self.precision)
         self.images = load_data(config, self.device) if images is None else images
         self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
-        self._begin_stage(self.strategy.space(get_space(config.space)), [])
+        space = self.strategy.space(get_space(config.space))
+        self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
+        self._begin_stage(space, [])
         self._build_batches(self.images)
 
     def build(self, kind: type[Network]) -> Network:
@@ -150,7 +152,13 @@ class Searcher(ResumableRun):
             "train_batches": self.train_batches,
             "valid_batches": self.valid_batches,
             **self.precision.parts(),
+            **({} if self.cost is None else {"cost": self.cost}),
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Adds the sizes of the derived network, whose cost the logits have paid for."""
+        sizes = () if self.cost is None else ("train_channels", "train_layers")
+        return {**super().identity(), **{name: getattr(self.config, name) for name in sizes}}
 
     def close(self) -> None:
         self.train_stream.close()
@@ -186,6 +194,7 @@ class Searcher(ResumableRun):
         figures["lr"] = self._learning_rate()
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
+        figures |= {} if self.cost is None else self.cost.figures(self.arch)
         figures["genotype"] = layout_of(genotype).text(genotype)
         if epoch < config.arch_start_epoch:
             # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
@@ -220,13 +229,6 @@ class Searcher(ResumableRun):
         if not answers.finite:
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
         return int(answers.right) / len(self.valid_index)
-
-    def _subset(self, index: Tensor) -> Tensor:
-        """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
-        some = min(EVALUATION_IMAGES, len(index))
-        some -= some % self._plain_size if some >= self._plain_size else 0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return index[torch.randperm(len(index), generator=generator)[:some]]
 
     @property
     def _plain_size(self) -> int:
@@ -313,6 +315,8 @@ class Searcher(ResumableRun):
         """
         # `stage` counts the past logits, so they are set before anything asks for the stage.
         self.space, self.past_logits = space, past_logits
+        if self.cost is not None:
+            self.cost.enter(space)
         self.strategy.start_stage(self.stage)
         # The network draws before the logits do, and on the CPU whatever the device is: one seed
         # gives the same search on each device, and another order would give another one.
@@ -351,6 +355,7 @@ class Searcher(ResumableRun):
             self.arch_optimizer,
             config.grad_clip,
             self.precision,
+            self.cost,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)
@@ -382,8 +387,9 @@ class Searcher(ResumableRun):
             self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
             self.train_stream = images.stream(self.train_batches)
             self.valid_stream = images.stream(self.valid_batches)
-            self.recalibration_index = self._subset(chosen[train]).to(self.device)
-            self.evaluation_index = self._subset(chosen[valid]).to(self.device)
+            whole = self._plain_size, config.seed
+            self.recalibration_index = some_of(chosen[train], *whole).to(self.device)
+            self.evaluation_index = some_of(chosen[valid], *whole).to(self.device)
             augment = augmentation(config, images, config.cutout)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error

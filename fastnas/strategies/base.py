@@ -17,6 +17,7 @@ from fastnas.reference import SkipNoise
 from fastnas.reference.amp import Amp
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
+from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import check_finite, derive_top_edges
 from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
@@ -152,6 +153,14 @@ class Strategy(Optioned):
     def regulariser(self, arch: ArchParameters) -> Tensor | float:
         """Returns what is added to the loss of the architecture step."""
         return 0.0
+
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        """Returns cell type to the share [E, K] with which each candidate is derived, for E[cost].
+
+        It is differentiable in the logits; here of `mixing_weights` (`shares_of_weights`).
+        """
+        weights = self.mixing_weights(arch)
+        return {cell: shares_of_weights(weights[cell], space, cell) for cell in space.cell_types}
 
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
         """Returns the gradient of the logits, in the order of step.alphas, and the loss."""

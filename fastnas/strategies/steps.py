@@ -6,7 +6,7 @@ only the strategy's gradient and the losses here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -93,6 +93,7 @@ class ArchStep:
             loss see the same noise, or a finite difference would measure the noise.
         optimizer: the SGD of the params, which the unrolled step imitates.
         precision: what the losses are computed and differentiated in.
+        cost: is added to L_val(w, alpha), a function of the logits.
     """
 
     strategy: Weighing
@@ -104,10 +105,12 @@ class ArchStep:
     train: Inputs
     optimizer: Optimizer
     precision: HalfStep = field(default_factory=HalfStep)
+    cost: Callable[[ArchParameters], Tensor] | None = None
 
     def valid_loss(self) -> Tensor:
-        """Returns L_val(w, alpha) with the strategy's regulariser."""
-        return self._loss(self.valid) + self.strategy.regulariser(self.arch)
+        """Returns L_val(w, alpha) with the strategy's regulariser and the cost."""
+        loss = self._loss(self.valid) + self.strategy.regulariser(self.arch)
+        return loss if self.cost is None else loss + self.cost(self.arch)
 
     def train_loss(self, exact: bool = False) -> Tensor:
         """Returns L_train(w, alpha); `exact`: in float32, whatever the precision."""
