@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
@@ -28,6 +27,7 @@ from fastnas.search.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from fastnas.search.choice_cost import cost_of_choices
 from fastnas.search.choice_settings import (
     check_batches,
     check_settings,
@@ -36,18 +36,11 @@ from fastnas.search.choice_settings import (
     logit_optimizer_of,
     weight_optimizer_of,
 )
-from fastnas.search.choice_steps import ArchHalf, Loss, endless
+from fastnas.search.choice_steps import ArchHalf, Loss, cross_entropy, endless
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.strategies.hypergradient import first_order, frozen, unrolled
 
 KIND = "choice search"
-
-
-def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
-    """Returns the loss of batches (inputs, class labels [N]): the usual one."""
-    inputs, labels = batch
-    loss: Tensor = F.cross_entropy(network(inputs), labels)
-    return loss
 
 
 class ChoiceSearch:
@@ -92,6 +85,10 @@ class ChoiceSearch:
         grad_clip: largest norm of the gradient of the weights.
         precision: of forward and backward: "fp32" (as the network is), or by `torch.autocast`
             "bf16" or "fp16", with a scaled loss. Parameters are float32 in these two.
+        cost: what the derived network may cost with one sample, "macs:300e6", "params:3e6" or
+            "latency:12ms": cost_weight max(0, E[cost] / target - 1) is added to the logits' loss.
+        cost_weight: of that term, 1 by default.
+        cost_batch: what the costs are counted with; by default the first sample of `train`.
         callbacks: are told of each step and epoch, and may end the search (`StopSearch`).
 
     Raises:
@@ -116,6 +113,9 @@ class ChoiceSearch:
         scheduler: LRScheduler | None = None,
         grad_clip: float = 5.0,
         precision: str = "fp32",
+        cost: str | None = None,
+        cost_weight: float | None = None,
+        cost_batch: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_type("network", network, nn.Module)
@@ -151,6 +151,7 @@ class ChoiceSearch:
         self.logit_optimizer = logit_optimizer_of(self.weights, self.logits, logit_optimizer)
         self.device = self.logits[0].device
         self.precision = checked_precision(precision, self.device, network)
+        self.cost = cost_of_choices(self, cost, cost_weight, cost_batch)
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, Any]] = []
@@ -163,11 +164,12 @@ class ChoiceSearch:
     # ---- a step
 
     def regulariser(self) -> Tensor | float:
-        """Returns what the loss of the logits has besides: FairDARTS' zero-one loss."""
+        """Returns what the loss of the logits has besides: cost, and FairDARTS' zero-one loss."""
+        cost = 0.0 if self.cost is None else self.cost()
         if not self.zero_one_weight:
-            return 0.0
+            return cost
         sigma = torch.cat([logits.sigmoid() for logits in self._sigmoids()])
-        return -self.zero_one_weight * (sigma - 0.5).square().mean()
+        return cost - self.zero_one_weight * (sigma - 0.5).square().mean()
 
     def step(self, train: Any, valid: Any) -> dict[str, Tensor]:
         """Moves the logits on the batch `valid` and then the weights on `train`.
@@ -175,7 +177,7 @@ class ChoiceSearch:
         Returns:
             train_loss and valid_loss, [] on the device.
         """
-        train, valid = self._moved(train), self._moved(valid)
+        train, valid = self.moved(train), self.moved(valid)
         return {"valid_loss": self.logit_step(valid, train), "train_loss": self.weight_step(train)}
 
     def logit_step(self, valid: Any, train: Any) -> Tensor:
@@ -210,7 +212,9 @@ class ChoiceSearch:
         half.move(self.weights, mean, self.weight_optimizer.step)
         return mean
 
-    def _moved(self, batch: Any) -> Any:
+    def moved(self, batch: Any) -> Any:
+        """Returns a batch with its tensors on the network's device."""
+
         def move(value: Any) -> Any:
             is_tensor = isinstance(value, Tensor)
             return value.to(self.device, non_blocking=True) if is_tensor else value
@@ -277,7 +281,7 @@ class ChoiceSearch:
         self.epoch += 1
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
-        row |= self.precision.figures()
+        row |= self.precision.figures() | ({} if self.cost is None else self.cost.figures())
         self.precision.end_epoch()
         self.history.append({**row, "seconds": seconds, "derived": self.derive()})
 
@@ -338,6 +342,7 @@ class ChoiceSearch:
             "scheduler": self.scheduler,
             "train": self.train,
             "valid": self.valid,
+            "cost": self.cost,
             **self.precision.parts(),
         }
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
@@ -350,6 +355,7 @@ class ChoiceSearch:
             **{"epochs": self.epochs, "order": self.order, "samples": self.samples, "tau": tau},
             **{"noise_decay": self.noise_decay, "zero_one_weight": self.zero_one_weight},
             **{"grad_clip": self.grad_clip, "choices": choices, "precision": self.precision.name},
+            "cost": None if self.cost is None else self.cost.identity(),
         }
 
     def save(self, path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,6 +16,13 @@ from fastnas.strategies.precision import HalfStep
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Maps a network and a batch to a loss []."""
+
+
+def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
+    """Returns the loss of batches (inputs, class labels [N]): the usual one."""
+    inputs, labels = batch
+    loss: Tensor = F.cross_entropy(network(inputs), labels)
+    return loss
 
 
 def endless(batches: Iterable[Any], name: str) -> Iterator[Any]:

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from fastnas.checks import short
-from fastnas.reference.sample_paths import logits_per_node, node_pairs
 from fastnas.spaces import CellType, Space
 
 KINDS = ("macs", "params", "latency")
@@ -218,28 +217,3 @@ def _to(wanted: float, total: Tensor, only_down: bool) -> Tensor:
     """Returns what brings a sum to the number that is wanted."""
     factor = wanted / total.clamp_min(torch.finfo(total.dtype).tiny)
     return factor.clamp_max(1.0) if only_down else factor
-
-
-def kept_by_logits(beta: Tensor, nodes: tuple[int, ...] | list[int], topology: str) -> Tensor:
-    """Returns the probability [E] with which each edge is one of the two that a node keeps.
-
-    With p = softmax(beta) over the edges of a node, two are drawn without replacement ("top2",
-    which Gumbel-Top2 does), or p is of its pairs ("pairs")::
-
-        top2:   p_i (1 + sum_{j != i} p_j / (1 - p_j))       pairs:   sum of p over the pairs with i
-
-    Source: Wang et al., ICCV 2023 (ROME), eq. 4 to 8; Plackett (1975) for the order of a draw.
-    """
-    found = []
-    for row, n in zip(beta.double().split(logits_per_node(nodes, topology)), nodes):
-        p = row.softmax(-1)
-        if topology == "pairs":
-            pairs = node_pairs(n, p.device)
-            found.append(p.new_zeros(n).index_add(0, pairs[0], p).index_add(0, pairs[1], p))
-            continue
-        # p_i / (1 - p_j) as the softmax without j: where one edge has nearly all, the difference
-        # has no digit.
-        first = torch.eye(n, dtype=torch.bool, device=p.device)
-        second = row.expand(n, n).masked_fill(first, -math.inf).softmax(-1)
-        found.append(p + (p[:, None] * second).sum(0))
-    return torch.cat(found)

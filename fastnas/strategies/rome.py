@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fastnas.nn import ArchParameters
 from fastnas.options import option
+from fastnas.reference.sample_paths import kept_by_logits
 from fastnas.spaces import AnyGenotype, Space
-from fastnas.strategies.cost import kept_by_logits
 from fastnas.strategies.derivation import derive_path
 from fastnas.strategies.single_path import SAMPLES, SinglePath
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastnas.nn import ArchParameters
+from fastnas.reference.sample_paths import kept_by_logits
 from fastnas.spaces import Space, get_space
 from fastnas.strategies import STRATEGIES, get_strategy
 from fastnas.strategies.cost import (
@@ -14,7 +15,6 @@ from fastnas.strategies.cost import (
     CostTarget,
     CostTerm,
     hinge,
-    kept_by_logits,
     shares_of_weights,
 )
 
