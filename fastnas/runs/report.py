@@ -66,12 +66,17 @@ def cost_line(report: Mapping[str, Any]) -> str:
 COST_UNITS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
 
-def _paid_line(cost: Mapping[str, Any]) -> str:
+def _paid_line(report: Mapping[str, Any]) -> str:
     """Writes what the search paid for."""
+    cost = report["cost"]
     unit = COST_UNITS[cost["kind"]]
+    timed = ""
+    if cost["kind"] == "latency":
+        env = report["environment"]
+        timed = f", candidates timed on {env['device']}, {env['threads']} threads"
     return (
         f"The logits paid for more than {cost['target']:,.6g} {unit}, with weight"
-        f" {cost['weight']:g}; at the end they expected {cost['expected']:,.6g}."
+        f" {cost['weight']:g}; at the end they expected {cost['expected']:,.6g}{timed}."
     )
 
 
@@ -110,7 +115,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     lines += [cost_line(report), ""]
-    lines += [_paid_line(report["cost"]), ""] if "cost" in report else []
+    lines += [_paid_line(report), ""] if "cost" in report else []
     lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [
