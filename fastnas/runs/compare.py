@@ -14,6 +14,7 @@ from torch import nn
 
 from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
+from fastnas.reference.amp import Amp
 from fastnas.runs.eager_memory import why_eager_does_not_fit
 from fastnas.saved_bytes import saved_bytes
 from fastnas.search.bilevel import Bilevel
@@ -22,6 +23,7 @@ from fastnas.search.cuda_graph import GraphedBilevel
 from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
 from fastnas.strategies.mixture import Mixture
+from fastnas.strategies.precision import Precision
 from fastnas.strategies.steps import Batch
 
 logger = logging.getLogger("fastnas")
@@ -64,9 +66,9 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
 
     Ours is timed from CUDA graphs where the run uses them. Eager is the method's `eager_step`:
     NCHW, all gradients in both halves, skip noise from torch's generator where the method has
-    noise, sampled paths one after the other. Both share sizes, batches and threads. Saved bytes
-    are the most that autograd holds for backward at any moment of a step, params, buffers and
-    images excluded.
+    noise, sampled paths one after the other. Both share sizes, batches, threads and precision.
+    Saved bytes are the most that autograd holds for backward at any moment of a step, params,
+    buffers and images excluded.
 
     Returns:
         step_seconds, eager_step_seconds (medians), step_speedup_vs_eager, saved_bytes,
@@ -118,7 +120,10 @@ def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
     if isinstance(strategy, Mixture):
         # Eager makes a first-order step, so the unrolled one would be compared with less work.
         strategy.order = 1
-    return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
+    # Its scales are its own: the run's stay where they are.
+    precision = Precision(searcher.config.precision, searcher.device)
+    optimizers = _still_optimizers(network, arch)
+    return Bilevel(network, arch, strategy, *optimizers, precision=precision)
 
 
 def _step(bilevel: Bilevel | GraphedBilevel, train: Batch, valid: Batch) -> Step:
@@ -136,9 +141,10 @@ def _eager_step(
     train, valid = (train[0].contiguous(), train[1]), (valid[0].contiguous(), valid[1])
     arch = deepcopy(searcher.arch)
     optimizers = _still_optimizers(network, arch)
+    amp = Amp(searcher.precision.dtype, searcher.device)
 
     def step() -> None:
-        searcher.strategy.eager_step(network, arch, optimizers, train, valid)
+        searcher.strategy.eager_step(network, arch, optimizers, train, valid, amp)
 
     return step
 

@@ -55,9 +55,7 @@ def train_derived(
         CheckpointError, DivergedError: as `Trainer`.
     """
     if config.train_epochs == 0:
-        return dict.fromkeys(
-            ("test_accuracy", "parameters", "train_epochs", "train_seconds", "test_images")
-        )
+        return dict.fromkeys(("test_accuracy", "train_epochs", "train_seconds", "test_images"))
     trainer = _trainer(config, genotype, images)
     checkpoint = out / CHECKPOINT
     # The folder is that of the search, so `run_folder` has compared its settings already; `resume`
@@ -69,7 +67,6 @@ def train_derived(
         trainer.train(out, console)
     return {
         "test_accuracy": trainer.history[-1]["test_accuracy"],
-        "parameters": trainer.parameters,
         "train_epochs": config.train_epochs,
         "train_seconds": trainer.seconds,
         "test_images": len(images.test_labels),

@@ -41,12 +41,14 @@ def eager_saved_bytes(searcher: Searcher) -> int:
     # The network is built on "meta" as well, and draws its weights there: the run's generators must
     # not move, or asking would change what comes after.
     size = searcher.train_batches.batch_size
+    # There is no autocast on "meta", so the network itself is of the dtype that it casts to.
+    dtype = searcher.precision.dtype or torch.float32
     with torch.random.fork_rng([]), device:
-        network = searcher.build(kind).train()
-        images = torch.empty(size, *searcher.images.shape)
+        network = searcher.build(kind).train().to(dtype)
+        images = torch.empty(size, *searcher.images.shape, dtype=dtype)
         labels = torch.zeros(size, dtype=torch.int64)
     weights: Mapping[str, Any] = {
-        cell: torch.empty(alpha.shape, device=device, requires_grad=True)
+        cell: torch.empty(alpha.shape, device=device, dtype=dtype, requires_grad=True)
         for cell, alpha in searcher.arch.alphas().items()
     }
     if isinstance(strategy, SinglePath):

@@ -25,11 +25,15 @@ COSTS = (
 """What a table may know of a cell (`Lookup.score`): its name, unit, digits, and words."""
 
 
+def device_name(device: torch.device) -> str:
+    """Names the processor of a device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Lists what the figures of a run depend on besides its config."""
-    cuda = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "processes": here().size,
         "torch": torch.__version__,
@@ -54,6 +58,36 @@ def cell_table(genotype: AnyGenotype) -> list[str]:
     return lines
 
 
+def cost_line(report: Mapping[str, Any]) -> str:
+    """Writes the figures of `cost_figures` as a sentence."""
+    network = report["network"]
+    channels, *size = network["image"]
+    return (
+        f"Network of {network['channels']} channels and {network['layers']} layers:"
+        f" {report['parameters']:,} parameters, {report['macs']:,} multiply-adds for an image of"
+        f" {channels}x{'x'.join(map(str, size))}, {report['latency_ms']:.2f} ms for one"
+        f" ({report['latency_device']}, {report['latency_threads']} threads,"
+        f" {report['latency_precision']}; median)."
+    )
+
+
+COST_UNITS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
+
+
+def _paid_line(report: Mapping[str, Any]) -> str:
+    """Writes what the search paid for."""
+    cost = report["cost"]
+    unit = COST_UNITS[cost["kind"]]
+    timed = ""
+    if cost["kind"] == "latency":
+        env = report["environment"]
+        timed = f", candidates timed on {env['device']}, {env['threads']} threads"
+    return (
+        f"The logits paid for more than {cost['target']:,.6g} {unit}, with weight"
+        f" {cost['weight']:g}; at the end they expected {cost['expected']:,.6g}{timed}."
+    )
+
+
 def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Returns cell type to operation to share as a Markdown table, and an empty line."""
     lines = ["| cell | operation | share |", "|---|---|---:|"]
@@ -69,7 +103,8 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         f"# {report['method']} on {report['data']}, space {report['space']}",
         "",
         f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
-        f" backend {report['backend']}{', CUDA graphs' if report['cuda_graph'] else ''},"
+        f" {report['precision']}, backend {report['backend']}"
+        f"{', CUDA graphs' if report['cuda_graph'] else ''},"
         f" {env['device']}, {env['threads']} threads,"
         f" torch {env['torch']}, fastnas {env['fastnas']}.",
         "",
@@ -89,12 +124,14 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     if "genotype_by_skip_cap" in report:
         lines += ["## By the most skips of the normal cell", "", *_capped_lines(report), ""]
+    lines += [cost_line(report), ""]
+    lines += [_paid_line(report), ""] if "cost" in report else []
     lines += table_lines(report["table"] or {})
     if report["test_accuracy"] is not None:
         lines += [
             f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
-            f" ({report['train_epochs']} epochs, {report['parameters']:,} parameters,"
-            f" {report['train_seconds']:.0f} s; {report['test_images']} held-back images).",
+            f" ({report['train_epochs']} epochs, {report['train_seconds']:.0f} s;"
+            f" {report['test_images']} held-back images).",
             "",
         ]
     return "\n".join(lines)
@@ -175,6 +212,7 @@ def study_text(report: Mapping[str, Any]) -> str:
     ]
     if report["distribution"] is not None:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
+    lines += [cost_line(report), ""]
     lines.append(f"Accuracy that the search saw: {report['accuracy']:.4f}.")
     lines += ["", "![distributions tried](simplex.png)", ""]
     lines += table_lines(report["reported"] or {})
@@ -194,8 +232,8 @@ def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             f"# A genotype trained on {report['data']}",
             "",
             f"{report['epochs']} epochs in {report['train_seconds']:.0f} s, seed {report['seed']},"
-            f" {env['device']}, {env['threads']} threads, torch {env['torch']},"
-            f" fastnas {env['fastnas']}.",
+            f" {report['precision']}, {env['device']}, {env['threads']} threads,"
+            f" torch {env['torch']}, fastnas {env['fastnas']}.",
             "",
             *cell_table(genotype),
             "",
@@ -203,8 +241,10 @@ def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             report["genotype"],
             "```",
             "",
-            f"Test accuracy: **{report['test_accuracy']:.4f}** ({report['parameters']:,}"
-            f" parameters, {report['test_images']} held-back images).",
+            cost_line(report),
+            "",
+            f"Test accuracy: **{report['test_accuracy']:.4f}**"
+            f" ({report['test_images']} held-back images).",
             "",
         ]
     )

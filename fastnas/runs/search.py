@@ -16,6 +16,7 @@ from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
+from fastnas.runs.cost import cost_figures, genotype_cost
 from fastnas.runs.derived import check_derived, train_derived
 from fastnas.runs.report import (
     REPORT_MD,
@@ -79,6 +80,7 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
             draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
+            **_derived_cost(searcher, genotype),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
@@ -118,12 +120,36 @@ def _found(
         "supernet_accuracy": last["valid_accuracy"],
         **_distribution(searcher),
         **searcher.strategy.findings(searcher.arch, searcher.space),
+        **_expected_cost(searcher),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
+        "precision": config.precision,
         "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
     }
+
+
+def _expected_cost(searcher: Searcher) -> dict[str, Any]:
+    """Returns the target of the cost, and what the logits expected of it at the end."""
+    if searcher.cost is None:
+        return {}
+    (kind, target), weight = searcher.cost.target, searcher.cost.weight
+    expected = searcher.history[-1][f"expected_{kind}"]
+    return {"cost": {"kind": kind, "target": target, "weight": weight, "expected": expected}}
+
+
+def _derived_cost(searcher: Searcher, genotype: AnyGenotype) -> dict[str, Any]:
+    """Returns what the network of a genotype costs, of the sizes that the search trains it in."""
+    config, images = searcher.config, searcher.images
+    sizes = {name: config.resolved(f"train_{name}") for name in ("channels", "layers")}
+    of_run = images.shape, images.classes, searcher.precision, searcher.device
+    return genotype_cost(genotype, sizes, *of_run)
+
+
+def _trained_cost(trainer: Trainer) -> dict[str, Any]:
+    sizes = {name: trainer.config.resolved(name) for name in ("channels", "layers")}
+    return cost_figures(trainer.network, sizes, trainer.images.shape, trainer.precision)
 
 
 def run_train(
@@ -151,10 +177,11 @@ def _run_train(config: TrainConfig, resume: bool, console: Console) -> dict[str,
             "seed": config.seed,
             "epochs": trainer.epochs,
             "genotype": layout_of(genotype).text(genotype),
-            "parameters": trainer.parameters,
+            **_trained_cost(trainer),
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
+            "precision": config.precision,
             "environment": environment(trainer.device),
         }
         if trainer.processes.is_first:

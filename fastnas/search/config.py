@@ -19,6 +19,8 @@ from fastnas.search.fields import (
 )
 from fastnas.spaces import LAYOUTS, SPACES, AnyGenotype, get_space, layout_of
 from fastnas.strategies import STRATEGIES, Strategy
+from fastnas.strategies.cost import CostTarget
+from fastnas.strategies.precision import PRECISIONS
 
 __all__ = [
     "ConfigError",
@@ -42,6 +44,7 @@ PIXELS = whole(0, 4096)
 RATE = Bounds(0, 1e30, above=True)
 RATE_OR_ZERO = Bounds(0, 1e30)
 MOMENTUM = Bounds(0, 1)
+WEIGHT = Bounds(0, 1e9, above=True)
 CLIP = Bounds(0, 1e9, above=True)
 
 
@@ -68,6 +71,9 @@ class RunConfig(FolderConfig):
     )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+    precision: str = option(
+        "fp32", "of forward and backward; parameters stay fp32", choices=PRECISIONS
+    )
     threads: int | None = option(None, "CPU threads (default: as torch has them)", THREADS)
     tensorboard: bool = option(True, "write TensorBoard logs")
     checkpoint_every: int = option(
@@ -145,6 +151,13 @@ class SearchConfig(RunConfig):
     arch_start_epoch: int | None = option(
         None, "epochs before the logits start to move (default: the method's, DARTS 0)", COUNT
     )
+    cost: str | None = option(
+        None,
+        "what the derived network may cost: macs:300e6, params:3e6 or latency:12ms for an image",
+    )
+    cost_weight: float | None = option(
+        None, "of max(0, expected cost / target - 1) in the loss of the logits (1)", WEIGHT
+    )
     cutout: int = option(0, "side of the square cut out of training images", PIXELS)
     validate_every: int = option(
         1, "epochs between validations of the supernet (0: only the last)", COUNT
@@ -209,6 +222,13 @@ class SearchConfig(RunConfig):
             raise ConfigError(
                 f"table is {self.table!r}; it has no cells of space {space.name}, only of {tabled}"
             )
+        if self.cost_weight is not None and self.cost is None:
+            raise ConfigError(f"cost_weight is {self.cost_weight}, but there is no cost")
+        if self.cost is not None:
+            try:
+                CostTarget.of(self.cost)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         if self.table is None and self.table_report is not None:
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
 

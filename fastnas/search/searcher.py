@@ -14,11 +14,10 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import AUTO, choose, use_backend
+from fastnas.backends import AUTO, use_backend
 from fastnas.data.batches import Batches, split_indices
 from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
-from fastnas.ops import OPS
 from fastnas.processes import WHOLE, Share
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import (
@@ -32,8 +31,12 @@ from fastnas.search.build import (
     cosine,
     in_channels_last,
     load_data,
+    run_backend,
+    run_precision,
     seeded,
+    some_of,
 )
+from fastnas.search.cell_costs import cost_of_search
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
 from fastnas.search.logs import Logs
@@ -49,8 +52,6 @@ Network = TypeVar("Network", bound=reference.SearchNetwork)
 logger = logging.getLogger("fastnas")
 
 CHECKPOINT = "search.pt"
-EVALUATION_IMAGES = 4096
-"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 
 
 class Searcher(ResumableRun):
@@ -77,17 +78,20 @@ class Searcher(ResumableRun):
         # Networks and logits draw their first values from the global generators: these are seeded
         # before anything is built.
         self.device = seeded(config)
+        self.precision = run_precision(config, self.device)
         with self.on_backend():
             # A backend that is missing is refused here, before minutes may go into reading the
             # data.
-            self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
+            self.backend = run_backend(self.device, self.precision)
         self.images = load_data(config, self.device) if images is None else images
         try:
             layers, epochs = config.resolved("layers"), config.resolved("epochs")
             self.stages = self.strategy.stages(layers, epochs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._begin_stage(self.strategy.space(get_space(config.space)), [])
+        space = self.strategy.space(get_space(config.space))
+        self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
+        self._begin_stage(space, [])
         self._build_batches(self.images)
 
     def build(self, kind: type[Network]) -> Network:
@@ -153,7 +157,14 @@ class Searcher(ResumableRun):
             "arch_optimizer": self.arch_optimizer,
             "train_batches": self.train_batches,
             "valid_batches": self.valid_batches,
+            **self.precision.parts(),
+            **({} if self.cost is None else {"cost": self.cost}),
         }
+
+    def identity(self) -> dict[str, Any]:
+        """Adds the sizes of the derived network, whose cost the logits have paid for."""
+        sizes = () if self.cost is None else ("train_channels", "train_layers")
+        return {**super().identity(), **{name: getattr(self.config, name) for name in sizes}}
 
     def close(self) -> None:
         self.train_stream.close()
@@ -189,6 +200,7 @@ class Searcher(ResumableRun):
         figures["lr"] = self._learning_rate()
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
+        figures |= {} if self.cost is None else self.cost.figures(self.arch)
         figures["genotype"] = layout_of(genotype).text(genotype)
         if epoch < config.resolved("arch_start_epoch"):
             # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
@@ -208,27 +220,23 @@ class Searcher(ResumableRun):
             DivergedError: one of the network's logits is not finite.
         """
         weights, network = self.strategy.validation_weights(self.arch), self.network
-        if any(isinstance(w, Paths) for w in weights.values()):
-            batches = (batch for _, batch in self.plain(self.recalibration_index))
-            # It returns a copy: the search goes on with the statistics of all the paths it samples.
-            network = recalibrated(network, weights, batches)
-        network.eval()
         labels = self.pipeline.images.train_labels
         answers = Answers(self.device)
-        for index, batch in self.plain(self.processes.share.spread(self.valid_index)):
-            answers.add(network(batch, weights), labels[index])
+        mine = self.processes.share.spread(self.valid_index)
+        with self.precision.autocast():
+            if any(isinstance(w, Paths) for w in weights.values()):
+                batches = (batch for _, batch in self.plain(self.recalibration_index))
+                # It returns a copy: the search goes on with the statistics of all the paths it
+                # samples.
+                network = recalibrated(network, weights, batches)
+            network.eval()
+            for index, batch in self.plain(mine):
+                answers.add(network(batch, weights), labels[index])
         answers.join(self.processes)
         self.network.train()
         if not answers.finite:
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
         return int(answers.right) / len(self.valid_index)
-
-    def _subset(self, index: Tensor) -> Tensor:
-        """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
-        some = min(EVALUATION_IMAGES, len(index))
-        some -= some % self._plain_size if some >= self._plain_size else 0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return index[torch.randperm(len(index), generator=generator)[:some]]
 
     @property
     def _plain_size(self) -> int:
@@ -316,6 +324,8 @@ class Searcher(ResumableRun):
         """
         # `stage` counts the past logits, so they are set before anything asks for the stage.
         self.space, self.past_logits = space, past_logits
+        if self.cost is not None:
+            self.cost.enter(space)
         self.strategy.start_stage(self.stage)
         # The network draws before the logits do, and on the CPU whatever the device is: one seed
         # gives the same search on each device, and another order would give another one.
@@ -353,7 +363,8 @@ class Searcher(ResumableRun):
             self.params_optimizer,
             self.arch_optimizer,
             config.grad_clip,
-            self.processes,
+            self.precision,
+            self.cost,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)
@@ -388,8 +399,9 @@ class Searcher(ResumableRun):
             self.valid_batches = Batches(chosen[valid], seed=config.seed + 1, **sizes)
             self.train_stream = images.stream(self.train_batches)
             self.valid_stream = images.stream(self.valid_batches)
-            self.recalibration_index = self._subset(chosen[train]).to(self.device)
-            self.evaluation_index = self._subset(chosen[valid]).to(self.device)
+            whole = self._plain_size, config.seed
+            self.recalibration_index = some_of(chosen[train], *whole).to(self.device)
+            self.evaluation_index = some_of(chosen[valid], *whole).to(self.device)
             augment = augmentation(config, images, config.cutout)
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{config.data}: {error}") from error

@@ -26,6 +26,7 @@ from fastnas.search.build import (
     chosen_images,
     cosine,
     load_data,
+    run_precision,
     seeded,
 )
 from fastnas.search.config import ConfigError, TrainConfig
@@ -69,6 +70,7 @@ class Trainer(ResumableRun):
         is_default = config.batch_size is None
         config = config.completed(genotype)
         self.device = seeded(config)
+        self.precision = run_precision(config, self.device)
         self.images = load_data(config, self.device) if images is None else images
         try:
             # They are chosen first, because the default size of a batch depends on how many there
@@ -152,7 +154,8 @@ class Trainer(ResumableRun):
         return {**super().identity(), "genotype": to_json(self.genotype)}
 
     def checkpointed(self) -> dict[str, Any]:
-        return {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
+        parts = {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
+        return {**parts, **self.precision.parts()}
 
     def close(self) -> None:
         self.stream.close()
@@ -172,21 +175,20 @@ class Trainer(ResumableRun):
     def run_step(self) -> None:
         images, labels = self.pipeline(self.stream)
         self.optimizer.zero_grad(set_to_none=True)
-        logits, auxiliary = self._logits(images)
-        loss = F.cross_entropy(logits, labels)
-        # It is added before the auxiliary loss is, so that the figure can be compared with other
-        # networks'.
-        self.add(train_loss=loss)
-        if auxiliary is not None:
-            weight = self.config.resolved("auxiliary_weight")
-            loss = loss + weight * F.cross_entropy(auxiliary, labels)
-        loss.backward()
-        params = list(self.network.parameters())
-        self.processes.join_gradients(params)
-        torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
-        self.optimizer.step()
+        params, half = list(self.network.parameters()), self.precision.weights
+        with half.autocast():
+            logits, auxiliary = self._logits(images)
+            # The figure is without the auxiliary loss, so that it can be compared with other
+            # networks'.
+            loss = own = F.cross_entropy(logits, labels)
+            if auxiliary is not None:
+                weight = self.config.resolved("auxiliary_weight")
+                loss = loss + weight * F.cross_entropy(auxiliary, labels)
+        half.backward(loss)
+        half.finish(params, self.config.grad_clip)
+        half.move(params, loss, self.optimizer.step)
         self.processes.join_statistics(self.network.buffers())
-        self.add(train_accuracy=accuracy(logits, labels))
+        self.add(train_loss=own, train_accuracy=accuracy(logits, labels))
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the network's logits, and those of its auxiliary classifier where it has one."""
@@ -210,9 +212,10 @@ class Trainer(ResumableRun):
         self.network.eval()
         images = self.images
         answers = Answers(self.device)
-        for batch, labels in images.tests(TEST_BATCH, self.processes.share):
-            logits, _ = self._logits(images.normalise(batch))
-            answers.add(logits, labels)
+        with self.precision.autocast():
+            for batch, labels in images.tests(TEST_BATCH, self.processes.share):
+                logits, _ = self._logits(images.normalise(batch))
+                answers.add(logits, labels)
         answers.join(self.processes)
         self.network.train()
         if not answers.finite:
