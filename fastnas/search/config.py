@@ -23,6 +23,7 @@ from fastnas.strategies import STRATEGIES, Strategy
 __all__ = [
     "ConfigError",
     "FolderConfig",
+    "GradientConfig",
     "RunConfig",
     "SearchConfig",
     "TrainConfig",
@@ -91,26 +92,20 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
+
+
 @dataclass(frozen=True)
-class SearchConfig(RunConfig):
-    """Holds the settings of all searches; None stands for the method's published one."""
+class GradientConfig(RunConfig):
+    """Holds the settings of all searches by gradient, of whatever is searched.
+
+    None stands for the method's published setting.
+    """
 
     families = (Strategy,)
 
     method: str = option("noisy-darts", f"one of {', '.join(sorted(STRATEGIES))}")
-    space: str = option(
-        "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
-    )
-    table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
-    table_report: str | None = option(None, "its column (c10_test_200ep)")
     backend: str = option(AUTO, "who runs the ops", choices=(AUTO, *BACKENDS))
-    channels: int = option(16, "channels of the first cells", CHANNELS)
-    layers: int | None = option(
-        None, "cells of the search network (8); nb201: per stage (5)", LAYERS
-    )
-    memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
-    channels_last: bool = option(False, "images and activations channels last")
-    cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
     epochs: int = option(50, "epochs of the search", EPOCHS)
     batch_size: int | None = option(
         None, "images per batch (default: the method's, DARTS 64)", BATCH
@@ -140,8 +135,6 @@ class SearchConfig(RunConfig):
     train_epochs: int = option(
         20, "epochs of the derived network's short training (0: none)", whole(0, 10**6)
     )
-    train_channels: int = option(16, "channels of the derived network", CHANNELS)
-    train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
     train_batch_size: int | None = option(
         None,
         "images per batch of the derived network (96, or as many as there are)",
@@ -166,6 +159,32 @@ class SearchConfig(RunConfig):
         if value is not None:
             return value
         return self._published[name]
+
+    @property
+    def _published(self) -> dict[str, Any]:
+        """Returns what holds where a setting is None: what all methods have, then this one's."""
+        method = STRATEGIES.get(self.method)
+        return {**PUBLISHED, **({} if method is None else method.defaults)}
+
+
+@dataclass(frozen=True)
+class SearchConfig(GradientConfig):
+    """Holds the settings of a search for cells."""
+
+    space: str = option(
+        "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
+    )
+    table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
+    table_report: str | None = option(None, "its column (c10_test_200ep)")
+    channels: int = option(16, "channels of the first cells", CHANNELS)
+    layers: int | None = option(
+        None, "cells of the search network (8); nb201: per stage (5)", LAYERS
+    )
+    memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
+    channels_last: bool = option(False, "images and activations channels last")
+    cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
+    train_channels: int = option(16, "channels of the derived network", CHANNELS)
+    train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
 
     @property
     def _published(self) -> dict[str, Any]:
@@ -194,9 +213,6 @@ class SearchConfig(RunConfig):
             )
         if self.table is None and self.table_report is not None:
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
-
-
-PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 
 
 @dataclass(frozen=True)

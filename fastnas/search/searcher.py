@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,76 +13,35 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import AUTO, choose, use_backend
-from fastnas.data.batches import Batches, split_indices
-from fastnas.data.source import ImageSource
-from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
-from fastnas.ops import OPS
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.search.bilevel import Bilevel
-from fastnas.search.build import (
-    Answers,
-    Pipeline,
-    accuracy,
-    augmentation,
-    check_batch_norms,
-    check_batch_size,
-    chosen_images,
-    cosine,
-    in_channels_last,
-    load_data,
-    seeded,
-)
-from fastnas.search.config import ConfigError, SearchConfig
+from fastnas.search.build import accuracy, cosine, in_channels_last
+from fastnas.search.config import SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
-from fastnas.search.logs import Logs
+from fastnas.search.gradient_run import CHECKPOINT, GradientRun
 from fastnas.search.monitor import has_collapsed, observe
-from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
-from fastnas.search.progress import StepBar, memory_text
-from fastnas.search.recalibrate import recalibrated
-from fastnas.search.resumable import ResumableRun
+from fastnas.search.optimizers import capturable_on, set_learning_rate
 from fastnas.spaces import AnyGenotype, Space, get_space, layout_of
+
+__all__ = ["CHECKPOINT", "Searcher"]
 
 Network = TypeVar("Network", bound=reference.SearchNetwork)
 
 logger = logging.getLogger("fastnas")
 
-CHECKPOINT = "search.pt"
-EVALUATION_IMAGES = 4096
-"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 
+class Searcher(GradientRun):
+    """Searches for cells, from a config to a genotype; arguments and errors as `GradientRun`."""
 
-class Searcher(ResumableRun):
-    """Searches, from a config to a genotype.
-
-    Args:
-        images: what it searches on, None: the config's data.
-
-    Raises:
-        ConfigError, DataError, BackendError: the config cannot be run on this machine.
-    """
-
-    kind = "search"
-    checkpoint = CHECKPOINT
-    summed = ("train_loss", "train_accuracy", "valid_loss")
+    skips = "skips_normal"
     remembered: ClassVar = {"skips_normal": int, "genotype": str, "collapsed": bool}
     config: SearchConfig
+    network: SearchNetwork
 
-    def __init__(self, config: SearchConfig, images: ImageSource | None = None) -> None:
-        super().__init__()
-        config.validate()
-        self.config = config
-        self.strategy = config.strategy()
-        # Networks and logits draw their first values from the global generators: these are seeded
-        # before anything is built.
-        self.device = seeded(config)
-        with self.on_backend():
-            # A backend that is missing is refused here, before minutes may go into reading the
-            # data.
-            self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
-        self.images = load_data(config, self.device) if images is None else images
+    def begin(self) -> None:
+        config = self.config
         self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
         self._begin_stage(self.strategy.space(get_space(config.space)), [])
-        self._build_batches(self.images)
 
     def build(self, kind: type[Network]) -> Network:
         """Builds a search network of the stage's sizes, of one of the kinds that run it."""
@@ -100,6 +58,10 @@ class Searcher(ResumableRun):
         if isinstance(network, SearchNetwork):
             network.set_memory(config.memory)
         return network
+
+    @property
+    def channels_last(self) -> bool:
+        return self.config.channels_last
 
     @property
     def epochs(self) -> int:
@@ -120,24 +82,16 @@ class Searcher(ResumableRun):
         """Tells whether the steps are replayed from CUDA graphs."""
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.train_batches.batches_per_epoch
-
     def genotype(self) -> AnyGenotype:
         return self.strategy.derive(self.arch, self.space)
 
     def search(self, out: Path, console: Console) -> None:
-        """Searches on to the last epoch, leaving checkpoints and logs in `out`, made if need be."""
         if self.config.cuda_graph and self.not_graphed is not None:
             logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
-        out.mkdir(parents=True, exist_ok=True)
-        logs = Logs(out / "tensorboard", self.config.tensorboard, self.epoch)
-        total = self.epochs * self.steps_per_epoch
-        done = self.epoch * self.steps_per_epoch + self.step
-        with self.on_backend(), StepBar(console, "search", total, done) as bar:
-            self.run(out / CHECKPOINT, logs, bar)
-        logs.close()
+        super().search(out, console)
+
+    def validation_weights(self) -> Any:
+        return self.strategy.validation_weights(self.arch)
 
     def checkpointed(self) -> dict[str, Any]:
         return {
@@ -148,13 +102,6 @@ class Searcher(ResumableRun):
             "train_batches": self.train_batches,
             "valid_batches": self.valid_batches,
         }
-
-    def close(self) -> None:
-        self.train_stream.close()
-        self.valid_stream.close()
-
-    def generators(self) -> dict[str, torch.Generator]:
-        return {"augment": self.pipeline.generator}
 
     def start_epoch(self) -> None:
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
@@ -184,84 +131,13 @@ class Searcher(ResumableRun):
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures["genotype"] = layout_of(genotype).text(genotype)
-        if epoch < config.arch_start_epoch:
-            # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
-            figures["valid_loss"] = None
-        last = self.epoch + 1 == self.epochs
-        if last or (config.validate_every and (self.epoch + 1) % config.validate_every == 0):
-            figures["valid_accuracy"] = self.validate()
-        return figures
+        return figures | self.judged(searched=epoch >= config.arch_start_epoch)
 
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Returns the accuracy on the images of the logits, in eval mode.
-
-        It is that of the supernet, or of its likeliest path where the method samples paths.
-
-        Raises:
-            DivergedError: one of the network's logits is not finite.
-        """
-        weights, network = self.strategy.validation_weights(self.arch), self.network
-        if any(isinstance(w, Paths) for w in weights.values()):
-            batches = (batch for _, batch in self.plain(self.recalibration_index))
-            # It returns a copy: the search goes on with the statistics of all the paths it samples.
-            network = recalibrated(network, weights, batches)
-        network.eval()
-        labels = self.pipeline.images.train_labels
-        answers = Answers(self.device)
-        for index, batch in self.plain(self.valid_index):
-            answers.add(network(batch, weights), labels[index])
-        self.network.train()
-        if not answers.finite:
-            raise self.diverged("a logit of the validation is not finite", self.step - 1)
-        return int(answers.right) / len(self.valid_index)
-
-    def _subset(self, index: Tensor) -> Tensor:
-        """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
-        some = min(EVALUATION_IMAGES, len(index))
-        some -= some % self._plain_size if some >= self._plain_size else 0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return index[torch.randperm(len(index), generator=generator)[:some]]
-
-    @property
-    def _plain_size(self) -> int:
-        return 4 * self.config.resolved("batch_size")
-
-    def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields indices and images, not augmented, in large batches."""
-        images = self.pipeline.images
-        for index, pixels in images.plain(chosen, self._plain_size):
-            yield index, self.pipeline.laid_out(images.normalise(pixels))
-
-    def progress(self, means: Mapping[str, float], seconds: float) -> str:
-        skips = self.history[-1]["skips_normal"] if self.history else 0
-        return (
-            f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}  skips {skips}"
-            # A step takes two batches, one for the weights and one for the logits.
-            f"  {2 * self.train_batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
-        )
-
-    def advice(self) -> str:
-        lr, arch_lr = self.config.resolved("lr"), self.config.resolved("arch_lr")
-        return f"a lower lr than {lr} or arch_lr than {arch_lr} may help"
-
-    def epoch_line(self) -> str:
-        figures = self.history[-1]
-        valid = figures.get("valid_accuracy")
+    def decisions(self, figures: Mapping[str, Any]) -> str:
         cells = self.space.cell_types
         skips = [str(figures[f"skips_{cell}"]) for cell in cells]
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
-        warning = "  collapsing to skip connections" if figures["collapsed"] else ""
-        return (
-            f"epoch {self.epoch:3d}/{self.epochs}  loss {figures['train_loss']:.3f}"
-            f"  train {figures['train_accuracy']:.3f}"
-            + (f"  valid {valid:.3f}" if valid is not None else "")
-            + f"  skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{warning}"
-        )
-
-    def on_backend(self) -> Any:
-        """Returns the context of the run's backend."""
-        return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
+        return f"skips {'|'.join(skips)}  entropy {'|'.join(entropies)}"
 
     def after_epoch(self) -> None:
         """Begins the next stage where one has ended."""
@@ -323,20 +199,8 @@ class Searcher(ResumableRun):
         return arch.to(self.device)
 
     def _build_optimizers(self) -> None:
-        config, capturable = self.config, capturable_on(self.device)
-        self.params_optimizer = sgd(
-            self.network.parameters(),
-            lr=config.resolved("lr"),
-            capturable=capturable,
-            momentum=config.momentum,
-            weight_decay=config.resolved("weight_decay"),
-        )
-        self.arch_optimizer = adam(
-            self.arch.parameters(),
-            lr=config.resolved("arch_lr"),
-            capturable=capturable,
-            betas=self.strategy.alpha_betas,
-            weight_decay=config.arch_weight_decay,
+        self.params_optimizer, self.arch_optimizer = self.optimizers(
+            self.network.parameters(), self.arch.parameters(), capturable_on(self.device)
         )
         bilevel = Bilevel(
             self.network,
@@ -344,13 +208,12 @@ class Searcher(ResumableRun):
             self.strategy,
             self.params_optimizer,
             self.arch_optimizer,
-            config.grad_clip,
+            self.config.grad_clip,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)
 
-    def _mixture(self, images: Tensor) -> Tensor:
-        """Runs all candidates in eager torch, among them whatever a sampled path may run."""
+    def mixture(self, images: Tensor) -> Tensor:
         space = self.space
         weights = {
             cell: torch.ones(len(space.edges), space.num_candidates(cell))
@@ -358,28 +221,3 @@ class Searcher(ResumableRun):
         }
         network = self.build(reference.SEARCH_NETWORKS[space.layout])
         return network(images, weights)
-
-    def _build_batches(self, images: ImageSource) -> None:
-        config = self.config
-        try:
-            chosen = chosen_images(images, config.images, config.seed)
-            labels = images.train_labels.cpu()[chosen]
-            train, valid = split_indices(labels, config.train_fraction, config.seed)
-            self.valid_index = chosen[valid].to(self.device)
-            batch_size = config.resolved("batch_size")
-            check_batch_size("batch_size", batch_size, len(train), "for the weights")
-            check_batch_size("batch_size", batch_size, len(valid), "for the logits")
-            check_batch_norms("batch_size", batch_size, images.shape, self._mixture)
-            # The halves have seeds of their own: with one seed both would be shuffled alike, and
-            # the same images would meet in every epoch.
-            self.train_batches = Batches(chosen[train], batch_size, config.seed)
-            self.valid_batches = Batches(chosen[valid], batch_size, config.seed + 1)
-            self.train_stream = images.stream(self.train_batches)
-            self.valid_stream = images.stream(self.valid_batches)
-            self.recalibration_index = self._subset(chosen[train]).to(self.device)
-            self.evaluation_index = self._subset(chosen[valid]).to(self.device)
-            augment = augmentation(config, images, config.cutout)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{config.data}: {error}") from error
-        generator = torch.Generator().manual_seed(config.seed + 2)
-        self.pipeline = Pipeline(images, augment, generator, config.channels_last)
