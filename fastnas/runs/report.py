@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,7 @@ def distribution_table(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
     """Writes report.md of a search: settings, comparison, and last the cell and its accuracy."""
-    env = report["environment"]
-    lines = [
-        f"# {report['method']} on {report['data']}, space {report['space']}",
-        "",
-        f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
-        f" backend {report['backend']}{', CUDA graphs' if report['cuda_graph'] else ''},"
-        f" {env['device']}, {env['threads']} threads,"
-        f" torch {env['torch']}, fastnas {env['fastnas']}.",
-        "",
-    ]
+    lines = header_lines(report)
     if report["collapsed"]:
         lines += [
             "**The search is collapsing**: more than half of the normal cell's edges have been"
@@ -74,23 +65,42 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
         ]
     for cell, choices in report["undecided"].items():
         lines += [f"**Undecided**: {choices} of the {cell} cell are within the initial noise.", ""]
-    lines += _comparison_lines(report)
+    lines += comparison_lines(report)
     lines += ["## The cell", "", "![cell](cell.png)", "", *cell_table(genotype), ""]
     lines += ["```", report["genotype"], "```", ""]
     if "distribution" in report:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
     lines += table_lines(report["table"] or {})
-    if report["test_accuracy"] is not None:
-        lines += [
-            f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
-            f" ({report['train_epochs']} epochs, {report['parameters']:,} parameters,"
-            f" {report['train_seconds']:.0f} s; {report['test_images']} held-back images).",
-            "",
-        ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *derived_lines(report)])
 
 
-def _comparison_lines(report: Mapping[str, Any]) -> list[str]:
+def header_lines(report: Mapping[str, Any]) -> list[str]:
+    """Writes what was searched, where and for how long."""
+    env = report["environment"]
+    return [
+        f"# {report['method']} on {report['data']}, space {report['space']}",
+        "",
+        f"{report['epochs']} epochs in {report['search_seconds']:.0f} s, seed {report['seed']},"
+        f" backend {report['backend']}{', CUDA graphs' if report['cuda_graph'] else ''},"
+        f" {env['device']}, {env['threads']} threads,"
+        f" torch {env['torch']}, fastnas {env['fastnas']}.",
+        "",
+    ]
+
+
+def derived_lines(report: Mapping[str, Any]) -> list[str]:
+    """Writes the accuracy of the derived network, where it was trained."""
+    if report["test_accuracy"] is None:
+        return []
+    return [
+        f"Test accuracy of the derived network: **{report['test_accuracy']:.4f}**"
+        f" ({report['train_epochs']} epochs, {report['parameters']:,} parameters,"
+        f" {report['train_seconds']:.0f} s; {report['test_images']} held-back images).",
+        "",
+    ]
+
+
+def comparison_lines(report: Mapping[str, Any]) -> list[str]:
     """Writes the step beside eager's, or why it was not compared."""
     if report["not_compared"] is not None:
         return ["## Beside eager", "", f"Not compared: {report['not_compared']}.", ""]
@@ -152,8 +162,12 @@ def study_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
-    """Writes report.md of a training."""
+def train_text(report: Mapping[str, Any], table: Sequence[str]) -> str:
+    """Writes report.md of a training.
+
+    Args:
+        table: what was trained.
+    """
     env = report["environment"]
     return "\n".join(
         [
@@ -163,7 +177,7 @@ def train_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             f" {env['device']}, {env['threads']} threads, torch {env['torch']},"
             f" fastnas {env['fastnas']}.",
             "",
-            *cell_table(genotype),
+            *table,
             "",
             "```",
             report["genotype"],

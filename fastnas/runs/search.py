@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.supernet import SupernetEvaluator
-from fastnas.files import write_text
-from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
-from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
 from fastnas.runs.derived import check_derived, train_derived
+from fastnas.runs.genotype import figures_of, leave_genotype, table_of
 from fastnas.runs.report import (
     REPORT_MD,
     environment,
@@ -29,7 +26,7 @@ from fastnas.search.progress import plain_console, stage
 from fastnas.search.run_folder import claimed_folder
 from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import AnyGenotype, layout_of, to_json
+from fastnas.spaces import AnyGenotype, layout_of
 from fastnas.strategies.anasod import OnDistributions
 
 
@@ -67,7 +64,7 @@ def run_search(
         searcher.search(out, console)
 
         genotype = _final_genotype(searcher, console)
-        _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+        leave_genotype(out, genotype, f"{config.method} on {config.data}")
         draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
@@ -120,29 +117,30 @@ def run_train(
 ) -> dict[str, Any]:
     """Trains a genotype and reports its test accuracy; arguments and errors as `run_search`.
 
-    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
-    logs, report.json, report.md.
+    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg (column.png,
+    column.svg), tensorboard logs, report.json, report.md.
     """
     console = console or plain_console()
-    genotype = read_genotype(config.genotype)
-    trainer = Trainer(config, genotype)
+    trainer = Trainer(config, read_genotype(config.genotype))
     with claimed_folder(config, resume, trainer) as out:
         console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
         test_accuracy = trainer.train(out, console)
-        _leave_genotype(out, genotype, f"trained on {config.data}")
+        genotype = trainer.genotype
+        leave_genotype(out, genotype, f"trained on {config.data}")
         report = {
             "data": config.data,
             "classes": list(trainer.images.class_names),
             "seed": config.seed,
             "epochs": trainer.epochs,
-            "genotype": layout_of(genotype).text(genotype),
+            "genotype": trainer.what.text,
             "parameters": trainer.parameters,
+            **figures_of(trainer),
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
             "environment": environment(trainer.device),
         }
-        write_report(out, report, train_text(report, genotype))
+        write_report(out, report, train_text(report, table_of(genotype, report)))
         console.print(f"\nreport: {out / REPORT_MD}")
         return report
 
@@ -171,10 +169,3 @@ def _distribution(searcher: Searcher) -> dict[str, Any]:
     if not isinstance(strategy, OnDistributions):
         return {}
     return {"distribution": strategy.distribution(searcher.arch, searcher.space).as_dict()}
-
-
-def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
-    write_text(out / "genotype.json", to_json(genotype) + "\n")
-    figure = genotype_figure(genotype, title=title)
-    for suffix in ("png", "svg"):
-        save_figure(figure, out / f"cell.{suffix}")

@@ -9,6 +9,7 @@ from fastnas.backends import AUTO, BACKENDS, MEMORY
 from fastnas.bounds import THREADS, Bounds, whole
 from fastnas.checks import short
 from fastnas.data.load import SHARES, SIDES, WORKERS
+from fastnas.nn.mobilenet import MOBILE_ACTIVATIONS
 from fastnas.options import option, options_of
 from fastnas.search.fields import (
     ConfigError,
@@ -17,7 +18,9 @@ from fastnas.search.fields import (
     make_config,
     read_settings,
 )
-from fastnas.spaces import LAYOUTS, SPACES, AnyGenotype, get_space, layout_of
+from fastnas.search.trained import trained
+from fastnas.spaces import LAYOUTS, SPACES, get_space
+from fastnas.spaces.mobile_genotype import STRIDES, WIDTHS, Architecture
 from fastnas.strategies import STRATEGIES, Strategy
 
 __all__ = [
@@ -44,6 +47,10 @@ RATE = Bounds(0, 1e30, above=True)
 RATE_OR_ZERO = Bounds(0, 1e30)
 MOMENTUM = Bounds(0, 1)
 CLIP = Bounds(0, 1e9, above=True)
+SCALED = "mobilenet: what all channels are multiplied with, in multiples of 8"
+STEM = "mobilenet: stride of the first convolution; 1 is for small images"
+SQUEEZE = "mobilenet: squeeze and excitation in the derived network (no)"
+ACTIVATION = "mobilenet: of the derived network (relu6)"
 
 
 @dataclass(frozen=True)
@@ -219,39 +226,47 @@ class SearchConfig(GradientConfig):
 class TrainConfig(RunConfig):
     """Holds the settings of a training from scratch.
 
-    None stands for what its paper trains such a network with on CIFAR-10
-    (`Layout.training_defaults`).
+    None stands for what its paper trains such a network with on CIFAR-10, a column on ImageNet
+    (`Trained.defaults`).
     """
 
     genotype: str = option("", "a genotype file, or its text, in any of the formats")
     channels: int | None = option(None, "channels of the first cells (36; nb201: 16)", CHANNELS)
     layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)", LAYERS)
-    epochs: int | None = option(None, "epochs (600; nb201: 200)", EPOCHS)
-    batch_size: int | None = option(None, "images per batch (96; nb201: 256; at most all)", BATCH)
+    epochs: int | None = option(None, "epochs (600; nb201: 200; mobilenet: 300)", EPOCHS)
+    batch_size: int | None = option(None, "images per batch (96; others: 256; at most all)", BATCH)
     images: int | None = option(None, "train on this many images (default: all)", SOME)
-    lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)", RATE)
+    lr: float | None = option(
+        None, "SGD rate, cosine to 0 (0.025; nb201: 0.1; mobilenet: 0.05)", RATE
+    )
     momentum: float = option(0.9, "of SGD", MOMENTUM)
-    nesterov: bool | None = option(None, "Nesterov's momentum (no; nb201: yes)")
-    weight_decay: float | None = option(None, "of SGD (3e-4; nb201: 5e-4)", RATE_OR_ZERO)
+    nesterov: bool | None = option(None, "Nesterov's momentum (no; others: yes)")
+    weight_decay: float | None = option(None, "3e-4; nb201: 5e-4; mobilenet: 4e-5", RATE_OR_ZERO)
     grad_clip: float = option(5.0, "largest norm of the gradient", CLIP)
-    cutout: int | None = option(None, "side of the square cut out of images (16; nb201: 0)", PIXELS)
+    cutout: int | None = option(
+        None, "side of the square cut out of images (16; others: 0)", PIXELS
+    )
     drop_path: float | None = option(
         None, "drop-path at the last epoch, linear from 0 (0.2)", Bounds(0, 1, below=True)
     )
     auxiliary: bool | None = option(None, "train with the auxiliary classifier (yes)")
     auxiliary_weight: float | None = option(None, "of its loss (0.4)", Bounds(0, 1000))
     test_every: int = option(1, "epochs between tests (0: only the last)", COUNT)
+    width: float | None = option(None, f"{SCALED} (as in its file, or 1)", WIDTHS)
+    stem_stride: int | None = option(None, f"{STEM} (as in its file, or 2)", STRIDES)
+    squeeze: bool | None = option(None, SQUEEZE)
+    activation: str | None = option(None, ACTIVATION, choices=MOBILE_ACTIVATIONS)
 
-    def completed(self, genotype: AnyGenotype) -> TrainConfig:
+    def completed(self, genotype: Architecture) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""
-        layout = layout_of(genotype)
-        for name in layout.absent_in_training:
+        what = trained(genotype)
+        for name in what.absent:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; the network of a {layout.title} cell has"
-                    f" no {', '.join(layout.absent_in_training)}"
+                    f"{name} is {getattr(self, name)}; the network of {what.title} has"
+                    f" no {', '.join(what.absent)}"
                 )
-        published = layout.training_defaults
+        published = what.defaults
         # 0 and False are settings that a user has given; only None is left open.
         open_names = [name for name in published if getattr(self, name) is None]
         found = replace(self, **{name: published[name] for name in open_names})
