@@ -1,4 +1,4 @@
-"""Tells of a network of the MobileNet-like space layer by layer: sizes, parameters, work."""
+"""Counts the parameters and the work of each layer of a MobileNet-like network."""
 
 from __future__ import annotations
 

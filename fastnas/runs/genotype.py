@@ -33,7 +33,7 @@ def leave_genotype(out: Path, genotype: Architecture, title: str) -> None:
 def figure_of(genotype: Architecture, title: str) -> Figure:
     """Returns the picture of cells or of a column."""
     if isinstance(genotype, MobileGenotype):
-        return column_figure(genotype.column, space=genotype.space, title=title)
+        return column_figure(genotype.architecture, space=genotype.space, title=title)
     return genotype_figure(genotype, title=title)
 
 

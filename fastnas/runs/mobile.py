@@ -117,7 +117,7 @@ def _network(searcher: MobileSearcher, genotype: MobileGenotype) -> dict[str, An
     # It draws its weights there, and must not move the generators of the run.
     with torch.random.fork_rng([]), torch.device("meta"):
         network = MobileNetEvalNetwork(
-            genotype.column,
+            genotype.architecture,
             images.classes,
             space=genotype.space,
             squeeze=config.squeeze,

@@ -26,7 +26,6 @@ from fastnas.strategies import STRATEGIES, Strategy
 __all__ = [
     "ConfigError",
     "FolderConfig",
-    "GradientConfig",
     "RunConfig",
     "SearchConfig",
     "TrainConfig",

@@ -183,7 +183,7 @@ class MobileSearcher(GradientRun):
     def end_epoch(self) -> dict[str, Any]:
         genotype, layers = self.genotype(), self.space.layers
         figures: dict[str, Any] = {
-            "skips": sum(block == SKIP for block in genotype.column),
+            "skips": sum(block == SKIP for block in genotype.architecture),
             "entropy": self._entropy(),
             **self.strategy.figures(),
         }

@@ -18,12 +18,10 @@ from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import accuracy, cosine, in_channels_last
 from fastnas.search.config import SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
-from fastnas.search.gradient_run import CHECKPOINT, GradientRun
+from fastnas.search.gradient_run import GradientRun
 from fastnas.search.monitor import has_collapsed, observe
 from fastnas.search.optimizers import capturable_on, set_learning_rate
 from fastnas.spaces import AnyGenotype, Space, get_space, layout_of
-
-__all__ = ["CHECKPOINT", "Searcher"]
 
 Network = TypeVar("Network", bound=reference.SearchNetwork)
 

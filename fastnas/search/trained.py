@@ -111,7 +111,7 @@ class TrainedColumn(Trained):
     def network(self, config: TrainConfig, classes: int, channels: int) -> nn.Module:
         genotype = self.sized(config)
         return MobileNetEvalNetwork(
-            genotype.column,
+            genotype.architecture,
             classes,
             space=genotype.space,
             squeeze=config.resolved("squeeze"),

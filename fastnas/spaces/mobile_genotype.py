@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastnas.bounds import Bounds, whole
-from fastnas.checks import short
+from fastnas.checks import check_number, short
 from fastnas.spaces import strict_json
 from fastnas.spaces.genotype import AnyGenotype
 from fastnas.spaces.mobile import (
@@ -39,7 +39,7 @@ class MobileGenotype:
     """Holds an architecture of the MobileNet-like space, and how its network is scaled.
 
     Args:
-        column: a block for each layer.
+        architecture: a block for each layer.
         width: what all channels of the published space are multiplied with.
         stem_stride: of the first convolution, 2 or, for small images, 1.
 
@@ -47,14 +47,16 @@ class MobileGenotype:
         TypeError, ValueError: naming the argument, what was given and what is allowed.
     """
 
-    column: Column
+    architecture: Column
     width: float = 1.0
     stem_stride: int = 2
 
     def __post_init__(self) -> None:
-        WIDTHS.check("width", self.width)
-        STRIDES.check("stem_stride", self.stem_stride)
-        object.__setattr__(self, "column", self.space.checked(self.column))
+        check_number("width", self.width)
+        if self.width not in WIDTHS:
+            raise ValueError(f"width is {short(self.width)}; a number is needed, {WIDTHS}")
+        checked = self.space.checked(self.architecture)
+        object.__setattr__(self, "architecture", checked)
 
     @property
     def space(self) -> MobileSpace:
@@ -63,7 +65,7 @@ class MobileGenotype:
     @property
     def text(self) -> str:
         """Returns the blocks by name, as `fastnas.spaces.parse_column` reads them."""
-        return format_column(self.column)
+        return format_column(self.architecture)
 
     def to_json(self) -> str:
         """Writes what `read_column` reads back to an equal genotype."""
@@ -112,4 +114,7 @@ def _of_value(value: Mapping[str, Any]) -> MobileGenotype:
     column, sizes = value[MOBILENET], {k: v for k, v in value.items() if k != MOBILENET}
     if not isinstance(column, str):
         raise ValueError(f"{MOBILENET} is {short(column)}; names of blocks in a text are needed")
-    return MobileGenotype(parse_column(column), **sizes)
+    try:
+        return MobileGenotype(parse_column(column), **sizes)
+    except TypeError as error:  # what is of another type in JSON is a wrong text here
+        raise ValueError(str(error)) from error
