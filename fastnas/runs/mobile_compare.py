@@ -41,8 +41,7 @@ def compare_mobile(searcher: MobileSearcher, steps: int) -> dict[str, float]:
     Returns:
         As `fastnas.runs.compare.compare_with_eager`.
     """
-    train = searcher.pipeline(searcher.train_stream)
-    valid = searcher.pipeline(searcher.valid_stream)
+    train, valid = searcher.train_half.draw(), searcher.valid_half.draw()
     searcher.close()  # what reads ahead would take CPU time from what is timed
     sides = [_ours(searcher, train, valid), _eager(searcher, train, valid)]
     return beside(sides, [train[0], valid[0]], steps, searcher.device)

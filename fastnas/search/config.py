@@ -48,8 +48,8 @@ MOMENTUM = Bounds(0, 1)
 CLIP = Bounds(0, 1e9, above=True)
 SCALED = "mobilenet: what all channels are multiplied with, in multiples of 8"
 STEM = "mobilenet: stride of the first convolution; 1 is for small images"
-SQUEEZE = "mobilenet: squeeze and excitation in the derived network (no)"
-ACTIVATION = "mobilenet: of the derived network (relu6)"
+SQUEEZE = "mobilenet: squeeze and excitation in the derived network"
+ACTIVATION = "mobilenet: of the derived network"
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,13 @@ class TrainConfig(RunConfig):
     batch_size: int | None = option(None, "images per batch (96; others: 256; at most all)", BATCH)
     images: int | None = option(None, "train on this many images (default: all)", SOME)
     lr: float | None = option(
-        None, "SGD rate, cosine to 0 (0.025; nb201: 0.1; mobilenet: 0.05)", RATE
+        None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1; mobilenet: 0.05)", RATE
     )
     momentum: float = option(0.9, "of SGD", MOMENTUM)
     nesterov: bool | None = option(None, "Nesterov's momentum (no; others: yes)")
-    weight_decay: float | None = option(None, "3e-4; nb201: 5e-4; mobilenet: 4e-5", RATE_OR_ZERO)
+    weight_decay: float | None = option(
+        None, "of SGD (3e-4; nb201: 5e-4; mobilenet: 4e-5)", RATE_OR_ZERO
+    )
     grad_clip: float = option(5.0, "largest norm of the gradient", CLIP)
     cutout: int | None = option(
         None, "side of the square cut out of images (16; others: 0)", PIXELS
@@ -253,8 +255,8 @@ class TrainConfig(RunConfig):
     test_every: int = option(1, "epochs between tests (0: only the last)", COUNT)
     width: float | None = option(None, f"{SCALED} (as in its file, or 1)", WIDTHS)
     stem_stride: int | None = option(None, f"{STEM} (as in its file, or 2)", STRIDES)
-    squeeze: bool | None = option(None, SQUEEZE)
-    activation: str | None = option(None, ACTIVATION, choices=MOBILE_ACTIVATIONS)
+    squeeze: bool | None = option(None, f"{SQUEEZE} (no)")
+    activation: str | None = option(None, f"{ACTIVATION} (relu6)", choices=MOBILE_ACTIVATIONS)
 
     def completed(self, genotype: Architecture) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""

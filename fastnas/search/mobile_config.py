@@ -55,7 +55,11 @@ class MobileConfig(GradientConfig):
     Where they are published for no search of this space, they are the method's.
     """
 
-    space: str = option(MOBILENET, "", choices=(MOBILENET,))
+    space: str = option(
+        MOBILENET,
+        f"{MOBILENET}: FairNAS' column, by {', '.join(sorted(CHAINS))}",
+        choices=(MOBILENET,),
+    )
     width: float = option(1.0, SCALED, WIDTHS)
     stem_stride: int = option(2, STEM, STRIDES)
     memory: str = option(

@@ -23,6 +23,7 @@ from fastnas.strategies.fair_darts import FairDARTS
 from fastnas.strategies.margins import Undecided, within_noise
 from fastnas.strategies.mixture import Mixture
 from fastnas.strategies.single_path import SinglePath
+from fastnas.strategies.steps import Batch
 
 
 class RememberedLoss:
@@ -30,20 +31,25 @@ class RememberedLoss:
 
     logits: Tensor
 
-    def __call__(self, network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, network: nn.Module, batch: Batch) -> Tensor:
         images, labels = batch
         logits = network(images)
         self.logits = logits.detach()
         return F.cross_entropy(logits, labels)
 
 
-class Drawn:
-    """Draws the batches of a half of the data, of which a pass has as many as an epoch."""
+class Half:
+    """Draws the batches of a half of the data; iterated over, those of an epoch.
 
-    def __init__(self, draw: Callable[[], Any], count: Callable[[], int]) -> None:
+    Args:
+        draw: returns the next batch.
+        count: returns how many an epoch has.
+    """
+
+    def __init__(self, draw: Callable[[], Batch], count: Callable[[], int]) -> None:
         self.draw, self.count = draw, count
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         return (self.draw() for _ in range(self.count()))
 
 
@@ -67,6 +73,13 @@ class MobileSearcher(GradientRun):
         self.network = self.build().to(self.device)
         self.optimizer_pair = self.optimizers(
             *split_parameters(self.network), capturable_on(self.device)
+        )
+        # Streams and pipeline are built after the network: they are asked for when they are used.
+        self.train_half = Half(
+            lambda: self.pipeline(self.train_stream), lambda: self.steps_per_epoch
+        )
+        self.valid_half = Half(
+            lambda: self.pipeline(self.valid_stream), lambda: self.steps_per_epoch
         )
         self.loss = RememberedLoss()
         self.choice_search = self.steps_on(self.network, self.optimizer_pair, self.loss)
@@ -105,8 +118,8 @@ class MobileSearcher(GradientRun):
             order = strategy.order if isinstance(strategy, Mixture) else 1
         return ChoiceSearch(
             network,
-            Drawn(lambda: self.pipeline(self.train_stream), lambda: self.steps_per_epoch),
-            Drawn(lambda: self.pipeline(self.valid_stream), lambda: self.steps_per_epoch),
+            self.train_half,
+            self.valid_half,
             epochs=self.epochs,
             loss=loss,
             order=order,
@@ -168,9 +181,9 @@ class MobileSearcher(GradientRun):
     def run_step(self) -> None:
         # The batch of the weights is made first: both take their augmentation from one generator,
         # so the order belongs to the bits of the run.
-        train = self.pipeline(self.train_stream)
+        train = self.train_half.draw()
         if self._moves_logits:
-            figures = self.choice_search.step(train, self.pipeline(self.valid_stream))
+            figures = self.choice_search.step(train, self.valid_half.draw())
         else:
             figures = {"train_loss": self.choice_search.weight_step(train)}
         # The weights are moved last, so that these are the logits of the training images.

@@ -91,8 +91,8 @@ class TrainedColumn(Trained):
     """Describes a column of the MobileNet-like space.
 
     Settings are those of ProxylessNAS' code (Cai et al., ICLR 2019) for ImageNet, without its label
-    smoothing and with weight decay on batch norms; the code of FairNAS and NoisyDARTS has no
-    training of their networks.
+    smoothing and with weight decay on batch norms. FairNAS and NoisyDARTS have published networks
+    that are trained, not their training.
     """
 
     title = "a MobileNet-like column"
