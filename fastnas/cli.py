@@ -234,8 +234,8 @@ def draw(
     force: Annotated[bool, typer.Option(help="replace an existing picture")] = False,
 ) -> None:
     """Draw the cells, or the column, of a genotype."""
+    from fastnas.report.architecture_drawing import architecture_figure
     from fastnas.report.figures import picture_path, save_figure
-    from fastnas.runs.genotype import figure_of
     from fastnas.search.genotype_file import read_genotype
 
     parsed, path = read_genotype(genotype), file_path(picture)
@@ -243,7 +243,7 @@ def draw(
         raise ConfigError(f"{path} exists; --force replaces it")
     try:
         picture_path(path)
-        save_figure(figure_of(parsed, title), path)
+        save_figure(architecture_figure(parsed, title=title), path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     except ValueError as error:

@@ -86,7 +86,7 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     for name in ("search.draw_history", "mobile.draw_history", "genotype.save_figure",
                  "study.draw_best_so_far", "study.draw_simplex"):  # fmt: skip
         monkeypatch.setattr(f"fastnas.runs.{name}", leave_empty)
-    monkeypatch.setattr("fastnas.runs.genotype.figure_of", lambda genotype, title: None)
+    monkeypatch.setattr("fastnas.runs.genotype.architecture_figure", lambda genotype, title: None)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from fastnas.files import write_text
 from fastnas.nn import MobileNetEvalNetwork
-from fastnas.report.cell_drawing import genotype_figure
-from fastnas.report.column_drawing import column_figure
+from fastnas.report.architecture_drawing import architecture_figure
 from fastnas.report.figures import save_figure
 from fastnas.runs.columns import column_layers, layer_table
 from fastnas.runs.report import cell_table
@@ -24,17 +21,10 @@ from fastnas.spaces.mobile_genotype import Architecture
 def leave_genotype(out: Path, genotype: Architecture, title: str) -> None:
     """Writes genotype.json, and cell.png and cell.svg, or column.png and column.svg."""
     write_text(out / "genotype.json", trained(genotype).json + "\n")
-    figure = figure_of(genotype, title)
+    figure = architecture_figure(genotype, title=title)
     name = "column" if isinstance(genotype, MobileGenotype) else "cell"
     for suffix in ("png", "svg"):
         save_figure(figure, out / f"{name}.{suffix}")
-
-
-def figure_of(genotype: Architecture, title: str) -> Figure:
-    """Returns the picture of cells or of a column."""
-    if isinstance(genotype, MobileGenotype):
-        return column_figure(genotype.architecture, space=genotype.space, title=title)
-    return genotype_figure(genotype, title=title)
 
 
 def figures_of(trainer: Trainer) -> dict[str, Any]:
