@@ -16,8 +16,9 @@ from fastnas.nn import Paths
 from fastnas.search.build import Answers
 from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
 from fastnas.search.diverged import DivergedError
+from fastnas.search.gradient_run import CHECKPOINT
 from fastnas.search.run_folder import CONFIG
-from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.searcher import Searcher
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import slots_of
 from fastnas.spaces.slots import SlotLayout

@@ -26,7 +26,7 @@ from fastnas.search.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.config import GradientConfig, TrainConfig
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.logs import Logs
@@ -61,7 +61,7 @@ class ResumableRun:
     """Names of the figures in `sums`."""
     remembered: ClassVar[Mapping[str, type]] = {}
     """Figures of past epochs that it reads again, and their types."""
-    config: SearchConfig | TrainConfig
+    config: GradientConfig | TrainConfig
     device: torch.device
     images: ImageSource
 

@@ -15,7 +15,8 @@ from fastnas.nn import ArchParameters
 from fastnas.runs.search import run_search, run_train
 from fastnas.search.config import SearchConfig, TrainConfig, make_config
 from fastnas.search.diverged import DivergedError, first_not_finite
-from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.gradient_run import CHECKPOINT
+from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import get_space, parse
 from fastnas.spaces.distribution import slots_of
