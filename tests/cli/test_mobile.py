@@ -92,7 +92,7 @@ def test_a_column_is_trained_and_what_is_left_is_trained_again(fastnas, tmp_path
     assert len(report["layers"]) == 22 and report["test_images"] == 8
     assert report["macs"] == sum(row["macs"] for row in report["layers"])
     text = (tmp_path / "a/report.md").read_text()
-    assert f"({report['parameters']:,} parameters" in text and "| 19 | k7_e6 |" in text
+    assert f"{report['parameters']:,} parameters" in text and "| 19 | k7_e6 |" in text
     assert (tmp_path / "a/column.svg").exists()
     code, _, error = fastnas("train", "a/genotype.json", *TRAIN, "--out=b")
     assert code == 0, error

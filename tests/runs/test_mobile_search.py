@@ -9,6 +9,7 @@ from rich.console import Console
 
 from fastnas.reference import mobilenet as eager_mobilenet
 from fastnas.runs import eager_memory, mobile_compare
+from fastnas.runs.derived import derived_cost
 from fastnas.runs.mobile import run_mobile_search
 from fastnas.runs.mobile_compare import compare_mobile, eager_mobile_bytes
 from fastnas.search.checkpoint import load_checkpoint
@@ -256,3 +257,21 @@ def test_the_eager_network_takes_the_weights_of_ours(tmp_path):
     searcher = MobileSearcher(config(tmp_path))
     eager = eager_mobilenet.MobileNetSearchNetwork(4, space=searcher.space, in_channels=1)
     assert eager.state_dict().keys() == searcher.network.state_dict().keys()
+
+
+def test_the_cost_is_paid_for_and_told(tmp_path):
+    """The expected multiply-adds of the supernet's blocks are those of the derived network."""
+    settings = {"cost": "macs:1", "cost_weight": 1e-9, "compare_steps": 0, "precision": "bf16"}
+    report = run_mobile_search(config(tmp_path / "run", **settings), console=QUIET)
+    assert report["precision"] == "bf16"
+    cost = report["cost"]
+    assert (cost["kind"], cost["target"]) == ("macs", 1)
+    searcher = MobileSearcher(config(tmp_path / "run", **settings))
+    with torch.no_grad():
+        for choice in searcher.network.choices:
+            best = torch.full_like(choice.logits, -100.0)
+            best[0] = 100.0
+            choice.logits.copy_(best)
+    derived = derived_cost(searcher, searcher.genotype())
+    assert float(searcher.cost.expected()) == pytest.approx(derived["macs"], rel=1e-9)
+    assert "multiply-adds" in (tmp_path / "run/report.md").read_text()
