@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fastnas.checks import check_choice, check_int, check_type
 from fastnas.layers.inverted_residual import InvertedResidual, mobile_head, mobile_stem
+from fastnas.reference.amp import Amp
 from fastnas.reference.arguments import check_clip, check_images
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.single_path import gdas_sample
@@ -128,28 +129,34 @@ def mobile_search_step(
     valid: tuple[Tensor, Tensor],
     samples: int = 1,
     grad_clip: float = 5.0,
+    halves: tuple[Amp, Amp] | None = None,
 ) -> Tensor:
     """Makes one first-order step as public code writes it; returns the training loss.
 
     Each half computes all gradients, those of the weights in the half of the logits included. With
     several samples their gradients are averaged for the logits and added for the weights.
+
+    Args:
+        halves: the precision of the half of the logits and of that of the weights; None: fp32.
     """
     check_int("samples", samples, 1)
     check_clip(grad_clip)
 
-    def accumulate(batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    of_logits, of_weights = halves or (Amp(), Amp())
+
+    def accumulate(half: Amp, batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
         for _ in range(samples):
-            loss = F.cross_entropy(network(batch[0]), batch[1])
-            (scale * loss).backward()
+            with half.autocast():
+                loss = F.cross_entropy(network(batch[0]), batch[1])
+            half.backward(scale * loss)
         return loss.detach()
 
     logit_optimizer.zero_grad()
-    accumulate(valid, 1.0 / samples)
-    logit_optimizer.step()
+    accumulate(of_logits, valid, 1.0 / samples)
+    of_logits.step(logit_optimizer)
 
     weight_optimizer.zero_grad()
-    loss = accumulate(train, 1.0)
+    loss = accumulate(of_weights, train, 1.0)
     held = [p for group in weight_optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(held, grad_clip)
-    weight_optimizer.step()
+    of_weights.step(weight_optimizer, held, grad_clip)
     return loss

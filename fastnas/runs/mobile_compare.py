@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam
 
 from fastnas.nn import count_parameters
 from fastnas.reference import mobilenet as eager_mobilenet
+from fastnas.reference.amp import Amp
 from fastnas.runs.compare import Side, beside, compared_if_it_fits
 from fastnas.runs.eager_memory import why_not_fitting
 from fastnas.saved_bytes import saved_bytes
@@ -107,9 +108,13 @@ def _eager(searcher: MobileSearcher, train: Batch, valid: Batch) -> Side:
         samples, tau = strategy.samples, strategy.tau
     network.set_schedules(strategy.noise_amplitude(searcher.epoch, searcher.epochs), tau)
     weights, logits = _still_optimizers(network.train())
+    dtype, device = searcher.precision.dtype, searcher.device
+    halves = Amp(dtype, device), Amp(dtype, device)
 
     def step() -> None:
-        eager_mobilenet.mobile_search_step(network, weights, logits, train, valid, samples)
+        eager_mobilenet.mobile_search_step(
+            network, weights, logits, train, valid, samples, halves=halves
+        )
 
     return Side(step, step, network)
 
