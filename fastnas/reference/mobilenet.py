@@ -129,7 +129,7 @@ def mobile_search_step(
     valid: tuple[Tensor, Tensor],
     samples: int = 1,
     grad_clip: float = 5.0,
-    halves: tuple[Amp, Amp] | None = None,
+    amp: Amp | None = None,
 ) -> Tensor:
     """Makes one first-order step as public code writes it; returns the training loss.
 
@@ -137,26 +137,26 @@ def mobile_search_step(
     several samples their gradients are averaged for the logits and added for the weights.
 
     Args:
-        halves: the precision of the half of the logits and of that of the weights; None: fp32.
+        amp: the precision of both halves; None: fp32.
     """
     check_int("samples", samples, 1)
     check_clip(grad_clip)
 
-    of_logits, of_weights = halves or (Amp(), Amp())
+    amp = Amp() if amp is None else amp
 
-    def accumulate(half: Amp, batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
+    def accumulate(batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
         for _ in range(samples):
-            with half.autocast():
+            with amp.autocast():
                 loss = F.cross_entropy(network(batch[0]), batch[1])
-            half.backward(scale * loss)
+            amp.backward(scale * loss)
         return loss.detach()
 
     logit_optimizer.zero_grad()
-    accumulate(of_logits, valid, 1.0 / samples)
-    of_logits.step(logit_optimizer)
+    accumulate(valid, 1.0 / samples)
+    amp.step(logit_optimizer)
 
     weight_optimizer.zero_grad()
-    loss = accumulate(of_weights, train, 1.0)
+    loss = accumulate(train, 1.0)
     held = [p for group in weight_optimizer.param_groups for p in group["params"]]
-    of_weights.step(weight_optimizer, held, grad_clip)
+    amp.step(weight_optimizer, held, grad_clip)
     return loss

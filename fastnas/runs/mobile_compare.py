@@ -108,13 +108,10 @@ def _eager(searcher: MobileSearcher, train: Batch, valid: Batch) -> Side:
         samples, tau = strategy.samples, strategy.tau
     network.set_schedules(strategy.noise_amplitude(searcher.epoch, searcher.epochs), tau)
     weights, logits = _still_optimizers(network.train())
-    dtype, device = searcher.precision.dtype, searcher.device
-    halves = Amp(dtype, device), Amp(dtype, device)
+    amp = Amp(searcher.precision.dtype, searcher.device)
 
     def step() -> None:
-        eager_mobilenet.mobile_search_step(
-            network, weights, logits, train, valid, samples, halves=halves
-        )
+        eager_mobilenet.mobile_search_step(network, weights, logits, train, valid, samples, amp=amp)
 
     return Side(step, step, network)
 
