@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
@@ -120,6 +121,11 @@ class ChoiceSearch:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_type("network", network, nn.Module)
+        if isinstance(network, DistributedDataParallel):
+            raise TypeError(
+                "network is a DistributedDataParallel; its module is needed, whose gradients the"
+                " search brings together itself"
+            )
         check_int("epochs", epochs, 1)
         check_number("grad_clip", grad_clip)
         if not 0 < grad_clip < math.inf:

@@ -318,3 +318,12 @@ def test_a_sampler_is_told_of_the_epoch(tmp_path):
         return sampler.epoch
 
     assert together(2, work, tmp_path) == [1, 1]
+
+
+def test_a_network_that_reduces_by_itself_is_refused(tmp_path):
+    def work():
+        loader = DataLoader(pairs(1), batch_size=4, sampler=DistributedSampler(pairs(1)))
+        ChoiceSearch(nn.parallel.DistributedDataParallel(network()), loader, loader, epochs=1)
+
+    for told in together(2, work, tmp_path):
+        assert told.startswith("TypeError: network is a DistributedDataParallel; its module is")
