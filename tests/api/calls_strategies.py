@@ -22,6 +22,7 @@ OPTIONS: dict[str, Argument] = {
     "noise_factor": number(0.2, 0.0).called("factor"),
     "noise_decay": choice("none"),
     "skip_drop_path": number(0.0, 0.0, below=1.0),
+    "beta_decay_weight": number(50.0, 0.0),
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),
@@ -52,7 +53,7 @@ def methods(names: str, **arguments: Argument) -> list[Call]:
     """A call of a method of DARTS' loop, on strategies that answer it in their own ways."""
     made: dict[str, dict[str, Any]] = {
         "darts": {}, "noisy-darts": {"noise_decay": "cosine"}, "gdas": {}, "anasod-darts": {},
-        "fair-darts": {},
+        "fair-darts": {}, "beta-darts": {},
     }  # fmt: skip
     return [
         Call("Strategy", getattr(strategies.get_strategy(strategy, **options), name), arguments,

@@ -1,0 +1,67 @@
+"""Methods with a schedule, draws or an attack of their own: killed within an epoch, resumed to the
+bit."""
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_runs import difference
+
+from fastnas.search.checkpoint import load_checkpoint
+from fastnas.search.config import SearchConfig, make_config
+from fastnas.search.searcher import Searcher
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+QUIET = Console(quiet=True)
+TINY = {
+    "channels": 2, "layers": 1, "images": 64, "batch_size": 16, "epochs": 3, "threads": 1,
+    "checkpoint_every": 1, "tensorboard": False, "arch_lr": 0.1,
+}  # fmt: skip
+STEPS = 2
+"""Of an epoch."""
+METHODS = [
+    ("beta-darts", "S1", {}),
+    ("beta-darts", "nb201", {"order": 2}),
+]
+
+
+class KilledError(Exception):
+    """Ends a run as a kill does: nothing more is written."""
+
+
+def searched(out, stop=None, resume=False, **settings):
+    """What the checkpoint of a search holds, without its clock."""
+    out.mkdir(exist_ok=True)
+    searcher = Searcher(make_config(SearchConfig, {**TINY, **settings}))
+    if resume:
+        torch.manual_seed(99)
+        searcher.resume(out / "search.pt")
+    run_step, done = searcher.run_step, []
+
+    def step():
+        if len(done) == stop:
+            raise KilledError
+        run_step()
+        done.append(1)
+
+    searcher.run_step = step
+    if stop is None:
+        searcher.search(out, QUIET)
+    else:
+        with pytest.raises(KilledError):
+            searcher.search(out, QUIET)
+    found = load_checkpoint(out / "search.pt", "search")
+    del found["seconds"]
+    return found
+
+
+@pytest.mark.parametrize(("method", "space", "options"), METHODS, ids=str)
+def test_a_killed_search_ends_in_the_same_bits(method, space, options, tmp_path):
+    settings = {"method": method, "space": space, **options}
+    whole = searched(tmp_path / "whole", **settings)
+    out = tmp_path / "killed"
+    part = searched(out, stop=STEPS + 1, **settings)
+    assert (part["epoch"], part["step"]) == (1, 1)
+    assert difference(searched(out, resume=True, **settings), whole) is None
+    other = searched(tmp_path / "other", seed=1, **settings)
+    assert difference(other["network"], whole["network"]) is not None
