@@ -94,7 +94,7 @@ class Searcher(ResumableRun):
         """Builds a search network of the stage's sizes, of one of the kinds that run it."""
         config = self.config
         network = kind(
-            self.space,
+            self.strategy.network_space(self.space),
             config.channels,
             self.images.classes,
             self.stages[self.stage].layers,
@@ -360,12 +360,12 @@ class Searcher(ResumableRun):
 
     def _mixture(self, images: Tensor) -> Tensor:
         """Runs all candidates in eager torch, among them whatever a sampled path may run."""
-        space = self.space
+        network = self.build(reference.SEARCH_NETWORKS[self.space.layout])
+        space = network.space
         weights = {
             cell: torch.ones(len(space.edges), space.num_candidates(cell))
             for cell in space.cell_types
         }
-        network = self.build(reference.SEARCH_NETWORKS[space.layout])
         return network(images, weights)
 
     def _build_batches(self, images: ImageSource) -> None:

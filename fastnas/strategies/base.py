@@ -112,6 +112,10 @@ class Strategy(Optioned):
         """
         return space
 
+    def network_space(self, space: Space) -> Space:
+        """Returns what the network has on its edges: here the candidates that are searched."""
+        return space
+
     def skip_noise(self) -> SkipNoise | None:
         """Returns the noise on the skip connections of the search network."""
         return None

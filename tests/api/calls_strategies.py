@@ -23,6 +23,8 @@ OPTIONS: dict[str, Argument] = {
     "noise_decay": choice("none"),
     "skip_drop_path": number(0.0, 0.0, below=1.0),
     "beta_decay_weight": number(50.0, 0.0),
+    "auxiliary_skip": number(1.0, 0.0),
+    "auxiliary_decay": choice("linear"),
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),

@@ -69,6 +69,8 @@ SEARCHES = [
     {"method": "darts", "arch_start_epoch": 1},
     {"method": "noisy-darts", "noise_decay": "cosine"},
     {"method": "fair-darts"},
+    {"method": "beta-darts"},
+    {"method": "darts-minus"},
 ]
 
 

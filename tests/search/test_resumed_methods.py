@@ -20,6 +20,8 @@ TINY = {
 STEPS = 2
 """Of an epoch."""
 METHODS = [
+    ("darts-minus", "S1", {}),
+    ("darts-minus", "nb201", {"auxiliary_decay": "cosine"}),
     ("beta-darts", "S1", {}),
     ("beta-darts", "nb201", {"order": 2}),
 ]

@@ -17,12 +17,13 @@ def problem(method, space="S3", **options):
     strategy = get_strategy(method, **options)
     searched = strategy.space(get_space(space))
     layout = searched.layout
-    network = nn.SEARCH_NETWORKS[layout](searched, 2, 4, LAYERS[layout]).double()
+    built = strategy.network_space(searched)
+    network = nn.SEARCH_NETWORKS[layout](built, 2, 4, LAYERS[layout]).double()
     arch = nn.ArchParameters(searched, 1.0).double()
     params = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=3e-4)
     alphas = torch.optim.Adam(arch.parameters(), 0.01, betas=(0.5, 0.999))
     step = Bilevel(network, arch, strategy, params, alphas, grad_clip=1e9)
-    eager = reference.SEARCH_NETWORKS[layout](searched, 2, 4, LAYERS[layout]).double()
+    eager = reference.SEARCH_NETWORKS[layout](built, 2, 4, LAYERS[layout]).double()
     eager.load_state_dict(network.state_dict())
     return step, eager
 
