@@ -119,7 +119,7 @@ class ArchStep:
 
     def _loss(self, inputs: Inputs) -> Tensor:
         weights = self.strategy.forward_weights(self.arch)
-        return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
+        return cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class WeightStep:
             weights = self.strategy.forward_weights(self.arch)
         self.passes.append(weights)
         logits = self.network(self.train.images, weights, self.train.draw)
-        return _cross_entropy(logits, self.train.labels), logits
+        return cross_entropy(logits, self.train.labels), logits
 
     def clip(self) -> None:
         """Makes `grad` of the params that of all processes, and clips it."""
@@ -157,7 +157,7 @@ class WeightStep:
         clip_grad_norm_(self.params, self.grad_clip)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the loss of logits [N, classes]; of [paths, N, classes] its mean over the paths."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)

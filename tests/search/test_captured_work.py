@@ -60,6 +60,7 @@ UNFUSED = "as on a device without fused cells"
         ("darts", "S4", None),
         ("beta-darts", "S2", None),
         ("darts-minus", "S2", None),
+        ("sdarts-rs", "S2", None),
     ],
 )
 def test_a_captured_step_leaves_the_host_alone(monkeypatch, method, space, fused):

@@ -71,6 +71,7 @@ SEARCHES = [
     {"method": "fair-darts"},
     {"method": "beta-darts"},
     {"method": "darts-minus"},
+    {"method": "sdarts-rs"},
 ]
 
 

@@ -20,6 +20,9 @@ TINY = {
 STEPS = 2
 """Of an epoch."""
 METHODS = [
+    ("sdarts-rs", "S1", {}),
+    ("sdarts-adv", "S2", {}),
+    ("sdarts-adv", "nb201", {"attack_steps": 2}),
     ("darts-minus", "S1", {}),
     ("darts-minus", "nb201", {"auxiliary_decay": "cosine"}),
     ("beta-darts", "S1", {}),
