@@ -28,6 +28,7 @@ OPTIONS: dict[str, Argument] = {
     "perturbation_start": number(0.03, 0.0, 1.0),
     "perturbation_end": number(0.3, 0.0, 1.0),
     "attack_steps": integer(7, 1),
+    "kl_weight": number(0.0, 0.0),
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),
@@ -58,7 +59,7 @@ def methods(names: str, **arguments: Argument) -> list[Call]:
     """A call of a method of DARTS' loop, on strategies that answer it in their own ways."""
     made: dict[str, dict[str, Any]] = {
         "darts": {}, "noisy-darts": {"noise_decay": "cosine"}, "gdas": {}, "anasod-darts": {},
-        "fair-darts": {}, "beta-darts": {},
+        "fair-darts": {}, "beta-darts": {}, "drnas": {},
     }  # fmt: skip
     return [
         Call("Strategy", getattr(strategies.get_strategy(strategy, **options), name), arguments,

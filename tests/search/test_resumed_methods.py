@@ -20,6 +20,8 @@ TINY = {
 STEPS = 2
 """Of an epoch."""
 METHODS = [
+    ("drnas", "S2", {"order": 2}),
+    ("drnas", "nb201", {"kl_weight": 0.1}),
     ("sdarts-rs", "S1", {}),
     ("sdarts-adv", "S2", {}),
     ("sdarts-adv", "nb201", {"attack_steps": 2}),
