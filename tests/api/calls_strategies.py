@@ -32,6 +32,7 @@ OPTIONS: dict[str, Argument] = {
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),
+    "single_level": flag(False),
     "samples": integer(1, 1),
     "tau_schedule": choice("linear"),
     "tau_start": number(10.0, above=0.0),

@@ -20,6 +20,8 @@ TINY = {
 STEPS = 2
 """Of an epoch."""
 METHODS = [
+    ("fair-darts", "S3", {"single_level": True, "arch_start_epoch": 1}),
+    ("fair-darts", "nb201", {"single_level": True}),
     ("drnas", "S2", {"order": 2}),
     ("drnas", "nb201", {"kl_weight": 0.1}),
     ("sdarts-rs", "S1", {}),
