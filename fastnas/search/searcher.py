@@ -18,8 +18,10 @@ from fastnas.backends import AUTO, choose, use_backend
 from fastnas.data.batches import Batches, split_indices
 from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
+from fastnas.nn.paths import Weights
 from fastnas.ops import OPS
 from fastnas.processes import WHOLE, Share
+from fastnas.search.batch_accuracy import batch_accuracy, mixed_in_whole_batches
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import (
     Answers,
@@ -68,6 +70,7 @@ class Searcher(ResumableRun):
     summed = ("train_loss", "train_accuracy", "valid_loss")
     remembered: ClassVar = {"skips_normal": int, "genotype": str, "collapsed": bool}
     config: SearchConfig
+    arch_optimizer: torch.optim.Optimizer
 
     def __init__(self, config: SearchConfig, images: ImageSource | None = None) -> None:
         super().__init__()
@@ -82,12 +85,13 @@ class Searcher(ResumableRun):
             # data.
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         self.images = load_data(config, self.device) if images is None else images
+        space = self.strategy.space(get_space(config.space))
         try:
             layers, epochs = config.resolved("layers"), config.resolved("epochs")
             self.stages = self.strategy.stages(layers, epochs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self._begin_stage(self.strategy.space(get_space(config.space)), [])
+        self._begin_stage(space, [])
         self._build_batches(self.images)
 
     def build(self, kind: type[Network]) -> Network:
@@ -168,10 +172,11 @@ class Searcher(ResumableRun):
         self.strategy.start_epoch(epoch, epochs)
         self.network.set_noise_amplitude(self.strategy.noise_amplitude(epoch, epochs))
         self.network.train()
+        self.strategy.decide(epoch, self.arch, self._accuracy_on)
 
     def run_step(self) -> None:
         train = self.pipeline(self.train_stream)
-        if self.stage_epoch >= self.config.resolved("arch_start_epoch"):
+        if self._network_epoch >= self.config.resolved("arch_start_epoch"):
             # The batch of the weights is made first: both take their augmentation from one
             # generator, so the order belongs to the bits of the run.
             valid = self.pipeline(self.valid_stream)
@@ -190,7 +195,7 @@ class Searcher(ResumableRun):
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures["genotype"] = layout_of(genotype).text(genotype)
-        if epoch < config.resolved("arch_start_epoch"):
+        if self._network_epoch < config.resolved("arch_start_epoch"):
             # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
             figures["valid_loss"] = None
         last = self.epoch + 1 == self.epochs
@@ -223,6 +228,25 @@ class Searcher(ResumableRun):
             raise self.diverged("a logit of the validation is not finite", self.step - 1)
         return int(answers.right) / len(self.valid_index)
 
+    @property
+    def _network_epoch(self) -> int:
+        """Returns how many epochs the network of the stage has been trained."""
+        first = max(s for s in range(self.stage + 1) if not self.stages[s].continues)
+        return self.stage_epoch + sum(stage.epochs for stage in self.stages[first : self.stage])
+
+    def _accuracy_on(self, weights: Weights) -> float:
+        """Returns the supernet's accuracy on weights, by the statistics of each batch."""
+        labels, size = self.pipeline.images.train_labels, self.train_batches.batch_size
+        chosen = mixed_in_whole_batches(self.valid_index, size, self.config.seed)
+        mine = self.processes.share.spread(chosen)
+        batches = (
+            (batch, labels[index]) for index, batch in self.plain(mine, size // self.processes.size)
+        )
+        found = batch_accuracy(self.network, weights, batches, self.processes)
+        if found is None:
+            raise self.diverged("a logit of a decision is not finite", self.step)
+        return found
+
     def _subset(self, index: Tensor) -> Tensor:
         """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
         some = min(EVALUATION_IMAGES, len(index))
@@ -234,10 +258,10 @@ class Searcher(ResumableRun):
     def _plain_size(self) -> int:
         return 4 * self.config.resolved("batch_size")
 
-    def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields indices and images, not augmented, in large batches."""
+    def plain(self, chosen: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields indices and images, not augmented, `size` at a time; None: in large batches."""
         images = self.pipeline.images
-        for index, pixels in images.plain(chosen, self._plain_size):
+        for index, pixels in images.plain(chosen, size or self._plain_size):
             yield index, self.pipeline.laid_out(images.normalise(pixels))
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:
@@ -274,10 +298,13 @@ class Searcher(ResumableRun):
         """Begins the next stage where one has ended."""
         if self.stage_epoch == self.stages[self.stage].epochs and not self.finished:
             space = self.strategy.next_space(self.space, self.arch)
-            self._begin_stage(space, [*self.past_logits, self.arch.state_dict()])
+            # They are copies: a stage may go on with these very logits.
+            found = {name: logits.clone() for name, logits in self.arch.state_dict().items()}
+            self._begin_stage(space, [*self.past_logits, found])
 
     def extra_state(self) -> dict[str, Any]:
-        return {"past_logits": self.past_logits}
+        of_method = self.strategy.state_dict()
+        return {"past_logits": self.past_logits, **({"method": of_method} if of_method else {})}
 
     def restore_extra(self, state: Mapping[str, Any]) -> None:
         """Goes to the stage of a state: its space follows from the logits of those before it."""
@@ -295,6 +322,7 @@ class Searcher(ResumableRun):
             arch.load_state_dict(logits)
             space = self.strategy.next_space(space, arch)
         self._begin_stage(space, past)
+        self.strategy.load_state_dict(state.get("method", {}))
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
         """Returns search steps as this run makes them: from CUDA graphs, if it does that."""
@@ -303,10 +331,11 @@ class Searcher(ResumableRun):
         return GraphedBilevel(bilevel, CudaRecorder(self.device))
 
     def _learning_rate(self) -> float:
-        config = self.config
-        epochs = self.stages[self.stage].epochs
+        config, stage = self.config, self.stages[self.stage]
         rates = config.resolved("lr"), config.resolved("lr_min")
-        return cosine(self.stage_epoch, epochs, *rates)
+        if stage.constant_rate is not None:
+            return stage.constant_rate * float(rates[0])
+        return cosine(self.stage_epoch, stage.epochs, *rates)
 
     def _begin_stage(self, space: Space, past_logits: list[dict[str, Tensor]]) -> None:
         """Builds what a stage begins with: weights, logits and optimizers.
@@ -317,6 +346,10 @@ class Searcher(ResumableRun):
         # `stage` counts the past logits, so they are set before anything asks for the stage.
         self.space, self.past_logits = space, past_logits
         self.strategy.start_stage(self.stage)
+        if self.stages[self.stage].continues:
+            # Of a run that is resumed they are those of its first stage, into which it then loads.
+            self._build_optimizers(self.arch_optimizer)
+            return
         # The network draws before the logits do, and on the CPU whatever the device is: one seed
         # gives the same search on each device, and another order would give another one.
         self.network = self.build(SEARCH_NETWORKS[space.layout]).to(self.device)
@@ -330,7 +363,8 @@ class Searcher(ResumableRun):
         arch = ArchParameters(space, strategy.alpha_scale, strategy.topology, strategy.tied)
         return arch.to(self.device)
 
-    def _build_optimizers(self) -> None:
+    def _build_optimizers(self, of_logits: torch.optim.Optimizer | None = None) -> None:
+        """Makes the optimizers and the step; that of the logits is given where it goes on."""
         config, capturable = self.config, capturable_on(self.device)
         self.params_optimizer = sgd(
             self.network.parameters(),
@@ -339,7 +373,7 @@ class Searcher(ResumableRun):
             momentum=config.momentum,
             weight_decay=config.resolved("weight_decay"),
         )
-        self.arch_optimizer = adam(
+        self.arch_optimizer = of_logits or adam(
             self.arch.parameters(),
             lr=config.resolved("arch_lr"),
             capturable=capturable,

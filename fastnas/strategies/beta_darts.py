@@ -19,12 +19,13 @@ class BetaDARTS(Scheduled):
 
     The mean is over the edges of all cell types; the released code has one only, as its part for
     the DARTS space does not run. The unrolled step has the regulariser too, which that code leaves
-    out there. Adam's weight decay stays, as in it; it searches for 100 epochs.
+    out there. Adam's weight decay stays, as in it.
     """
 
     name = "beta-darts"
     source = "Ye et al., CVPR 2022, arXiv 2203.01665"
     figure = "beta_decay"
+    layout_defaults = {"nb201": {"epochs": 100}}
 
     beta_decay_weight: float = option(
         50.0, "lambda of the beta-decay, which it nears linearly from 0", Bounds(0, 1e6)

@@ -39,7 +39,10 @@ class DrNAS(Mixture):
     name = "drnas"
     source = "Chen et al., ICLR 2021, arXiv 2006.10355"
     drops_none = True
-    layout_defaults = {"darts": {"lr": 0.1, "arch_lr": 6e-4}}
+    layout_defaults = {
+        "darts": {"lr": 0.1, "lr_min": 0.0, "arch_lr": 6e-4},
+        "nb201": {"epochs": 100},
+    }
 
     kl_weight: float = option(
         0.0, "weight of the divergence from the anchor (0: weight decay alone)", Bounds(0, 1e6)

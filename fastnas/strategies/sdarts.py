@@ -32,6 +32,7 @@ class SmoothDARTS(Scheduled):
 
     source = "Chen & Hsieh, ICML 2020, arXiv 2002.05283"
     figure = "perturbation"
+    layout_defaults = {"nb201": {"epochs": 100}}
 
     perturbation_start: float = option(0.03, "radius of the first epoch", RADII)
     perturbation_end: float = option(0.3, "radius that it grows to linearly", RADII)

@@ -29,6 +29,7 @@ OPTIONS: dict[str, Argument] = {
     "perturbation_end": number(0.3, 0.0, 1.0),
     "attack_steps": integer(7, 1),
     "kl_weight": number(0.0, 0.0),
+    "tune_epochs": integer(5, 1),
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),

@@ -64,6 +64,17 @@ def searched(out, stop=None, resume=False, **settings):
     return found
 
 
+@pytest.mark.parametrize("stop", [1, STEPS, STEPS + 1, 3 * STEPS, 5 * STEPS + 1])
+@pytest.mark.parametrize("space", ["S2", "nb201"])
+def test_a_method_that_decides_is_killed(space, stop, tmp_path):
+    """Within the first stage, at its end, between two decisions and within an epoch after one."""
+    settings = {"method": "darts-pt", "space": space, "tune_epochs": 1, "epochs": 2}
+    whole = searched(tmp_path / "whole", **settings)
+    out = tmp_path / "killed"
+    searched(out, stop=stop, **settings)
+    assert difference(searched(out, resume=True, **settings), whole) is None
+
+
 @pytest.mark.parametrize(("method", "space", "options"), METHODS, ids=str)
 def test_a_killed_search_ends_in_the_same_bits(method, space, options, tmp_path):
     settings = {"method": method, "space": space, **options}

@@ -103,5 +103,6 @@ def test_its_published_settings():
     found = {}
     for space in ("S0", "nb201"):
         settings = make_config(SearchConfig, {"method": "drnas", "space": space})
-        found[space] = [settings.resolved(name) for name in ("lr", "arch_lr", "batch_size")]
-    assert found == {"S0": [0.1, 6e-4, 64], "nb201": [0.025, 3e-4, 64]}
+        names = ("epochs", "lr", "lr_min", "arch_lr", "batch_size")
+        found[space] = [settings.resolved(name) for name in names]
+    assert found == {"S0": [50, 0.1, 0.0, 6e-4, 64], "nb201": [100, 0.025, 0.001, 3e-4, 64]}

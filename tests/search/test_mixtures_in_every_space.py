@@ -1,0 +1,34 @@
+"""Every mixture steps in every space that it searches, on fused cells wherever a space has none but
+known operations, and derives a cell."""
+
+import pytest
+import torch
+from rich.console import Console
+
+from fastnas.search.config import SearchConfig, make_config
+from fastnas.search.searcher import Searcher
+from fastnas.spaces import SPACES
+
+METHODS = ["beta-darts", "darts-minus", "darts-pt", "drnas", "sdarts-adv", "sdarts-rs"]
+TINY = {"channels": 2, "images": 32, "batch_size": 16, "epochs": 1, "tensorboard": False}
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_search_of_one_step(method, space, tmp_path, no_pictures):
+    layers = 1 if space == "nb201" else 3
+    settings = {**TINY, "method": method, "space": space, "layers": layers}
+    settings |= {"tune_epochs": 1} if method == "darts-pt" else {}
+    searcher = Searcher(make_config(SearchConfig, settings))
+    weights = [p.detach().clone() for p in searcher.network.parameters()]
+    logits = [p.detach().clone() for p in searcher.arch.parameters()]
+    image = torch.randn(2, 2, 8, 8)
+    reasons = {dag.why_not_fused(image) for dag in searcher.network.dags()}
+    assert (
+        all("noise" in reason.lower() for reason in reasons) if space == "S4" else reasons == {None}
+    )
+    searcher.search(tmp_path, Console(quiet=True))
+    assert searcher.finished and searcher.genotype()
+    moved = [torch.equal(a, b) for a, b in zip(weights, searcher.network.parameters())]
+    assert not all(moved)
+    assert not any(torch.equal(a, b) for a, b in zip(logits, searcher.arch.parameters()))
