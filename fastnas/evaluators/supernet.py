@@ -16,8 +16,9 @@ from fastnas.nn import Paths
 from fastnas.search.build import Answers
 from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
 from fastnas.search.diverged import DivergedError
+from fastnas.search.gradient_run import CHECKPOINT
 from fastnas.search.run_folder import CONFIG
-from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.searcher import Searcher
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import slots_of
 from fastnas.spaces.slots import SlotLayout
@@ -100,7 +101,7 @@ class SupernetEvaluator:
             # An operation on a path has weight 1, as it has in a network of that cell alone.
             weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
         answers = Answers(device)
-        with searcher.on_backend():
+        with searcher.on_backend(), searcher.precision.autocast():
             for index, batch in searcher.plain(searcher.evaluation_index):
                 answers.add(self.network(batch, weights), labels[index])
         if not answers.finite:

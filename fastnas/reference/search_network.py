@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastnas.checks import check_choice, check_int, check_number, check_type, short, typed
 from fastnas.layers.primitives import drop_path, preprocessing, search_candidate
+from fastnas.reference.amp import Amp
 from fastnas.reference.arguments import check_clip, check_images, check_mixing
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.skip_noise import SkipNoise, skip_noise
@@ -334,30 +335,33 @@ def search_step(
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
     grad_clip: float = 5.0,
+    amp: Amp | None = None,
     beside: Callable[[Mapping[str, Tensor]], Weights] = dict,
 ) -> Tensor:
     """Makes one first-order DARTS step as the public code writes it; returns the training loss.
 
     Each half computes all gradients, those of the params in the architecture step and those of
-    the logits in the weight step included: the baseline that the benchmarks compare with.
+    the logits in the weight step included: the baseline that the benchmarks compare with. `amp`
+    runs it in bf16 or fp16.
 
     Args:
         beside: makes the network's weights of softmax(alpha), which another method adds to.
     """
 
     check_clip(grad_clip)
+    amp = Amp() if amp is None else amp
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         weights = {cell: torch.softmax(alpha, dim=-1) for cell, alpha in alphas.items()}
-        return nn.functional.cross_entropy(network(batch[0], beside(weights)), batch[1])
+        with amp.autocast():
+            return nn.functional.cross_entropy(network(batch[0], beside(weights)), batch[1])
 
     alphas_optimizer.zero_grad()
-    loss_of(valid).backward()
-    alphas_optimizer.step()
+    amp.backward(loss_of(valid))
+    amp.step(alphas_optimizer)
 
     params_optimizer.zero_grad()
     loss = loss_of(train)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    params_optimizer.step()
+    amp.backward(loss)
+    amp.step(params_optimizer, list(network.parameters()), grad_clip)
     return loss.detach()

@@ -13,6 +13,7 @@ from fastnas.spaces.mobile import (
     format_column,
     parse_column,
 )
+from fastnas.spaces.mobile_genotype import MobileGenotype
 from fastnas.spaces.nb201 import NB201_OPS, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.operations import DARTS_PRIMITIVES, EDGE_OPS, OPS, PARAMETER_FREE
 from fastnas.spaces.space import SPACES, Space, get_space, uniform_space
@@ -36,6 +37,7 @@ __all__ = [
     "Genotype",
     "GraphGenotype",
     "Layout",
+    "MobileGenotype",
     "MobileSpace",
     "NB201Genotype",
     "Space",

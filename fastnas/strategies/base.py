@@ -15,8 +15,10 @@ from fastnas.nn.paths import Weights
 from fastnas.options import Optioned
 from fastnas.processes import Share
 from fastnas.reference import SkipNoise
+from fastnas.reference.amp import Amp
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
+from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import check_finite, derive_top_edges
 from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
@@ -182,6 +184,14 @@ class Strategy(Optioned):
         """Returns what is added to the loss of the architecture step."""
         return 0.0
 
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        """Returns cell type to the share [E, K] with which each candidate is derived, for E[cost].
+
+        It is differentiable in the logits; here of `mixing_weights` (`shares_of_weights`).
+        """
+        weights = self.mixing_weights(arch)
+        return {cell: shares_of_weights(weights[cell], space, cell) for cell in space.cell_types}
+
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
         """Returns the gradient of the logits, in the order of step.alphas, and the loss."""
         return first_order(step)
@@ -211,14 +221,16 @@ class Strategy(Optioned):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: Amp | None = None,
     ) -> None:
         """Makes a first-order step as public eager code does, to be compared with.
 
         Args:
             optimizers: of the weights and of the logits.
+            amp: runs it in bf16 or fp16.
         """
         params, alphas = optimizers
-        reference.search_step(network, arch.alphas(), params, alphas, train, valid)
+        reference.search_step(network, arch.alphas(), params, alphas, train, valid, amp=amp)
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """Derives the architecture that the logits stand for.

@@ -13,6 +13,7 @@ from fastnas import reference
 from fastnas.bounds import Bounds
 from fastnas.nn import ArchParameters
 from fastnas.options import option
+from fastnas.reference.amp import Amp
 from fastnas.spaces import CellType, Space
 from fastnas.strategies.scheduled import Scheduled
 from fastnas.strategies.steps import Batch
@@ -105,8 +106,9 @@ class DARTSMinus(Scheduled):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: Amp | None = None,
     ) -> None:
         params, alphas = optimizers
         reference.search_step(
-            network, arch.alphas(), params, alphas, train, valid, beside=self._with_skip
+            network, arch.alphas(), params, alphas, train, valid, amp=amp, beside=self._with_skip
         )

@@ -14,6 +14,7 @@ from fastnas.nn import ArchParameters
 from fastnas.options import option
 from fastnas.spaces import AnyGenotype, CellType, Space
 from fastnas.strategies.base import Accuracy, Stage
+from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.margins import Undecided
 from fastnas.strategies.mixture import Mixture
@@ -106,6 +107,10 @@ class DARTSPT(Mixture):
 
     def validation_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         return self.forward_weights(arch)
+
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        weights = self.forward_weights(arch)
+        return {cell: shares_of_weights(weights[cell], space, cell) for cell in space.cell_types}
 
     def decide(self, epoch: int, arch: ArchParameters, accuracy: Accuracy) -> None:
         # A run that is resumed within an epoch has made the decision of that epoch.

@@ -113,15 +113,15 @@ class SDARTSADV(SmoothDARTS):
 
     def _attacked(self, centre: Mapping[str, Tensor], step: WeightStep) -> dict[str, Tensor]:
         def loss_at(weights: Mapping[str, Tensor]) -> Tensor:
-            return cross_entropy(step.network(step.train.images, weights), step.train.labels)
+            with step.precision.autocast():
+                return cross_entropy(step.network(step.train.images, weights), step.train.labels)
+
+        processes = step.precision.processes
 
         found = self.uniform(centre)
         for _ in range(self.attack_steps):
             leaves = [w.requires_grad_() for w in found.values()]
-            # A network of one cell may lack a cell type, whose weights then have no effect.
-            slopes = torch.autograd.grad(loss_at(found), leaves, allow_unused=True)
-            filled = [torch.zeros_like(w) if g is None else g for w, g in zip(leaves, slopes)]
-            ascent = step.processes.means(filled)
+            ascent = processes.means(step.precision.grad(loss_at(found), leaves))
             with torch.no_grad():
                 found = {
                     cell: self._moved(w, found[cell], g)
@@ -129,7 +129,7 @@ class SDARTSADV(SmoothDARTS):
                 }
         with torch.no_grad():
             losses = torch.stack([loss_at(centre), loss_at(found)])
-            (losses,) = step.processes.means([losses])
+            (losses,) = processes.means([losses])
             # It is chosen on the device, without a word to the host.
             weaker = losses[0] > losses[1]
             return {cell: torch.where(weaker, w, found[cell]) for cell, w in centre.items()}

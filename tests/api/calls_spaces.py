@@ -100,11 +100,19 @@ blocks = one_of(lambda: [(3, 6), "skip"], **{
     "three numbers": [(3, 6, 1)], "halves": [(3.5, 6)], "zero": [(0, 6)], "true": [(True, 6)],
 })  # fmt: skip
 
+of_fairnas = one_of(lambda: spaces.MOBILE_ARCHITECTURES["FairNAS-A"], **{
+    "None": None, "a number": 3, "text": "skip", "empty": [], "one block": [(3, 6)],
+    "a skip that halves": ["skip"] * 19, "numbers": [3] * 19,
+})  # fmt: skip
+
 CALLS = [
     Call("MobileSpace", spaces.MobileSpace, {
         "stages": stages, "stem": integer(8, 1), "stem_stride": integer(2, 1, 2),
         "first": integer(8, 1), "head": integer(8, 1), "kernels": numbers, "expansions": numbers}),
     Call("MobileSpace", spaces.MobileSpace().scaled, {"width": number(0.5, above=0.0)}, "scaled"),
+    Call("MobileGenotype", spaces.MobileGenotype, {
+        "architecture": of_fairnas, "width": number(0.5, high=16.0, above=0.0),
+        "stem_stride": integer(2, 1, 2)}),
     Call("parse_column", spaces.parse_column, {"text": column}),
     Call("format_column", spaces.format_column, {"architecture": blocks}),
     Call("get_space", spaces.get_space, {"name": choice("S0").called("search space")}),

