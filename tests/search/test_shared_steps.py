@@ -175,7 +175,7 @@ def test_samples_that_cannot_be_shared(tmp_path):
             assert told.startswith(text)
 
 
-@pytest.mark.parametrize("method", ["noisy-darts", "gdas"])
+@pytest.mark.parametrize("method", ["noisy-darts", "gdas", "sdarts-rs", "sdarts-adv", "drnas"])
 def test_processes_end_alike_where_they_draw(method, tmp_path):
     options = {"samples": 2} if method == "gdas" else {}
     assert_alike(together(2, steps_of(method, "batches", options), tmp_path))
