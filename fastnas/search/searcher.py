@@ -36,6 +36,8 @@ from fastnas.search.build import (
 )
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
+from fastnas.search.early_stop import EarlyStop
+from fastnas.search.eigenvalue import EigenvalueMonitor
 from fastnas.search.logs import Logs
 from fastnas.search.monitor import has_collapsed, observe
 from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
@@ -82,6 +84,7 @@ class Searcher(ResumableRun):
             # data.
             self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
         self.images = load_data(config, self.device) if images is None else images
+        self.eigenvalue = EigenvalueMonitor(config)
         self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
         self._begin_stage(self.strategy.space(get_space(config.space)), [])
         self._build_batches(self.images)
@@ -105,6 +108,15 @@ class Searcher(ResumableRun):
     @property
     def epochs(self) -> int:
         return sum(stage.epochs for stage in self.stages)
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Returns where the search has stopped early, by its history; None where it has not."""
+        return self.eigenvalue.stop(self.history)
+
+    @property
+    def finished(self) -> bool:
+        return super().finished or self.early_stop is not None
 
     @property
     def stage(self) -> int:
@@ -189,6 +201,7 @@ class Searcher(ResumableRun):
         if epoch < config.arch_start_epoch:
             # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
             figures["valid_loss"] = None
+        figures |= self.eigenvalue.measured(self)
         last = self.epoch + 1 == self.epochs
         if last or (config.validate_every and (self.epoch + 1) % config.validate_every == 0):
             figures["valid_accuracy"] = self.validate()
@@ -255,6 +268,10 @@ class Searcher(ResumableRun):
         skips = [str(figures[f"skips_{cell}"]) for cell in cells]
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
         warning = "  collapsing to skip connections" if figures["collapsed"] else ""
+        if "eigenvalue" in figures:
+            warning = f"  eigenvalue {figures['eigenvalue']:.3f}{warning}"
+        if self.early_stop is not None:
+            warning += f"\n{self.early_stop.text(self.epochs)}"
         return (
             f"epoch {self.epoch:3d}/{self.epochs}  loss {figures['train_loss']:.3f}"
             f"  train {figures['train_accuracy']:.3f}"
@@ -267,13 +284,15 @@ class Searcher(ResumableRun):
         return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
 
     def after_epoch(self) -> None:
-        """Begins the next stage where one has ended."""
+        """Begins the next stage where one has ended, or goes back where the search stops early."""
+        if self.early_stop is not None:
+            self.arch.load_state_dict(self.eigenvalue.logits_of(self.early_stop.rollback))
         if self.stage_epoch == self.stages[self.stage].epochs and not self.finished:
             space = self.strategy.next_space(self.space, self.arch)
             self._begin_stage(space, [*self.past_logits, self.arch.state_dict()])
 
     def extra_state(self) -> dict[str, Any]:
-        return {"past_logits": self.past_logits}
+        return {"past_logits": self.past_logits, **self.eigenvalue.extra_state()}
 
     def restore_extra(self, state: Mapping[str, Any]) -> None:
         """Goes to the stage of a state: its space follows from the logits of those before it."""
@@ -291,6 +310,7 @@ class Searcher(ResumableRun):
             arch.load_state_dict(logits)
             space = self.strategy.next_space(space, arch)
         self._begin_stage(space, past)
+        self.eigenvalue.restore(state)
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
         """Returns search steps as this run makes them: from CUDA graphs, if it does that."""
@@ -370,6 +390,7 @@ class Searcher(ResumableRun):
             labels = images.train_labels.cpu()[chosen]
             train, valid = split_indices(labels, config.train_fraction, config.seed)
             self.valid_index = chosen[valid].to(self.device)
+            self.eigenvalue.check_images(len(valid))
             batch_size = config.resolved("batch_size")
             share = self._share_of_batches()
             check_batch_size("batch_size", batch_size, len(train), "for the weights", share)
