@@ -16,6 +16,7 @@ from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
 from fastnas.runs.derived import check_derived, train_derived
+from fastnas.runs.eigenvalue import check_memory, eigenvalue_figures
 from fastnas.runs.report import (
     REPORT_MD,
     environment,
@@ -65,6 +66,7 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
+    check_memory(searcher)
     with claimed_folder(config, resume, searcher) as out:
         console.print(
             f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
@@ -98,7 +100,9 @@ def _found(
     searcher: Searcher, genotype: AnyGenotype, table: TableEvaluator | None, console: Console
 ) -> dict[str, Any]:
     """Returns what a report says of the search itself."""
-    config, last = searcher.config, searcher.history[-1]
+    config, stop = searcher.config, searcher.early_stop
+    # The logits that are derived are those of this epoch, and so are the figures beside them.
+    last = searcher.history[-1 if stop is None else stop.rollback]
     choices = searcher.strategy.undecided(searcher.arch, searcher.space)
     undecided = {cell: str(of_cell) for cell, of_cell in choices.items() if of_cell.count}
     for cell, text in undecided.items():
@@ -109,12 +113,14 @@ def _found(
         "data": config.data,
         "classes": list(searcher.images.class_names),
         "seed": config.seed,
-        "epochs": searcher.epochs,
+        "epochs": searcher.epoch,
         "genotype": layout_of(genotype).text(genotype),
         "undecided": undecided,
         "collapsed": last["collapsed"],
         **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
-        "supernet_accuracy": last["valid_accuracy"],
+        # An epoch that is gone back to may be one that was not validated.
+        "supernet_accuracy": last.get("valid_accuracy"),
+        **eigenvalue_figures(searcher),
         **_distribution(searcher),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,

@@ -83,7 +83,9 @@ def early_stop(epochs: Sequence[int], values: Sequence[float]) -> EarlyStop | No
 def first_decision(every: int) -> int:
     """Returns the first epoch, from 0, at which `early_stop` may stop: a value every so many."""
     check_int("every", every, 1)
-    last = next(i for i in count(WINDOW - 1 + LAG) if every * (i - LAG - WINDOW // 2) >= FIRST_EPOCH)
+    last = next(
+        i for i in count(WINDOW - 1 + LAG) if every * (i - LAG - WINDOW // 2) >= FIRST_EPOCH
+    )
     return every * last
 
 

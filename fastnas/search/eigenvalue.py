@@ -85,8 +85,8 @@ class EigenvalueMonitor:
         # All processes have computed the same; their mean makes it the same to the last bit, or
         # one of them could stop where another goes on.
         pair = torch.tensor([found.value, found.error], dtype=torch.float64, device=searcher.device)
-        value, error = searcher.processes.means([pair])[0].tolist()
-        return {"eigenvalue": value, "eigenvalue_error": error}
+        names = ("eigenvalue", "eigenvalue_error")
+        return dict(zip(names, searcher.processes.means([pair])[0].tolist()))
 
     def stop(self, history: Sequence[Mapping[str, Any]]) -> EarlyStop | None:
         """Returns where a search with this history has stopped early, or None."""
