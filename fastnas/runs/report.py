@@ -13,7 +13,7 @@ import torch
 from fastnas._version import __version__
 from fastnas.files import write_text
 from fastnas.processes import here
-from fastnas.runs.eigenvalue import eigenvalue_lines
+from fastnas.runs.eigenvalue_report import eigenvalue_lines
 from fastnas.spaces import AnyGenotype, layout_of
 
 REPORT_JSON = "report.json"

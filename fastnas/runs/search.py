@@ -16,7 +16,7 @@ from fastnas.report.curves import draw_history
 from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
 from fastnas.runs.derived import check_derived, train_derived
-from fastnas.runs.eigenvalue import check_memory, eigenvalue_figures
+from fastnas.runs.eigenvalue_report import check_memory, eigenvalue_figures
 from fastnas.runs.report import (
     REPORT_MD,
     environment,

@@ -77,7 +77,7 @@ class EigenvalueMonitor:
         try:
             found = self._measure(searcher)
         except ValueError as error:
-            text = f"the Hessian of the logits ({error})"
+            text = "the Hessian of the logits is not finite"
             raise searcher.diverged(text, searcher.step - 1) from error
         if self.may_stop:
             state = searcher.arch.state_dict()
