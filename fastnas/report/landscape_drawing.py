@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastnas.checks import typed
 from fastnas.report.figures import picture_path, save_figure
@@ -46,13 +46,9 @@ def landscape_figure(offsets: Sequence[float], loss: ArrayLike, accuracy: ArrayL
     panels = (("loss", loss, "cross entropy", "viridis_r"),
               ("accuracy", accuracy, "share of images", "viridis"))  # fmt: skip
     for number, (name, values, unit, colours) in enumerate(panels, 1):
-        z = np.asarray(values)
-        if z.shape != (len(at), len(at)) or z.dtype.kind not in "iuf":
-            raise ValueError(
-                f"{name} has shape {list(z.shape)}; numbers of shape {[len(at)] * 2} are needed"
-            )
+        z = _grid(name, values, len(at))
         # pcolormesh has rows upwards, so the first direction becomes the horizontal axis.
-        shown = np.ma.masked_invalid(z.T.astype(float))
+        shown = np.ma.masked_invalid(z.T)
         axes = figure.add_subplot(1, 2, number)
         mesh = axes.pcolormesh(at, at, shown, cmap=colours, shading="nearest", rasterized=True)
         if shown.count() and shown.min() < shown.max():
@@ -63,3 +59,16 @@ def landscape_figure(offsets: Sequence[float], loss: ArrayLike, accuracy: ArrayL
         axes.set(xlabel="first direction", ylabel="second direction", aspect="equal")
         figure.colorbar(mesh, ax=axes, label=unit)
     return figure
+
+
+def _grid(name: str, values: ArrayLike, side: int) -> NDArray[np.float64]:
+    try:
+        z = np.asarray(values)
+    except ValueError as error:  # rows of unequal length
+        raise ValueError(f"{name} has rows of several lengths; {side} each are needed") from error
+    if z.shape != (side, side) or z.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{name} has shape {list(z.shape)}; numbers of shape {[side, side]} are needed, for"
+            f" {side} offsets"
+        )
+    return z.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Says of the eigenvalue and of an early stop what a report has, and what memory they need."""
+"""Reports the eigenvalue and an early stop of a search, and refuses what memory cannot hold."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def leave_landscape(
 
 @torch.no_grad()
 def landscape(searcher: Searcher, settings: LandscapeSettings, console: Console) -> Landscape:
-    """Validates the supernet at logits alpha + x d1 + y d2, x and y from -extent to extent.
+    """Computes how the supernet does at logits alpha + x d1 + y d2, x and y from -extent to extent.
 
     The weights are those that the search ended with, in eval mode; of a method that samples paths
     each point is its likeliest path, with statistics taken anew, as the search validates it.

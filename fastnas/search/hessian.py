@@ -1,11 +1,12 @@
 """Finds the dominant eigenvalue of a loss' Hessian in the logits by exact Hessian-vector products.
 
-The products differentiate the gradient once more; central differences of gradients, which cost
-less, do not measure this Hessian. A network of ReLUs and max pools has a gradient that jumps where
-an activation changes its sign. A difference counts the jumps that lie within its step, and the
-second derivative, which RobustDARTS reads, counts none. On a trained network of three cells of
-4 channels the differences found 0.7 to 3.3 times the curvature along the dominant eigenvector with
-steps of 1e-3 to 0.3, in float64 as in float32.
+The products differentiate the gradient once more. Central differences of gradients, which cost
+less, do not measure this Hessian: the gradient of a network of ReLUs and max pools jumps where an
+activation changes its sign. A difference counts the jumps within its step, and the second
+derivative, which RobustDARTS reads, counts none. After two epochs of DARTS (S0, 3 cells of 8
+channels, 64 images of 16 x 16 pixels) this iteration on differences found 4.3 and 1.9 times the
+largest eigenvalue with steps of norm 0.01 and 0.1; no step from 1e-3 to 0.3 was within 5 % even
+along its eigenvector, and float64 is no better than float32.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from fastnas.checks import check_int, check_number
 
 PRODUCTS = 20
 TOLERANCE = 1e-3
-"""Of the residual. Where the largest eigenvalues lie close together, a looser one is met by a mixture
-of their vectors while the value is still 2 % too small."""
+"""Of the residual. Where the largest eigenvalues lie close together, a looser one is met by a
+mixture of their vectors while the value is still 2 % too small."""
 
 
 class Eigenvalue(NamedTuple):
