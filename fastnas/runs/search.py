@@ -33,6 +33,7 @@ from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, layout_of, to_json
 from fastnas.strategies.anasod import OnDistributions
+from fastnas.text_file import file_path
 
 
 def run_search(
@@ -66,8 +67,13 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
-    check_memory(searcher)
+    goes_on = resume and (file_path(config.out) / searcher.checkpoint).exists()
+    if not goes_on:
+        check_memory(searcher)
     with claimed_folder(config, resume, searcher) as out:
+        # A search that is finished measures nothing more, whatever memory there is by now.
+        if goes_on and not searcher.finished:
+            check_memory(searcher)
         console.print(
             f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
         )

@@ -12,9 +12,12 @@ from fastnas.runs.search import run_search
 from fastnas.search.config import ConfigError, SearchConfig, make_config
 from fastnas.search.eigenvalue import EigenvalueMonitor
 from fastnas.search.hessian import Eigenvalue
+from fastnas.search.run_folder import claimed_folder
+from fastnas.search.searcher import Searcher
 
 pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
+QUIET = Console(quiet=True)
 TINY = {
     "method": "darts", "space": "S2", "channels": 2, "layers": 1, "images": 32, "batch_size": 16,
     "tensorboard": False, "threads": 1, "validate_every": 3, "train_epochs": 0,
@@ -24,7 +27,7 @@ TINY = {
 
 def run(out, **settings):
     config = make_config(SearchConfig, {**TINY, "out": str(out), **settings})
-    report = run_search(config, console=Console(quiet=True))
+    report = run_search(config, console=QUIET)
     assert json.loads((out / "report.json").read_text()) == report
     return report, (out / "report.md").read_text()
 
@@ -65,4 +68,18 @@ def test_what_does_not_fit_is_refused_before_the_search(tmp_path, monkeypatch):
         run(tmp_path / "run", epochs=1)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(eigenvalue_report, "free_bytes", lambda device: None)
-    run(tmp_path / "run", epochs=1)
+    report, _ = run(tmp_path / "run", epochs=1)
+    # What is finished needs no memory for a measurement.
+    monkeypatch.setattr(eigenvalue_report, "free_bytes", lambda device: 100_000)
+    settings = {**TINY, "out": str(tmp_path / "run"), "epochs": 1}
+    again = run_search(make_config(SearchConfig, settings), resume=True, console=QUIET)
+    assert again["eigenvalue"] == report["eigenvalue"]
+
+
+def test_a_search_that_goes_on_is_refused_as_well(tmp_path, monkeypatch):
+    config = make_config(SearchConfig, {**TINY, "out": str(tmp_path / "run"), "epochs": 2})
+    with claimed_folder(config, False) as out:
+        Searcher(config).save(out / "search.pt")
+    monkeypatch.setattr(eigenvalue_report, "free_bytes", lambda device: 100_000)
+    with pytest.raises(ConfigError, match="eigenvalue_images is 16"):
+        run_search(config, resume=True, console=QUIET)
