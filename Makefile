@@ -19,7 +19,7 @@ $(STAMP): $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,search,triton,blackbox]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,search,triton,blackbox,tables]'
 	touch $@
 
 # The main job: a NoisyDARTS search on real images; its report is runs/quickstart/report.md.

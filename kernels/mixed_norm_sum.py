@@ -120,6 +120,7 @@ def mixed_norm_sum_fwd_kernel(
     GAUSSIAN: tl.constexpr,
     MULTIPLICATIVE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     QUADS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INDEX: tl.constexpr,
@@ -137,7 +138,17 @@ def mixed_norm_sum_fwd_kernel(
             b_y += (w * r)[:, None] * (b_z - mean[:, None])
         elif ORDINALS[k] >= 0:
             b_d = tile_draw(
-                noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+                noise,
+                ORDINALS[k],
+                shape,
+                c,
+                first,
+                GAUSSIAN,
+                RELATIVE,
+                BERNOULLI,
+                QUADS,
+                INDEX,
+                BLOCK_V,
             )
             if MULTIPLICATIVE:
                 b_y += w * (b_z * b_d)
@@ -164,6 +175,7 @@ def mixed_norm_sum_sums_kernel(
     GAUSSIAN: tl.constexpr,
     MULTIPLICATIVE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     QUADS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INDEX: tl.constexpr,
@@ -189,7 +201,17 @@ def mixed_norm_sum_sums_kernel(
                 b_v = b_v - mean[:, None]
             elif ORDINALS[k] >= 0:
                 b_d = tile_draw(
-                    noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+                    noise,
+                    ORDINALS[k],
+                    shape,
+                    c,
+                    first,
+                    GAUSSIAN,
+                    RELATIVE,
+                    BERNOULLI,
+                    QUADS,
+                    INDEX,
+                    BLOCK_V,
                 )
                 if MULTIPLICATIVE:
                     b_v = b_v * b_d
@@ -271,6 +293,7 @@ def mixed_norm_sum_dz_kernel(
     GAUSSIAN: tl.constexpr,
     MULTIPLICATIVE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     QUADS: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     INDEX: tl.constexpr,
@@ -301,7 +324,17 @@ def mixed_norm_sum_dz_kernel(
                     b_dz = (w * r)[:, None] * b_dy
             elif MULTIPLICATIVE and ORDINALS[k] >= 0:
                 b_d = tile_draw(
-                    noise, ORDINALS[k], shape, c, first, GAUSSIAN, RELATIVE, QUADS, INDEX, BLOCK_V
+                    noise,
+                    ORDINALS[k],
+                    shape,
+                    c,
+                    first,
+                    GAUSSIAN,
+                    RELATIVE,
+                    BERNOULLI,
+                    QUADS,
+                    INDEX,
+                    BLOCK_V,
                 )
                 b_dz = w * (b_dy * b_d)
             else:

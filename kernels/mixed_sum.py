@@ -28,6 +28,7 @@ def _draw(
     pixels,
     GAUSSIAN: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -46,7 +47,7 @@ def _draw(
     else:
         o_quad = i_block * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
         eps = quad_draws(rng_ptr, ordinal, o_quad, GAUSSIAN)
-    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE)
+    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE, BERNOULLI)
 
 
 @triton.jit
@@ -138,6 +139,7 @@ def mixed_sum_fwd_kernel(
     GAUSSIAN: tl.constexpr,
     MULTIPLICATIVE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -151,7 +153,7 @@ def mixed_sum_fwd_kernel(
         if ORDINALS[k] >= 0:
             b_d = _draw(
                 level_ptr, rng_ptr, std_ptr, ORDINALS[k], i_block, channels, pixels,
-                GAUSSIAN, RELATIVE, CHANNELS_LAST, BLOCK,
+                GAUSSIAN, RELATIVE, BERNOULLI, CHANNELS_LAST, BLOCK,
             )  # fmt: skip
             if MULTIPLICATIVE:
                 b_v = b_v * b_d
@@ -181,6 +183,7 @@ def mixed_sum_bwd_kernel(
     GAUSSIAN: tl.constexpr,
     MULTIPLICATIVE: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -197,7 +200,7 @@ def mixed_sum_bwd_kernel(
         if ORDINALS[k] >= 0:
             b_d = _draw(
                 level_ptr, rng_ptr, std_ptr, ORDINALS[k], i_block, channels, pixels,
-                GAUSSIAN, RELATIVE, CHANNELS_LAST, BLOCK,
+                GAUSSIAN, RELATIVE, BERNOULLI, CHANNELS_LAST, BLOCK,
             )  # fmt: skip
             if MULTIPLICATIVE:
                 b_scaled = b_dy * b_d
@@ -246,6 +249,7 @@ def noise_arguments(terms, noise, std, dummy):
         "GAUSSIAN": noise.form.startswith("gaussian"),
         "MULTIPLICATIVE": noise.form.endswith("multiplicative"),
         "RELATIVE": noise.form == "gaussian_additive",
+        "BERNOULLI": noise.form.startswith("bernoulli"),
     }
     return pointers, constants
 

@@ -96,9 +96,15 @@ def element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN: tl.constexpr):
 
 
 @triton.jit
-def at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE: tl.constexpr):
-    """Returns d = shift + scale eps, scale times the std of the term if relative."""
+def at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE: tl.constexpr, BERNOULLI: tl.constexpr):
+    """Returns d = shift + scale eps, scale times the std of the term if relative.
+
+    Of a Bernoulli variable it is scale where u < shift, else 0; see csrc/formulas/mixed_sum.h.
+    """
     scale = tl.load(level_ptr + 1)
+    if BERNOULLI:
+        kept = eps < (2.0 * tl.load(level_ptr) - 1.0).to(tl.float32)
+        return tl.where(kept, scale.to(tl.float32), 0.0)
     if RELATIVE:
         scale = scale * tl.load(std_ptr + ordinal)
     return tl.load(level_ptr).to(tl.float32) + scale.to(tl.float32) * eps

@@ -60,6 +60,7 @@ def tile_draw(
     first,
     GAUSSIAN: tl.constexpr,
     RELATIVE: tl.constexpr,
+    BERNOULLI: tl.constexpr,
     QUADS: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_V: tl.constexpr,
@@ -72,7 +73,7 @@ def tile_draw(
     else:
         o_nchw = nchw_offsets(shape, c, first, tl.arange(0, BLOCK_V), INDEX)
         eps = element_draws(rng_ptr, ordinal, o_nchw, GAUSSIAN)
-    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE)
+    return at_level(eps, level_ptr, std_ptr, ordinal, RELATIVE, BERNOULLI)
 
 
 def tile_constants(place, values):

@@ -83,10 +83,10 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def leave_empty(*drawn_and_path: Any) -> None:
         Path(drawn_and_path[-1]).touch()
 
-    for name in ("search.draw_history", "search.save_figure", "study.draw_best_so_far",
-                 "study.draw_simplex"):  # fmt: skip
+    for name in ("search.draw_history", "mobile.draw_history", "genotype.save_figure",
+                 "study.draw_best_so_far", "study.draw_simplex"):  # fmt: skip
         monkeypatch.setattr(f"fastnas.runs.{name}", leave_empty)
-    monkeypatch.setattr("fastnas.runs.search.genotype_figure", lambda genotype, title: None)
+    monkeypatch.setattr("fastnas.runs.genotype.architecture_figure", lambda genotype, title: None)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,8 @@ from fastnas.benchmarks.harness.readme import updated
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.files import write_text
 from fastnas.search.config import SearchConfig, make_config
-from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.gradient_run import CHECKPOINT
+from fastnas.search.searcher import Searcher
 
 SAMPLES = 7
 BLOCK = "ablation"

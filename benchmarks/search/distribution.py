@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from fastnas.files import write_text
 from fastnas.report.figures import save_figure
 from fastnas.spaces import AnyGenotype, to_nb201
 from fastnas.spaces.nb201 import NB201Slots
+from fastnas.spaces.slots import SlotLayout
 
 BUDGETS = tuple(range(10, 201, 10))
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
@@ -48,26 +49,50 @@ Row = dict[str, Any]
 
 def searched(method: str, table: Table, data: str, seed: int) -> list[float]:
     """Returns the test accuracy of the incumbent at each budget."""
+    seen, judged = columns(data)
+    entries = incumbents(
+        method,
+        NB201Slots(),
+        lambda cell: table[to_nb201(cell)],  # type: ignore[arg-type]
+        seen,
+        BUDGETS[-1],
+        seed,
+    )
+    return [entry[judged] for count, entry in enumerate(entries, 1) if count in BUDGETS]
+
+
+def incumbents(
+    method: str,
+    layout: SlotLayout,
+    look: Callable[[AnyGenotype], Mapping[str, float]],
+    seen: str,
+    budget: int,
+    seed: int,
+) -> Iterator[Mapping[str, float]]:
+    """Searches, and yields after each evaluation what the table has of the best cell so far.
+
+    Args:
+        look: returns a cell's row of the table.
+        seen: the column of the row that the search sees.
+    """
     box, rng = get_black_box(method), np.random.default_rng(seed)
-    domain, seen, judged = box.domain(NB201Slots()), *columns(data)
+    domain = box.domain(layout)
     past: list[Observation] = []
     cells: set[AnyGenotype] = set()
-    best, found = (-1.0, 0.0), []
-    while len(past) < BUDGETS[-1]:
+    best: Mapping[str, float] = {seen: -1.0}
+    while len(past) < budget:
         count = max(FIT_AT[0], int(FIT_AT[1] * len(past))) if method in FITTED else 1
         # Proposals of one fit are evaluated before the next, as by workers side by side.
-        for one in box.propose(domain, past, rng, min(count, BUDGETS[-1] - len(past))):
+        for one in box.propose(domain, past, rng, min(count, budget - len(past))):
             cell = unseen_cell(domain, one.point, rng, cells)
             # A table has one accuracy of a cell, so a second look at it would tell nothing.
             cells.add(cell)
-            entry = table[to_nb201(cell)]  # type: ignore[arg-type]
+            entry = look(cell)
             past.append(Observation(one.point, entry[seen], one.origin))
             # The incumbent is chosen by what the search sees; what it is judged by chooses nothing.
-            if entry[seen] > best[0]:
-                best = entry[seen], entry[judged]
-            if len(past) in BUDGETS:
-                found.append(best[1])
-    return found
+            if entry[seen] > best[seen]:
+                best = entry
+            yield best
 
 
 def columns(data: str) -> tuple[str, str]:

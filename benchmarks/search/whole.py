@@ -19,7 +19,7 @@ from typing import Any
 from fastnas.benchmarks.harness.schema import current_conditions
 from fastnas.files import write_text
 from fastnas.search.checkpoint import CheckpointError, load_checkpoint
-from fastnas.search.searcher import CHECKPOINT
+from fastnas.search.gradient_run import CHECKPOINT
 
 METHOD = "noisy-darts"
 EPOCHS = 50

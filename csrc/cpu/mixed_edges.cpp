@@ -57,7 +57,7 @@ template <class T> struct Forward : Statistics<T> {
       add_skip(s, t, s.x, image);
     } else {
       this->reduce(t, s, s.u, s.z);
-      if (!this->noisy()) return add_normalised(s, norms[i]);
+      if (!this->noisy(t)) return add_normalised(s, norms[i]);
       normalise(s.z, norms[i]);
       add_skip(s, t, s.z, image);
     }
@@ -100,7 +100,7 @@ template <class T> struct Forward : Statistics<T> {
   // Adds w x, w (x + d) or w (x d). The noise d is drawn here, again in backward, and never stored.
   void add_skip(Scratch& s, const EdgeTerm& t, const A* value, int64_t image) {
     const A w = this->weight(t);
-    if (!this->noisy()) return add_scaled(s, w, value);
+    if (!this->noisy(t)) return add_scaled(s, w, value);
     const int64_t size = int64_t(out.pixels()) * width;
     this->draw_noise(s, t, image, s.u);
     const bool times = this->multiplicative();

@@ -166,7 +166,7 @@ template <class T> struct Backward : BackwardSums<T> {
     const Norm& n = norms[i];
     if (p.training) centred_norm(s, i, image, s.z);
     const A* dy = s.g;
-    const bool times = this->noisy() && this->multiplicative();
+    const bool times = this->noisy(t) && this->multiplicative();
     if (times) {
       this->draw_noise(s, t, image, s.work);
       combine(s.g, s.work, true, s.work);
@@ -308,7 +308,7 @@ template <class T> struct Backward : BackwardSums<T> {
       if (t.op != EdgeOp::skip || this->edge_of(t).source != state) continue;
       load_gradient(s, this->edge_of(t).target, image);
       const A w = this->weight(t);
-      if (this->noisy() && this->multiplicative()) {
+      if (this->noisy(t) && this->multiplicative()) {
         this->draw_noise(s, t, image, s.work);
         combine(s.g, s.work, true, s.g);
       }

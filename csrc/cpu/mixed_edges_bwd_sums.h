@@ -185,7 +185,7 @@ template <class T> struct BackwardSums : Call<T> {
     A *dots = skip_dots[i] + int64_t(group) * 2 * width, *sums = dots + width;
     if (opens) std::fill_n(dots, 2 * width, A(0));
     const bool strided = t.op == EdgeOp::reduce_skip, times = this->multiplicative();
-    const bool draws = this->noisy() && (p.dw || (times && strided));
+    const bool draws = this->noisy(t) && (p.dw || (times && strided));
     if (draws) this->draw_noise(s, t, image, s.work);
     if (!strided) {
       if (!p.dw) return;

@@ -225,7 +225,7 @@ template <class T> struct Call : Buffers<T> {
       });
     }
   }
-  bool noisy() const { return p.form != NoiseForm::none; }
+  bool noisy(const EdgeTerm& t) const { return is_drawn_on(p.form, t.op); }
   bool multiplicative() const { return is_multiplicative(p.form); }
 
   // --- small matrices --------------------------------------------------------------------------------------

@@ -40,8 +40,7 @@ template <class A>
 void draw_tile(const MixedSumParams& p, int ordinal, int64_t begin, int64_t count, A* d) {
   const Draw<A> draw(p, ordinal);
   if (p.channels == 0) {
-    const auto quads = draw.gaussian ? draw_quads<true, A> : draw_quads<false, A>;
-    quads(draw, begin / 4, (count + 3) / 4, d);
+    quads_of(draw)(draw, begin / 4, (count + 3) / 4, d);
     return;
   }
   for (int64_t i = 0; i < count; ++i) d[i] = draw.element(uint64_t(logical_index(p, begin + i)));

@@ -236,7 +236,7 @@ Candidate Planner::add_plain(int i, const EdgeTerm& t, const Edge& e, int state)
   n.value = -1;
   n.strided = t.op == EdgeOp::reduce_skip;
   n.normed = t.op != EdgeOp::skip;
-  n.noisy = t.skip >= 0 && p.form != NoiseForm::none;
+  n.noisy = t.skip >= 0 && is_drawn_on(p.form, t.op);
   n.weight = weight_of(t), n.skip = sampled() ? t.edge : t.skip, n.target = e.target;
   for (int k = 0; k < i; ++k)
     n.ordinal += p.terms[k].skip >= 0 && p.edges[p.terms[k].edge].target == e.target;

@@ -1,5 +1,7 @@
 // y = sum_k w_k v_k,  v_k = x_k | x_k + d_k | x_k d_k,  d = shift + scale eps (std(x) eps if gaussian additive)
 // dx_k = w_k dy | w_k dy | w_k d_k dy,  dw_k = <dy, v_k>.  d is constant in backward: drawn again, never stored.
+//
+// Of a Bernoulli variable (dropout) d is scale where u < shift, else 0.
 #pragma once
 
 #include "../params.h"
@@ -11,27 +13,44 @@ FASTNAS_HD bool is_gaussian(NoiseForm form) {
   return form == NoiseForm::gaussian_additive || form == NoiseForm::gaussian_multiplicative;
 }
 FASTNAS_HD bool is_multiplicative(NoiseForm form) {
-  return form == NoiseForm::gaussian_multiplicative || form == NoiseForm::uniform_multiplicative;
+  return form == NoiseForm::gaussian_multiplicative || form == NoiseForm::uniform_multiplicative ||
+         form == NoiseForm::bernoulli_multiplicative;
+}
+// Says whether a skip of a cell carries the noise: dropout stays off the strided ones, as in P-DARTS' code.
+FASTNAS_HD bool is_drawn_on(NoiseForm form, EdgeOp skip) {
+  return form != NoiseForm::none && !(form == NoiseForm::bernoulli_multiplicative && skip == EdgeOp::reduce_skip);
 }
 FASTNAS_HD bool is_relative(NoiseForm form) { return form == NoiseForm::gaussian_additive; }
 
 // Draws d = shift + spread eps, with what a whole term shares worked out once: shift and spread are fp64 in memory,
 // where a schedule changes them between replays of a graph.
+//
+// Of a Bernoulli variable shift is the probability to be kept. eps = 2 u - 1 is exact in fp32, and so it is compared
+// with 2 shift - 1 rounded to fp32 in every dtype: rounded otherwise, a few elements would be dropped on one backend
+// and kept on another.
 template <class A> struct Draw {
-  bool gaussian;
+  bool gaussian, bernoulli;
   uint64_t key, offset;
   A shift, spread;
 
   FASTNAS_HD Draw(NoiseForm form, uint64_t key, uint64_t offset, double shift, double spread)
-      : gaussian(is_gaussian(form)), key(key), offset(offset), shift(A(shift)), spread(A(spread)) {}
+      : gaussian(is_gaussian(form)),
+        bernoulli(form == NoiseForm::bernoulli_multiplicative),
+        key(key),
+        offset(offset),
+        shift(bernoulli ? A(float(2 * shift - 1)) : A(shift)),
+        spread(A(spread)) {}
   FASTNAS_HD Draw(const MixedSumParams& p, int ordinal)
       : Draw(p.form, uint64_t(p.rng[0]), uint64_t(p.rng[1]) + uint64_t(ordinal), p.level[0],
              is_relative(p.form) ? p.level[1] * p.std[ordinal] : p.level[1]) {}
 
   FASTNAS_HD Draws<A> quad(uint64_t index) const {
     Draws<A> d = draws<A>(gaussian, philox(key, index, offset));
-    for (int i = 0; i < 4; ++i) d.v[i] = shift + spread * d.v[i];
+    for (int i = 0; i < 4; ++i) d.v[i] = of(bernoulli, d.v[i]);
     return d;
+  }
+  FASTNAS_HD A of(bool dropped, A eps) const {
+    return dropped ? (eps < shift ? spread : A(0)) : shift + spread * eps;
   }
   FASTNAS_HD A element(uint64_t index) const {
     const Draws<A> d = quad(index >> 2);

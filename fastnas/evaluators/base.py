@@ -56,7 +56,8 @@ class Evaluator(Protocol):
         """Scores the cell that a study found on what the study did not see, None where it cannot.
 
         Returns:
-            Name to accuracy, the best there is ("best"), and the cell's rank.
+            Name to accuracy, the best there is ("best"), the "regret", the cell's "rank", and its
+            costs where they are known (`Lookup.score`).
         """
 
 

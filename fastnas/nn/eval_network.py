@@ -4,7 +4,7 @@ Source: quark0/darts ``cnn/model.py`` (``NetworkCIFAR``), whose state-dict names
 with other than two edges after xiaomi-automl/FairDARTS ``fairdarts/model.py`` (``DCOCell``).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, cast
 
 import torch
@@ -59,6 +59,7 @@ class EvalCell(nn.Module):
     ) -> None:
         super().__init__()
         cell: CellType = "reduce" if reduction else "normal"
+        self.cell_type = cell
         live = genotype.live_nodes(cell)
         self._concat = tuple(node for node in genotype.concat(cell) if node in live)
         self.multiplier = len(self._concat)
@@ -213,6 +214,10 @@ class EvalNetwork(nn.Module):
         if not 0.0 <= p < 1.0:
             raise ValueError(f"drop_path must be in [0, 1), got {p}")
         self._drop_path = float(p)
+
+    def edges(self) -> Iterator[tuple[CellType, Iterable[nn.Module]]]:
+        """Yields each cell's type, and its operations in the order of the genotype."""
+        return ((cast(EvalCell, c).cell_type, cast(EvalCell, c)._ops) for c in self.cells)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Maps [N, in_channels, H, W] to logits [N, num_classes], and those of the auxiliary

@@ -112,7 +112,7 @@ class MixedOp(HasReading, reference.MixedOp):
         # shape.
         if only is not None or not live:
             live = [0] if only is None else list(only)
-        noisy_candidates = self.skips if self.training and self.noise is not None else ()
+        noisy_candidates = self.noisy_skips() if self.training else ()
         dropped = self.skips if self.training and self.skip_drop_path else ()
         outputs: list[Tensor] = []
         norms: dict[int, nn.BatchNorm2d] = {}

@@ -31,6 +31,8 @@ from fastnas.spaces.mobile import (
     named_block,
 )
 
+MOBILE_ACTIVATIONS = tuple(ACTIVATIONS)
+"""The activations that a derived network may have."""
 CHEAP = 40
 """Input channels up to which "lean" runs the first 1x1 convolution of a block again.
 

@@ -5,6 +5,7 @@ Source: Dong & Yang, ICLR 2020, arXiv 2001.00326, section 2.1 and figure 1; D-X-
 ``cells.5.conv_a.op.2.bias``, ``cells.5.downsample.1.weight``, ``lastact.0.weight``).
 """
 
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from fastnas.checks import typed
 from fastnas.layers.nb201 import nb201_last, nb201_operation, nb201_stages
 from fastnas.reference.arguments import check_images
-from fastnas.spaces import NB201Genotype
+from fastnas.spaces import CellType, NB201Genotype
 
 
 class NB201EvalCell(nn.Module):
@@ -81,6 +82,10 @@ class NB201EvalNetwork(nn.Module):
         self.lastact = nb201_last(last)
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(last, num_classes)
+
+    def edges(self) -> Iterator[tuple[CellType, Iterable[nn.Module]]]:
+        """Yields each cell's type, and its operations in the order of the genotype."""
+        return (("normal", c.layers) for c in self.cells if isinstance(c, NB201EvalCell))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps [N, in_channels, H, W] to logits [N, num_classes]."""

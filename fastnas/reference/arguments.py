@@ -10,7 +10,11 @@ from torch import Tensor
 from fastnas.checks import check_choice, check_type, short
 from fastnas.reference.skip_noise import KINDS, MIXTURES
 
-FORMS = ("none", *(f"{kind}_{mixture}" for kind in KINDS for mixture in MIXTURES))
+FORMS = (
+    "none",
+    *(f"{kind}_{mixture}" for kind in KINDS[:2] for mixture in MIXTURES),
+    "bernoulli_multiplicative",
+)
 
 
 def check_shape(name: str, t: Tensor, shape: Sequence[int | None]) -> None:

@@ -116,8 +116,11 @@ def mixed_edges(
                 own_std = found[0] if found.numel() else None
                 if own_std is not None and std is not None:
                     std[row.skip] = own_std
-                eps_draw = philox_draw(form, rng[node], ordinal, y).to(y.dtype)
-                y = apply_draw(y, noise_draw(eps_draw, level, own_std), form)
+                if not (form.startswith("bernoulli") and edge.stride > 1):
+                    eps_draw = philox_draw(form, rng[node], ordinal, y)
+                    d = noise_draw(form, eps_draw, level, own_std, y.dtype)
+                    y = apply_draw(y, d, form)
+                # A strided skip without noise has its stream as well, so that others keep theirs.
                 ordinal += 1
             # This is w_ek o_k(x_e), in the order of the edges and then of the terms, as eager adds
             # them.

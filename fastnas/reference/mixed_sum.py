@@ -41,7 +41,11 @@ def draws(
     """Draws d_k for each noisy term k, shaped and typed as `like`."""
     return {
         k: noise_draw(
-            philox_draw(form, rng, j, like).to(like.dtype), level, std[j] if std.numel() else None
+            form,
+            philox_draw(form, rng, j, like),
+            level,
+            std[j] if std.numel() else None,
+            like.dtype,
         )
         for j, k in enumerate(noisy)
     }

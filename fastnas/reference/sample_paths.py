@@ -182,3 +182,28 @@ def _topology_cotangents(
             # both.
             both = is_kept[..., i] & is_kept[..., k]
             yield torch.where(both, c_node[..., i] + c_node[..., k], 0)
+
+
+def kept_by_logits(beta: Tensor, nodes: Sequence[int], topology: str) -> Tensor:
+    """Returns the probability [E] with which each edge is one of the two that a node keeps.
+
+    With p = softmax(beta) over the edges of a node, two are drawn without replacement ("top2",
+    which Gumbel-Top2 does), or p is of its pairs ("pairs")::
+
+        top2:   p_i (1 + sum_{j != i} p_j / (1 - p_j))       pairs:   sum of p over the pairs with i
+
+    Source: Wang et al., ICCV 2023 (ROME), eq. 4 to 8; Plackett (1975) for the order of a draw.
+    """
+    found = []
+    for row, n in zip(beta.double().split(logits_per_node(nodes, topology)), nodes):
+        p = row.softmax(-1)
+        if topology == "pairs":
+            pairs = node_pairs(n, p.device)
+            found.append(p.new_zeros(n).index_add(0, pairs[0], p).index_add(0, pairs[1], p))
+            continue
+        # p_i / (1 - p_j) as the softmax without j: where one edge has nearly all, the difference
+        # has no digit.
+        first = torch.eye(n, dtype=torch.bool, device=p.device)
+        second = row.expand(n, n).masked_fill(first, -float("inf")).softmax(-1)
+        found.append(p + (p[:, None] * second).sum(0))
+    return torch.cat(found)

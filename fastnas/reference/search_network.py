@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastnas.checks import check_choice, check_int, check_number, check_type, short, typed
 from fastnas.layers.primitives import drop_path, preprocessing, search_candidate
+from fastnas.reference.amp import Amp
 from fastnas.reference.arguments import check_clip, check_images, check_mixing
 from fastnas.reference.mixed_sum import weighted_sum
 from fastnas.reference.skip_noise import SkipNoise, skip_noise
@@ -78,13 +79,19 @@ class MixedOp(nn.Module):
         self.noise_amplitude = 1.0
         self.skip_drop_path = skip_drop_path
 
+    def noisy_skips(self) -> tuple[int, ...]:
+        """Returns the candidates that noise is drawn on in training."""
+        if self.noise is None or (self.stride > 1 and not self.noise.on_reductions):
+            return ()
+        return self.skips
+
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Maps x [N, C, H, W] and w [K] to [N, C, H / stride, W / stride]."""
         check_images("x", x)
         check_mixing("w", w, [len(self._ops)], x)
         outputs = [op(x) for op in self._ops]
         for k in self.skips if self.training else ():
-            if self.noise is not None:
+            if self.noise is not None and k in self.noisy_skips():
                 outputs[k] = skip_noise(outputs[k], self.noise, self.noise_amplitude)
             if self.skip_drop_path:
                 outputs[k] = drop_path(outputs[k], self.skip_drop_path)
@@ -328,26 +335,29 @@ def search_step(
     train: tuple[Tensor, Tensor],
     valid: tuple[Tensor, Tensor],
     grad_clip: float = 5.0,
+    amp: Amp | None = None,
 ) -> Tensor:
     """Makes one first-order DARTS step as the public code writes it; returns the training loss.
 
     Each half computes all gradients, those of the params in the architecture step and those of
-    the logits in the weight step included: the baseline that the benchmarks compare with.
+    the logits in the weight step included: the baseline that the benchmarks compare with. `amp`
+    runs it in bf16 or fp16.
     """
 
     check_clip(grad_clip)
+    amp = Amp() if amp is None else amp
 
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         weights = {cell: torch.softmax(alpha, dim=-1) for cell, alpha in alphas.items()}
-        return nn.functional.cross_entropy(network(batch[0], weights), batch[1])
+        with amp.autocast():
+            return nn.functional.cross_entropy(network(batch[0], weights), batch[1])
 
     alphas_optimizer.zero_grad()
-    loss_of(valid).backward()
-    alphas_optimizer.step()
+    amp.backward(loss_of(valid))
+    amp.step(alphas_optimizer)
 
     params_optimizer.zero_grad()
     loss = loss_of(train)
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    params_optimizer.step()
+    amp.backward(loss)
+    amp.step(params_optimizer, list(network.parameters()), grad_clip)
     return loss.detach()

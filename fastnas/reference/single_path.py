@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.checks import check_int, check_type, typed
+from fastnas.reference.amp import Amp
 from fastnas.reference.arguments import check_clip, check_paths, check_shape
 from fastnas.reference.sample_edges import gumbel_softmax
 from fastnas.reference.sample_paths import logits_per_node, node_pairs
@@ -123,28 +124,30 @@ def single_path_step(
     valid: tuple[Tensor, Tensor],
     samples: int = 1,
     grad_clip: float = 5.0,
+    amp: Amp | None = None,
 ) -> Tensor:
     """Makes a step of GDAS' loop: weights first, then logits, all gradients in both halves.
 
     With several samples (ROME eq. 11 and 12) their gradients are added for the weights and
-    averaged for the logits. Returns the training loss of the last.
+    averaged for the logits. Returns the training loss of the last. `amp` as in `search_step`.
     """
 
     check_int("samples", samples, 1)
     check_clip(grad_clip)
+    amp = Amp() if amp is None else amp
 
     def accumulate(batch: tuple[Tensor, Tensor], scale: float) -> Tensor:
         for _ in range(samples):
-            loss = nn.functional.cross_entropy(network(batch[0], sample()), batch[1])
-            (scale * loss).backward()
+            with amp.autocast():
+                loss = nn.functional.cross_entropy(network(batch[0], sample()), batch[1])
+            amp.backward(scale * loss)
         return loss.detach()
 
     params_optimizer.zero_grad()
     loss = accumulate(train, 1.0)
-    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    params_optimizer.step()
+    amp.step(params_optimizer, list(network.parameters()), grad_clip)
 
     arch_optimizer.zero_grad()
     accumulate(valid, 1.0 / samples)
-    arch_optimizer.step()
+    amp.step(arch_optimizer)
     return loss

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastnas.checks import check_fields, check_int, check_number, check_type, typed
 
-KINDS = ("gaussian", "uniform")
+KINDS = ("gaussian", "uniform", "bernoulli")
 MIXTURES = ("additive", "multiplicative")
 
 
@@ -25,14 +25,22 @@ class SkipNoise:
         multiplicative:  o(x) d        s = factor            gaussian
         either                         s = sqrt(3 factor)    uniform, so its variance is `factor`
 
+    "bernoulli" is dropout, p = r factor, element by element; it is multiplicative and has no mean
+    of its own::
+
+        d = 1 / (1 - p) with probability 1 - p, else 0
+
+    It is what P-DARTS puts on its identities, and is not drawn on strided skips (Chen et al., ICCV
+    2019, section 3.3 and its code).
+
     std is the unbiased standard deviation of the whole tensor, detached: d is a constant in
     backward. The uniform spread is absolute, as in the code; the Gaussian additive one relative.
 
     Args:
-        kind: "gaussian" or "uniform".
+        kind: "gaussian", "uniform" or "bernoulli".
         mixture: "additive" or "multiplicative".
         mean: None is the unbiased choice: 0 for additive, 1 for multiplicative.
-        factor: lambda of the paper, >= 0.
+        factor: lambda of the paper, >= 0; of "bernoulli" p, below 1.
     """
 
     kind: str = "gaussian"
@@ -48,6 +56,14 @@ class SkipNoise:
                 raise ValueError(f"noise {field} is {given!r}; allowed: {', '.join(allowed)}")
         if not (math.isfinite(self.factor) and self.factor >= 0):
             raise ValueError(f"noise factor is {self.factor}; a finite number >= 0 is allowed")
+        if self.kind == "bernoulli":
+            if self.mixture != "multiplicative" or self.mean is not None:
+                raise ValueError(
+                    f"noise mixture is {self.mixture!r} and mean {self.mean}; of bernoulli it is"
+                    " 'multiplicative', and mean is None"
+                )
+            if self.factor >= 1:
+                raise ValueError(f"noise factor is {self.factor}; below 1 is allowed of bernoulli")
         if self.mean is not None and not math.isfinite(self.mean):
             raise ValueError(f"noise mean is {self.mean}; a finite number or None is allowed")
 
@@ -61,6 +77,11 @@ class SkipNoise:
         return self.form == "gaussian_additive"
 
     @property
+    def on_reductions(self) -> bool:
+        """Tells whether strided skips carry it too."""
+        return self.kind != "bernoulli"
+
+    @property
     def centre(self) -> float:
         default = 0.0 if self.mixture == "additive" else 1.0
         return default if self.mean is None else self.mean
@@ -72,9 +93,20 @@ class SkipNoise:
         return self.factor if self.kind == "gaussian" else math.sqrt(3 * self.factor)
 
     def level(self, amplitude: float = 1.0, device: torch.device | None = None) -> Tensor:
-        """Returns (r mean, r s) as float64 [2], the form in which the kernels read it."""
+        """Returns (r mean, r s) as float64 [2], the form in which the kernels read it.
+
+        Of "bernoulli" it is (1 - p, 1 / (1 - p)).
+        """
         check_number("amplitude", amplitude)
         values = [amplitude * self.centre, amplitude * self.spread]
+        if self.kind == "bernoulli":
+            kept = 1 - amplitude * self.factor
+            if not 0 < kept <= 1:
+                raise ValueError(
+                    f"amplitude is {amplitude}; times the factor {self.factor} it has to be from 0"
+                    " to below 1"
+                )
+            values = [kept, 1 / kept]
         return torch.tensor(values, dtype=torch.float64, device=device or "cpu")
 
 
@@ -86,8 +118,19 @@ def cosine_decay(epoch: int, epochs: int) -> float:
     return (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
 
 
-def noise_draw(eps: Tensor, level: Tensor, std: Tensor | None) -> Tensor:
-    """Returns d = level[0] + level[1] (std) eps, in eps' dtype; std is None unless relative."""
+def noise_draw(
+    form: str, eps: Tensor, level: Tensor, std: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Returns d = level[0] + level[1] (std) eps, in `dtype`; std is None unless relative.
+
+    Of "bernoulli" d = level[1] where u = (1 + eps) / 2 < level[0], else 0.
+    """
+    if form.startswith("bernoulli"):
+        # The bound is rounded to fp32, as every kernel rounds it, or one would drop an element that
+        # another keeps.
+        is_kept = eps < (2 * level[0] - 1).float().to(eps.dtype)
+        return is_kept * level[1].to(dtype)
+    eps = eps.to(dtype)
     spread = level[1] if std is None else level[1] * std.to(level.dtype)
     # The product of scale and std is float64 and rounded once, as the kernels round it.
     return level[0].to(eps.dtype) + spread.to(eps.dtype) * eps
@@ -106,7 +149,7 @@ def skip_noise(x: Tensor, noise: SkipNoise, amplitude: float = 1.0) -> Tensor:
         raise TypeError(f"x is {x.dtype}; a floating point dtype is needed")
     eps = torch.randn_like(x) if noise.kind == "gaussian" else torch.empty_like(x).uniform_(-1, 1)
     std = x.detach().std() if noise.is_relative else None
-    d = noise_draw(eps.detach(), noise.level(amplitude, x.device), std)
+    d = noise_draw(noise.form, eps.detach(), noise.level(amplitude, x.device), std, x.dtype)
     return apply_draw(x, d, noise.form)
 
 

@@ -51,6 +51,13 @@ PANELS = (
         "of the architecture's Hessian",
         (("eigenvalue", "validation"),),
     ),
+    _Panel("skips", "layers of the column", (("skips", "column"),), counts=True),
+    _Panel(
+        "alpha entropy",
+        "share of log K, mean over layers",
+        (("entropy", "column"),),
+        limits=(0.0, 1.0),
+    ),
 )
 
 DRAWN = ("epoch", *(key for panel in PANELS for key, _ in panel.lines))
@@ -64,8 +71,9 @@ def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> N
         history: one entry for each epoch, with the key `epoch` and any of `train_loss`,
             `valid_loss` (nats), `train_accuracy`, `valid_accuracy` (0..1), `skips_normal`,
             `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K),
-            `eigenvalue` (of the Hessian in the logits, nats). Others
-            are ignored, those missing or None left out; a panel without any line is not drawn.
+            `eigenvalue` (of the Hessian in the logits, nats), and of a column `skips` (layers) and
+            `entropy`. Others are ignored, those missing or None left
+            out; a panel without any line is not drawn.
         path: where to write; the suffix .png or .svg chooses the format.
 
     Raises:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastnas import reference
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
+from fastnas.reference.amp import Amp
 from fastnas.runs.eager_memory import why_eager_does_not_fit
 from fastnas.saved_bytes import saved_bytes
 from fastnas.search.bilevel import Bilevel
@@ -22,6 +23,7 @@ from fastnas.search.cuda_graph import GraphedBilevel
 from fastnas.search.optimizers import adam, capturable_on, sgd
 from fastnas.search.searcher import Searcher
 from fastnas.strategies.mixture import Mixture
+from fastnas.strategies.precision import Precision
 from fastnas.strategies.steps import Batch
 
 logger = logging.getLogger("fastnas")
@@ -38,10 +40,23 @@ def comparison(searcher: Searcher, steps: int) -> dict[str, Any]:
     Returns:
         As `compare_with_eager`, or `uncompared` with the reason.
     """
+    return compared_if_it_fits(
+        lambda: why_eager_does_not_fit(searcher), lambda: compare_with_eager(searcher, steps)
+    )
+
+
+def compared_if_it_fits(
+    why_not: Callable[[], str | None], compare: Callable[[], dict[str, float]]
+) -> dict[str, Any]:
+    """Returns what `compare` does, or `uncompared` where it would not fit, or fails.
+
+    Args:
+        why_not: says why eager does not fit into the free memory.
+    """
     try:
-        reason = why_eager_does_not_fit(searcher)
+        reason = why_not()
         if reason is None:
-            return {**compare_with_eager(searcher, steps), "not_compared": None}
+            return {**compare(), "not_compared": None}
     # torch raises a RuntimeError where a device has no memory left, and its CPU allocator does too.
     except (RuntimeError, MemoryError, ValueError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -64,9 +79,9 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
 
     Ours is timed from CUDA graphs where the run uses them. Eager is the method's `eager_step`:
     NCHW, all gradients in both halves, skip noise from torch's generator where the method has
-    noise, sampled paths one after the other. Both share sizes, batches and threads. Saved bytes
-    are the most that autograd holds for backward at any moment of a step, params, buffers and
-    images excluded.
+    noise, sampled paths one after the other. Both share sizes, batches, threads and precision.
+    Saved bytes are the most that autograd holds for backward at any moment of a step, params,
+    buffers and images excluded.
 
     Returns:
         step_seconds, eager_step_seconds (medians), step_speedup_vs_eager, saved_bytes,
@@ -80,31 +95,60 @@ def compare_with_eager(searcher: Searcher, steps: int) -> dict[str, float]:
     eager_kind = searcher.strategy.eager_networks[layout]
     networks = _copy(searcher, SEARCH_NETWORKS[layout]), _copy(searcher, eager_kind)
     ours, eager = _bilevel(searcher, networks[0]), _eager_step(searcher, networks[1], train, valid)
-    pairs = [("ours", _step(searcher.graphed(ours), train, valid)), ("eager", eager)]
-    seconds: dict[str, list[float]] = {name: [] for name, _ in pairs}
+    sides = [
+        # Without graphs: autograd saves when a step is captured, not when it is replayed.
+        Side(_step(searcher.graphed(ours), train, valid), _step(ours, train, valid), networks[0]),
+        Side(eager, eager, networks[1]),
+    ]
+    return beside(sides, [train[0], valid[0]], steps, searcher.device)
+
+
+class Side(NamedTuple):
+    """Holds what is compared.
+
+    Attributes:
+        timed: a step.
+        weighed: one that does the same, of which the saved bytes are counted.
+        network: whose parameters and buffers do not count.
+    """
+
+    timed: Step
+    weighed: Step
+    network: nn.Module
+
+
+def beside(
+    sides: Sequence[Side], given: Sequence[Tensor], steps: int, device: torch.device
+) -> dict[str, float]:
+    """Returns the figures of `compare_with_eager` of two sides, ours and eager.
+
+    Args:
+        given: tensors that do not count as saved.
+    """
+    seconds: list[list[float]] = [[], []]
     for turn in range(steps + 1):
         # Each goes first in every other turn: a neighbour of the machine that comes or goes then
         # slows both, and neither always finds the caches that the other has filled.
-        for name, step in pairs if turn % 2 else reversed(pairs):
-            elapsed = _timed(step, searcher.device)
+        for i in (0, 1) if turn % 2 else (1, 0):
+            elapsed = _timed(sides[i].timed, device)
             if turn > 0:  # the first turn warms up
-                seconds[name].append(elapsed)
-    saved = {}
-    # Without graphs: autograd saves when a step is captured, not when it is replayed.
-    passes = [("ours", _step(ours, train, valid)), ("eager", eager)]
-    for (name, step), network in zip(passes, networks):
-        # What both hold alike would bring their ratio nearer to 1.
-        excluded = [*network.parameters(), *network.buffers(), train[0], valid[0]]
-        saved[name] = saved_bytes(step, exclude=excluded)
+                seconds[i].append(elapsed)
+    # What both hold alike would bring their ratio nearer to 1.
+    saved = [
+        saved_bytes(
+            side.weighed, exclude=[*side.network.parameters(), *side.network.buffers(), *given]
+        )
+        for side in sides
+    ]
     # One turn in which the system did something else must not decide, so the median is taken.
-    medians = {name: median(values) for name, values in seconds.items()}
+    ours, eager = map(median, seconds)
     return {
-        "step_seconds": medians["ours"],
-        "eager_step_seconds": medians["eager"],
-        "step_speedup_vs_eager": medians["eager"] / medians["ours"],
-        "saved_bytes": saved["ours"],
-        "eager_saved_bytes": saved["eager"],
-        "saved_bytes_ratio_vs_eager": saved["eager"] / saved["ours"],
+        "step_seconds": ours,
+        "eager_step_seconds": eager,
+        "step_speedup_vs_eager": eager / ours,
+        "saved_bytes": saved[0],
+        "eager_saved_bytes": saved[1],
+        "saved_bytes_ratio_vs_eager": saved[1] / saved[0],
     }
 
 
@@ -118,7 +162,10 @@ def _bilevel(searcher: Searcher, network: reference.SearchNetwork) -> Bilevel:
     if isinstance(strategy, Mixture):
         # Eager makes a first-order step, so the unrolled one would be compared with less work.
         strategy.order = 1
-    return Bilevel(network, arch, strategy, *_still_optimizers(network, arch))
+    # Its scales are its own: the run's stay where they are.
+    precision = Precision(searcher.config.precision, searcher.device)
+    optimizers = _still_optimizers(network, arch)
+    return Bilevel(network, arch, strategy, *optimizers, precision=precision)
 
 
 def _step(bilevel: Bilevel | GraphedBilevel, train: Batch, valid: Batch) -> Step:
@@ -136,9 +183,10 @@ def _eager_step(
     train, valid = (train[0].contiguous(), train[1]), (valid[0].contiguous(), valid[1])
     arch = deepcopy(searcher.arch)
     optimizers = _still_optimizers(network, arch)
+    amp = Amp(searcher.precision.dtype, searcher.device)
 
     def step() -> None:
-        searcher.strategy.eager_step(network, arch, optimizers, train, valid)
+        searcher.strategy.eager_step(network, arch, optimizers, train, valid, amp)
 
     return step
 

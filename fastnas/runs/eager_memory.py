@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas import reference
 from fastnas.nn import count_parameters
@@ -41,12 +41,14 @@ def eager_saved_bytes(searcher: Searcher) -> int:
     # The network is built on "meta" as well, and draws its weights there: the run's generators must
     # not move, or asking would change what comes after.
     size = searcher.train_batches.batch_size
+    # There is no autocast on "meta", so the network itself is of the dtype that it casts to.
+    dtype = searcher.precision.dtype or torch.float32
     with torch.random.fork_rng([]), device:
-        network = searcher.build(kind).train()
-        images = torch.empty(size, *searcher.images.shape)
+        network = searcher.build(kind).train().to(dtype)
+        images = torch.empty(size, *searcher.images.shape, dtype=dtype)
         labels = torch.zeros(size, dtype=torch.int64)
     weights: Mapping[str, Any] = {
-        cell: torch.empty(alpha.shape, device=device, requires_grad=True)
+        cell: torch.empty(alpha.shape, device=device, dtype=dtype, requires_grad=True)
         for cell, alpha in searcher.arch.alphas().items()
     }
     if isinstance(strategy, SinglePath):
@@ -79,17 +81,24 @@ def why_eager_does_not_fit(searcher: Searcher) -> str | None:
 
     None also where the system does not tell how much is free.
     """
-    free = free_bytes(searcher.device)
+    return why_not_fitting(lambda: eager_saved_bytes(searcher), searcher.network, searcher.device)
+
+
+def why_not_fitting(
+    saved: Callable[[], int], network: nn.Module, device: torch.device
+) -> str | None:
+    """Says the same of an eager step by what it saves, and the network whose parameters it has."""
+    free = free_bytes(device)
     if free is None:
         return None
     # The fused and the eager network have the same parameters, so no eager one is built for real.
-    params = sum(p.numel() * p.itemsize for p in searcher.network.parameters())
-    needed = int(OVER_SAVED * eager_saved_bytes(searcher)) + PARAMS_COPIES * params
+    params = sum(p.numel() * p.itemsize for p in network.parameters())
+    needed = int(OVER_SAVED * saved()) + PARAMS_COPIES * params
     if needed <= free:
         return None
     return (
         f"the eager step needs about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
-        f" on {searcher.device}"
+        f" on {device}"
     )
 
 

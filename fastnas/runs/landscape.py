@@ -141,14 +141,15 @@ def _validated(
     searcher: Searcher, batches: Sequence[tuple[Tensor, Tensor]], count: int
 ) -> tuple[float, float]:
     """Returns the loss and the accuracy of the logits as they are."""
-    weights = searcher.strategy.validation_weights(searcher.arch)
+    weights = searcher.validation_weights()
     network = _prepared(searcher, weights).eval()
     images = searcher.pipeline.images
     loss = torch.zeros((), dtype=torch.float64, device=searcher.device)
     right = torch.zeros((), dtype=torch.int64, device=searcher.device)
     for index, pixels in batches:
         labels = images.train_labels[index]
-        out = network(searcher.pipeline.laid_out(images.normalise(pixels)), weights)
+        with searcher.precision.autocast():
+            out = network(searcher.pipeline.laid_out(images.normalise(pixels)), weights)
         loss += F.cross_entropy(out.double(), labels, reduction="sum")
         right += (out.argmax(-1) == labels).sum()
     return float(loss) / count, int(right) / count
@@ -158,7 +159,8 @@ def _prepared(searcher: Searcher, weights: Weights) -> SearchNetwork:
     if not any(isinstance(w, Paths) for w in weights.values()):
         return searcher.network
     batches = (batch for _, batch in searcher.plain(searcher.recalibration_index))
-    return recalibrated(searcher.network, weights, batches)
+    with searcher.precision.autocast():
+        return recalibrated(searcher.network, weights, batches)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         if shares is None:
             raise ValueError("its search was not for a distribution")
         distribution = OperationDistribution.from_dict(shares)
-        layout = _layout(set(distribution.p))
+        layout = _layout(distribution)
         slots = layout.slots(distribution.ops, length)
         rng = np.random.default_rng(seed)
         drawn = [distribution.sample(slots, rng) for _ in range(count)]
@@ -43,7 +43,13 @@ def sampled_cells(report: Path, length: int | None, count: int, seed: int) -> li
         raise ConfigError(f"{report} gives no cells: {error}") from error
 
 
-def _layout(cell_types: set[str]) -> Layout[Any]:
-    """Returns the layout whose cells are of these types."""
-    found = (layout for layout in LAYOUTS.values() if set(layout.cell_types) == cell_types)
-    return next(found, LAYOUTS["darts"])
+def _layout(distribution: OperationDistribution) -> Layout[Any]:
+    """Returns the layout whose cells are of these types and can have these operations."""
+    alike = [layout for layout in LAYOUTS.values() if set(layout.cell_types) == set(distribution.p)]
+    # A space of an open layout may have operations that fastnas does not know.
+    found = (
+        layout
+        for layout in alike
+        if not layout.is_closed or set(distribution.ops) <= set(layout.operations)
+    )
+    return next(found, next(iter(alike), LAYOUTS["darts"]))

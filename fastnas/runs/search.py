@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.supernet import SupernetEvaluator
-from fastnas.files import write_text
+from fastnas.evaluators.table import reported_column
 from fastnas.processes import joined
-from fastnas.report.cell_drawing import genotype_figure
 from fastnas.report.curves import draw_history
-from fastnas.report.figures import save_figure
 from fastnas.runs.compare import comparison, uncompared
-from fastnas.runs.derived import check_derived, train_derived
+from fastnas.runs.derived import check_derived, derived_cost, train_derived, trained_cost
 from fastnas.runs.eigenvalue_report import check_memory, eigenvalue_figures
+from fastnas.runs.genotype import leave_genotype, table_of
 from fastnas.runs.report import (
     REPORT_MD,
     environment,
+    expected_cost,
     search_text,
     train_text,
     write_report,
@@ -31,7 +30,7 @@ from fastnas.search.progress import plain_console, stage
 from fastnas.search.run_folder import claimed_folder
 from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
-from fastnas.spaces import AnyGenotype, layout_of, to_json
+from fastnas.spaces import AnyGenotype, layout_of
 from fastnas.strategies.anasod import OnDistributions
 from fastnas.text_file import file_path
 
@@ -82,10 +81,11 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
 
         genotype = _final_genotype(searcher, console)
         if searcher.processes.is_first:
-            _leave_genotype(out, genotype, f"{config.method} on {config.data}")
+            leave_genotype(out, genotype, f"{config.method} on {config.data}")
             draw_history(searcher.history, out / "history.png")
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
+            **derived_cost(searcher, genotype),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
@@ -128,9 +128,12 @@ def _found(
         "supernet_accuracy": last.get("valid_accuracy"),
         **eigenvalue_figures(searcher),
         **_distribution(searcher),
+        **searcher.strategy.findings(searcher.arch, searcher.space),
+        **expected_cost(searcher),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,
+        "precision": config.precision,
         "cuda_graph": searcher.is_graphed,
         "environment": environment(searcher.device),
     }
@@ -141,8 +144,8 @@ def run_train(
 ) -> dict[str, Any]:
     """Trains a genotype and reports its test accuracy; arguments and errors as `run_search`.
 
-    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg, tensorboard
-    logs, report.json, report.md.
+    Leaves in config.out: config.json, train.pt, genotype.json, cell.png, cell.svg (column.png,
+    column.svg), tensorboard logs, report.json, report.md.
     """
     with joined() as processes:
         console = console or plain_console(quiet=not processes.is_first)
@@ -150,26 +153,27 @@ def run_train(
 
 
 def _run_train(config: TrainConfig, resume: bool, console: Console) -> dict[str, Any]:
-    genotype = read_genotype(config.genotype)
-    trainer = Trainer(config, genotype)
+    trainer = Trainer(config, read_genotype(config.genotype))
     with claimed_folder(config, resume, trainer) as out:
         console.print(f"training {trainer.parameters:,} parameters on {config.data}", style="bold")
         test_accuracy = trainer.train(out, console)
+        genotype = trainer.genotype
         report = {
             "data": config.data,
             "classes": list(trainer.images.class_names),
             "seed": config.seed,
             "epochs": trainer.epochs,
-            "genotype": layout_of(genotype).text(genotype),
-            "parameters": trainer.parameters,
+            "genotype": trainer.what.text,
+            **trained_cost(trainer),
             "test_accuracy": test_accuracy,
             "test_images": len(trainer.images.test_labels),
             "train_seconds": trainer.seconds,
+            "precision": config.precision,
             "environment": environment(trainer.device),
         }
         if trainer.processes.is_first:
-            _leave_genotype(out, genotype, f"trained on {config.data}")
-            write_report(out, report, train_text(report, genotype))
+            leave_genotype(out, genotype, f"trained on {config.data}")
+            write_report(out, report, train_text(report, table_of(genotype, report)))
         console.print(f"\nreport: {out / REPORT_MD}")
         return report
 
@@ -190,7 +194,7 @@ def _table(config: SearchConfig) -> TableEvaluator | None:
     """Opens the table in which the derived cell is looked up."""
     if config.table is None:
         return None
-    return TableEvaluator(config.table, config.resolved("table_report"))
+    return TableEvaluator(config.table, config.table_report or reported_column(config.table))
 
 
 def _distribution(searcher: Searcher) -> dict[str, Any]:
@@ -198,10 +202,3 @@ def _distribution(searcher: Searcher) -> dict[str, Any]:
     if not isinstance(strategy, OnDistributions):
         return {}
     return {"distribution": strategy.distribution(searcher.arch, searcher.space).as_dict()}
-
-
-def _leave_genotype(out: Path, genotype: AnyGenotype, title: str) -> None:
-    write_text(out / "genotype.json", to_json(genotype) + "\n")
-    figure = genotype_figure(genotype, title=title)
-    for suffix in ("png", "svg"):
-        save_figure(figure, out / f"cell.{suffix}")

@@ -15,6 +15,7 @@ from fastnas.files import write_text
 from fastnas.options import options_of
 from fastnas.report.curves import draw_best_so_far
 from fastnas.report.simplex import draw_simplex
+from fastnas.runs.cost import study_cost
 from fastnas.runs.report import REPORT_MD, study_text, write_report
 from fastnas.search.progress import StepBar, plain_console
 from fastnas.search.run_folder import claimed_folder
@@ -91,6 +92,9 @@ def _report(config: StudyConfig, study: Study, result: Result) -> dict[str, Any]
         "genotype": text,
         "distribution": distribution,
         "accuracy": found.accuracy,
+        # After each evaluation, as progress.png shows it.
+        "best_so_far": [evaluations[i].accuracy for i in result.incumbents()],
+        **study_cost(evaluator, parse(text)),
         "reported": evaluator.reported(parse(text)),
     }
 

@@ -9,13 +9,16 @@ Bilevel.weight_step    the same with
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, SearchNetwork
-from fastnas.processes import ALONE, Processes
 from fastnas.search.optimizers import step_where
 from fastnas.strategies import Strategy
+from fastnas.strategies.precision import Precision
 from fastnas.strategies.steps import ArchStep, Batch, Inputs, WeightStep
 from fastnas.transfer import to_device
 
@@ -33,8 +36,9 @@ class Bilevel:
             unrolled step).
         arch_optimizer: over the logits.
         grad_clip: largest norm of the weight gradient.
-        processes: each makes the step on its share of the batches; weights, logits and running
-            statistics end the same on all.
+        precision: of both halves, by default fp32, and which processes make them together: weights,
+            logits and running statistics end the same on all.
+        cost: what the loss of the logits has besides, a function of them.
     """
 
     def __init__(
@@ -45,7 +49,8 @@ class Bilevel:
         params_optimizer: Optimizer,
         arch_optimizer: Optimizer,
         grad_clip: float = 5.0,
-        processes: Processes = ALONE,
+        precision: Precision | None = None,
+        cost: Callable[[ArchParameters], Tensor] | None = None,
     ) -> None:
         self.network = network
         self.arch = arch
@@ -53,7 +58,8 @@ class Bilevel:
         self.params_optimizer = params_optimizer
         self.arch_optimizer = arch_optimizer
         self.grad_clip = grad_clip
-        self.processes = processes
+        self.precision = Precision() if precision is None else precision
+        self.cost = cost
         self.params = list(network.parameters())
         self.alphas = list(arch.parameters())
 
@@ -76,14 +82,16 @@ class Bilevel:
         self.strategy.begin(valid.sample)
         step = ArchStep(
             self.strategy, self.network, self.arch, self.params, self.alphas, valid, train,
-            self.params_optimizer, self.processes,
+            self.params_optimizer, self.precision.logits, self.cost,
         )  # fmt: skip
         gradient, loss = self.strategy.arch_gradient(step)
-        gradient = self.processes.means(gradient)
+        gradient = self.precision.processes.means(gradient)
         for alpha, g in zip(self.alphas, gradient):
             # The gradient is assigned, not added: `arch_gradient` has summed up the passes already.
             alpha.grad = g
-        self.arch_optimizer.step()
+        if self.strategy.arch_grad_clip is not None:
+            clip_grad_norm_(self.alphas, self.strategy.arch_grad_clip)
+        self.precision.logits.move(self.alphas, loss, self.arch_optimizer.step)
         return loss
 
     def move_params(self, train: Inputs) -> tuple[Tensor, Tensor]:
@@ -94,13 +102,16 @@ class Bilevel:
         self.params_optimizer.zero_grad(set_to_none=True)
         step = WeightStep(
             self.strategy, self.network, self.arch, self.params, train, self.grad_clip,
-            self.processes,
+            self.precision.weights,
         )  # fmt: skip
         loss, logits = self.strategy.params_gradient(step)
-        self.processes.join_statistics(self.network.buffers())
+        self.precision.processes.join_statistics(self.network.buffers())
         # In a CUDA graph every candidate has a gradient, 0 where it did not run. Which ones ran is
         # known on the device only, and SGD is told there to leave the others alone.
-        step_where(self.params_optimizer, self.network.on_device(step.passes))
+        ran = self.network.on_device(step.passes)
+        self.precision.weights.move(
+            self.params, loss, lambda: step_where(self.params_optimizer, ran)
+        )
         return loss, logits.detach()
 
     def _drawn(self, batch: Batch) -> Inputs:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastnas.backends import OPS, choose
 from fastnas.checks import short
 from fastnas.data.augment import Augment
 from fastnas.data.batches import split_indices
@@ -19,9 +20,12 @@ from fastnas.data.load import load_images
 from fastnas.data.source import ImageSource, Stream
 from fastnas.processes import WHOLE, Processes, Share, here, local_rank
 from fastnas.search.config import ConfigError, RunConfig
+from fastnas.strategies.precision import Precision
 from fastnas.text_file import file_path
 
 DEVICES = re.compile(r"cpu|cuda(:[0-9]{1,3})?")
+EVALUATION_IMAGES = 4096
+"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 # Mirroring an image changes what it shows, or is not done in the published settings.
 NOT_MIRRORED = {"digits", "svhn"}
 
@@ -59,6 +63,24 @@ def seeded(config: RunConfig) -> torch.device:
     return pick_device(config.device)
 
 
+def run_precision(config: RunConfig, device: torch.device) -> Precision:
+    """Returns the precision of a run; ConfigError where the device does not have it."""
+    try:
+        return Precision(config.precision, device, here())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def run_backend(device: torch.device, precision: Precision) -> str:
+    """Names the backend that computes a search; BackendError where the one asked for cannot."""
+    found = choose(OPS["mixed_sum"], device, torch.float32)
+    # The cells alone are cast by autocast; where a backend has none of its own, others compute
+    # them.
+    if precision.dtype is None or found in OPS["mixed_edges"].absent:
+        return found
+    return choose(OPS["mixed_edges"], device, precision.dtype)
+
+
 def load_data(config: RunConfig, device: torch.device) -> ImageSource:
     def load() -> ImageSource:
         return load_images(
@@ -94,6 +116,14 @@ def chosen_images(images: ImageSource, count: int | None, seed: int) -> Tensor:
     if count is None or count >= len(labels):
         return torch.arange(len(labels))
     return split_indices(labels, count / len(labels), seed)[0]
+
+
+def some_of(index: Tensor, batch: int, seed: int) -> Tensor:
+    """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
+    some = min(EVALUATION_IMAGES, len(index))
+    some -= some % batch if some >= batch else 0
+    generator = torch.Generator().manual_seed(seed)
+    return index[torch.randperm(len(index), generator=generator)[:some]]
 
 
 @dataclass

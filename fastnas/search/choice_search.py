@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
@@ -30,26 +28,21 @@ from fastnas.search.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from fastnas.search.choice_cost import cost_of_choices
 from fastnas.search.choice_settings import (
     check_batches,
     check_settings,
+    checked_precision,
     checked_tau,
     logit_optimizer_of,
     weight_optimizer_of,
 )
-from fastnas.search.choice_steps import ArchHalf, Loss
+from fastnas.search.choice_steps import ArchHalf, Loss, cross_entropy, endless
 from fastnas.search.choice_together import batches_together, check_alike
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.strategies.hypergradient import first_order, frozen, unrolled
 
 KIND = "choice search"
-
-
-def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
-    """Returns the loss of batches (inputs, class labels [N]): the usual one."""
-    inputs, labels = batch
-    loss: Tensor = F.cross_entropy(network(inputs), labels)
-    return loss
 
 
 class ChoiceSearch:
@@ -98,6 +91,12 @@ class ChoiceSearch:
         scheduler: of the weights' rate, moved once an epoch; by default a cosine to .001 for the
             default optimizer, and none for another.
         grad_clip: largest norm of the gradient of the weights.
+        precision: of forward and backward: "fp32" (as the network is), or by `torch.autocast`
+            "bf16" or "fp16", with a scaled loss. Parameters are float32 in these two.
+        cost: what the derived network may cost with one sample, "macs:300e6", "params:3e6" or
+            "latency:12ms": cost_weight max(0, E[cost] / target - 1) is added to the logits' loss.
+        cost_weight: of that term, 1 by default.
+        cost_batch: what the costs are counted with; by default the first sample of `train`.
         callbacks: are told of each step and epoch, and may end the search (`StopSearch`).
 
     Raises:
@@ -122,6 +121,10 @@ class ChoiceSearch:
         logit_optimizer: Optimizer | None = None,
         scheduler: LRScheduler | None = None,
         grad_clip: float = 5.0,
+        precision: str = "fp32",
+        cost: str | None = None,
+        cost_weight: float | None = None,
+        cost_batch: Any = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_type("network", network, nn.Module)
@@ -157,6 +160,8 @@ class ChoiceSearch:
         self.logit_optimizer = logit_optimizer_of(self.weights, self.logits, logit_optimizer)
         self.device = self.logits[0].device
         self.processes = here()
+        self.precision = checked_precision(precision, self.device, network)
+        self.cost = cost_of_choices(self, cost, cost_weight, cost_batch)
         self.epoch = 0
         """Epochs done."""
         self.history: list[dict[str, Any]] = []
@@ -169,11 +174,12 @@ class ChoiceSearch:
     # ---- a step
 
     def regulariser(self) -> Tensor | float:
-        """Returns what the loss of the logits has besides: FairDARTS' zero-one loss."""
+        """Returns what the loss of the logits has besides: cost, and FairDARTS' zero-one loss."""
+        cost = 0.0 if self.cost is None else self.cost()
         if not self.zero_one_weight:
-            return 0.0
+            return cost
         sigma = torch.cat([logits.sigmoid() for logits in self._sigmoids()])
-        return -self.zero_one_weight * (sigma - 0.5).square().mean()
+        return cost - self.zero_one_weight * (sigma - 0.5).square().mean()
 
     def step(self, train: Any, valid: Any) -> dict[str, Tensor]:
         """Moves the logits on the batch `valid` and then the weights on `train`.
@@ -181,41 +187,45 @@ class ChoiceSearch:
         Returns:
             train_loss and valid_loss, [] on the device.
         """
-        train, valid = self._moved(train), self._moved(valid)
+        train, valid = self.moved(train), self.moved(valid)
         return {"valid_loss": self.logit_step(valid, train), "train_loss": self.weight_step(train)}
 
     def logit_step(self, valid: Any, train: Any) -> Tensor:
         """Moves the logits by their gradient of the loss on `valid`; returns that loss."""
         half = ArchHalf(
             self.network, self.loss, self.regulariser, self.weights, self.logits, valid, train,
-            self.weight_optimizer, self.processes,
+            self.weight_optimizer, self.precision.logits,
         )  # fmt: skip
         gradient = unrolled if self.order == 2 else first_order
         passes = [gradient(half) for _ in range(self.samples)]
         means = [torch.stack(parts).mean(0) for parts in zip(*(found for found, _ in passes))]
         for alpha, mean in zip(self.logits, self.processes.means(means)):
             alpha.grad = mean
-        self.logit_optimizer.step()
+        (loss,) = self.processes.means([torch.stack([loss for _, loss in passes]).mean()])
+        self.precision.logits.move(self.logits, loss, self.logit_optimizer.step)
         self.logit_optimizer.zero_grad(set_to_none=True)
-        return self.processes.means([torch.stack([loss for _, loss in passes]).mean()])[0]
+        return loss
 
     def weight_step(self, train: Any) -> Tensor:
         """Moves the weights by their gradient of the loss on `train`; returns that loss."""
         # None and not 0, which momentum and weight decay would move.
         self.weight_optimizer.zero_grad(set_to_none=True)
-        losses = []
+        losses, half = [], self.precision.weights
         with frozen(self.logits):
             for _ in range(self.samples):
-                loss = self.loss(self.network, train)
-                loss.backward()
+                with half.autocast():
+                    loss = self.loss(self.network, train)
+                half.backward(loss)
                 losses.append(loss.detach())
-        self.processes.join_gradients(self.weights)
-        clip_grad_norm_(self.weights, self.grad_clip)
-        self.weight_optimizer.step()
+        half.finish(self.weights, self.grad_clip)
         self.processes.join_statistics(self.network.buffers())
-        return self.processes.means([torch.stack(losses).mean()])[0]
+        (mean,) = self.processes.means([torch.stack(losses).mean()])
+        half.move(self.weights, mean, self.weight_optimizer.step)
+        return mean
 
-    def _moved(self, batch: Any) -> Any:
+    def moved(self, batch: Any) -> Any:
+        """Returns a batch with its tensors on the network's device."""
+
         def move(value: Any) -> Any:
             is_tensor = isinstance(value, Tensor)
             return value.to(self.device, non_blocking=True) if is_tensor else value
@@ -271,25 +281,31 @@ class ChoiceSearch:
         self._start_epoch()
         started, steps = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
-        valid = _endless(self.valid, "valid")
+        valid = endless(self.valid, "valid")
         self.network.train()
         for batch in batches_together(self.processes, self.train, first=not self.epoch):
             figures = self.step(batch, next(valid))
             # In float64 on the device: no step waits for it.
-            sums = {name: sums.get(name, 0) + figures[name].double() for name in figures}
+            for name, value in figures.items():
+                if self.precision.holds({name: value}):
+                    sums[name] = sums.get(name, 0) + value.double()
             steps += 1
+            self._stop_for(self.precision.problem())
             if self._told("on_step", figures):
                 return False
         if not steps:
             raise ValueError("train has no batches; at least one is needed")
         rate = self.weight_optimizer.param_groups[0]["lr"]
-        means = {name: float(total) / steps for name, total in sums.items()}
+        counts = {name: steps - self.precision.lost(name) for name in figures}
+        means = {name: float(sums[name]) / n if n else math.nan for name, n in counts.items()}
         self._check_finite(means)
         if self.scheduler is not None:
             self.scheduler.step()
         self.epoch += 1
         seconds = time.perf_counter() - started
         row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
+        row |= self.precision.figures() | ({} if self.cost is None else self.cost.figures())
+        self.precision.end_epoch()
         check_alike(self.processes, self._parts())
         self.history.append({**row, "seconds": seconds, "derived": self.derive()})
         return True
@@ -313,6 +329,9 @@ class ChoiceSearch:
         if bad is None:
             name = first_not_finite(self._parts())
             bad = None if name is None else f"{name} is not finite"
+        self._stop_for(bad)
+
+    def _stop_for(self, bad: str | None) -> None:
         if bad is not None:
             raise DivergedError(
                 f"the search diverged: {bad} in epoch {self.epoch + 1}; a smaller rate may help"
@@ -353,6 +372,8 @@ class ChoiceSearch:
             "scheduler": self.scheduler,
             "train": self.train,
             "valid": self.valid,
+            "cost": self.cost,
+            **self.precision.parts(),
         }
         return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
@@ -363,7 +384,8 @@ class ChoiceSearch:
         return {
             **{"epochs": self.epochs, "order": self.order, "samples": self.samples, "tau": tau},
             **{"noise_decay": self.noise_decay, "zero_one_weight": self.zero_one_weight},
-            **{"grad_clip": self.grad_clip, "choices": choices},
+            **{"grad_clip": self.grad_clip, "choices": choices, "precision": self.precision.name},
+            "cost": None if self.cost is None else self.cost.identity(),
         }
 
     def save(self, path: Path) -> None:
@@ -405,16 +427,6 @@ class ChoiceSearch:
             raise CheckpointError(f"checkpoint {path} does not fit this search: {text}") from error
         self.epoch, self.history = state["epoch"], state["history"]
         restore_random_state(state["random"])
-
-
-def _endless(batches: Iterable[Any], name: str) -> Iterator[Any]:
-    while True:
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
-            raise ValueError(f"{name} has no batches; at least one is needed")
 
 
 def _names(choice: Logits) -> list[str] | int:

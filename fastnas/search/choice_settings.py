@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -13,6 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from fastnas.checks import check_choice, check_int, check_number, check_type, short
 from fastnas.nn import Choice
 from fastnas.nn.logits import Logits
+from fastnas.processes import here
+from fastnas.strategies.precision import Precision
 
 DECAYS = ("none", "cosine")
 
@@ -37,6 +40,20 @@ def checked_tau(tau: Any) -> tuple[float, float] | None:
         if not 0 < value < math.inf:
             raise ValueError(f"tau is {short(tau)}; finite numbers > 0 are needed")
     return float(tau[0]), float(tau[1])
+
+
+def checked_precision(name: Any, device: torch.device, network: nn.Module) -> Precision:
+    """Returns the precision of a search; of autocast only over parameters in float32."""
+    found = Precision(name, device, here())
+    if found.dtype is not None:
+        # Gradients in 16 bits could not be unscaled, and moments would lose what they gather.
+        for path, p in network.named_parameters():
+            if p.dtype != torch.float32:
+                raise ValueError(
+                    f"precision is {name!r}, but the parameter {path!r} is {p.dtype};"
+                    " torch.float32 is needed, which autocast casts by itself"
+                )
+    return found
 
 
 def check_settings(

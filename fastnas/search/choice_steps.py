@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fastnas.processes import ALONE, Processes
+from fastnas.strategies.precision import HalfStep
 
 Loss = Callable[[nn.Module, Any], Tensor]
 """Maps a network and a batch to a loss []."""
+
+
+def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
+    """Returns the loss of batches (inputs, class labels [N]): the usual one."""
+    inputs, labels = batch
+    loss: Tensor = F.cross_entropy(network(inputs), labels)
+    return loss
+
+
+def endless(batches: Iterable[Any], name: str) -> Iterator[Any]:
+    """Yields the batches again and again; ValueError where there are none."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError(f"{name} has no batches; at least one is needed")
 
 
 @dataclass(frozen=True)
@@ -26,7 +45,7 @@ class ArchHalf:
         params, alphas: weights and logits.
         valid, train: batches, on the network's device.
         optimizer: the SGD of the weights, which the unrolled step imitates.
-        processes: each has batches of its own.
+        precision: what the losses are computed and differentiated in.
     """
 
     network: nn.Module
@@ -37,16 +56,22 @@ class ArchHalf:
     valid: Any
     train: Any
     optimizer: Optimizer
-    processes: Processes = ALONE
+    precision: HalfStep = field(default_factory=HalfStep)
     _random: list[list[tuple[torch.Generator, Tensor]]] = field(default_factory=list)
 
     def valid_loss(self) -> Tensor:
         """Returns L_valid(w, alpha) with the regulariser."""
-        return self.loss(self.network, self.valid) + self.regulariser()
+        with self.precision.autocast():
+            loss = self.loss(self.network, self.valid)
+        return loss + self.regulariser()
 
-    def train_loss(self) -> Tensor:
-        """Returns L_train(w, alpha); repeated calls draw the same, noise and dropout included."""
-        with self._replayed():
+    def train_loss(self, exact: bool = False) -> Tensor:
+        """Returns L_train(w, alpha); repeated calls draw the same, noise and dropout included.
+
+        Args:
+            exact: whether it is computed in float32, whatever the precision.
+        """
+        with self._replayed(), nullcontext() if exact else self.precision.autocast():
             return self.loss(self.network, self.train)
 
     def buffers(self) -> list[Tensor]:

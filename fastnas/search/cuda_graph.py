@@ -104,8 +104,10 @@ def why_not_graphed(bilevel: Bilevel, backend: str) -> str | None:
     layout = bilevel.network.space.cell_layout
     if isinstance(strategy, SinglePath) and not layout.has_device_paths:
         return f"a cell of {layout.name} reads its sampled path on the host"
-    if bilevel.processes.size > 1:
+    if bilevel.precision.processes.size > 1:
         return "several processes bring their gradients together on the host"
+    if bilevel.precision.scales:
+        return "precision is fp16; whether a step is skipped is decided on the host"
     reason = strategy.not_capturable()
     if reason is not None:
         return reason

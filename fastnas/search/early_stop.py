@@ -116,7 +116,11 @@ def check_eigenvalue(config: SearchConfig, strategy: Strategy) -> None:
         )
     if config.early_stop == "none":
         return
-    stages = len(strategy.stages(config.resolved("layers"), config.epochs))
+    epochs = config.resolved("epochs")
+    try:
+        stages = len(strategy.stages(config.resolved("layers"), epochs))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if stages > 1:
         raise ConfigError(
             f"early_stop is {config.early_stop!r}, but method {config.method} searches in {stages}"
@@ -124,9 +128,9 @@ def check_eigenvalue(config: SearchConfig, strategy: Strategy) -> None:
         )
     # The rule is not asked after the last epoch, so one more is needed.
     needed = first_decision(every) + 2
-    if config.epochs < needed:
+    if epochs < needed:
         raise ConfigError(
-            f"early_stop is {config.early_stop!r}, but epochs is {config.epochs}; with"
+            f"early_stop is {config.early_stop!r}, but epochs is {epochs}; with"
             f" eigenvalue_every {every} a search of fewer than {needed} epochs never stops early"
         )
 

@@ -30,7 +30,7 @@ class EigenvalueMonitor:
     entropy of the network in training mode (batch statistics, noise on) on the method's mixing
     weights, without its regulariser. The batch is drawn anew for each epoch from the images of the
     logits; it is not augmented. A measurement changes no bit of the search: its random numbers are
-    its own, and running statistics are put back.
+    its own, and running statistics are put back. It is in float32 whatever the run computes in.
 
     Epochs 0, N, 2 N, ... and the last are measured, counted from 0. Each of several processes
     measures on the whole batch.
@@ -110,7 +110,7 @@ class EigenvalueMonitor:
         Raises:
             ValueError: it lacks an eigenvalue, or the logits of an epoch.
         """
-        due = [h for h in state["history"] if self.is_due(h["epoch"], self.config.epochs)]
+        due = [h for h in state["history"] if self.is_due(h["epoch"], self._epochs)]
         for figures in due:
             value = figures.get("eigenvalue")
             if type(value) is not float or not math.isfinite(value):
@@ -124,8 +124,12 @@ class EigenvalueMonitor:
             raise ValueError("kept_logits are not finite")
         self.kept = kept
 
+    @property
+    def _epochs(self) -> int:
+        return int(self.config.resolved("epochs"))
+
     def _is_last(self, epoch: int) -> bool:
-        return epoch + 1 == self.config.epochs
+        return epoch + 1 == self._epochs
 
     def _measure(self, searcher: Searcher) -> Eigenvalue:
         network, arch = searcher.network, searcher.arch

@@ -143,7 +143,8 @@ def make_config(kind: type[Config], settings: Mapping[str, Any]) -> Config:
     """
     if not isinstance(kind, type) or not issubclass(kind, FolderConfig):
         raise TypeError(
-            f"kind is {short(kind)}; SearchConfig, StudyConfig or TrainConfig is needed"
+            f"kind is {short(kind)}; SearchConfig, MobileConfig, StudyConfig or TrainConfig is"
+            " needed"
         )
     check_type("settings", settings, Mapping)
     known, own = settings_of(kind), options_of(kind)

@@ -6,20 +6,24 @@ import os
 from pathlib import Path
 
 from fastnas.search.config import ConfigError
-from fastnas.spaces import AnyGenotype, layout_of, parse
+from fastnas.spaces import layout_of, parse
+from fastnas.spaces.mobile_genotype import Architecture, begins_column, read_column
 from fastnas.spaces.slots import LENGTH
 from fastnas.text_file import TextFileError, file_path, read_text
 
 LARGEST = 1 << 18
 """Bytes of a genotype's file."""
 MOST_NODES, MOST_EDGES = int(LENGTH.high) // 2, 2 * int(LENGTH.high)
-# JSON begins with the first, a string of NAS-Bench-201 with the second.
-STARTS = ("{", "|")
+# JSON begins with the first, a string of NAS-Bench-201 with the second, of NAS-Bench-Graph with the
+# third.
+STARTS = ("{", "|", "Arch(")
 CALL = "Genotype"
 
 
-def read_genotype(text_or_file: str) -> AnyGenotype:
+def read_genotype(text_or_file: str) -> Architecture:
     """Reads a genotype from a file of that name, where there is one, or else from the text itself.
+
+    A text may be the name of a published column of the MobileNet-like space.
 
     Raises:
         ConfigError: there is no such file, and the text is none; or the file holds none.
@@ -43,11 +47,14 @@ def _is_there(path: Path) -> bool:
 
 def _looks_like_text(text: str) -> bool:
     """Tells whether an error should be about the text: file names may have brackets and bars."""
-    return text.lstrip().startswith(STARTS) or f"{CALL}(" in text
+    return text.lstrip().startswith(STARTS) or f"{CALL}(" in text or begins_column(text)
 
 
-def _parsed(what: str, text: str) -> AnyGenotype:
+def _parsed(what: str, text: str) -> Architecture:
     try:
+        column = read_column(text)
+        if column is not None:
+            return column
         genotype = parse(text)
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error

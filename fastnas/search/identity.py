@@ -21,7 +21,10 @@ FREE = {
 }
 # A search's last stage, the training of what it derived, has not begun without its checkpoint;
 # until then its settings may change as well, so that one which fails there loses no search.
-LAST_STAGE = {"train_epochs", "train_channels", "train_layers", "train_batch_size", "train_lr"}
+LAST_STAGE = {
+    *("train_epochs", "train_channels", "train_layers", "train_batch_size", "train_lr"),
+    *("squeeze", "activation"),
+}
 
 
 def differences(

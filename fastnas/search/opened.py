@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
+from fastnas.search.gradient_run import CHECKPOINT
 from fastnas.search.run_folder import CONFIG
-from fastnas.search.searcher import CHECKPOINT, Searcher
+from fastnas.search.searcher import Searcher
 
 
 class NoSearchError(ConfigError):
@@ -30,7 +31,7 @@ def open_search(folder: Path, device: str | None = None) -> Searcher:
             SearchConfig, settings | ({} if device is None else {"device": device})
         )
     except ConfigError as error:
-        raise NoSearchError(f"{folder} holds no search: {error}") from error
+        raise NoSearchError(f"{folder} holds no search for cells: {error}") from error
     searcher = Searcher(config)
     path = folder / CHECKPOINT
     state = searcher.read(path)

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from fastnas.nn import SearchNetwork
-from fastnas.nn.paths import Weights
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class _Path(nn.Module):
-    def __init__(self, network: SearchNetwork, weights: Weights) -> None:
+    def __init__(self, network: nn.Module, weights: Any) -> None:
         super().__init__()
         self.network, self.weights = network, weights
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.network(x, self.weights)
+        y: Tensor = self.network(x, self.weights)
+        return y
 
 
-def recalibrated(
-    network: SearchNetwork, weights: Weights, batches: Iterable[Tensor]
-) -> SearchNetwork:
+def recalibrated(network: Network, weights: Any, batches: Iterable[Tensor]) -> Network:
     """Returns a copy whose batch norms hold the mean statistics of `batches` on one path.
 
     While paths are sampled, an operation sees the states of many, and its running statistics are
@@ -31,7 +30,8 @@ def recalibrated(
     Single Path One-Shot Neural Architecture Search, ECCV 2020, section 3.4).
 
     Args:
-        weights: of the path, as `SearchNetwork.forward` takes them.
+        network: called with images and the weights.
+        weights: of the path, as its `forward` takes them.
         batches: images [N, in_channels, H, W].
     """
     found = copy.deepcopy(network)

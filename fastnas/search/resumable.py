@@ -26,12 +26,13 @@ from fastnas.search.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
-from fastnas.search.config import SearchConfig, TrainConfig
+from fastnas.search.config import GradientConfig, TrainConfig
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.search.identity import FREE, LAST_STAGE, differences
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar
 from fastnas.search.saved_state import problem_of_optimizer, problem_of_state
+from fastnas.strategies.precision import Precision
 
 logger = logging.getLogger("fastnas")
 
@@ -44,6 +45,7 @@ class ResumableRun:
     """Runs epochs and keeps checkpoints; subclasses say what a step and the end of an epoch do.
 
     Attributes:
+        precision: of its steps; by default fp32.
         epoch, step: epochs done, and steps done in the one under way.
         seconds: spent in steps.
         processes: make the run together.
@@ -59,11 +61,12 @@ class ResumableRun:
     """Names of the figures in `sums`."""
     remembered: ClassVar[Mapping[str, type]] = {}
     """Figures of past epochs that it reads again, and their types."""
-    config: SearchConfig | TrainConfig
+    config: GradientConfig | TrainConfig
     device: torch.device
     images: ImageSource
 
     def __init__(self) -> None:
+        self.precision = Precision()
         self.epoch = 0
         self.step = 0
         self.seconds = 0.0
@@ -72,8 +75,8 @@ class ResumableRun:
         self._unread: list[tuple[int, str, Tensor]] = []
         """Step, name and value of the figures added since `sums` was read last."""
         self.processes = here()
-        self._figures: dict[str, Tensor] = {}
-        """Those of the step under way."""
+        self._figures: list[dict[str, Tensor]] = []
+        """Those of the step under way, a mapping for each call of `add`."""
         self._begun_by: int | None = None
         """How many processes have made the run that this one goes on with."""
         self._saved: str | None = None
@@ -138,32 +141,45 @@ class ResumableRun:
 
     def add(self, **figures: Tensor) -> None:
         """Takes figures of a step [], which are added to `sums` at its end."""
+        self._figures.append({})
         for name, value in figures.items():
             # It is a copy, because the next replay of a CUDA graph overwrites the loss itself. It
             # is summed in float64, which a checkpoint holds as a Python float without rounding: an
             # epoch that is resumed has the means of one that was not.
-            self._figures[name] = value.detach().to(torch.float64, copy=True)
+            self._figures[-1][name] = value.detach().to(torch.float64, copy=True)
 
     def _make_step(self) -> None:
-        """Makes a step and sums its figures, without waiting for the device."""
+        """Makes a step and sums its figures, without waiting for the device (but in fp16)."""
         self._figures.clear()
         self.run_step()
+        problem = self.precision.problem()
+        if problem is not None:
+            raise self.diverged(problem, self.step)
         # Of several processes they are the mean: all have the same sums, in the checkpoint too.
-        means = self.processes.means(list(self._figures.values()))
-        for name, mean in zip(self._figures, means):
-            self.sums[name] = self.sums[name] + mean
-            self._unread.append((self.step, name, mean))
+        means = iter(self.processes.means([v for half in self._figures for v in half.values()]))
+        for half in self._figures:
+            found = dict(zip(half, means))
+            if not self.precision.holds(found):
+                continue  # the step was skipped, and is counted
+            for name, mean in found.items():
+                self.sums[name] = self.sums[name] + mean
+                self._unread.append((self.step, name, mean))
         self.step += 1
 
     def means(self) -> dict[str, float]:
         """Returns `sums` over the steps of the epoch so far.
 
+        In fp16 a step whose loss is not finite is skipped, and is in no mean; where that is so of
+        all of them so far, the mean is NaN.
+
         Raises:
-            DivergedError: a figure of a step was not finite, which its sum tells for good.
+            DivergedError: a figure of a step was not finite, which its sum tells for good; in fp16
+                that of every step of the epoch.
         """
-        means = {name: float(total) / self.step for name, total in self.sums.items()}
+        counts = {name: self.step - self.precision.lost(name) for name in self.sums}
+        means = {n: float(s) / counts[n] if counts[n] else math.nan for n, s in self.sums.items()}
         for name, mean in means.items():
-            if not math.isfinite(mean):
+            if not math.isfinite(mean) and (counts[name] or self.step == self.steps_per_epoch):
                 first = next((u for u in self._unread if not u[2].isfinite()), None)
                 step, name, value = first or (self.step - 1, name, mean)
                 raise self.diverged(f"{name} is {float(value)}", step)
@@ -261,7 +277,9 @@ class ResumableRun:
         # names neither step nor epoch. So the run is judged first.
         self.check_finite()
         self._check_alike()
-        self.history.append({"epoch": self.epoch, **self.means(), **self.end_epoch()})
+        figures = {**self.means(), **self.precision.figures(), **self.end_epoch()}
+        self.history.append({"epoch": self.epoch, **figures})
+        self.precision.end_epoch()
         self.sums = dict.fromkeys(self.summed, 0.0)
         self.epoch += 1
         self.step = 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -14,80 +13,47 @@ from rich.console import Console
 from torch import Tensor
 
 from fastnas import reference
-from fastnas.backends import AUTO, choose, use_backend
-from fastnas.data.batches import Batches, split_indices
 from fastnas.data.source import ImageSource
-from fastnas.nn import SEARCH_NETWORKS, ArchParameters, Paths, SearchNetwork
-from fastnas.ops import OPS
+from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.processes import WHOLE, Share
 from fastnas.search.bilevel import Bilevel
-from fastnas.search.build import (
-    Answers,
-    Pipeline,
-    accuracy,
-    augmentation,
-    check_batch_norms,
-    check_batch_size,
-    chosen_images,
-    cosine,
-    in_channels_last,
-    load_data,
-    seeded,
-)
+from fastnas.search.build import accuracy, cosine, in_channels_last
+from fastnas.search.cell_costs import cost_of_search
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
 from fastnas.search.early_stop import EarlyStop
 from fastnas.search.eigenvalue import EigenvalueMonitor
-from fastnas.search.logs import Logs
+from fastnas.search.gradient_run import GradientRun
 from fastnas.search.monitor import has_collapsed, observe
-from fastnas.search.optimizers import adam, capturable_on, set_learning_rate, sgd
-from fastnas.search.progress import StepBar, memory_text
-from fastnas.search.recalibrate import recalibrated
-from fastnas.search.resumable import ResumableRun
+from fastnas.search.optimizers import capturable_on, set_learning_rate
 from fastnas.spaces import AnyGenotype, Space, get_space, layout_of
+from fastnas.strategies.cost import CostTerm
 
 Network = TypeVar("Network", bound=reference.SearchNetwork)
 
 logger = logging.getLogger("fastnas")
 
-CHECKPOINT = "search.pt"
-EVALUATION_IMAGES = 4096
-"""The most whose statistics a path is validated with, or that a cell is evaluated on."""
 
+class Searcher(GradientRun):
+    """Searches for cells, from a config to a genotype; arguments and errors as `GradientRun`."""
 
-class Searcher(ResumableRun):
-    """Searches, from a config to a genotype.
-
-    Args:
-        images: what it searches on, None: the config's data.
-
-    Raises:
-        ConfigError, DataError, BackendError: the config cannot be run on this machine.
-    """
-
-    kind = "search"
-    checkpoint = CHECKPOINT
-    summed = ("train_loss", "train_accuracy", "valid_loss")
+    skips = "skips_normal"
     remembered: ClassVar = {"skips_normal": int, "genotype": str, "collapsed": bool}
     config: SearchConfig
+    network: SearchNetwork
+    cost: CostTerm | None
 
-    def __init__(self, config: SearchConfig, images: ImageSource | None = None) -> None:
-        super().__init__()
-        config.validate()
-        self.config = config
-        self.strategy = config.strategy()
-        # Networks and logits draw their first values from the global generators: these are seeded
-        # before anything is built.
-        self.device = seeded(config)
-        with self.on_backend():
-            # A backend that is missing is refused here, before minutes may go into reading the
-            # data.
-            self.backend = choose(OPS["mixed_sum"], self.device, torch.float32)
-        self.images = load_data(config, self.device) if images is None else images
+    def begin(self) -> None:
+        config = self.config
+        try:
+            layers, epochs = config.resolved("layers"), config.resolved("epochs")
+            self.stages = self.strategy.stages(layers, epochs)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.eigenvalue = EigenvalueMonitor(config)
-        self.stages = self.strategy.stages(config.resolved("layers"), config.epochs)
-        self._begin_stage(self.strategy.space(get_space(config.space)), [])
-        self._build_batches(self.images)
+        space = self.strategy.space(get_space(config.space))
+        self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
+        self._begin_stage(space, [])
 
     def build(self, kind: type[Network]) -> Network:
         """Builds a search network of the stage's sizes, of one of the kinds that run it."""
@@ -104,6 +70,10 @@ class Searcher(ResumableRun):
         if isinstance(network, SearchNetwork):
             network.set_memory(config.memory)
         return network
+
+    @property
+    def channels_last(self) -> bool:
+        return self.config.channels_last
 
     @property
     def epochs(self) -> int:
@@ -133,25 +103,16 @@ class Searcher(ResumableRun):
         """Tells whether the steps are replayed from CUDA graphs."""
         return isinstance(self.bilevel, GraphedBilevel) and self.bilevel.failure is None
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.train_batches.batches_per_epoch
-
     def genotype(self) -> AnyGenotype:
         return self.strategy.derive(self.arch, self.space)
 
     def search(self, out: Path, console: Console) -> None:
-        """Searches on to the last epoch, leaving checkpoints and logs in `out`, made if need be."""
         if self.config.cuda_graph and self.not_graphed is not None:
             logger.warning("fastnas: the search runs without CUDA graphs: %s", self.not_graphed)
-        out.mkdir(parents=True, exist_ok=True)
-        logs_here = self.config.tensorboard and self.processes.is_first
-        logs = Logs(out / "tensorboard", logs_here, self.epoch)
-        total = self.epochs * self.steps_per_epoch
-        done = self.epoch * self.steps_per_epoch + self.step
-        with self.on_backend(), StepBar(console, "search", total, done) as bar:
-            self.run(out / CHECKPOINT, logs, bar)
-        logs.close()
+        super().search(out, console)
+
+    def validation_weights(self) -> Any:
+        return self.strategy.validation_weights(self.arch)
 
     def checkpointed(self) -> dict[str, Any]:
         return {
@@ -161,14 +122,20 @@ class Searcher(ResumableRun):
             "arch_optimizer": self.arch_optimizer,
             "train_batches": self.train_batches,
             "valid_batches": self.valid_batches,
+            **self.precision.parts(),
+            **({} if self.cost is None else {"cost": self.cost}),
         }
 
-    def close(self) -> None:
-        self.train_stream.close()
-        self.valid_stream.close()
+    def identity(self) -> dict[str, Any]:
+        """Adds the sizes of the derived network, whose cost the logits have paid for."""
+        sizes = () if self.cost is None else ("train_channels", "train_layers")
+        return {**super().identity(), **{name: getattr(self.config, name) for name in sizes}}
 
-    def generators(self) -> dict[str, torch.Generator]:
-        return {"augment": self.pipeline.generator}
+    def share_of_batches(self) -> Share:
+        if self.config.spread == "batches":
+            return super().share_of_batches()
+        self.strategy.share_samples(self.processes.share)
+        return WHOLE
 
     def start_epoch(self) -> None:
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
@@ -179,7 +146,7 @@ class Searcher(ResumableRun):
 
     def run_step(self) -> None:
         train = self.pipeline(self.train_stream)
-        if self.stage_epoch >= self.config.arch_start_epoch:
+        if self.stage_epoch >= self.config.resolved("arch_start_epoch"):
             # The batch of the weights is made first: both take their augmentation from one
             # generator, so the order belongs to the bits of the run.
             valid = self.pipeline(self.valid_stream)
@@ -197,91 +164,21 @@ class Searcher(ResumableRun):
         figures["lr"] = self._learning_rate()
         epoch, epochs = self.stage_epoch, self.stages[self.stage].epochs
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
+        figures |= {} if self.cost is None else self.cost.figures(self.arch)
         figures["genotype"] = layout_of(genotype).text(genotype)
-        if epoch < config.arch_start_epoch:
-            # The sum is 0 where no logit has moved yet, which would read as a perfect loss.
-            figures["valid_loss"] = None
         figures |= self.eigenvalue.measured(self)
-        last = self.epoch + 1 == self.epochs
-        if last or (config.validate_every and (self.epoch + 1) % config.validate_every == 0):
-            figures["valid_accuracy"] = self.validate()
-        return figures
+        return figures | self.judged(searched=epoch >= config.resolved("arch_start_epoch"))
 
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Returns the accuracy on the images of the logits, in eval mode.
-
-        It is that of the supernet, or of its likeliest path where the method samples paths.
-
-        Raises:
-            DivergedError: one of the network's logits is not finite.
-        """
-        weights, network = self.strategy.validation_weights(self.arch), self.network
-        if any(isinstance(w, Paths) for w in weights.values()):
-            batches = (batch for _, batch in self.plain(self.recalibration_index))
-            # It returns a copy: the search goes on with the statistics of all the paths it samples.
-            network = recalibrated(network, weights, batches)
-        network.eval()
-        labels = self.pipeline.images.train_labels
-        answers = Answers(self.device)
-        for index, batch in self.plain(self.processes.share.spread(self.valid_index)):
-            answers.add(network(batch, weights), labels[index])
-        answers.join(self.processes)
-        self.network.train()
-        if not answers.finite:
-            raise self.diverged("a logit of the validation is not finite", self.step - 1)
-        return int(answers.right) / len(self.valid_index)
-
-    def _subset(self, index: Tensor) -> Tensor:
-        """Draws at most EVALUATION_IMAGES, in whole batches, so that all images weigh the same."""
-        some = min(EVALUATION_IMAGES, len(index))
-        some -= some % self._plain_size if some >= self._plain_size else 0
-        generator = torch.Generator().manual_seed(self.config.seed)
-        return index[torch.randperm(len(index), generator=generator)[:some]]
-
-    @property
-    def _plain_size(self) -> int:
-        return 4 * self.config.resolved("batch_size")
-
-    def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields indices and images, not augmented, in large batches."""
-        images = self.pipeline.images
-        for index, pixels in images.plain(chosen, self._plain_size):
-            yield index, self.pipeline.laid_out(images.normalise(pixels))
-
-    def progress(self, means: Mapping[str, float], seconds: float) -> str:
-        skips = self.history[-1]["skips_normal"] if self.history else 0
-        return (
-            f"loss {means['train_loss']:.3f}  acc {means['train_accuracy']:.3f}  skips {skips}"
-            # A step takes two batches, one for the weights and one for the logits.
-            f"  {2 * self.train_batches.batch_size / seconds:.0f} img/s  {memory_text(self.device)}"
-        )
-
-    def advice(self) -> str:
-        lr, arch_lr = self.config.resolved("lr"), self.config.resolved("arch_lr")
-        return f"a lower lr than {lr} or arch_lr than {arch_lr} may help"
-
-    def epoch_line(self) -> str:
-        figures = self.history[-1]
-        valid = figures.get("valid_accuracy")
+    def decisions(self, figures: Mapping[str, Any]) -> str:
         cells = self.space.cell_types
         skips = [str(figures[f"skips_{cell}"]) for cell in cells]
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
-        warning = "  collapsing to skip connections" if figures["collapsed"] else ""
-        if "eigenvalue" in figures:
-            warning = f"  eigenvalue {figures['eigenvalue']:.3f}{warning}"
-        if self.early_stop is not None:
-            warning += f"\n{self.early_stop.text(self.epochs)}"
-        return (
-            f"epoch {self.epoch:3d}/{self.epochs}  loss {figures['train_loss']:.3f}"
-            f"  train {figures['train_accuracy']:.3f}"
-            + (f"  valid {valid:.3f}" if valid is not None else "")
-            + f"  skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{warning}"
-        )
+        measured = f"  eigenvalue {figures['eigenvalue']:.3f}" if "eigenvalue" in figures else ""
+        return f"skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{measured}"
 
-    def on_backend(self) -> Any:
-        """Returns the context of the run's backend."""
-        return use_backend(self.config.backend) if self.config.backend != AUTO else nullcontext()
+    def epoch_line(self) -> str:
+        line, stop = super().epoch_line(), self.early_stop
+        return line if stop is None else f"{line}\n{stop.text(self.epochs)}"
 
     def after_epoch(self) -> None:
         """Begins the next stage where one has ended, or goes back where the search stops early."""
@@ -321,7 +218,8 @@ class Searcher(ResumableRun):
     def _learning_rate(self) -> float:
         config = self.config
         epochs = self.stages[self.stage].epochs
-        return cosine(self.stage_epoch, epochs, config.resolved("lr"), config.lr_min)
+        rates = config.resolved("lr"), config.resolved("lr_min")
+        return cosine(self.stage_epoch, epochs, *rates)
 
     def _begin_stage(self, space: Space, past_logits: list[dict[str, Tensor]]) -> None:
         """Builds what a stage begins with: weights, logits and optimizers.
@@ -331,6 +229,8 @@ class Searcher(ResumableRun):
         """
         # `stage` counts the past logits, so they are set before anything asks for the stage.
         self.space, self.past_logits = space, past_logits
+        if self.cost is not None:
+            self.cost.enter(space)
         self.strategy.start_stage(self.stage)
         # The network draws before the logits do, and on the CPU whatever the device is: one seed
         # gives the same search on each device, and another order would give another one.
@@ -346,20 +246,8 @@ class Searcher(ResumableRun):
         return arch.to(self.device)
 
     def _build_optimizers(self) -> None:
-        config, capturable = self.config, capturable_on(self.device)
-        self.params_optimizer = sgd(
-            self.network.parameters(),
-            lr=config.resolved("lr"),
-            capturable=capturable,
-            momentum=config.momentum,
-            weight_decay=config.resolved("weight_decay"),
-        )
-        self.arch_optimizer = adam(
-            self.arch.parameters(),
-            lr=config.resolved("arch_lr"),
-            capturable=capturable,
-            betas=self.strategy.alpha_betas,
-            weight_decay=config.arch_weight_decay,
+        self.params_optimizer, self.arch_optimizer = self.optimizers(
+            self.network.parameters(), self.arch.parameters(), capturable_on(self.device)
         )
         bilevel = Bilevel(
             self.network,
@@ -367,14 +255,14 @@ class Searcher(ResumableRun):
             self.strategy,
             self.params_optimizer,
             self.arch_optimizer,
-            config.grad_clip,
-            self.processes,
+            self.config.grad_clip,
+            self.precision,
+            self.cost,
         )
         self.not_graphed = why_not_graphed(bilevel, self.backend)
         self.bilevel = self.graphed(bilevel)
 
-    def _mixture(self, images: Tensor) -> Tensor:
-        """Runs all candidates in eager torch, among them whatever a sampled path may run."""
+    def mixture(self, images: Tensor) -> Tensor:
         space = self.space
         weights = {
             cell: torch.ones(len(space.edges), space.num_candidates(cell))
@@ -384,39 +272,5 @@ class Searcher(ResumableRun):
         return network(images, weights)
 
     def _build_batches(self, images: ImageSource) -> None:
-        config = self.config
-        try:
-            chosen = chosen_images(images, config.images, config.seed)
-            labels = images.train_labels.cpu()[chosen]
-            train, valid = split_indices(labels, config.train_fraction, config.seed)
-            self.valid_index = chosen[valid].to(self.device)
-            self.eigenvalue.check_images(len(valid))
-            batch_size = config.resolved("batch_size")
-            share = self._share_of_batches()
-            check_batch_size("batch_size", batch_size, len(train), "for the weights", share)
-            check_batch_size("batch_size", batch_size, len(valid), "for the logits", share)
-            part = batch_size // share.size
-            check_batch_norms("batch_size", part, images.shape, self._mixture)
-            # The halves have seeds of their own: with one seed both would be shuffled alike, and
-            # the same images would meet in every epoch.
-            sizes = {"batch_size": batch_size, "share": share}
-            self.train_batches = Batches(chosen[train], seed=config.seed, **sizes)
-            self.valid_batches = Batches(chosen[valid], seed=config.seed + 1, **sizes)
-            self.train_stream = images.stream(self.train_batches)
-            self.valid_stream = images.stream(self.valid_batches)
-            self.recalibration_index = self._subset(chosen[train]).to(self.device)
-            self.evaluation_index = self._subset(chosen[valid]).to(self.device)
-            augment = augmentation(config, images, config.cutout)
-        except (ValueError, TypeError) as error:
-            raise ConfigError(f"{config.data}: {error}") from error
-        generator = torch.Generator().manual_seed(config.seed + 2)
-        self.pipeline = Pipeline(images, augment, generator, config.channels_last, share)
-
-    def _share_of_batches(self) -> Share:
-        """Returns the part of each batch that this process runs: all of it, where samples are
-        what the processes share.
-        """
-        if self.config.spread == "batches":
-            return self.processes.share
-        self.strategy.share_samples(self.processes.share)
-        return WHOLE
+        super()._build_batches(images)
+        self.eigenvalue.check_images(len(self.valid_index))

@@ -1,4 +1,4 @@
-"""Trains a genotype from scratch, as DARTS and NAS-Bench-201 evaluate their cells."""
+"""Trains a genotype from scratch, as DARTS and NAS-Bench-201 evaluate their cells, or a column."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas.data.batches import Batches
 from fastnas.data.source import ImageSource
-from fastnas.nn import EVAL_NETWORKS, EvalNetwork, NB201EvalNetwork, count_parameters
+from fastnas.nn import EvalNetwork, count_parameters
 from fastnas.search.build import (
     Answers,
     Pipeline,
@@ -26,13 +26,15 @@ from fastnas.search.build import (
     chosen_images,
     cosine,
     load_data,
+    run_precision,
     seeded,
 )
 from fastnas.search.config import ConfigError, TrainConfig
 from fastnas.search.logs import Logs
 from fastnas.search.progress import StepBar, memory_text
 from fastnas.search.resumable import ResumableRun
-from fastnas.spaces import AnyGenotype, layout_of, to_json
+from fastnas.search.trained import trained
+from fastnas.spaces.mobile_genotype import Architecture
 
 CHECKPOINT = "train.pt"
 TEST_BATCH = 256
@@ -58,17 +60,18 @@ class Trainer(ResumableRun):
     def __init__(
         self,
         config: TrainConfig,
-        genotype: AnyGenotype,
+        genotype: Architecture,
         images: ImageSource | None = None,
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         config.validate()
         self.names = names
-        self.genotype = genotype
+        self.what = trained(genotype)
         is_default = config.batch_size is None
         config = config.completed(genotype)
         self.device = seeded(config)
+        self.precision = run_precision(config, self.device)
         self.images = load_data(config, self.device) if images is None else images
         try:
             # They are chosen first, because the default size of a batch depends on how many there
@@ -79,8 +82,8 @@ class Trainer(ResumableRun):
                 size -= size % self.processes.size
                 config = replace(config, batch_size=size)
             self.config = config
-            self.network = self._build(genotype).to(self.device)
-            self._check_batches(genotype, len(chosen))
+            self.network = self._build().to(self.device)
+            self._check_batches(len(chosen))
             size, share = config.resolved("batch_size"), self.processes.share
             self.batches = Batches(chosen, size, config.seed, share=share)
             self.stream = self.images.stream(self.batches)
@@ -99,7 +102,7 @@ class Trainer(ResumableRun):
             weight_decay=config.resolved("weight_decay"),
         )
 
-    def _check_batches(self, genotype: AnyGenotype, images: int) -> None:
+    def _check_batches(self, images: int) -> None:
         size, name = self.config.resolved("batch_size"), self.names.get("batch_size", "batch_size")
         check_batch_size(name, size, images, "to train on", self.processes.share)
         size //= self.processes.size
@@ -108,18 +111,15 @@ class Trainer(ResumableRun):
                 f"{name} is 1; at least 2, or no auxiliary classifier, is needed: its batch norms"
                 " see a single value per channel of an image"
             )
-        check_batch_norms(
-            name, size, self.images.shape, lambda images: self._build(genotype)(images)
-        )
+        check_batch_norms(name, size, self.images.shape, lambda images: self._build()(images))
 
-    def _build(self, genotype: AnyGenotype) -> EvalNetwork | NB201EvalNetwork:
-        config, classes = self.config, self.images.classes
-        sizes = config.resolved("channels"), classes, config.resolved("layers")
-        channels = self.images.channels
-        network, options = EVAL_NETWORKS[genotype.layout], {}
-        if "auxiliary" not in layout_of(genotype).absent_in_training:
-            options["auxiliary"] = config.resolved("auxiliary")
-        return network(genotype, *sizes, in_channels=channels, **options)
+    def _build(self) -> nn.Module:
+        return self.what.network(self.config, self.images.classes, self.images.channels)
+
+    @property
+    def genotype(self) -> Architecture:
+        """Returns what is trained, in the sizes that the config gives it."""
+        return self.what.sized(self.config)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -149,10 +149,11 @@ class Trainer(ResumableRun):
 
     def identity(self) -> dict[str, Any]:
         """Adds the genotype itself: the file that a config names may hold another by now."""
-        return {**super().identity(), "genotype": to_json(self.genotype)}
+        return {**super().identity(), "genotype": self.what.json, **self.what.options(self.config)}
 
     def checkpointed(self) -> dict[str, Any]:
-        return {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
+        parts = {"network": self.network, "optimizer": self.optimizer, "batches": self.batches}
+        return {**parts, **self.precision.parts()}
 
     def close(self) -> None:
         self.stream.close()
@@ -172,21 +173,20 @@ class Trainer(ResumableRun):
     def run_step(self) -> None:
         images, labels = self.pipeline(self.stream)
         self.optimizer.zero_grad(set_to_none=True)
-        logits, auxiliary = self._logits(images)
-        loss = F.cross_entropy(logits, labels)
-        # It is added before the auxiliary loss is, so that the figure can be compared with other
-        # networks'.
-        self.add(train_loss=loss)
-        if auxiliary is not None:
-            weight = self.config.resolved("auxiliary_weight")
-            loss = loss + weight * F.cross_entropy(auxiliary, labels)
-        loss.backward()
-        params = list(self.network.parameters())
-        self.processes.join_gradients(params)
-        torch.nn.utils.clip_grad_norm_(params, self.config.grad_clip)
-        self.optimizer.step()
+        params, half = list(self.network.parameters()), self.precision.weights
+        with half.autocast():
+            logits, auxiliary = self._logits(images)
+            # The figure is without the auxiliary loss, so that it can be compared with other
+            # networks'.
+            loss = own = F.cross_entropy(logits, labels)
+            if auxiliary is not None:
+                weight = self.config.resolved("auxiliary_weight")
+                loss = loss + weight * F.cross_entropy(auxiliary, labels)
+        half.backward(loss)
+        half.finish(params, self.config.grad_clip)
+        half.move(params, loss, self.optimizer.step)
         self.processes.join_statistics(self.network.buffers())
-        self.add(train_accuracy=accuracy(logits, labels))
+        self.add(train_loss=own, train_accuracy=accuracy(logits, labels))
 
     def _logits(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Returns the network's logits, and those of its auxiliary classifier where it has one."""
@@ -210,9 +210,10 @@ class Trainer(ResumableRun):
         self.network.eval()
         images = self.images
         answers = Answers(self.device)
-        for batch, labels in images.tests(TEST_BATCH, self.processes.share):
-            logits, _ = self._logits(images.normalise(batch))
-            answers.add(logits, labels)
+        with self.precision.autocast():
+            for batch, labels in images.tests(TEST_BATCH, self.processes.share):
+                logits, _ = self._logits(images.normalise(batch))
+                answers.add(logits, labels)
         answers.join(self.processes)
         self.network.train()
         if not answers.finite:

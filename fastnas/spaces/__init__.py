@@ -4,6 +4,7 @@ from fastnas.spaces.darts_text import from_darts, to_darts, to_fairdarts, to_ptd
 from fastnas.spaces.edge_table import Edge, EdgeTable, EdgeTerm
 from fastnas.spaces.genotype import AnyGenotype, Genotype, parameter_free_count, skip_count
 from fastnas.spaces.genotype_formats import FORMATS, dump, from_json, parse, to_json
+from fastnas.spaces.graph import GraphGenotype
 from fastnas.spaces.layout import CELL_TYPES, CellType, Layout
 from fastnas.spaces.layouts import LAYOUTS, layout_of
 from fastnas.spaces.mobile import (
@@ -12,6 +13,7 @@ from fastnas.spaces.mobile import (
     format_column,
     parse_column,
 )
+from fastnas.spaces.mobile_genotype import MobileGenotype
 from fastnas.spaces.nb201 import NB201_OPS, NB201Genotype, from_nb201, to_nb201
 from fastnas.spaces.operations import DARTS_PRIMITIVES, EDGE_OPS, OPS, PARAMETER_FREE
 from fastnas.spaces.space import SPACES, Space, get_space, uniform_space
@@ -33,7 +35,9 @@ __all__ = [
     "EdgeTable",
     "EdgeTerm",
     "Genotype",
+    "GraphGenotype",
     "Layout",
+    "MobileGenotype",
     "MobileSpace",
     "NB201Genotype",
     "Space",

@@ -1,13 +1,15 @@
 """Reads and writes genotypes as text, in the published formats; nothing is evaluated.
 
-==========  =====================================================================
-darts       ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)``
-ptdarts     the same with a list for each node: ``normal=[[('sep_conv_3x3', 1), ...], ...]``
-fairdarts   the same with triples: ``normal=[('sep_conv_3x3', 2, 0), ...]``
-nb201       ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``
-json        an object with the keys normal, normal_concat, reduce, reduce_concat; of a
-            NAS-Bench-201 cell ``{"nb201": "|op~0|+...|"}``
-==========  =====================================================================
+===============  ==================================================================
+darts            ``Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=range(2, 6), ...)``
+ptdarts          the same with a list for each node: ``normal=[[('sep_conv_3x3', 1), ...], ...]``
+fairdarts        the same with triples: ``normal=[('sep_conv_3x3', 2, 0), ...]``
+nb201            ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``
+nas-bench-graph  ``Arch([0, 1, 1, 2], ['gcn', 'cheb', 'gin', 'fc'])``
+json             an object with the keys normal, normal_concat, reduce, reduce_concat; of a
+                 NAS-Bench-201 cell ``{"nb201": "|op~0|+...|"}``, of a NAS-Bench-Graph cell
+                 ``{"nas-bench-graph": "Arch(...)"}``
+===============  ==================================================================
 """
 
 import json
@@ -24,8 +26,9 @@ from fastnas.spaces.text import check_text, quoted
 def parse(text: str) -> AnyGenotype:
     """Reads a genotype in any of the formats, recognised by how the text begins.
 
-    ``{`` begins JSON and ``|`` a NAS-Bench-201 cell; anything else is taken for named tuple
-    text. The text is parsed, never evaluated, so it may come from anywhere.
+    ``{`` begins JSON, ``|`` a NAS-Bench-201 cell and ``Arch(`` a NAS-Bench-Graph cell; anything
+    else is taken for named tuple text. The text is parsed, never evaluated, so it may come from
+    anywhere.
 
     Raises:
         TypeError: ``text`` is not a str.

@@ -1,10 +1,10 @@
 """Says what a layout of cells is: everything about the cells of a space but their candidates.
 
 A cell is a directed acyclic graph: inputs, then nodes, each a sum over edges from states before it.
-Each layout is a module of its own (`darts`, `nb201`) with one subclass; everything else asks a
-space, a genotype or `LAYOUTS` for it and never looks at its name. What needs torch is found by the
-layout's name in tables further up: `fastnas.nn.SEARCH_NETWORKS` and `EVAL_NETWORKS`, and the eager
-networks of `fastnas.reference`.
+Each layout is a module of its own (`darts`, `nb201`, `graph`) with one subclass; everything else
+asks a space, a genotype or `LAYOUTS` for it and never looks at its name. What needs torch is found
+by the layout's name in tables further up: `fastnas.nn.SEARCH_NETWORKS` and `EVAL_NETWORKS`, and the
+eager networks of `fastnas.reference`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Layout(ABC, Generic[G]):
     search_defaults: ClassVar[Mapping[str, Any]]
     """Published settings of a search in such a space."""
     training_defaults: ClassVar[Mapping[str, Any]]
-    """Published settings with which a derived network is trained from scratch on CIFAR-10."""
+    """Published settings with which a derived network is trained from scratch on CIFAR-10; empty
+    where fastnas builds no network of such cells."""
     absent_in_training: ClassVar[tuple[str, ...]] = ()
     """Settings of that training which such a network does not have."""
 

@@ -30,8 +30,6 @@ NB201_OPS: tuple[str, ...] = (
 """The five operations of NAS-Bench-201, in the order of its public code."""
 
 EDGES = 6
-TABLE_REPORT = "c10_test_200ep"
-"""Column of a table in which a search is judged that saw others."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ class NB201Layout(Layout[NB201Genotype]):
     has_device_paths = False
     has_tables = True
     formats = {"nb201": to_nb201}
-    search_defaults = {"layers": 5, "train_layers": 5, "table_report": TABLE_REPORT}
+    search_defaults = {"layers": 5, "train_layers": 5}
     absent_in_training = ("drop_path", "auxiliary", "auxiliary_weight")
     training_defaults = {
         "channels": 16, "layers": 5, "epochs": 200, "batch_size": 256, "lr": 0.1,

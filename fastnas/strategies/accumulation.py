@@ -17,6 +17,9 @@ def accumulate(
 
     A parameter that no pass uses keeps grad None, so that momentum and weight decay leave it alone.
 
+    The loss is scaled where the precision of the step says so, and its gradient unscaled before it
+    is clipped.
+
     Returns:
         The mean loss, and the logits, of several passes with a leading axis.
     """
@@ -26,20 +29,20 @@ def accumulate(
         loss, out = step.forward()
         # Clipping each pass comes before the scale, so there the scale waits for `_move`. With
         # scale 1 the graph is that of a plain backward, node for node.
-        (loss if scale == 1 or clip_each else scale * loss).backward()
+        step.precision.backward(loss if scale == 1 or clip_each else scale * loss)
         losses.append(loss.detach())
         logits.append(out.detach())
         if clip_each:
             # The gradient of this pass leaves `grad` before the next one comes: clipping must see
             # the norm of one pass, not that of their sum.
-            step.clip()
+            step.precision.finish(step.params, step.grad_clip)
             _move(step.params, sums, scale)
     if clip_each:
         for p, total in sums.items():
             # A parameter that no pass has used is not among the sums, and keeps None.
             p.grad = total
     else:
-        step.clip()
+        step.precision.finish(step.params, step.grad_clip)
     if passes == 1:
         return losses[0], logits[0]
     return torch.stack(losses).mean(), torch.stack(logits)

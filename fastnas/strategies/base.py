@@ -15,8 +15,10 @@ from fastnas.nn.paths import Weights
 from fastnas.options import Optioned
 from fastnas.processes import Share
 from fastnas.reference import SkipNoise
+from fastnas.reference.amp import Amp
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.accumulation import accumulate
+from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import check_finite, derive_top_edges
 from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
@@ -62,8 +64,12 @@ class Strategy(Optioned):
     # code.
     alpha_scale: ClassVar[float] = 1e-3
     alpha_betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+    arch_grad_clip: ClassVar[float | None] = None
+    """Largest norm of the gradient of all logits; None: it is not clipped."""
     topology: ClassVar[str] = "none"
     """Which logits the edges have (`ArchParameters`)."""
+    chooses_edges: ClassVar[bool] = False
+    """Whether it derives by a rule of its own which edges a node keeps."""
     tied: ClassVar[bool] = False
     """Whether the edges of a cell type share their logits of operations."""
     eager_networks: ClassVar[Mapping[str, type[reference.SearchNetwork]]] = (
@@ -75,13 +81,13 @@ class Strategy(Optioned):
         """Returns the space that the method searches in `space`.
 
         Raises:
-            ValueError: the method samples which edges a node keeps, and the space keeps them all.
+            ValueError: the method chooses which edges a node keeps, and the space keeps them all.
         """
         check_type("space", space, Space)
         layout = space.cell_layout
-        if self.topology != "none" and layout.edges_per_node is None:
+        if (self.topology != "none" or self.chooses_edges) and layout.edges_per_node is None:
             raise ValueError(
-                f"method {self.name} samples which edges a node keeps; a cell of space"
+                f"method {self.name} chooses which edges a node keeps; a cell of space"
                 f" {space.name} keeps them all"
             )
         # In DARTS a derived cell never has `none`: there it only takes weight from the others. In
@@ -153,6 +159,14 @@ class Strategy(Optioned):
         """Returns what is added to the loss of the architecture step."""
         return 0.0
 
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        """Returns cell type to the share [E, K] with which each candidate is derived, for E[cost].
+
+        It is differentiable in the logits; here of `mixing_weights` (`shares_of_weights`).
+        """
+        weights = self.mixing_weights(arch)
+        return {cell: shares_of_weights(weights[cell], space, cell) for cell in space.cell_types}
+
     def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
         """Returns the gradient of the logits, in the order of step.alphas, and the loss."""
         return first_order(step)
@@ -182,14 +196,16 @@ class Strategy(Optioned):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: Amp | None = None,
     ) -> None:
         """Makes a first-order step as public eager code does, to be compared with.
 
         Args:
             optimizers: of the weights and of the logits.
+            amp: runs it in bf16 or fp16.
         """
         params, alphas = optimizers
-        reference.search_step(network, arch.alphas(), params, alphas, train, valid)
+        reference.search_step(network, arch.alphas(), params, alphas, train, valid, amp=amp)
 
     def derive(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """Derives the architecture that the logits stand for.
@@ -202,6 +218,10 @@ class Strategy(Optioned):
         check_logits(arch, space)
         with torch.no_grad():
             return self.derive_cells(arch, space)
+
+    def findings(self, arch: ArchParameters, space: Space) -> dict[str, Any]:
+        """Returns what the report of a search has besides, by name: plain data; here nothing."""
+        return {}
 
     def undecided(self, arch: ArchParameters, space: Space) -> dict[str, Undecided]:
         """Counts, by cell type, the choices that the initial noise may have made."""

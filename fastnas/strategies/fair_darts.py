@@ -10,6 +10,7 @@ from fastnas.checks import check_type
 from fastnas.nn import ArchParameters
 from fastnas.options import option
 from fastnas.spaces import AnyGenotype, Space
+from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.mixture import Mixture
 
@@ -54,6 +55,15 @@ class FairDARTS(Mixture):
         sigma = torch.cat([w.flatten() for w in self.mixing_weights(arch).values()]) - 0.5
         distance = sigma.square() if self.zero_one_loss == "l2" else sigma.abs()
         return -self.zero_one_weight * distance.mean()
+
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        """Returns the sigmas themselves where the derived cell has room for them all.
+
+        Their sum is brought down to one operation an edge and two edges a node, and never up: the
+        derivation drops what stays below `threshold`.
+        """
+        weights = self.mixing_weights(arch)
+        return {c: shares_of_weights(weights[c], space, c, fewer=True) for c in space.cell_types}
 
     def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         weights, layout = self.mixing_weights(arch), space.cell_layout

@@ -28,7 +28,7 @@ def first_order(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
     """Returns grad_alpha L_val(w, alpha) and L_val (DARTS eq. 7, xi = 0); forms no grad_w."""
     with frozen(step.params):
         loss = step.valid_loss()
-        return _grad(loss, step.alphas), loss.detach()
+        return step.precision.grad(loss, step.alphas), loss.detach()
 
 
 def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
@@ -38,9 +38,12 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
         g  = grad_alpha L_val(w', alpha) - xi (grad_alpha L_train(w+, alpha) - grad_alpha L_train(w-, alpha)) / (2 eps)
         w+- = w +- eps v,  v = grad_{w'} L_val(w', alpha),  eps = 0.01 / ||v||_2
 
-    Of several processes each computes its own share of the last two terms of g, whose mean is theirs;
-    w' and v are those of all. The parameters and buffers are put back bit for bit, from copies, also
-    when a loss raises.
+    In bf16 and fp16 the two passes at w+- run in float32; of a scaled loss every gradient is unscaled
+    at once, so that w' and eps are those of the loss itself. Where one is not finite, g is not.
+
+    Of several processes each computes its own share of g, whose mean is that of all; w' and v are
+    those of all. The parameters and buffers are put back bit for bit, from copies, also when a loss
+    raises.
     """  # noqa: E501
     params, alphas, buffers = step.params, step.alphas, step.buffers()
     saved = [p.detach().clone() for p in params]
@@ -57,8 +60,8 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
         with frozen(alphas):
             # This is grad_w L_train(w, alpha); the frozen logits get none, and nothing is saved for
             # it.
-            ahead = _grad(step.train_loss(), params)
-        ahead = step.processes.means(ahead)
+            ahead = step.precision.grad(step.train_loss(), params)
+        ahead = step.precision.processes.means(ahead)
         for g, p, value in zip(ahead, params, saved):
             # w' is where SGD would go, weight decay and momentum included, as in the public code.
             g.add_(value, alpha=settings["weight_decay"])
@@ -69,8 +72,8 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
         loss = step.valid_loss()
         # One backward pass gives the first term of equation 7 and v, for which the weights stand at
         # w'.
-        both = _grad(loss, [*alphas, *params])
-        gradient, v = both[: len(alphas)], step.processes.means(both[len(alphas) :])
+        both = step.precision.grad(loss, [*alphas, *params])
+        gradient, v = both[: len(alphas)], step.precision.processes.means(both[len(alphas) :])
         # This is the step length of DARTS' footnote in section 2.3, by the norm over all
         # parameters.
         eps = 0.01 / torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))
@@ -80,7 +83,9 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
             # they are.
             move_to(p + sign * eps * g for p, g in zip(saved, v))
             with frozen(params):
-                sides.append(_grad(step.train_loss(), alphas))
+                # In float32: a step of norm 0.01 over all parameters would vanish in the rounding
+                # of 8 or 11 bits.
+                sides.append(step.precision.grad(step.train_loss(exact=True), alphas))
         # This is equation 7, with equation 8 in the place of its Hessian-vector product.
         gradient = [g - xi * (plus - minus) / (2 * eps) for g, plus, minus in zip(gradient, *sides)]
         return gradient, loss.detach()
@@ -90,9 +95,3 @@ def unrolled(step: BilevelLosses) -> tuple[list[Tensor], Tensor]:
             # trace in them.
             for tensor, value in zip([*params, *buffers], [*saved, *saved_buffers]):
                 tensor.copy_(value)
-
-
-def _grad(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Returns gradients, zero for an input without effect (logits of an absent cell type)."""
-    found = torch.autograd.grad(loss, inputs, allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, inputs)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from fastnas.bounds import Bounds
 from fastnas.options import option
 from fastnas.reference import SkipNoise, cosine_decay
-from fastnas.reference.skip_noise import KINDS, MIXTURES
+from fastnas.reference.skip_noise import MIXTURES
 from fastnas.strategies.base import check_epoch
 from fastnas.strategies.mixture import Mixture
 
+KINDS = ("gaussian", "uniform")
 DECAYS = ("none", "cosine")
 
 

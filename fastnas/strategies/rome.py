@@ -9,8 +9,11 @@ betas (DARTS), the cosine to 0.001, and one clipping at 5 after accumulation.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from fastnas.nn import ArchParameters
 from fastnas.options import option
+from fastnas.reference.sample_paths import kept_by_logits
 from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.derivation import derive_path
 from fastnas.strategies.single_path import SAMPLES, SinglePath
@@ -27,6 +30,15 @@ class ROME(SinglePath):
     topology = "top2"
 
     samples: int = option(7, "sub-networks in each half of a step, all on its batch", SAMPLES)
+
+    def shares(self, arch: ArchParameters, space: Space) -> dict[str, Tensor]:
+        """Returns the probability that an edge is sampled times that of its operation."""
+        betas = arch.betas()
+        return {
+            cell: kept_by_logits(betas[cell], arch.nodes, self.topology)[:, None]
+            * alpha.double().softmax(-1)
+            for cell, alpha in arch.alphas().items()
+        }
 
     def derive_cells(self, arch: ArchParameters, space: Space) -> AnyGenotype:
         """Derives argmax p(z): each node's two best edges, each with its best operation.

@@ -16,6 +16,7 @@ from fastnas.ops import PathSample, draw_rng, sample_paths
 from fastnas.options import option
 from fastnas.processes import WHOLE, Share
 from fastnas.reference import HardWeights
+from fastnas.reference.amp import Amp
 from fastnas.spaces import CELL_TYPES
 from fastnas.strategies.accumulation import accumulate
 from fastnas.strategies.base import Strategy, check_epoch
@@ -202,6 +203,7 @@ class SinglePath(Strategy):
         optimizers: Sequence[torch.optim.Optimizer],
         train: Batch,
         valid: Batch,
+        amp: Amp | None = None,
     ) -> None:
         """Makes the step on eager single paths in turn (`reference.single_path_step`)."""
         assert isinstance(network, reference.SinglePathNetwork)
@@ -217,7 +219,9 @@ class SinglePath(Strategy):
             }
 
         params, alphas = optimizers
-        reference.single_path_step(network, sample, params, alphas, train, valid, self.samples)
+        reference.single_path_step(
+            network, sample, params, alphas, train, valid, self.samples, amp=amp
+        )
 
 
 class SinglePathDARTS(SinglePath):

@@ -6,19 +6,19 @@ only the strategy's gradient and the losses here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from fastnas.nn import ArchParameters, NoiseDraw, SearchNetwork
 from fastnas.nn.paths import Weights
-from fastnas.processes import ALONE, Processes
+from fastnas.strategies.precision import HalfStep
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, C, H, W] and labels [N]."""
@@ -68,18 +68,18 @@ class BilevelLosses(Protocol):
     def optimizer(self) -> Optimizer:
         """Returns the SGD of the params, which the unrolled step imitates."""
 
+    @property
+    def precision(self) -> HalfStep:
+        """Returns what the losses are computed and differentiated in."""
+
     def valid_loss(self) -> Tensor:
         """Returns L_val(w, alpha), with what the method adds to it."""
 
-    def train_loss(self) -> Tensor:
-        """Returns L_train(w, alpha)."""
+    def train_loss(self, exact: bool = False) -> Tensor:
+        """Returns L_train(w, alpha); `exact`: in float32, whatever the precision."""
 
     def buffers(self) -> list[Tensor]:
         """Returns what the losses change on the way: running statistics."""
-
-    @property
-    def processes(self) -> Processes:
-        """Returns those that share the batches; each computes the losses of its own images."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class ArchStep:
         valid, train: the inputs of L_val(w, alpha) and of L_train(w, alpha). Repeated calls of a
             loss see the same noise, or a finite difference would measure the noise.
         optimizer: the SGD of the params, which the unrolled step imitates.
-        processes: share the batches.
+        precision: what the losses are computed and differentiated in.
+        cost: is added to L_val(w, alpha), a function of the logits.
     """
 
     strategy: Weighing
@@ -103,23 +104,27 @@ class ArchStep:
     valid: Inputs
     train: Inputs
     optimizer: Optimizer
-    processes: Processes = ALONE
+    precision: HalfStep = field(default_factory=HalfStep)
+    cost: Callable[[ArchParameters], Tensor] | None = None
 
     def valid_loss(self) -> Tensor:
-        """Returns L_val(w, alpha) with the strategy's regulariser."""
-        return self._loss(self.valid) + self.strategy.regulariser(self.arch)
+        """Returns L_val(w, alpha) with the strategy's regulariser and the cost."""
+        loss = self._loss(self.valid) + self.strategy.regulariser(self.arch)
+        return loss if self.cost is None else loss + self.cost(self.arch)
 
-    def train_loss(self) -> Tensor:
-        """Returns L_train(w, alpha)."""
-        return self._loss(self.train)
+    def train_loss(self, exact: bool = False) -> Tensor:
+        """Returns L_train(w, alpha); `exact`: in float32, whatever the precision."""
+        return self._loss(self.train, exact)
 
     def buffers(self) -> list[Tensor]:
         """Returns what the losses change on the way: running statistics."""
         return list(self.network.buffers())
 
-    def _loss(self, inputs: Inputs) -> Tensor:
+    def _loss(self, inputs: Inputs, exact: bool = False) -> Tensor:
+        # What the logits are mapped by stays outside of autocast.
         weights = self.strategy.forward_weights(self.arch)
-        return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
+        with nullcontext() if exact else self.precision.autocast():
+            return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class WeightStep:
 
     Attributes:
         grad_clip: largest norm of the gradient.
-        processes: share the batch.
+        precision: what the loss is computed and differentiated in.
         passes: the weights or paths of the forward passes so far.
     """
 
@@ -138,7 +143,7 @@ class WeightStep:
     params: Sequence[Tensor]
     train: Inputs
     grad_clip: float
-    processes: Processes = ALONE
+    precision: HalfStep = field(default_factory=HalfStep)
     passes: list[Weights] = field(default_factory=list)
 
     def forward(self) -> tuple[Tensor, Tensor]:
@@ -148,13 +153,9 @@ class WeightStep:
         with torch.no_grad():
             weights = self.strategy.forward_weights(self.arch)
         self.passes.append(weights)
-        logits = self.network(self.train.images, weights, self.train.draw)
-        return _cross_entropy(logits, self.train.labels), logits
-
-    def clip(self) -> None:
-        """Makes `grad` of the params that of all processes, and clips it."""
-        self.processes.join_gradients(self.params)
-        clip_grad_norm_(self.params, self.grad_clip)
+        with self.precision.autocast():
+            logits = self.network(self.train.images, weights, self.train.draw)
+            return _cross_entropy(logits, self.train.labels), logits
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ DARTS = (
     " reduce=[('max_pool_3x3', 0), ('sep_conv_5x5', 1)], reduce_concat=[2])"
 )
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+GRAPH = "Arch([0, 1, 1, 2], ['gcn', 'cheb', 'gin', 'fc'])"
 EDGE = ("none", "skip_connect")
 SLOTS = nb201.NB201Slots()
 SKIP = EdgeTerm("skip", 0)
@@ -99,11 +100,19 @@ blocks = one_of(lambda: [(3, 6), "skip"], **{
     "three numbers": [(3, 6, 1)], "halves": [(3.5, 6)], "zero": [(0, 6)], "true": [(True, 6)],
 })  # fmt: skip
 
+of_fairnas = one_of(lambda: spaces.MOBILE_ARCHITECTURES["FairNAS-A"], **{
+    "None": None, "a number": 3, "text": "skip", "empty": [], "one block": [(3, 6)],
+    "a skip that halves": ["skip"] * 19, "numbers": [3] * 19,
+})  # fmt: skip
+
 CALLS = [
     Call("MobileSpace", spaces.MobileSpace, {
         "stages": stages, "stem": integer(8, 1), "stem_stride": integer(2, 1, 2),
         "first": integer(8, 1), "head": integer(8, 1), "kernels": numbers, "expansions": numbers}),
     Call("MobileSpace", spaces.MobileSpace().scaled, {"width": number(0.5, above=0.0)}, "scaled"),
+    Call("MobileGenotype", spaces.MobileGenotype, {
+        "architecture": of_fairnas, "width": number(0.5, high=16.0, above=0.0),
+        "stem_stride": integer(2, 1, 2)}),
     Call("parse_column", spaces.parse_column, {"text": column}),
     Call("format_column", spaces.format_column, {"architecture": blocks}),
     Call("get_space", spaces.get_space, {"name": choice("S0").called("search space")}),
@@ -139,6 +148,18 @@ CALLS = [
            "unknown": ((("no", 0),), (), ())}).called("cell", "node")}),
     Call("NB201Genotype", lambda cell: spaces.parse(NB201).edges(cell), {
         "cell": choice("normal")}, "NB201Genotype.edges"),
+    Call("GraphGenotype", spaces.GraphGenotype, {
+        "links": one_of(lambda: (0, 1, 1, 2), **{"None": None, "a number": 3, "text": "0112",
+            "three": (0, 1, 1), "itself": (1, 1, 1, 2), "negative": (0, -1, 1, 2),
+            "a half": (0, 0.5, 1, 2), "true": (0, True, 1, 2), "a dict": {}}),
+        "ops": one_of(lambda: ("gcn",) * 4, **{"None": None, "a number": 3, "text": "gcns",
+            "five": ("gcn",) * 5, "unknown": ("no",) * 4, "numbers": (1, 2, 3, 4), "lists":
+            ([], [], [], [])}).called("operation")}),
+    Call("GraphGenotype", lambda cell: spaces.parse(GRAPH).edges(cell), {
+        "cell": choice("normal")}, "GraphGenotype.edges"),
+    Call("GraphGenotype", spaces.GraphGenotype.from_key, {"key": one_of(lambda: 61237, **{
+        "None": None, "text": "61237", "negative": -1, "another spelling": 73221, "huge": 10**30,
+        "a half": 0.5, "true": True})}, "GraphGenotype.from_key"),
     *(Call(f.__name__, f, {"genotype": darts_cells, "cell": choice("normal").called("cell type")})
       for f in (spaces.skip_count, spaces.parameter_free_count)),
     Call("dump", spaces.dump, {"genotype": darts_cells, "format": choice("json")}),

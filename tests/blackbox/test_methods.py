@@ -12,13 +12,15 @@ from fastnas.blackbox.domains import Cells, Distributions, unseen_cell
 from fastnas.blackbox.methods.base import Observation
 from fastnas.spaces import get_space
 from fastnas.spaces.distribution import slots_of
+from fastnas.spaces.graph import GraphSlots
 from fastnas.spaces.nb201 import NB201Slots
 
 pytest.importorskip("botorch", reason="no BoTorch")
 
 NB201 = NB201Slots()
 DARTS = slots_of(get_space("S0"))
-DOMAINS = [kind(layout) for kind in (Distributions, Cells) for layout in (NB201, DARTS)]
+GRAPH = GraphSlots()
+DOMAINS = [kind(layout) for kind in (Distributions, Cells) for layout in (NB201, DARTS, GRAPH)]
 
 
 def ids(domain):
@@ -26,9 +28,13 @@ def ids(domain):
 
 
 def value(domain, point):
-    """Of a made-up cell; best are convolutions of 3x3."""
+    """Of a made-up cell; best are convolutions of 3x3, or of graphs."""
     slots = domain.layout.slots(domain.cell(point, np.random.default_rng(0)))
-    return mean(0.3 + 0.6 * mean("3x3" in op and "conv" in op for op in s) for s in slots.values())
+    return mean(0.3 + 0.6 * mean(map(is_good, s)) for s in slots.values())
+
+
+def is_good(op):
+    return op == "gcn" or ("3x3" in op and "conv" in op)
 
 
 def is_point(domain, point):
@@ -76,7 +82,7 @@ def searched(name, domain, budget, seed, batch=1, **options):
 
 
 @pytest.mark.parametrize("name", BLACK_BOX)
-@pytest.mark.parametrize("layout", [NB201, DARTS], ids=["nb201", "darts"])
+@pytest.mark.parametrize("layout", [NB201, DARTS, GRAPH], ids=["nb201", "darts", "graph"])
 def test_every_method_searches_every_layout(name, layout):
     domain = get_black_box(name).domain(layout)
     assert isinstance(domain, Distributions) == name.startswith("anasod-")

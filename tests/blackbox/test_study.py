@@ -207,6 +207,10 @@ def test_from_config_to_report(name, table, tmp_path):
     assert left == set(expected)
     assert json.loads((tmp_path / "a" / "report.json").read_text()) == report
     assert report["evaluations"] == 6 and report["evaluation_epochs"] == 72
+    # The network is the published one for CIFAR-10.
+    assert report["network"] == {"channels": 16, "layers": 5, "image": [3, 32, 32]}
+    assert report["macs"] > 7e6 and report["parameters"] > 7e4 and report["latency_ms"] > 0
+    assert f"{report['macs']:,} multiply-adds" in (tmp_path / "a" / "report.md").read_text()
     entry = TableEvaluator(table, SEEN, REPORTED).entry(from_nb201(report["genotype"]))
     score = report["reported"][REPORTED]
     assert entry == {SEEN: report["accuracy"], REPORTED: score["accuracy"]}

@@ -28,7 +28,7 @@ NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
         (["search", "--method", "enas"], "method is 'enas'; allowed: anasod-darts"),
         (
             ["search", "--method", "random"],
-            "evaluator is ''; supernet:FOLDER, table:FILE or train:FILE",
+            "evaluator is ''; nas-bench-graph:DATA, supernet:FOLDER, table:FILE",
         ),
         (["search", "--method", "random", "--epochs", "3"], "unknown setting 'epochs'. Allowed:"),
         (["search", "--method", "random", "--evaluator", "table:absent.csv"], "table absent.csv"),
@@ -50,6 +50,16 @@ NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
         (["search", "--device", "cpu:7"], "device is 'cpu:7'; cpu, cuda, cuda:N and auto"),
         (["search", "--device", "cuda:99"], "device is 'cuda:99'; there are 0 CUDA devices"),
         (["search", "--device", "meta"], "device is 'meta'; cpu, cuda, cuda:N and auto"),
+        (["search", "--precision", "fp64"], "precision is 'fp64'; allowed: fp32, bf16, fp16"),
+        (["search", "--cost", "macs:"], "cost is 'macs:'; macs:NUMBER, params:NUMBER or latency:"),
+        (["search", "--cost", "flops:3"], "cost is 'flops:3'; macs:NUMBER, params:NUMBER or"),
+        (["search", "--cost", "macs:-1"], "cost is 'macs:-1'; macs:NUMBER, params:NUMBER or"),
+        (["search", "--cost", "latency:12"], "cost is 'latency:12'; macs:NUMBER, params:NUMBER or"),
+        (["search", "--cost-weight", "2"], "cost_weight is 2.0, but there is no cost"),
+        (
+            ["search", "--precision", "fp16", "--backend", "cpu"],
+            "mixed_edges has no float16 kernel on cpu",
+        ),
         (["search", "--noise-facto", "1"], "No such option"),
         (["search", "--method", "darts", "--noise-factor", "1"], "method darts does not take"),
         (

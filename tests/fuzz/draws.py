@@ -112,10 +112,15 @@ class Draws:
         return flat.view(values.shape)
 
     def noise(self) -> SkipNoise:
-        kind = self.pick("noise", ["gaussian", "uniform"])
+        kind = self.pick("noise", ["gaussian", "uniform", "bernoulli"])
         mixture = self.pick("mixture", ["additive", "multiplicative"])
-        mean = self.pick("noise mean", [None, 0.5])
-        return SkipNoise(kind, mixture, mean, self.pick("noise factor", [0.0, 0.2, 3.0]))
+        mean, factor = (
+            self.pick("noise mean", [None, 0.5]),
+            self.pick("noise factor", [0.0, 0.2, 3.0]),
+        )
+        if kind == "bernoulli":  # it is multiplicative, unbiased, and its factor a probability
+            mixture, mean, factor = "multiplicative", None, factor / 4
+        return SkipNoise(kind, mixture, mean, factor)
 
     def level(self, noise: SkipNoise) -> Tensor:
         return self.laid_out("level", noise.level(self.pick("amplitude", [0.0, 0.3, 1.0])))

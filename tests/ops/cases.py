@@ -24,13 +24,14 @@ FORMS = (
     "gaussian_multiplicative",
     "uniform_additive",
     "uniform_multiplicative",
+    "bernoulli_multiplicative",
 )
 LAYOUTS = ("contiguous", "channels_last", "transposed", "sliced", "expanded", "misaligned")
 
 
 def noise_of(form: str, mean: float | None = None, factor: float = 0.2) -> SkipNoise:
     kind, mixture = form.split("_")
-    return SkipNoise(kind, mixture, mean, factor)
+    return SkipNoise(kind, mixture, None if kind == "bernoulli" else mean, factor)
 
 
 @dataclass(frozen=True)

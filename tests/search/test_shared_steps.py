@@ -14,10 +14,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from fastnas.nn import Choice
-from fastnas.processes import ALONE, here
+from fastnas.processes import here
 from fastnas.search.callbacks import Callback, StopSearch
 from fastnas.search.choice_search import ChoiceSearch
 from fastnas.strategies.hypergradient import first_order, unrolled
+from fastnas.strategies.precision import Precision
 from fastnas.strategies.steps import ArchStep, Inputs, WeightStep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def steps_of(method, spread, options):
 
     def work():
         bilevel, processes = doubled(method, **options), here()
-        bilevel.processes, share = processes, processes.share
+        bilevel.precision, share = Precision("fp32", "cpu", processes), processes.share
         if spread == "samples":
             bilevel.strategy.share_samples(share)
         torch.manual_seed(7)
@@ -77,13 +78,11 @@ class Mean:
     def __getattr__(self, name):
         return getattr(self.parts[0], name)
 
-    processes = ALONE
-
     def valid_loss(self):
         return torch.stack([part.valid_loss() for part in self.parts]).mean()
 
-    def train_loss(self):
-        return torch.stack([part.train_loss() for part in self.parts]).mean()
+    def train_loss(self, exact=False):
+        return torch.stack([part.train_loss(exact) for part in self.parts]).mean()
 
 
 def parts_of(batch, draw, size):
@@ -180,6 +179,29 @@ def test_samples_that_cannot_be_shared(tmp_path):
 def test_processes_end_alike_where_they_draw(method, tmp_path):
     options = {"samples": 2} if method == "gdas" else {}
     assert_alike(together(2, steps_of(method, "batches", options), tmp_path))
+
+
+def test_what_overflows_in_one_process_is_skipped_by_all(tmp_path):
+    """In fp16 no process makes a step whose loss, or whose gradient, one of them cannot hold."""
+
+    def work():
+        processes = here()
+        half = Precision("fp16", "cpu", processes).weights
+        p = nn.Parameter(torch.ones(2))
+        moved = []
+        for loss_factor, scale in ((1.0, 1.0), (float("inf"), 1.0), (1.0, float("inf"))):
+            p.grad = None
+            half.backward((scale if processes.rank else 1.0) * p.sum())
+            half.finish([p], 5.0)
+            loss = torch.tensor(loss_factor if processes.rank else 1.0)
+            half.move([p], loss, lambda: moved.append(len(moved)))
+        return moved, half.scaling.state_dict()
+
+    first, second = together(2, work, tmp_path)
+    assert first == second
+    moved, scaling = first
+    assert moved == [0]
+    assert (scaling["skipped"], scaling["lost"], scaling["scale"]) == (2, 1, 2.0**14)
 
 
 # ---- networks of one's own
