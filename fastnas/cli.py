@@ -1,4 +1,4 @@
-"""Defines the commands: fastnas search | train | sample | bench | info | draw."""
+"""Defines the commands: fastnas search | train | sample | bench | info | draw | landscape."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fastnas.bounds import THREADS, Bounds
 from fastnas.data.load import DataError
 from fastnas.evaluators import EvaluationError
 from fastnas.processes import ProcessesError, here, joined, may_tell
+from fastnas.runs.landscape_settings import EXTENTS, IMAGES, STEPS, LandscapeSettings
 from fastnas.runs.sample import COUNTS, sampled_cells
 from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.config import (
@@ -80,7 +81,7 @@ def command_line() -> typer.Typer:
     app.command("train", help="Train a genotype from scratch.")(
         _config_command((TrainConfig,), lambda _: TrainConfig, _train)
     )
-    for command in (info, sample, draw, bench):
+    for command in (info, sample, draw, landscape, bench):
         app.command()(command)
     return app
 
@@ -256,6 +257,34 @@ def draw(
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def landscape(
+    run: Annotated[str, typer.Argument(help="folder of a finished search")],
+    steps: Annotated[
+        int, _numeric(help=f"points a side ({STEPS}; default: 11)", bounds=STEPS)
+    ] = 11,
+    extent: Annotated[
+        float,
+        _numeric(
+            help=f"half a side, in norms of the logits ({EXTENTS}; default: 1)", bounds=EXTENTS
+        ),
+    ] = 1.0,
+    images: Annotated[
+        int | None,
+        _numeric(help=f"of the logits ({IMAGES}; default: all, at most 4096)", bounds=IMAGES),
+    ] = None,
+    seed: Annotated[
+        int, _numeric(help=f"of the directions ({SEEDS}; default: 0)", bounds=SEEDS)
+    ] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N (default: its)")] = None,
+    force: Annotated[bool, typer.Option(help="replace an existing landscape")] = False,
+) -> None:
+    """Compute loss and accuracy around the logits of a search, as a table and pictures."""
+    from fastnas.runs.landscape import leave_landscape
+
+    settings = LandscapeSettings(steps, extent, images, seed, device)
+    leave_landscape(file_path(run), settings, force=force, console=plain_console())
 
 
 def bench(

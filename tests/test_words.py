@@ -35,7 +35,7 @@ EQUATION = re.compile(r" (=|~|->) ")
 RELATIVE = {"that", "which", "who", "what", "whose", "where", "whether", "why", "how", "as", "if"}
 
 # The docstrings of commands are the help texts that the command line prints.
-COMMANDS = {"start", "info", "sample", "draw", "bench"}
+COMMANDS = {"start", "info", "sample", "draw", "landscape", "bench"}
 
 
 def docstrings(path: Path) -> Iterator[tuple[str, str]]:

@@ -14,10 +14,8 @@ from fastnas import reference
 from fastnas.evaluators.base import Evaluation, EvaluationError, EvaluatorOptions
 from fastnas.nn import Paths
 from fastnas.search.build import Answers
-from fastnas.search.config import ConfigError, SearchConfig, make_config, read_settings
 from fastnas.search.diverged import DivergedError
-from fastnas.search.gradient_run import CHECKPOINT
-from fastnas.search.run_folder import CONFIG
+from fastnas.search.opened import NoSearchError, open_search
 from fastnas.search.searcher import Searcher
 from fastnas.spaces import AnyGenotype
 from fastnas.spaces.distribution import slots_of
@@ -64,17 +62,9 @@ class SupernetEvaluator:
         """
         folder = file_path(folder)
         try:
-            config = make_config(SearchConfig, read_settings(folder / CONFIG))
-        except ConfigError as error:
-            raise EvaluationError(f"{folder} holds no search: {error}") from error
-        searcher = Searcher(config)
-        path = folder / CHECKPOINT
-        state = searcher.read(path)
-        differing = searcher.differences(state)
-        differing.pop("threads", None)  # a supernet is evaluated with any number
-        if differing:
-            raise EvaluationError(f"{path} is of another run: {', '.join(differing.values())}")
-        searcher.restore(state, path)
+            searcher = open_search(folder)
+        except NoSearchError as error:
+            raise EvaluationError(str(error)) from error
         try:
             return cls(searcher)
         except ValueError as error:

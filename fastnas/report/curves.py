@@ -46,6 +46,11 @@ PANELS = (
         (("entropy_normal", "normal cell"), ("entropy_reduce", "reduction cell")),
         limits=(0.0, 1.0),
     ),
+    _Panel(
+        "dominant eigenvalue",
+        "of the architecture's Hessian",
+        (("eigenvalue", "validation"),),
+    ),
     _Panel("skips", "layers of the column", (("skips", "column"),), counts=True),
     _Panel(
         "alpha entropy",
@@ -65,8 +70,9 @@ def draw_history(history: Sequence[Mapping[str, object]], path: Path | str) -> N
     Args:
         history: one entry for each epoch, with the key `epoch` and any of `train_loss`,
             `valid_loss` (nats), `train_accuracy`, `valid_accuracy` (0..1), `skips_normal`,
-            `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K), and of a
-            column `skips` (layers) and `entropy`. Others are ignored, those missing or None left
+            `skips_reduce` (edges), `entropy_normal`, `entropy_reduce` (shares of log K),
+            `eigenvalue` (of the Hessian in the logits, nats), and of a column `skips` (layers) and
+            `entropy`. Others are ignored, those missing or None left
             out; a panel without any line is not drawn.
         path: where to write; the suffix .png or .svg chooses the format.
 

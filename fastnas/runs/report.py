@@ -13,6 +13,7 @@ import torch
 from fastnas._version import __version__
 from fastnas.files import write_text
 from fastnas.processes import here
+from fastnas.runs.eigenvalue_report import eigenvalue_lines
 from fastnas.search.gradient_run import GradientRun
 from fastnas.spaces import AnyGenotype, layout_of
 
@@ -115,6 +116,7 @@ def search_text(report: Mapping[str, Any], genotype: AnyGenotype) -> str:
             " skip connections for three epochs. Its cell will probably do badly.",
             "",
         ]
+    lines += eigenvalue_lines(report)
     for cell, choices in report["undecided"].items():
         lines += [f"**Undecided**: {choices} of the {cell} cell are within the initial noise.", ""]
     lines += comparison_lines(report)

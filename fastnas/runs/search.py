@@ -13,6 +13,7 @@ from fastnas.processes import joined
 from fastnas.report.curves import draw_history
 from fastnas.runs.compare import comparison, uncompared
 from fastnas.runs.derived import check_derived, derived_cost, train_derived, trained_cost
+from fastnas.runs.eigenvalue_report import check_memory, eigenvalue_figures
 from fastnas.runs.genotype import leave_genotype, table_of
 from fastnas.runs.report import (
     REPORT_MD,
@@ -31,6 +32,7 @@ from fastnas.search.searcher import Searcher
 from fastnas.search.trainer import Trainer
 from fastnas.spaces import AnyGenotype, layout_of
 from fastnas.strategies.anasod import OnDistributions
+from fastnas.text_file import file_path
 
 
 def run_search(
@@ -64,7 +66,13 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
     images = load_data(config, seeded(config))
     check_derived(config, images)
     searcher = Searcher(config, images)
+    goes_on = resume and (file_path(config.out) / searcher.checkpoint).exists()
+    if not goes_on:
+        check_memory(searcher)
     with claimed_folder(config, resume, searcher) as out:
+        # A search that is finished measures nothing more, whatever memory there is by now.
+        if goes_on and not searcher.finished:
+            check_memory(searcher)
         console.print(
             f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
         )
@@ -98,7 +106,9 @@ def _found(
     searcher: Searcher, genotype: AnyGenotype, table: TableEvaluator | None, console: Console
 ) -> dict[str, Any]:
     """Returns what a report says of the search itself."""
-    config, last = searcher.config, searcher.history[-1]
+    config, stop = searcher.config, searcher.early_stop
+    # The logits that are derived are those of this epoch, and so are the figures beside them.
+    last = searcher.history[-1 if stop is None else stop.rollback]
     choices = searcher.strategy.undecided(searcher.arch, searcher.space)
     undecided = {cell: str(of_cell) for cell, of_cell in choices.items() if of_cell.count}
     for cell, text in undecided.items():
@@ -109,12 +119,14 @@ def _found(
         "data": config.data,
         "classes": list(searcher.images.class_names),
         "seed": config.seed,
-        "epochs": searcher.epochs,
+        "epochs": searcher.epoch,
         "genotype": layout_of(genotype).text(genotype),
         "undecided": undecided,
         "collapsed": last["collapsed"],
         **{f"skips_{cell}": last[f"skips_{cell}"] for cell in searcher.space.cell_types},
-        "supernet_accuracy": last["valid_accuracy"],
+        # An epoch that is gone back to may be one that was not validated.
+        "supernet_accuracy": last.get("valid_accuracy"),
+        **eigenvalue_figures(searcher),
         **_distribution(searcher),
         **searcher.strategy.findings(searcher.arch, searcher.space),
         **expected_cost(searcher),

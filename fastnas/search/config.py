@@ -11,6 +11,7 @@ from fastnas.checks import short
 from fastnas.data.load import SHARES, SIDES, WORKERS
 from fastnas.nn.mobilenet import MOBILE_ACTIVATIONS
 from fastnas.options import option, options_of
+from fastnas.search.early_stop import STOPS, check_eigenvalue
 from fastnas.search.fields import (
     ConfigError,
     FolderConfig,
@@ -222,6 +223,15 @@ class SearchConfig(GradientConfig):
     memory: str = option("lean", "what fused cells hold for backward", choices=tuple(MEMORY))
     channels_last: bool = option(False, "images and activations channels last")
     cuda_graph: bool = option(False, "replay the search step from CUDA graphs, where it can be")
+    eigenvalue_every: int = option(
+        0, "epochs between measurements of the Hessian's dominant eigenvalue (0: never)", COUNT
+    )
+    eigenvalue_images: int | None = option(
+        None, "images that it is measured on (default: a batch)", SOME
+    )
+    early_stop: str = option(
+        "none", "what may stop the search early (RobustDARTS' rule)", choices=STOPS
+    )
     spread: str = option(
         "batches",
         "of several processes: what they share, the images of a batch or a method's samples",
@@ -249,6 +259,7 @@ class SearchConfig(GradientConfig):
             space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check_eigenvalue(self, strategy)
         layout = space.cell_layout
         if self.table is not None and not layout.has_tables:
             tabled = ", ".join(name for name, other in LAYOUTS.items() if other.has_tables)

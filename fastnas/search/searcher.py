@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from fastnas import reference
+from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
 from fastnas.nn.paths import Weights
 from fastnas.processes import WHOLE, Share
@@ -23,6 +24,8 @@ from fastnas.search.build import accuracy, cosine, in_channels_last
 from fastnas.search.cell_costs import cost_of_search
 from fastnas.search.config import ConfigError, SearchConfig
 from fastnas.search.cuda_graph import CudaRecorder, GraphedBilevel, why_not_graphed
+from fastnas.search.early_stop import EarlyStop
+from fastnas.search.eigenvalue import EigenvalueMonitor
 from fastnas.search.gradient_run import GradientRun
 from fastnas.search.monitor import has_collapsed, observe
 from fastnas.search.optimizers import capturable_on, set_learning_rate
@@ -52,6 +55,7 @@ class Searcher(GradientRun):
             self.stages = self.strategy.stages(layers, epochs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        self.eigenvalue = EigenvalueMonitor(config)
         self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
         self._begin_stage(space, [])
 
@@ -78,6 +82,15 @@ class Searcher(GradientRun):
     @property
     def epochs(self) -> int:
         return sum(stage.epochs for stage in self.stages)
+
+    @property
+    def early_stop(self) -> EarlyStop | None:
+        """Returns where the search has stopped early, by its history; None where it has not."""
+        return self.eigenvalue.stop(self.history)
+
+    @property
+    def finished(self) -> bool:
+        return super().finished or self.early_stop is not None
 
     @property
     def stage(self) -> int:
@@ -158,6 +171,7 @@ class Searcher(GradientRun):
         figures["noise_amplitude"] = self.strategy.noise_amplitude(epoch, epochs)
         figures |= {} if self.cost is None else self.cost.figures(self.arch)
         figures["genotype"] = layout_of(genotype).text(genotype)
+        figures |= self.eigenvalue.measured(self)
         return figures | self.judged(searched=self._moves_logits)
 
     @property
@@ -186,10 +200,17 @@ class Searcher(GradientRun):
         cells = self.space.cell_types
         skips = [str(figures[f"skips_{cell}"]) for cell in cells]
         entropies = [f"{figures[f'entropy_{cell}']:.3f}" for cell in cells]
-        return f"skips {'|'.join(skips)}  entropy {'|'.join(entropies)}"
+        measured = f"  eigenvalue {figures['eigenvalue']:.3f}" if "eigenvalue" in figures else ""
+        return f"skips {'|'.join(skips)}  entropy {'|'.join(entropies)}{measured}"
+
+    def epoch_line(self) -> str:
+        line, stop = super().epoch_line(), self.early_stop
+        return line if stop is None else f"{line}\n{stop.text(self.epochs)}"
 
     def after_epoch(self) -> None:
-        """Begins the next stage where one has ended."""
+        """Begins the next stage where one has ended, or goes back where the search stops early."""
+        if self.early_stop is not None:
+            self.arch.load_state_dict(self.eigenvalue.logits_of(self.early_stop.rollback))
         if self.stage_epoch == self.stages[self.stage].epochs and not self.finished:
             space = self.strategy.next_space(self.space, self.arch)
             # They are copies: a stage may go on with these very logits.
@@ -198,7 +219,11 @@ class Searcher(GradientRun):
 
     def extra_state(self) -> dict[str, Any]:
         of_method = self.strategy.state_dict()
-        return {"past_logits": self.past_logits, **({"method": of_method} if of_method else {})}
+        return {
+            "past_logits": self.past_logits,
+            **({"method": of_method} if of_method else {}),
+            **self.eigenvalue.extra_state(),
+        }
 
     def restore_extra(self, state: Mapping[str, Any]) -> None:
         """Goes to the stage of a state: its space follows from the logits of those before it."""
@@ -217,6 +242,7 @@ class Searcher(GradientRun):
             space = self.strategy.next_space(space, arch)
         self._begin_stage(space, past)
         self.strategy.load_state_dict(state.get("method", {}))
+        self.eigenvalue.restore(state)
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
         """Returns search steps as this run makes them: from CUDA graphs, if it does that."""
@@ -286,3 +312,7 @@ class Searcher(GradientRun):
             for cell in space.cell_types
         }
         return network(images, weights)
+
+    def _build_batches(self, images: ImageSource) -> None:
+        super()._build_batches(images)
+        self.eigenvalue.check_images(len(self.valid_index))

@@ -11,6 +11,7 @@ from fastnas.report.cell_drawing import draw_genotype, genotype_figure
 from fastnas.report.column_drawing import column_figure, draw_column
 from fastnas.report.curves import draw_best_so_far, draw_history, history_figure
 from fastnas.report.figures import picture_path, save_figure
+from fastnas.report.landscape_drawing import draw_landscape, landscape_figure
 from fastnas.report.simplex import draw_simplex, simplex_figure
 
 NB201 = "|none~0|+|skip_connect~0|none~1|+|none~0|nor_conv_1x1~1|none~2|"
@@ -51,6 +52,16 @@ of_column = one_of(
     lambda: spaces.MobileSpace(stages=((8, 2, 1), (8, 1, 1)), stem=8, first=8, head=8),
     **{"None": None, "a number": 3, "text": "mobile", "another space": spaces.get_space("S0")},
 )  # fmt: skip
+grid = one_of(
+    lambda: [[1.0, 2.0], [3.0, 4.0]],
+    **{"None": None, "a number": 3, "text": "abc", "empty": [], "a row": [1.0, 2.0], "texts":
+       [["a", "b"], ["c", "d"]], "ragged": [[1.0], [2.0, 3.0]], "a larger one": [[1.0] * 3] * 3},
+)  # fmt: skip
+offsets = one_of(
+    lambda: [-1.0, 1.0],
+    **{"None": None, "a number": 3, "text": "abc", "empty": [], "one": [1.0], "falling":
+       [1.0, -1.0], "nan": [float("nan"), 1.0], "texts": ["a", "b"], "three": [1.0, 2.0, 3.0]},
+)  # fmt: skip
 ops = sequence(text("none"), 3, fixed=True).plus(text="none").but("with a list")
 
 CALLS = [
@@ -68,6 +79,10 @@ CALLS = [
         "shares": shares, "ops": ops, "accuracies": accuracies, "path": path}),
     Call("simplex_figure", simplex_figure, {
         "shares": shares, "ops": ops, "accuracies": accuracies}),
+    Call("draw_landscape", draw_landscape, {
+        "offsets": offsets, "loss": grid, "accuracy": grid, "path": path}),
+    Call("landscape_figure", landscape_figure, {
+        "offsets": offsets, "loss": grid, "accuracy": grid}),
     Call("picture_path", picture_path, {"path": path}),
     Call("save_figure", save_figure, {
         "figure": one_of(lambda: genotype_figure(spaces.parse(NB201)), **{"None": None, "a number":

@@ -33,6 +33,7 @@ from fastnas.benchmarks.harness.limits import BATCHES, COMPILE_SECONDS
 from fastnas.blackbox.config import StudyConfig
 from fastnas.bounds import THREADS, Bounds
 from fastnas.options import options_of
+from fastnas.runs.landscape_settings import EXTENTS, IMAGES, STEPS
 from fastnas.runs.sample import COUNTS
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.fields import SEEDS, settings_of
@@ -83,6 +84,12 @@ CONTRADICTIONS = (
     ["search", "--method=rome", "--clip-samples=each", "--paths-at-once"],
     ["search", "--method=rome", "--space=nb201"],
     ["search", "--method=anasod-darts", "--space=S1"],
+    ["search", "--method=rome", "--eigenvalue-every=2"],
+    ["search", "--early-stop=eigenvalue"],
+    ["search", "--eigenvalue-every=2", "--early-stop=eigenvalue", "--epochs=23"],
+    ["search", "--eigenvalue-images=8"],
+    ["landscape", "dir"],
+    ["landscape"],
     ["search", "--space=mobilenet", "--method=rome"],
     ["search", "--space=mobilenet", "--method=random"],
     ["search", "--space=mobilenet", "--channels=8"],
@@ -196,9 +203,11 @@ class Draws:
             gradient = [m for m in cli.STRATEGIES.values() if name in options_of(m)]
             method = gradient[0].name if gradient else "noisy-darts"
             return ["search", f"--method={method}"]
-        return {"train": ["train", CELL], "sample": ["sample", "other.json"]}.get(
-            command, ["bench", "search", "--quick"]
-        )
+        return {
+            "train": ["train", CELL],
+            "sample": ["sample", "other.json"],
+            "landscape": ["landscape", "dir"],
+        }.get(command, ["bench", "search", "--quick"])
 
     def _name(self) -> Line:
         """A text that names nothing that there is, or a file of another kind."""
@@ -227,6 +236,7 @@ class Draws:
                 ["draw", CELL, f"{name}/new.png" if name not in ("dir", "..", "/") else "dir"],
                 ["draw", CELL, f"{name}.gif"],
                 ["sample", name],
+                ["landscape", name],
                 ["bench", name],
                 ["bench", f"--op={name}"],
                 ["bench", f"--skip={name}"],
@@ -256,7 +266,12 @@ class Draws:
             if option.startswith("--") and not parameter.is_flag
         ] if command != "info" else []  # fmt: skip
         flag = self.random.choice([*UNKNOWN_FLAGS, *valued])
-        first = {"train": [CELL], "draw": [CELL, "new.png"], "sample": ["none.json"]}
+        first = {
+            "train": [CELL],
+            "draw": [CELL, "new.png"],
+            "sample": ["none.json"],
+            "landscape": ["dir"],
+        }
         return Line([command, *first.get(command, []), flag], f"flag {flag[:40]!r}")
 
     def _contradiction(self) -> Line:
@@ -274,6 +289,9 @@ def numeric_flags() -> Iterator[tuple[str, str, Bounds]]:
                 yield command, f"--{name.replace('_', '-')}", setting.bounds
     yield from (("sample", f"--{name}", bounds) for name, bounds in
                 (("length", LENGTH), ("count", COUNTS), ("seed", SEEDS)))  # fmt: skip
+    yield from (("landscape", f"--{name}", bounds) for name, bounds in
+                (("steps", STEPS), ("extent", EXTENTS), ("images", IMAGES),
+                 ("seed", SEEDS)))  # fmt: skip
     yield from (("bench", f"--{name}", bounds) for name, bounds in
                 (("batch", BATCHES), ("compile-seconds", COMPILE_SECONDS),
                  ("threads", THREADS)))  # fmt: skip

@@ -310,6 +310,15 @@ def test_what_the_history_lacks_is_left_out() -> None:
     }
 
 
+def test_the_eigenvalue_is_drawn_where_it_was_measured() -> None:
+    history = [{"epoch": epoch, "train_loss": 1.0} for epoch in range(5)]
+    for epoch, value in ((0, 0.2), (2, 0.3), (4, 0.5)):
+        history[epoch]["eigenvalue"] = value
+    found = drawn(history_figure(history))
+    assert found["dominant eigenvalue"] == [[(0, 0.2), (2, 0.3), (4, 0.5)]]
+    assert "dominant eigenvalue" not in drawn(history_figure(history[1:2]))
+
+
 def test_a_history_of_nothing_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "h.png"
     with pytest.raises(ValueError, match="history is empty"):
