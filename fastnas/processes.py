@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 _store: Any = None
 """Where the processes agree which of them prints an error: it outlives each of them."""
@@ -190,6 +191,15 @@ class Processes:
                         f" {theirs.get(name)!r} and not {value!r}"
                     )
 
+    def check_bits(self, states: Mapping[str, Any]) -> None:
+        """Makes sure that the tensors in states, nested as they are, have the same bits in all.
+
+        Raises:
+            ProcessesError: naming the first state that differs.
+        """
+        if self.size > 1:
+            self.check_same({name: digest(tensors_in(state)) for name, state in states.items()})
+
     def _sum(self, tensor: Tensor) -> None:
         with _partners_told(self):
             dist.all_reduce(tensor)
@@ -254,6 +264,11 @@ def may_tell() -> bool:
     with suppress(Exception):  # the store has gone, and with it whoever might have told
         return bool(_store.add("fastnas: told", 1) == 1)
     return True
+
+
+def tensors_in(found: Any) -> list[Tensor]:
+    """Returns the tensors in tuples, lists and dicts."""
+    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]
 
 
 def digest(tensors: Iterable[Tensor]) -> str:

@@ -114,7 +114,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
     for loop in _loops:
         loop.number = number
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) == 1:  # of several processes each would say it
+    if os.environ.get("WORLD_SIZE", "1") == "1":  # of several processes each would say it
         _say("fastnas: stopping after this step; once more stops at once\n")
 
 

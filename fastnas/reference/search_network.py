@@ -336,12 +336,16 @@ def search_step(
     valid: tuple[Tensor, Tensor],
     grad_clip: float = 5.0,
     amp: Amp | None = None,
+    beside: Callable[[Mapping[str, Tensor]], Weights] = dict,
 ) -> Tensor:
     """Makes one first-order DARTS step as the public code writes it; returns the training loss.
 
     Each half computes all gradients, those of the params in the architecture step and those of
     the logits in the weight step included: the baseline that the benchmarks compare with. `amp`
     runs it in bf16 or fp16.
+
+    Args:
+        beside: makes the network's weights of softmax(alpha), which another method adds to.
     """
 
     check_clip(grad_clip)
@@ -350,7 +354,7 @@ def search_step(
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         weights = {cell: torch.softmax(alpha, dim=-1) for cell, alpha in alphas.items()}
         with amp.autocast():
-            return nn.functional.cross_entropy(network(batch[0], weights), batch[1])
+            return nn.functional.cross_entropy(network(batch[0], beside(weights)), batch[1])
 
     alphas_optimizer.zero_grad()
     amp.backward(loss_of(valid))

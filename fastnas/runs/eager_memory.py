@@ -47,9 +47,16 @@ def eager_saved_bytes(searcher: Searcher) -> int:
         network = searcher.build(kind).train().to(dtype)
         images = torch.empty(size, *searcher.images.shape, dtype=dtype)
         labels = torch.zeros(size, dtype=torch.int64)
+    space = network.space
     weights: Mapping[str, Any] = {
-        cell: torch.empty(alpha.shape, device=device, dtype=dtype, requires_grad=True)
-        for cell, alpha in searcher.arch.alphas().items()
+        cell: torch.empty(
+            len(space.edges),
+            space.num_candidates(cell),
+            device=device,
+            dtype=dtype,
+            requires_grad=True,
+        )
+        for cell in space.cell_types
     }
     if isinstance(strategy, SinglePath):
         edges = strategy.likeliest(searcher.arch)

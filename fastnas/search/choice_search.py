@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
@@ -21,13 +22,6 @@ from fastnas.nn.logits import Logits
 from fastnas.processes import here
 from fastnas.reference import cosine_decay
 from fastnas.search.callbacks import Callback, StopSearch
-from fastnas.search.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    random_state,
-    restore_random_state,
-    save_checkpoint,
-)
 from fastnas.search.choice_cost import cost_of_choices
 from fastnas.search.choice_settings import (
     check_batches,
@@ -37,12 +31,11 @@ from fastnas.search.choice_settings import (
     logit_optimizer_of,
     weight_optimizer_of,
 )
+from fastnas.search.choice_state import parts_of, restore_state, write_state
 from fastnas.search.choice_steps import ArchHalf, Loss, cross_entropy, endless
 from fastnas.search.choice_together import batches_together, check_alike
 from fastnas.search.diverged import DivergedError, first_not_finite
 from fastnas.strategies.hypergradient import first_order, frozen, unrolled
-
-KIND = "choice search"
 
 
 class ChoiceSearch:
@@ -128,6 +121,11 @@ class ChoiceSearch:
         callbacks: Sequence[Callback] = (),
     ) -> None:
         check_type("network", network, nn.Module)
+        if isinstance(network, DistributedDataParallel):
+            raise TypeError(
+                "network is a DistributedDataParallel; its module is needed, whose gradients the"
+                " search brings together itself"
+            )
         check_int("epochs", epochs, 1)
         check_number("grad_clip", grad_clip)
         if not 0 < grad_clip < math.inf:
@@ -255,7 +253,7 @@ class ChoiceSearch:
             if path is None:
                 raise ValueError("resume is True, but there is no checkpoint to go on from")
             self.load(path)
-        check_alike(self.processes, self._parts())
+        check_alike(self.processes, parts_of(self))
         while self.epoch < self.epochs:
             if not self._run_epoch():
                 break
@@ -306,7 +304,7 @@ class ChoiceSearch:
         row: dict[str, Any] = {"epoch": self.epoch, **means, "lr": float(rate)}
         row |= self.precision.figures() | ({} if self.cost is None else self.cost.figures())
         self.precision.end_epoch()
-        check_alike(self.processes, self._parts())
+        check_alike(self.processes, parts_of(self))
         self.history.append({**row, "seconds": seconds, "derived": self.derive()})
         return True
 
@@ -327,7 +325,7 @@ class ChoiceSearch:
         found = (f"{name} is {mean}" for name, mean in means.items() if not math.isfinite(mean))
         bad = next(found, None)
         if bad is None:
-            name = first_not_finite(self._parts())
+            name = first_not_finite(parts_of(self))
             bad = None if name is None else f"{name} is not finite"
         self._stop_for(bad)
 
@@ -363,41 +361,11 @@ class ChoiceSearch:
 
     # ---- checkpoints
 
-    def _parts(self) -> dict[str, Any]:
-        """Returns name to what has a state of its own."""
-        parts = {
-            "network": self.network,
-            "weight_optimizer": self.weight_optimizer,
-            "logit_optimizer": self.logit_optimizer,
-            "scheduler": self.scheduler,
-            "train": self.train,
-            "valid": self.valid,
-            "cost": self.cost,
-            **self.precision.parts(),
-        }
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-    def _identity(self) -> dict[str, Any]:
-        """Returns what a search that goes on must have as well."""
-        choices = {name: [c.mixing, _names(c)] for name, c in self.choices.items()}
-        tau = None if self.tau is None else list(self.tau)
-        return {
-            **{"epochs": self.epochs, "order": self.order, "samples": self.samples, "tau": tau},
-            **{"noise_decay": self.noise_decay, "zero_one_weight": self.zero_one_weight},
-            **{"grad_clip": self.grad_clip, "choices": choices, "precision": self.precision.name},
-            "cost": None if self.cost is None else self.cost.identity(),
-        }
-
     def save(self, path: Path) -> None:
         """Writes all that the rest of the search depends on, once for all processes."""
         if self.processes.is_first:
-            self._write(path)
+            write_state(self, path)
         self.processes.wait()
-
-    def _write(self, path: Path) -> None:
-        state = {name: part.state_dict() for name, part in self._parts().items()}
-        own = {"search": self._identity(), "epoch": self.epoch, "history": self.history}
-        save_checkpoint(path, KIND, {**own, "random": random_state(), "parts": state})
 
     def load(self, path: Path) -> None:
         """Goes to the state that a checkpoint holds.
@@ -405,29 +373,4 @@ class ChoiceSearch:
         Raises:
             CheckpointError: it cannot be read, or is of another search.
         """
-        state = load_checkpoint(path, KIND)
-        mine, theirs = self._identity(), state["search"]
-        for name in mine:
-            if mine[name] != theirs.get(name):
-                raise CheckpointError(
-                    f"checkpoint {path} is of another search: {name} is {short(theirs.get(name))}"
-                    f" there and {short(mine[name])} here"
-                )
-        parts = self._parts()
-        if parts.keys() != state["parts"].keys():
-            raise CheckpointError(
-                f"checkpoint {path} holds {', '.join(state['parts'])}; this search has"
-                f" {', '.join(parts)}"
-            )
-        try:
-            for name, part in parts.items():
-                part.load_state_dict(state["parts"][name])
-        except Exception as error:  # state dicts of other networks raise anything
-            text = " ".join(str(error).split())
-            raise CheckpointError(f"checkpoint {path} does not fit this search: {text}") from error
-        self.epoch, self.history = state["epoch"], state["history"]
-        restore_random_state(state["random"])
-
-
-def _names(choice: Logits) -> list[str] | int:
-    return choice.names if isinstance(choice, Choice) else choice.own_logits().numel()
+        restore_state(self, path)

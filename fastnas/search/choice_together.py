@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from fastnas.processes import Processes, ProcessesError, digest
+from fastnas.processes import Processes, ProcessesError, digest, tensors_in
 
 
 def check_alike(processes: Processes, parts: Mapping[str, Any]) -> None:
@@ -21,15 +20,12 @@ def check_alike(processes: Processes, parts: Mapping[str, Any]) -> None:
     Raises:
         ProcessesError: naming the first part that differs, or the random state.
     """
-    if processes.size == 1:
-        return
-    alike = {
-        name: part
+    found = {
+        name: part.state_dict()
         for name, part in parts.items()
         if isinstance(part, nn.Module | torch.optim.Optimizer)
     }
-    found = {name: digest(_tensors(part.state_dict())) for name, part in alike.items()}
-    processes.check_same({**found, "random state": digest([torch.get_rng_state()])})
+    processes.check_bits({**found, "random state": torch.get_rng_state()})
 
 
 def batches_together(processes: Processes, batches: Iterable[Any], first: bool) -> Iterator[Any]:
@@ -50,7 +46,7 @@ def batches_together(processes: Processes, batches: Iterable[Any], first: bool) 
     ends = object()
     while True:
         batch = next(source, ends)
-        content = digest(_tensors(batch)) if first else ""
+        content = digest(tensors_in(batch)) if first else ""
         told = processes.gathered((batch is not ends, digest([torch.get_rng_state()]), content))
         if not all(has for has, _, _ in told):
             return
@@ -66,7 +62,3 @@ def batches_together(processes: Processes, batches: Iterable[Any], first: bool) 
             )
         first = False
         yield batch
-
-
-def _tensors(found: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor)]

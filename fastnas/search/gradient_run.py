@@ -184,10 +184,10 @@ class GradientRun(ResumableRun):
     def _plain_size(self) -> int:
         return 4 * self.config.resolved("batch_size")
 
-    def plain(self, chosen: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields indices and images, not augmented, in large batches."""
+    def plain(self, chosen: Tensor, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields indices and images, not augmented, `size` at a time; None: in large batches."""
         images = self.pipeline.images
-        for index, pixels in images.plain(chosen, self._plain_size):
+        for index, pixels in images.plain(chosen, size or self._plain_size):
             yield index, self.pipeline.laid_out(images.normalise(pixels))
 
     def progress(self, means: Mapping[str, float], seconds: float) -> str:

@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from fastnas import signals
 from fastnas.data.source import ImageSource
 from fastnas.data.workers import deaths_told
-from fastnas.processes import digest, here
+from fastnas.processes import here
 from fastnas.search.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -199,21 +198,6 @@ class ResumableRun:
         if name is not None:
             raise self.diverged(f"{name} is not finite", self.step - 1)
 
-    def _check_alike(self) -> None:
-        """Makes sure that all processes have the same bits, as each continues with its own.
-
-        Raises:
-            ProcessesError: a computation of the run gives other bits on another machine, or drew
-                another number of times.
-        """
-        if self.processes.size > 1:
-            found = {
-                name: _tensors(part.state_dict()) for name, part in self.checkpointed().items()
-            }
-            drawn = [torch.get_rng_state(), *(g.get_state() for g in self.generators().values())]
-            alike = {**found, "random state": drawn}
-            self.processes.check_same({name: digest(parts) for name, parts in alike.items()})
-
     def diverged(self, what: str, step: int) -> DivergedError:
         """Returns the error that ends the run.
 
@@ -276,7 +260,11 @@ class ResumableRun:
         # `end_epoch` derives a genotype, which refuses logits that are not finite by an error that
         # names neither step nor epoch. So the run is judged first.
         self.check_finite()
-        self._check_alike()
+        # Each process continues with its own; a computation that gives other bits on another
+        # machine, or draws another number of times, would part them.
+        drawn = [torch.get_rng_state(), *(g.get_state() for g in self.generators().values())]
+        parts = {name: part.state_dict() for name, part in self.checkpointed().items()}
+        self.processes.check_bits({**parts, "random state": drawn})
         figures = {**self.means(), **self.precision.figures(), **self.end_epoch()}
         self.history.append({"epoch": self.epoch, **figures})
         self.precision.end_epoch()
@@ -422,7 +410,3 @@ class ResumableRun:
 def _processes_of(state: Mapping[str, Any]) -> int:
     # Checkpoints from before there were several do not tell.
     return int(state["run"].get("processes", 1))
-
-
-def _tensors(state: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]

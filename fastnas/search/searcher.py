@@ -11,11 +11,14 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch.optim import Adam
 
 from fastnas import reference
 from fastnas.data.source import ImageSource
 from fastnas.nn import SEARCH_NETWORKS, ArchParameters, SearchNetwork
+from fastnas.nn.paths import Weights
 from fastnas.processes import WHOLE, Share
+from fastnas.search.batch_accuracy import batch_accuracy, mixed_in_whole_batches
 from fastnas.search.bilevel import Bilevel
 from fastnas.search.build import accuracy, cosine, in_channels_last
 from fastnas.search.cell_costs import cost_of_search
@@ -42,16 +45,17 @@ class Searcher(GradientRun):
     config: SearchConfig
     network: SearchNetwork
     cost: CostTerm | None
+    arch_optimizer: Adam
 
     def begin(self) -> None:
         config = self.config
+        space = self.strategy.space(get_space(config.space))
         try:
             layers, epochs = config.resolved("layers"), config.resolved("epochs")
             self.stages = self.strategy.stages(layers, epochs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.eigenvalue = EigenvalueMonitor(config)
-        space = self.strategy.space(get_space(config.space))
+        self.eigenvalue = EigenvalueMonitor(config, self.epochs)
         self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
         self._begin_stage(space, [])
 
@@ -59,7 +63,7 @@ class Searcher(GradientRun):
         """Builds a search network of the stage's sizes, of one of the kinds that run it."""
         config = self.config
         network = kind(
-            self.space,
+            self.strategy.network_space(self.space),
             config.channels,
             self.images.classes,
             self.stages[self.stage].layers,
@@ -143,10 +147,11 @@ class Searcher(GradientRun):
         self.strategy.start_epoch(epoch, epochs)
         self.network.set_noise_amplitude(self.strategy.noise_amplitude(epoch, epochs))
         self.network.train()
+        self.strategy.decide(epoch, self.arch, self._accuracy_on)
 
     def run_step(self) -> None:
         train = self.pipeline(self.train_stream)
-        if self.stage_epoch >= self.config.resolved("arch_start_epoch"):
+        if self._moves_logits:
             # The batch of the weights is made first: both take their augmentation from one
             # generator, so the order belongs to the bits of the run.
             valid = self.pipeline(self.valid_stream)
@@ -155,7 +160,7 @@ class Searcher(GradientRun):
         self.add(train_loss=loss, train_accuracy=accuracy(logits, train[1]))
 
     def end_epoch(self) -> dict[str, Any]:
-        config, genotype = self.config, self.genotype()
+        genotype = self.genotype()
         with torch.no_grad():
             weights = self.strategy.mixing_weights(self.arch)
         figures: dict[str, Any] = observe(weights, genotype) | self.strategy.figures()
@@ -167,7 +172,29 @@ class Searcher(GradientRun):
         figures |= {} if self.cost is None else self.cost.figures(self.arch)
         figures["genotype"] = layout_of(genotype).text(genotype)
         figures |= self.eigenvalue.measured(self)
-        return figures | self.judged(searched=epoch >= config.resolved("arch_start_epoch"))
+        return figures | self.judged(searched=self._moves_logits)
+
+    @property
+    def _moves_logits(self) -> bool:
+        """Tells whether the network has been trained for so long that its logits move."""
+        first = max(s for s in range(self.stage + 1) if not self.stages[s].continues)
+        before = sum(stage.epochs for stage in self.stages[first : self.stage])
+        start: int = self.config.resolved("arch_start_epoch")
+        return before + self.stage_epoch >= start
+
+    def _accuracy_on(self, weights: Weights) -> float:
+        """Returns the supernet's accuracy on weights, by the statistics of each batch."""
+        labels, size = self.pipeline.images.train_labels, self.train_batches.batch_size
+        chosen = mixed_in_whole_batches(self.valid_index, size, self.config.seed)
+        mine = self.processes.share.spread(chosen)
+        batches = (
+            (batch, labels[index]) for index, batch in self.plain(mine, size // self.processes.size)
+        )
+        with self.precision.autocast():
+            found = batch_accuracy(self.network, weights, batches, self.processes)
+        if found is None:
+            raise self.diverged("a logit of a decision is not finite", self.step)
+        return found
 
     def decisions(self, figures: Mapping[str, Any]) -> str:
         cells = self.space.cell_types
@@ -186,10 +213,17 @@ class Searcher(GradientRun):
             self.arch.load_state_dict(self.eigenvalue.logits_of(self.early_stop.rollback))
         if self.stage_epoch == self.stages[self.stage].epochs and not self.finished:
             space = self.strategy.next_space(self.space, self.arch)
-            self._begin_stage(space, [*self.past_logits, self.arch.state_dict()])
+            # They are copies: a stage may go on with these very logits.
+            found = {name: logits.clone() for name, logits in self.arch.state_dict().items()}
+            self._begin_stage(space, [*self.past_logits, found])
 
     def extra_state(self) -> dict[str, Any]:
-        return {"past_logits": self.past_logits, **self.eigenvalue.extra_state()}
+        of_method = self.strategy.state_dict()
+        return {
+            "past_logits": self.past_logits,
+            **({"method": of_method} if of_method else {}),
+            **self.eigenvalue.extra_state(),
+        }
 
     def restore_extra(self, state: Mapping[str, Any]) -> None:
         """Goes to the stage of a state: its space follows from the logits of those before it."""
@@ -207,6 +241,7 @@ class Searcher(GradientRun):
             arch.load_state_dict(logits)
             space = self.strategy.next_space(space, arch)
         self._begin_stage(space, past)
+        self.strategy.load_state_dict(state.get("method", {}))
         self.eigenvalue.restore(state)
 
     def graphed(self, bilevel: Bilevel) -> Bilevel | GraphedBilevel:
@@ -216,10 +251,11 @@ class Searcher(GradientRun):
         return GraphedBilevel(bilevel, CudaRecorder(self.device))
 
     def _learning_rate(self) -> float:
-        config = self.config
-        epochs = self.stages[self.stage].epochs
+        config, stage = self.config, self.stages[self.stage]
         rates = config.resolved("lr"), config.resolved("lr_min")
-        return cosine(self.stage_epoch, epochs, *rates)
+        if stage.constant_rate is not None:
+            return stage.constant_rate * float(rates[0])
+        return cosine(self.stage_epoch, stage.epochs, *rates)
 
     def _begin_stage(self, space: Space, past_logits: list[dict[str, Tensor]]) -> None:
         """Builds what a stage begins with: weights, logits and optimizers.
@@ -232,6 +268,10 @@ class Searcher(GradientRun):
         if self.cost is not None:
             self.cost.enter(space)
         self.strategy.start_stage(self.stage)
+        if self.stages[self.stage].continues:
+            # Of a run that is resumed they are those of its first stage, into which it then loads.
+            self._build_optimizers(self.arch_optimizer)
+            return
         # The network draws before the logits do, and on the CPU whatever the device is: one seed
         # gives the same search on each device, and another order would give another one.
         self.network = self.build(SEARCH_NETWORKS[space.layout]).to(self.device)
@@ -245,10 +285,12 @@ class Searcher(GradientRun):
         arch = ArchParameters(space, strategy.alpha_scale, strategy.topology, strategy.tied)
         return arch.to(self.device)
 
-    def _build_optimizers(self) -> None:
-        self.params_optimizer, self.arch_optimizer = self.optimizers(
+    def _build_optimizers(self, of_logits: Adam | None = None) -> None:
+        """Makes the optimizers and the step; that of the logits is given where it goes on."""
+        self.params_optimizer, fresh = self.optimizers(
             self.network.parameters(), self.arch.parameters(), capturable_on(self.device)
         )
+        self.arch_optimizer = of_logits or fresh
         bilevel = Bilevel(
             self.network,
             self.arch,
@@ -263,12 +305,12 @@ class Searcher(GradientRun):
         self.bilevel = self.graphed(bilevel)
 
     def mixture(self, images: Tensor) -> Tensor:
-        space = self.space
+        network = self.build(reference.SEARCH_NETWORKS[self.space.layout])
+        space = network.space
         weights = {
             cell: torch.ones(len(space.edges), space.num_candidates(cell))
             for cell in space.cell_types
         }
-        network = self.build(reference.SEARCH_NETWORKS[space.layout])
         return network(images, weights)
 
     def _build_batches(self, images: ImageSource) -> None:

@@ -120,7 +120,8 @@ class MobileSpace:
             allowed = self.candidates(layer)
             if block not in allowed:
                 names = ", ".join(map(block_name, allowed))
-                given = block_name(block) if isinstance(block, tuple) else short(block)
+                is_pair = isinstance(block, tuple) and len(block) == 2
+                given = block_name(block) if is_pair else short(block)
                 raise ValueError(f"architecture[{i}] is {given}; allowed: {names}")
         return tuple(blocks)
 

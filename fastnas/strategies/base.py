@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -24,6 +24,9 @@ from fastnas.strategies.hypergradient import first_order
 from fastnas.strategies.margins import Undecided, operation_margins, within_noise
 from fastnas.strategies.steps import ArchStep, Batch, WeightStep
 
+Accuracy = Callable[[Weights], float]
+"""Measures the supernet on weights, on the images of the logits by the statistics of each batch."""
+
 
 class Stage(NamedTuple):
     """Describes a stage of a search.
@@ -31,10 +34,15 @@ class Stage(NamedTuple):
     Attributes:
         layers: cells of its network; in NAS-Bench-201 per stage of that network.
         epochs: how long it takes.
+        continues: it goes on with the network, the logits and their optimizer of the stage before
+            it, whose space and layers are its own; the weights get an optimizer anew.
+        constant_rate: its learning rate, as a share of the search's first one; None: the cosine.
     """
 
     layers: int
     epochs: int
+    continues: bool = False
+    constant_rate: float | None = None
 
 
 class Strategy(Optioned):
@@ -99,8 +107,8 @@ class Strategy(Optioned):
         """Returns the stages of a search whose settings say so many layers and epochs: here one.
 
         Each begins with weights, logits and optimizers of its own, in a space of its own
-        (`next_space`). Its epochs count from 0 for the learning rate and for all that is asked of
-        the method by epoch.
+        (`next_space`), unless it `continues` the one before. Its epochs count from 0 for the
+        learning rate and for all that is asked of the method by epoch. `space` is asked first.
         """
         return [Stage(layers, epochs)]
 
@@ -112,6 +120,10 @@ class Strategy(Optioned):
 
         The answer may depend on the arguments and the stage alone: a run that resumes asks again.
         """
+        return space
+
+    def network_space(self, space: Space) -> Space:
+        """Returns what the network has on its edges: here the candidates that are searched."""
         return space
 
     def skip_noise(self) -> SkipNoise | None:
@@ -130,6 +142,19 @@ class Strategy(Optioned):
     def start_epoch(self, epoch: int, epochs: int) -> None:
         """Sets what depends on the epoch, 0 to epochs - 1."""
         check_epoch(epoch, epochs)
+
+    def decide(self, epoch: int, arch: ArchParameters, accuracy: Accuracy) -> None:
+        """Decides before the steps of an epoch what depends on the network; here nothing.
+
+        Asked again when a run resumes within the epoch, after `load_state_dict`.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what a checkpoint holds of the method, plain data; here nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a state, after `start_stage` of its stage."""
 
     def figures(self) -> dict[str, float]:
         """Returns values of this epoch to write to the history and to TensorBoard."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from fastnas.bounds import Bounds
 from fastnas.checks import check_type
@@ -13,6 +14,8 @@ from fastnas.spaces import AnyGenotype, Space
 from fastnas.strategies.cost import shares_of_weights
 from fastnas.strategies.derivation import derive_top_edges
 from fastnas.strategies.mixture import Mixture
+from fastnas.strategies.single_level import Both, both_gradients
+from fastnas.strategies.steps import ArchStep, WeightStep
 
 LOSSES = ("l2", "l1")
 
@@ -27,6 +30,9 @@ class FairDARTS(Mixture):
 
     The genotype keeps at most two edges a node, those whose sigma reaches `threshold`. A search
     too short to reach it anywhere would derive an empty cell; then each node keeps its best edge.
+
+    With `single_level` weights and logits move together, by one pass over the training batch, whose
+    loss has the zero-one loss too; the images of the logits are for the validation alone.
 
     In NAS-Bench-201 (our reading; the paper has nothing on it) `none` is no candidate but what an
     edge is whose sigmas stay below `threshold`. A cell that this leaves without a way from its
@@ -45,6 +51,38 @@ class FairDARTS(Mixture):
     zero_one_weight: float = option(10.0, "w01: weight of the zero-one loss", Bounds(0, 1e6))
     zero_one_loss: str = option("l2", "form of the zero-one loss", choices=LOSSES)
     threshold: float = option(0.85, "sigma from which an edge is kept", Bounds(0, 1))
+    single_level: bool = option(False, "move weights and logits together, on the training batch")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.single_level and self.order == 2:
+            raise ValueError("single_level is true, but order is 2, which looks ahead from one")
+        self._both: Both | None = None
+        """Of the pass in the logits' half of a step, for the half of the weights."""
+
+    def arch_gradient(self, step: ArchStep) -> tuple[list[Tensor], Tensor]:
+        if not self.single_level:
+            return super().arch_gradient(step)
+        # The weights have their gradient before the logits move, from the same pass.
+        self._both = both_gradients(step)
+        return self._both.alphas, self._both.loss
+
+    def params_gradient(self, step: WeightStep) -> tuple[Tensor, Tensor]:
+        found, self._both = self._both, None
+        # Before arch_start_epoch the logits have no half of the step.
+        if found is None:
+            return super().params_gradient(step)
+        for p, gradient in zip(step.params, found.params):
+            p.grad = gradient
+        # They are unscaled already, so `finish`, which would divide them, is not for them.
+        step.precision.processes.join_gradients(step.params)
+        clip_grad_norm_(step.params, step.grad_clip)
+        return found.plain_loss, found.logits
+
+    def not_capturable(self) -> str | None:
+        if self.single_level:
+            return "with single_level a half of a step leaves its gradients to the other"
+        return super().not_capturable()
 
     def mixing_weights(self, arch: ArchParameters) -> dict[str, Tensor]:
         check_type("arch", arch, ArchParameters)

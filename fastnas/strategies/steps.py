@@ -124,7 +124,7 @@ class ArchStep:
         # What the logits are mapped by stays outside of autocast.
         weights = self.strategy.forward_weights(self.arch)
         with nullcontext() if exact else self.precision.autocast():
-            return _cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
+            return cross_entropy(self.network(inputs.images, weights, inputs.draw), inputs.labels)
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class WeightStep:
         self.passes.append(weights)
         with self.precision.autocast():
             logits = self.network(self.train.images, weights, self.train.draw)
-            return _cross_entropy(logits, self.train.labels), logits
+            return cross_entropy(logits, self.train.labels), logits
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Returns the loss of logits [N, classes]; of [paths, N, classes] its mean over the paths."""
     if logits.dim() == 2:
         return F.cross_entropy(logits, labels)

@@ -22,9 +22,18 @@ OPTIONS: dict[str, Argument] = {
     "noise_factor": number(0.2, 0.0).called("factor"),
     "noise_decay": choice("none"),
     "skip_drop_path": number(0.0, 0.0, below=1.0),
+    "beta_decay_weight": number(50.0, 0.0),
+    "auxiliary_skip": number(1.0, 0.0),
+    "auxiliary_decay": choice("linear"),
+    "perturbation_start": number(0.03, 0.0, 1.0),
+    "perturbation_end": number(0.3, 0.0, 1.0),
+    "attack_steps": integer(7, 1),
+    "kl_weight": number(0.0, 0.0),
+    "tune_epochs": integer(5, 1),
     "zero_one_weight": number(10.0),
     "zero_one_loss": choice("l2"),
     "threshold": number(0.85, 0.0, 1.0),
+    "single_level": flag(False),
     "samples": integer(1, 1),
     "tau_schedule": choice("linear"),
     "tau_start": number(10.0, above=0.0),
@@ -52,7 +61,7 @@ def methods(names: str, **arguments: Argument) -> list[Call]:
     """A call of a method of DARTS' loop, on strategies that answer it in their own ways."""
     made: dict[str, dict[str, Any]] = {
         "darts": {}, "noisy-darts": {"noise_decay": "cosine"}, "gdas": {}, "anasod-darts": {},
-        "fair-darts": {},
+        "fair-darts": {}, "beta-darts": {}, "drnas": {},
     }  # fmt: skip
     return [
         Call("Strategy", getattr(strategies.get_strategy(strategy, **options), name), arguments,

@@ -48,6 +48,17 @@ def test_the_estimate_is_what_eager_saves(settings):
         assert estimate == compare_with_eager(run, 1)["eager_saved_bytes"]
 
 
+@pytest.mark.parametrize("space", ["S1", "nb201"])
+def test_the_estimate_with_an_auxiliary_skip(space):
+    """Besides what its network saves, a step saves the softmax that the skip is added to."""
+    run = searcher(method="darts-minus", space=space, layers=1)
+    estimate = eager_saved_bytes(run)
+    with run.on_backend():
+        measured = compare_with_eager(run, 1)["eager_saved_bytes"]
+    own = sum(alpha.nbytes for alpha in run.arch.parameters())
+    assert estimate < measured <= estimate + 2 * own
+
+
 @pytest.mark.parametrize("method", ["gdas", "rome", "rome-v1"])
 def test_no_sampled_path_holds_more_than_the_estimate(method):
     run = searcher(method=method, space="S0")

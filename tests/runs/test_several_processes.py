@@ -78,13 +78,19 @@ def figures(report):
     return {name: value for name, value in report.items() if name not in clocks}
 
 
-@pytest.mark.parametrize("settings", [{}, {"method": "rome", "samples": 2, "spread": "samples"}])
+DECIDES = {"method": "darts-pt", "space": "nb201", "tune_epochs": 1, "epochs": 1, "images": 64}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"method": "rome", "samples": 2, "spread": "samples"}, DECIDES]
+)
 def test_a_run_that_lost_a_process_goes_on(settings, tmp_path):
     whole = together(2, search(tmp_path / "whole", **settings), tmp_path)
     assert isinstance(whole[0], dict), whole[0]
     assert figures(whole[0]) == figures(whole[1])
     assert json.loads((tmp_path / "whole/report.json").read_text())["environment"]["processes"] == 2
-    # In the second epoch, of four steps, after the checkpoint of its second one.
+    # In the second epoch, of four steps, after the checkpoint of its second one; or in the fourth,
+    # of two steps, after a decision.
     out = tmp_path / "run"
     told, dead = together(2, search(out, dies_at=7, **settings), tmp_path)
     assert told.startswith("ProcessesError: process 0 of 2 has lost another"), told

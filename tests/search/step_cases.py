@@ -18,7 +18,8 @@ def build(method="noisy-darts", space="S2", capturable=True, device="cpu", **opt
     strategy = get_strategy(method, **options)
     space = strategy.space(get_space(space))
     kind, layers = nn.SEARCH_NETWORKS[space.layout], 3 if space.layout == "darts" else 1
-    network = kind(space, 2, 4, layers, noise=strategy.skip_noise()).to(device).train()
+    network = kind(strategy.network_space(space), 2, 4, layers, noise=strategy.skip_noise())
+    network.to(device).train()
     arch = nn.ArchParameters(space, 0.5, strategy.topology).to(device)
     return Bilevel(
         network,

@@ -42,7 +42,8 @@ def on_meta(space, method):
     meta = torch.device("meta")
     draw = bilevel.network.draw(meta)
     assert (draw is None) == (method != "noisy-darts")
-    return bilevel, Inputs(*batches(1, meta)[0], draw)
+    drawn = bilevel.strategy.draw()
+    return bilevel, Inputs(*batches(1, meta)[0], draw, None if drawn is None else drawn.to(meta))
 
 
 UNFUSED = "as on a device without fused cells"
@@ -57,6 +58,9 @@ UNFUSED = "as on a device without fused cells"
         ("darts", "S3", UNFUSED),
         ("noisy-darts", "S3", UNFUSED),
         ("darts", "S4", None),
+        ("beta-darts", "S2", None),
+        ("darts-minus", "S2", None),
+        ("sdarts-rs", "S2", None),
     ],
 )
 def test_a_captured_step_leaves_the_host_alone(monkeypatch, method, space, fused):

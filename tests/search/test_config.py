@@ -151,7 +151,7 @@ def test_options_in_python_are_held_to_the_same():
         ({"out": [["x"] * 9] * 9}, "out is [['x', 'x', 'x', 'x', 'x', 'x', ...], "),
         (
             {"method": "enas"},
-            "method is 'enas'; allowed: anasod-darts, anasod-gdas, darts, fair-darts",
+            "method is 'enas'; allowed: anasod-darts, anasod-gdas, beta-darts, darts",
         ),
         ({"space": "S9"}, "no search space 'S9'"),
         ({"train_fraction": 1.0}, "train_fraction is 1.0"),

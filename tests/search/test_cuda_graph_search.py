@@ -69,6 +69,9 @@ SEARCHES = [
     {"method": "darts", "arch_start_epoch": 1},
     {"method": "noisy-darts", "noise_decay": "cosine"},
     {"method": "fair-darts"},
+    {"method": "beta-darts"},
+    {"method": "darts-minus"},
+    {"method": "sdarts-rs"},
     {"method": "darts", "precision": "bf16", "cost": "macs:10", "cost_weight": 5.0},
 ]
 

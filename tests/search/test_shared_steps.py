@@ -175,7 +175,7 @@ def test_samples_that_cannot_be_shared(tmp_path):
             assert told.startswith(text)
 
 
-@pytest.mark.parametrize("method", ["noisy-darts", "gdas"])
+@pytest.mark.parametrize("method", ["noisy-darts", "gdas", "sdarts-rs", "sdarts-adv", "drnas"])
 def test_processes_end_alike_where_they_draw(method, tmp_path):
     options = {"samples": 2} if method == "gdas" else {}
     assert_alike(together(2, steps_of(method, "batches", options), tmp_path))
@@ -318,3 +318,12 @@ def test_a_sampler_is_told_of_the_epoch(tmp_path):
         return sampler.epoch
 
     assert together(2, work, tmp_path) == [1, 1]
+
+
+def test_a_network_that_reduces_by_itself_is_refused(tmp_path):
+    def work():
+        loader = DataLoader(pairs(1), batch_size=4, sampler=DistributedSampler(pairs(1)))
+        ChoiceSearch(nn.parallel.DistributedDataParallel(network()), loader, loader, epochs=1)
+
+    for told in together(2, work, tmp_path):
+        assert told.startswith("TypeError: network is a DistributedDataParallel; its module is")

@@ -114,7 +114,7 @@ def test_noise_options():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("dart", {}, "method is 'dart'; allowed: anasod-darts, anasod-gdas, darts"),
+        ("dart", {}, "method is 'dart'; allowed: anasod-darts, anasod-gdas, beta-darts, darts"),
         ("darts", {"noise_factor": 0.1}, "noise_factor given, which method darts does not take"),
         ("darts", {"order": 3}, "order is 3"),
         ("noisy-darts", {"noise_decay": "linear"}, "noise_decay is 'linear'"),
