@@ -26,18 +26,23 @@ class EigenvalueMonitor:
     """Measures every N epochs, and decides on an early stop where the config asks for one.
 
     What is measured is the largest eigenvalue of d2 L_val / d alpha2 + arch_weight_decay I, over
-    all logits of all cell types, after the epoch, as RobustDARTS' code has it: L_val is the cross
-    entropy of the network in training mode (batch statistics, noise on) on the method's mixing
-    weights, without its regulariser. The batch is drawn anew for each epoch from the images of the
-    logits; it is not augmented. A measurement changes no bit of the search: its random numbers are
-    its own, and running statistics are put back. It is in float32 whatever the run computes in.
+    all logits of all cell types, after the epoch, as RobustDARTS' code has it. L_val is the cross
+    entropy of the network in training mode (batch statistics, noise on) on the weights that the
+    method validates it on, without its regulariser. The batch is drawn anew for each epoch from the
+    images of the logits; it is not augmented. A measurement changes no bit of the search: its
+    random numbers are its own, and running statistics are put back. It is in float32 whatever the
+    run computes in.
 
     Epochs 0, N, 2 N, ... and the last are measured, counted from 0. Each of several processes
     measures on the whole batch.
+
+    Args:
+        epochs: of all stages of the search.
     """
 
-    def __init__(self, config: SearchConfig) -> None:
+    def __init__(self, config: SearchConfig, epochs: int) -> None:
         self.config = config
+        self.epochs = epochs
         self.kept: list[dict[str, Tensor]] = []
         """Logits after each epoch measured, where the search may go back to them."""
 
@@ -59,10 +64,10 @@ class EigenvalueMonitor:
                 " for the logits"
             )
 
-    def is_due(self, epoch: int, epochs: int) -> bool:
+    def is_due(self, epoch: int) -> bool:
         """Tells whether an epoch, from 0, is measured."""
         every = self.config.eigenvalue_every
-        return bool(every) and (epoch % every == 0 or epoch + 1 == epochs)
+        return bool(every) and (epoch % every == 0 or epoch + 1 == self.epochs)
 
     def measured(self, searcher: Searcher) -> dict[str, float]:
         """Returns the figures of the epoch under way, none where it is not measured.
@@ -72,7 +77,7 @@ class EigenvalueMonitor:
         Raises:
             DivergedError: a second derivative is not finite.
         """
-        if not self.is_due(searcher.epoch, searcher.epochs):
+        if not self.is_due(searcher.epoch):
             return {}
         try:
             found = self._measure(searcher)
@@ -93,7 +98,7 @@ class EigenvalueMonitor:
         if not self.may_stop:
             return None
         # After the last epoch there is nothing left to stop, and the public code does not ask.
-        asked = [h for h in history if self.is_due(h["epoch"], 0) and not self._is_last(h["epoch"])]
+        asked = [h for h in history if self.is_due(h["epoch"]) and h["epoch"] + 1 != self.epochs]
         return early_stop([h["epoch"] for h in asked], [h["eigenvalue"] for h in asked])
 
     def logits_of(self, epoch: int) -> dict[str, Tensor]:
@@ -110,7 +115,7 @@ class EigenvalueMonitor:
         Raises:
             ValueError: it lacks an eigenvalue, or the logits of an epoch.
         """
-        due = [h for h in state["history"] if self.is_due(h["epoch"], self._epochs)]
+        due = [h for h in state["history"] if self.is_due(h["epoch"])]
         for figures in due:
             value = figures.get("eigenvalue")
             if type(value) is not float or not math.isfinite(value):
@@ -124,13 +129,6 @@ class EigenvalueMonitor:
             raise ValueError("kept_logits are not finite")
         self.kept = kept
 
-    @property
-    def _epochs(self) -> int:
-        return int(self.config.resolved("epochs"))
-
-    def _is_last(self, epoch: int) -> bool:
-        return epoch + 1 == self._epochs
-
     def _measure(self, searcher: Searcher) -> Eigenvalue:
         network, arch = searcher.network, searcher.arch
         logits = list(arch.parameters())
@@ -138,7 +136,8 @@ class EigenvalueMonitor:
         with _left_as_it_was(network, searcher.device), frozen(list(network.parameters())):
             generator = torch.default_generator.manual_seed(_seed_of(searcher))
             images, labels = self._batch(searcher, generator)
-            weights = searcher.strategy.mixing_weights(arch)
+            # Not `forward_weights`: those may be drawn, and the Hessian of a draw is another one.
+            weights = searcher.validation_weights()
             out = network(images, weights, network.draw(images.device))
             product = hessian_products(F.cross_entropy(out, labels), logits)
             size = sum(t.numel() for t in logits)

@@ -55,7 +55,7 @@ class Searcher(GradientRun):
             self.stages = self.strategy.stages(layers, epochs)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        self.eigenvalue = EigenvalueMonitor(config)
+        self.eigenvalue = EigenvalueMonitor(config, self.epochs)
         self.cost = cost_of_search(config, self.strategy, space, self.images, self.device)
         self._begin_stage(space, [])
 
