@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of
+from wrong_values import Argument, Call, choice, flag, instance, integer, number, one_of, text
 
 from fastnas import blackbox, spaces, strategies
 from fastnas.blackbox.domains import Cells
@@ -22,6 +22,10 @@ OPTIONS: dict[str, Argument] = {
     "noise_factor": number(0.2, 0.0).called("factor"),
     "noise_decay": choice("none"),
     "skip_drop_path": number(0.0, 0.0, below=1.0),
+    "stage_layers": text("0,6,12"),
+    "stage_operations": text("5,3"),
+    "skip_dropout": text("0,0.4,0.7"),
+    "skip_cap": integer(2, 0, 1000),
     "beta_decay_weight": number(50.0, 0.0),
     "auxiliary_skip": number(1.0, 0.0),
     "auxiliary_decay": choice("linear"),
