@@ -80,8 +80,11 @@ def study_cost(evaluator: Evaluator, genotype: AnyGenotype) -> dict[str, Any]:
     """Returns `genotype_cost` of what a study found, on the CPU.
 
     The network is the one that the evaluator trains, or that the search of its supernet would
-    train; of a table it is the published one for CIFAR-10.
+    train; of a table it is the published one for CIFAR-10. Of cells that have none, which are only
+    looked up, nothing is returned.
     """
+    if not trained(genotype).defaults:
+        return {}
     config, (image, classes) = TrainConfig(), CIFAR10
     precision = "fp32"
     if isinstance(evaluator, TrainingEvaluator):

@@ -234,7 +234,7 @@ def study_text(report: Mapping[str, Any]) -> str:
     ]
     if report["distribution"] is not None:
         lines += ["drawn from the distribution", "", *distribution_table(report["distribution"])]
-    lines += [cost_line(report), ""]
+    lines += [cost_line(report), ""] if "macs" in report else []
     lines.append(f"Accuracy that the search saw: {report['accuracy']:.4f}.")
     lines += ["", "![distributions tried](simplex.png)", ""]
     lines += table_lines(report["reported"] or {})
