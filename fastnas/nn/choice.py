@@ -159,6 +159,11 @@ class Choice(Logits):
                 raise TypeError("Choice: no w is given and mixing is None; call it as (x, w)")
             *rest, w = args
             args = tuple(rest)
+            if not (args or kwargs):  # the one argument was no weights, but what they weigh
+                raise TypeError(
+                    "Choice: mixing is None, so that weights are needed: choice(x, w=w), or a"
+                    ' choice with logits of its own, Choice(candidates, mixing="softmax")'
+                )
         w = self.weights() if w is None else w
         if not isinstance(w, Paths):
             self._check_weights(w, args, kwargs)

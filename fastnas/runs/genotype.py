@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastnas.report.architecture_drawing import architecture_figure
 from fastnas.report.figures import save_figure
 from fastnas.runs.columns import layer_table
 from fastnas.runs.report import cell_table
+from fastnas.search.config import GradientConfig
 from fastnas.search.trained import trained
 from fastnas.spaces import MobileGenotype
 from fastnas.spaces.mobile_genotype import Architecture
@@ -30,3 +32,17 @@ def table_of(genotype: Architecture, report: Mapping[str, Any]) -> list[str]:
     if isinstance(genotype, MobileGenotype):
         return layer_table(report["layers"])
     return cell_table(genotype)
+
+
+def next_step(config: GradientConfig, report: Mapping[str, Any], out: Path) -> str:
+    """Says how what was found is trained for longer, in the sizes that the report is about."""
+    sizes = {name: value for name, value in report["network"].items() if name != "image"}
+    flags = []
+    for name, value in sizes.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            flags += [flag] if value else []
+        else:
+            flags += [flag, str(value)]
+    command = ["fastnas", "train", str(out / "genotype.json"), "--data", config.data, *flags]
+    return f"to train it for longer: {shlex.join(command)}"

@@ -12,7 +12,7 @@ from fastnas.report.curves import draw_history
 from fastnas.runs.columns import layer_table
 from fastnas.runs.compare import uncompared
 from fastnas.runs.derived import check_derived, derived_cost, train_derived
-from fastnas.runs.genotype import leave_genotype
+from fastnas.runs.genotype import leave_genotype, next_step
 from fastnas.runs.mobile_compare import mobile_comparison
 from fastnas.runs.report import (
     REPORT_MD,
@@ -20,8 +20,8 @@ from fastnas.runs.report import (
     cost_line,
     derived_lines,
     environment,
-    expected_cost,
     header_lines,
+    paid_cost,
     paid_line,
     write_report,
 )
@@ -72,10 +72,12 @@ def _run_mobile_search(config: MobileConfig, resume: bool, console: Console) -> 
         if searcher.processes.is_first:
             leave_genotype(out, genotype, f"{config.method} on {config.data}")
             draw_history(searcher.history, out / "history.png")
+        derived = derived_cost(searcher, genotype)
         report: dict[str, Any] = {
             **_found(searcher, genotype, console),
             **train_derived(config, genotype, images, out, resume, console),
-            **derived_cost(searcher, genotype),
+            **derived,
+            **paid_cost(searcher, derived),
             **uncompared("it did not end" if config.compare_steps else None),
         }
         if not searcher.processes.is_first:
@@ -91,6 +93,7 @@ def _run_mobile_search(config: MobileConfig, resume: bool, console: Console) -> 
                 report |= mobile_comparison(searcher, config.compare_steps)
             write_report(out, report, mobile_text(report))
         console.print(f"\nreport: {out / REPORT_MD}")
+        console.print(next_step(config, report, out))
         return report
 
 
@@ -115,7 +118,6 @@ def _found(searcher: MobileSearcher, genotype: MobileGenotype, console: Console)
         "skips": last["skips"],
         "supernet_accuracy": last["valid_accuracy"],
         "search_seconds": searcher.seconds,
-        **expected_cost(searcher),
         "backend": searcher.backend,
         "precision": config.precision,
         "cuda_graph": False,

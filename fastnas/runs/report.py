@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from fastnas.processes import here
 from fastnas.runs.eigenvalue_report import eigenvalue_lines
 from fastnas.search.gradient_run import GradientRun
 from fastnas.spaces import AnyGenotype, layout_of
+
+logger = logging.getLogger("fastnas")
 
 REPORT_JSON = "report.json"
 REPORT_MD = "report.md"
@@ -73,15 +76,28 @@ def cost_line(report: Mapping[str, Any]) -> str:
     )
 
 
-def expected_cost(searcher: GradientRun) -> dict[str, Any]:
-    """Returns the target of the cost, and what the logits expected of it at the end."""
+def paid_cost(searcher: GradientRun, derived: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the target of the cost, what the logits expected of it at the end, and what it is.
+
+    Args:
+        derived: the figures of the derived network (`cost_figures`).
+    """
     if searcher.cost is None:
         return {}
     (kind, target), weight = searcher.cost.target, searcher.cost.weight
     expected = searcher.history[-1][f"expected_{kind}"]
-    return {"cost": {"kind": kind, "target": target, "weight": weight, "expected": expected}}
+    figure: float = derived[COST_FIGURES[kind]]
+    if figure > target:
+        logger.warning(
+            "fastnas: what was derived costs %.6g %s, more than the target of %.6g; longer searches"
+            " and a larger cost_weight bring it nearer",
+            figure, COST_UNITS[kind], target,
+        )  # fmt: skip
+    found = {"kind": kind, "target": target, "weight": weight, "expected": expected}
+    return {"cost": {**found, "derived": figure}}
 
 
+COST_FIGURES = {"macs": "macs", "params": "parameters", "latency": "latency_ms"}
 COST_UNITS = {"macs": "multiply-adds", "params": "parameters", "latency": "ms"}
 
 
@@ -96,6 +112,8 @@ def paid_line(report: Mapping[str, Any]) -> str:
     return (
         f"The logits paid for more than {cost['target']:,.6g} {unit}, with weight"
         f" {cost['weight']:g}; at the end they expected {cost['expected']:,.6g}{timed}."
+        f" What is derived costs {cost['derived']:,.6g}"
+        f"{'' if cost['derived'] <= cost['target'] else ': **the target is not met**'}."
     )
 
 

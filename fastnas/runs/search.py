@@ -14,11 +14,11 @@ from fastnas.report.curves import draw_history
 from fastnas.runs.compare import comparison, uncompared
 from fastnas.runs.derived import check_derived, derived_cost, train_derived, trained_cost
 from fastnas.runs.eigenvalue_report import check_memory, eigenvalue_figures
-from fastnas.runs.genotype import leave_genotype, table_of
+from fastnas.runs.genotype import leave_genotype, next_step, table_of
 from fastnas.runs.report import (
     REPORT_MD,
     environment,
-    expected_cost,
+    paid_cost,
     search_text,
     train_text,
     write_report,
@@ -83,9 +83,11 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
         if searcher.processes.is_first:
             leave_genotype(out, genotype, f"{config.method} on {config.data}")
             draw_history(searcher.history, out / "history.png")
+        derived = derived_cost(searcher, genotype)
         report: dict[str, Any] = {
             **_found(searcher, genotype, table, console),
-            **derived_cost(searcher, genotype),
+            **derived,
+            **paid_cost(searcher, derived),
             **train_derived(config, genotype, images, out, resume, console),
             **uncompared("it did not end" if config.compare_steps else None),
         }
@@ -99,6 +101,7 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
                 report |= comparison(searcher, config.compare_steps)
             write_report(out, report, search_text(report, genotype))
         console.print(f"\nreport: {out / REPORT_MD}")
+        console.print(next_step(config, report, out))
         return report
 
 
@@ -129,7 +132,6 @@ def _found(
         **eigenvalue_figures(searcher),
         **_distribution(searcher),
         **searcher.strategy.findings(searcher.arch, searcher.space),
-        **expected_cost(searcher),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
         "backend": searcher.backend,

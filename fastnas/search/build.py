@@ -103,10 +103,19 @@ def augmentation(config: RunConfig, images: ImageSource, cutout: int) -> Augment
     """Returns the augmentation: by default crop 1 for digits, crop 4 and flips for photographs.
 
     Images that are random crops already are not shifted besides.
+
+    Raises:
+        ConfigError: wherever its middle is, `cutout` covers a whole image.
     """
     usual = 1 if images.name == "digits" else 0 if images.draws_crops else 4
     crop = usual if config.crop is None else config.crop
     flip = images.name not in NOT_MIRRORED if config.flip is None else config.flip
+    side = min(images.size)
+    if cutout >= 2 * side:
+        raise ConfigError(
+            f"cutout is {cutout}; below {2 * side} is needed for images of"
+            f" {images.size[0]}x{images.size[1]} pixels, of which nothing would be left"
+        )
     return Augment(crop=crop, flip=flip, cutout=cutout)
 
 

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils._pytree import tree_map
 from torch.utils.data import DistributedSampler
 
-from fastnas.checks import check_int, check_number, check_type, short
+from fastnas.checks import check_int, check_number, check_type
 from fastnas.nn import Choice, InputChoice, derived_network, split_parameters
 from fastnas.nn.logits import Logits
 from fastnas.processes import here
@@ -25,6 +25,8 @@ from fastnas.search.callbacks import Callback, StopSearch
 from fastnas.search.choice_cost import cost_of_choices
 from fastnas.search.choice_settings import (
     check_batches,
+    check_callbacks,
+    check_loss,
     check_settings,
     checked_precision,
     checked_tau,
@@ -132,10 +134,8 @@ class ChoiceSearch:
             raise ValueError(f"grad_clip is {grad_clip}; a finite number > 0 is needed")
         for name, batches in (("train", train), ("valid", valid)):
             check_batches(name, batches)
-        if not callable(loss):
-            raise TypeError(f"loss is {short(loss)}; a function of (network, batch) is needed")
-        for callback in callbacks:
-            check_type("a callback", callback, Callback)
+        check_loss(loss)
+        check_callbacks(callbacks)
         self.network, self.train, self.valid, self.loss = network, train, valid, loss
         self.epochs, self.order, self.samples = epochs, order, samples
         self.noise_decay, self.zero_one_weight = noise_decay, zero_one_weight
@@ -238,8 +238,9 @@ class ChoiceSearch:
         """Goes on to the last epoch, and returns `history`.
 
         Args:
-            checkpoint: is written after each epoch; a run that is killed goes on from there to the
-                same bits, where the loaders draw from torch's generators, or have a `state_dict`.
+            checkpoint: is written after each epoch, into a folder that is made if need be; a run
+                that is killed goes on from there to the same bits, where the loaders draw from
+                torch's generators, or have a `state_dict`.
             resume: whether to go on from it.
 
         Raises:
@@ -254,6 +255,8 @@ class ChoiceSearch:
                 raise ValueError("resume is True, but there is no checkpoint to go on from")
             self.load(path)
         check_alike(self.processes, parts_of(self))
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)  # not after an epoch that would be lost
         while self.epoch < self.epochs:
             if not self._run_epoch():
                 break

@@ -15,6 +15,7 @@ from fastnas.checks import check_choice, check_int, check_number, check_type, sh
 from fastnas.nn import Choice
 from fastnas.nn.logits import Logits
 from fastnas.processes import here
+from fastnas.search.callbacks import Callback
 from fastnas.strategies.precision import Precision
 
 DECAYS = ("none", "cosine")
@@ -27,6 +28,23 @@ def check_batches(name: str, batches: Any) -> None:
             f"{name} is a {type(batches).__name__}; batches that can be iterated anew for each"
             " epoch, such as a DataLoader, are needed"
         )
+
+
+def check_loss(loss: Any) -> None:
+    """Refuses what is no function of (network, batch), such as a loss of logits and labels."""
+    if isinstance(loss, nn.Module) or not callable(loss):
+        raise TypeError(
+            f"loss is {short(loss)}; a function of (network, batch) is needed, such as"
+            " lambda network, batch: criterion(network(batch[0]), batch[1])"
+        )
+
+
+def check_callbacks(callbacks: Any) -> None:
+    """Refuses what is no list of callbacks."""
+    if not isinstance(callbacks, list | tuple):
+        raise TypeError(f"callbacks is {short(callbacks)}; a list of callbacks is needed")
+    for callback in callbacks:
+        check_type("a callback", callback, Callback)
 
 
 def checked_tau(tau: Any) -> tuple[float, float] | None:

@@ -20,6 +20,11 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
     """Returns the loss of batches (inputs, class labels [N]): the usual one."""
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        raise TypeError(
+            f"a batch is a {type(batch).__name__}; by default pairs (inputs, labels) are needed."
+            " What is made of others is said by loss=, a function of (network, batch)"
+        )
     inputs, labels = batch
     loss: Tensor = F.cross_entropy(network(inputs), labels)
     return loss

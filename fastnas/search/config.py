@@ -301,7 +301,9 @@ class TrainConfig(RunConfig):
     )
     grad_clip: float = option(5.0, "largest norm of the gradient", CLIP)
     cutout: int | None = option(
-        None, "side of the square cut out of images (16; others: 0)", PIXELS
+        None,
+        "side of the square cut out of images (16, at most half an image; others: 0)",
+        PIXELS,
     )
     drop_path: float | None = option(
         None, "drop-path at the last epoch, linear from 0 (0.2)", Bounds(0, 1, below=True)

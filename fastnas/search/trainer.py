@@ -69,11 +69,15 @@ class Trainer(ResumableRun):
         self.names = names
         self.what = trained(genotype)
         is_default = config.batch_size is None
+        usual_cutout = config.cutout is None
         config = config.completed(genotype)
         self.device = seeded(config)
         self.precision = run_precision(config, self.device)
         self.images = load_data(config, self.device) if images is None else images
         try:
+            if usual_cutout:  # 16 pixels are published for 32, half of the side
+                half = min(self.images.size) // 2
+                config = replace(config, cutout=min(config.resolved("cutout"), half))
             # They are chosen first, because the default size of a batch depends on how many there
             # are.
             chosen = chosen_images(self.images, config.images, config.seed)
