@@ -10,6 +10,7 @@ from torch import nn
 from fastnas import processes
 from fastnas.data.augment import Augment
 from fastnas.data.batches import Batches
+from fastnas.layers.primitives import drop_path
 from fastnas.ops import draw_noise, draw_rng
 from fastnas.processes import ALONE, Processes, ProcessesError, Share, here
 
@@ -139,3 +140,20 @@ def test_processes_that_do_not_come(monkeypatch):
 def test_only_the_first_writes():
     assert Processes(0, 2).is_first
     assert not Processes(1, 2).is_first
+
+
+def test_processes_drop_the_samples_of_one(tmp_path):
+    """Together they have the mask of the whole batch, and draw as much as one process."""
+
+    def work(count):
+        def run():
+            torch.manual_seed(1)
+            return drop_path(torch.ones(count, 1, 1, 1), 0.5).flatten(), torch.rand(1)
+
+        return run
+
+    first, second = together(2, work(16), tmp_path)
+    (alone,) = together(1, work(32), tmp_path)
+    assert torch.cat([first[0], second[0]]).equal(alone[0])
+    assert not first[0].equal(second[0])
+    assert first[1].equal(alone[1])

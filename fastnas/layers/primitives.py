@@ -9,6 +9,7 @@ All take x [N, C, H, W] to y [N, C, ceil(H / s), ceil(W / s)] at stride s = 1 or
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -297,11 +298,17 @@ def search_candidate(name: str, C: int, stride: int) -> nn.Module:
 def drop_path(x: Tensor, p: float) -> Tensor:
     """y_n = x_n b_n / (1 - p) with b_n ~ Bernoulli(1 - p): whole samples dropped.
 
+    The processes of torch's default process group draw for the samples of all, and each takes its
+    own part: all have the same random state, and would drop the same ones.
+
     Args:
         x: [N, C, H, W].
         p: probability of dropping a sample, 0 <= p < 1.
     """
     keep = 1.0 - p
+    count, rank, size = x.shape[0], 0, 1
+    if dist.is_available() and dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
     # mask is [N, 1, 1, 1]: a sample is dropped as a whole.
-    mask = torch.full((x.shape[0], 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
-    return x * (mask / keep)
+    mask = torch.full((size * count, 1, 1, 1), keep, dtype=x.dtype, device=x.device).bernoulli()
+    return x * (mask[rank * count : (rank + 1) * count] / keep)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,7 +85,7 @@ def one_sample(batches: Iterable[Any]) -> Any:
     Raises:
         ValueError: the tensors of a batch are not of equally many samples.
     """
-    with torch.random.fork_rng([]):
+    with torch.random.fork_rng([]), _kept(batches):
         batch = next(iter(batches), None)
     tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
     sizes = {t.shape[0] if t.dim() else 0 for t in tensors}
@@ -93,6 +95,21 @@ def one_sample(batches: Iterable[Any]) -> Any:
             f" {', '.join(map(str, sorted(sizes))) or 'no'} rows; give one as cost_batch"
         )
     return tree_map(lambda leaf: leaf[:1] if isinstance(leaf, Tensor) else leaf, batch)
+
+
+@contextmanager
+def _kept(batches: Any) -> Iterator[None]:
+    """Puts back what iterating over loaders moves: their generators, or a state of their own."""
+    holders = batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)
+    found = [getattr(holder, "generator", None) for holder in holders]
+    generators = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
+    is_stateful = hasattr(batches, "state_dict") and hasattr(batches, "load_state_dict")
+    state = copy.deepcopy(batches.state_dict()) if is_stateful else None
+    yield
+    for generator, before in generators:
+        generator.set_state(before)
+    if is_stateful:
+        batches.load_state_dict(state)
 
 
 def cost_of_choices(

@@ -257,8 +257,9 @@ class ChoiceSearch:
         check_alike(self.processes, parts_of(self))
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)  # not after an epoch that would be lost
+        begun = self.epoch
         while self.epoch < self.epochs:
-            if not self._run_epoch():
+            if not self._run_epoch(first=self.epoch == begun):
                 break
             if path is not None:
                 self.save(path)
@@ -277,14 +278,14 @@ class ChoiceSearch:
                 break
         return bool(self.processes.largest(ends))
 
-    def _run_epoch(self) -> bool:
-        """Runs an epoch; returns whether it came to its end."""
+    def _run_epoch(self, first: bool) -> bool:
+        """Runs an epoch, the first one of a run or another; returns whether it came to its end."""
         self._start_epoch()
         started, steps = time.perf_counter(), 0
         sums: dict[str, Tensor] = {}
         valid = endless(self.valid, "valid")
         self.network.train()
-        for batch in batches_together(self.processes, self.train, first=not self.epoch):
+        for batch in batches_together(self.processes, self.train, first=first):
             figures = self.step(batch, next(valid))
             # In float64 on the device: no step waits for it.
             for name, value in figures.items():
@@ -366,9 +367,7 @@ class ChoiceSearch:
 
     def save(self, path: Path) -> None:
         """Writes all that the rest of the search depends on, once for all processes."""
-        if self.processes.is_first:
-            write_state(self, path)
-        self.processes.wait()
+        write_state(self, path)
 
     def load(self, path: Path) -> None:
         """Goes to the state that a checkpoint holds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,11 @@ from fastnas.search.checkpoint import (
 if TYPE_CHECKING:
     from fastnas.search.choice_search import ChoiceSearch
 
+logger = logging.getLogger("fastnas")
+
 KIND = "choice search"
+LOADERS = {"train", "valid"}
+"""Parts of which each process has another state."""
 
 
 def parts_of(search: ChoiceSearch) -> dict[str, Any]:
@@ -54,8 +59,17 @@ def identity_of(search: ChoiceSearch) -> dict[str, Any]:
 
 
 def write_state(search: ChoiceSearch, path: Path) -> None:
-    """Writes all that the rest of the search depends on."""
+    """Writes all that the rest of the search depends on, once for all processes."""
     state = {name: part.state_dict() for name, part in parts_of(search).items()}
+    for name in LOADERS & state.keys():
+        # Each process has loaders of its own.
+        state[name] = search.processes.gathered(state[name])
+    if search.processes.is_first:
+        _write(search, path, state)
+    search.processes.wait()
+
+
+def _write(search: ChoiceSearch, path: Path, state: dict[str, Any]) -> None:
     own = {"search": identity_of(search), "epoch": search.epoch, "history": search.history}
     save_checkpoint(path, KIND, {**own, "random": random_state(), "parts": state})
 
@@ -82,7 +96,14 @@ def restore_state(search: ChoiceSearch, path: Path) -> None:
         )
     try:
         for name, part in parts.items():
-            part.load_state_dict(state["parts"][name])
+            found = state["parts"][name]
+            if name in LOADERS and len(found) != search.processes.size:
+                logger.warning(
+                    "fastnas: %s begins anew: its state is that of %d processes, and here are %d",
+                    name, len(found), search.processes.size,
+                )  # fmt: skip
+                continue
+            part.load_state_dict(found[search.processes.rank] if name in LOADERS else found)
     except Exception as error:  # state dicts of other networks raise anything
         text = " ".join(str(error).split())
         raise CheckpointError(f"checkpoint {path} does not fit this search: {text}") from error

@@ -46,7 +46,9 @@ def batches_together(processes: Processes, batches: Iterable[Any], first: bool) 
     ends = object()
     while True:
         batch = next(source, ends)
-        content = digest(tensors_in(batch)) if first else ""
+        # What a batch holds besides tensors cannot be compared.
+        found = tensors_in(batch) if first else []
+        content = digest(found) if found else ""
         told = processes.gathered((batch is not ends, digest([torch.get_rng_state()]), content))
         if not all(has for has, _, _ in told):
             return

@@ -11,6 +11,7 @@ from fastnas.checks import short
 from fastnas.data.load import SHARES, SIDES, WORKERS
 from fastnas.nn.mobilenet import MOBILE_ACTIVATIONS
 from fastnas.options import option, options_of
+from fastnas.processes import WHOLE
 from fastnas.search.early_stop import STOPS, check_eigenvalue
 from fastnas.search.fields import (
     ConfigError,
@@ -259,6 +260,11 @@ class SearchConfig(GradientConfig):
             space = strategy.space(get_space(self.space))
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        if self.spread == "samples":
+            try:
+                strategy.share_samples(WHOLE)
+            except ValueError as error:
+                raise ConfigError(f"spread is 'samples', but {error}") from error
         check_eigenvalue(self, strategy)
         layout = space.cell_layout
         if self.table is not None and not layout.has_tables:

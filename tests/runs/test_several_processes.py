@@ -103,7 +103,7 @@ def test_a_run_that_lost_a_process_goes_on(settings, tmp_path):
 def test_it_goes_on_with_another_number_and_says_so(tmp_path, caplog):
     out = tmp_path / "run"
     together(4, search(out, dies_at=7), tmp_path)
-    report = search(out, resume=True)()
+    report = search(out, resume=True, threads=2)()
     warning = "this search was made by 4 processes and goes on with 1"
     assert len([text for text in caplog.messages if warning in text]) == 1
     assert report["epochs"] == 2
@@ -121,7 +121,7 @@ def refused(**settings):
     [
         ({"batch_size": 15}, "batch_size is 15; a multiple of 2, the number of processes that"),
         ({"train_batch_size": 9}, "train_batch_size is 9; a multiple of 2, the number of"),
-        ({"spread": "samples"}, "method noisy-darts has no samples that processes could share"),
+        ({"spread": "samples"}, "spread is 'samples', but method noisy-darts has no samples"),
         ({"device": "cuda:0"}, "device is 'cuda:0'; of several processes each has a GPU"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_training_of_two(tmp_path):
         def work():
             config = TrainConfig(
                 genotype=genotype, out=str(tmp_path / out), channels=2, layers=1, epochs=1,
-                images=64, batch_size=16, auxiliary=False, tensorboard=False,
+                images=51, auxiliary=False, tensorboard=False,
             )  # fmt: skip
             return figures(run_train(config))
 

@@ -327,3 +327,74 @@ def test_a_network_that_reduces_by_itself_is_refused(tmp_path):
 
     for told in together(2, work, tmp_path):
         assert told.startswith("TypeError: network is a DistributedDataParallel; its module is")
+
+
+class Drawn(torch.utils.data.Sampler):
+    """Draws from a generator of its own, whose state a checkpoint holds."""
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __iter__(self):
+        yield from torch.randperm(16, generator=self.generator)[:8].tolist()
+
+    def __len__(self):
+        return 8
+
+
+class Stateful:
+    """A loader with a state, as torchdata's: each process has its own."""
+
+    def __init__(self, seed):
+        self.sampler = Drawn(seed)
+        self.loader = DataLoader(pairs(1), batch_size=4, sampler=self.sampler)
+
+    def __iter__(self):
+        return iter(self.loader)
+
+    def state_dict(self):
+        return {"generator": self.sampler.generator.get_state()}
+
+    def load_state_dict(self, state):
+        self.sampler.generator.set_state(state["generator"])
+
+
+def test_each_process_goes_on_with_its_own_loaders(tmp_path):
+    def searched(name, seeds, resume=False, callbacks=()):
+        def work():
+            torch.manual_seed(3)
+            loaders = [Stateful(seed + here().rank) for seed in seeds]
+            run = ChoiceSearch(network(), *loaders, epochs=3, samples=2, callbacks=callbacks)
+            history = run.run(tmp_path / name, resume=resume)
+            return [row["train_loss"] for row in history], list(run.network.state_dict().values())
+
+        return together(2, work, tmp_path)
+
+    whole = searched("whole.pt", (10, 20))
+    ends = Callback()
+    ends.on_epoch = stop_after_the_first
+    assert len(searched("run.pt", (10, 20), callbacks=[ends])[0][0]) == 1
+    for again, expected in zip(searched("run.pt", (50, 60), resume=True), whole, strict=True):
+        assert again[0] == expected[0]
+        assert all(a.equal(b) for a, b in zip(again[1], expected[1], strict=True))
+
+
+def stop_after_the_first(search, figures):
+    raise StopSearch
+
+
+def test_batches_without_tensors_are_not_compared(tmp_path):
+    class Row:
+        def __init__(self, x):
+            self.x = x
+
+    def work():
+        rows = [[Row(pairs(1).tensors[0][4 * here().rank :][:4])]]
+        torch.manual_seed(3)
+        run = ChoiceSearch(
+            network(), rows, rows, epochs=1,
+            loss=lambda model, batch: model(batch[0].x).square().mean(),
+        )  # fmt: skip
+        return len(run.run())
+
+    assert together(2, work, tmp_path) == [1, 1]
