@@ -278,7 +278,7 @@ class ChoiceSearch:
                 break
         return bool(self.processes.largest(ends))
 
-    def _run_epoch(self, first: bool) -> bool:
+    def _run_epoch(self, first: bool = False) -> bool:
         """Runs an epoch, the first one of a run or another; returns whether it came to its end."""
         self._start_epoch()
         started, steps = time.perf_counter(), 0

@@ -10,7 +10,8 @@ from fastnas.search.checkpoint import load_checkpoint
 from fastnas.search.config import ConfigError, SearchConfig, TrainConfig, make_config
 from fastnas.search.run_folder import RunFolderError, claimed_folder
 from fastnas.search.searcher import Searcher
-from fastnas.spaces import get_space
+from fastnas.search.trainer import Trainer
+from fastnas.spaces import get_space, parse
 from fastnas.spaces.distribution import slots_of
 from fastnas.strategies import STRATEGIES, get_strategy
 
@@ -141,3 +142,14 @@ def test_a_setting_of_the_last_stage_may_change_until_it_begins(name, tmp_path):
         pass
     with pytest.raises(RunFolderError, match=f"another run: {name} 3"), claimed_folder(first, True):
         pass
+
+
+def test_a_cutout_leaves_something_of_the_images(tmp_path):
+    """16 pixels are published for 32: of 8x8 pixels they would leave nothing, and 4 are cut out."""
+    small = {"genotype": GENOTYPE, "channels": 2, "layers": 3, "auxiliary": False}
+    assert Trainer(TrainConfig(**small), parse(GENOTYPE)).config.cutout == 4
+    message = "cutout is 16; below 16 is needed for images of 8x8 pixels, of which nothing"
+    with pytest.raises(ConfigError, match=message):
+        Trainer(TrainConfig(**small, cutout=16), parse(GENOTYPE))
+    with pytest.raises(ConfigError, match=message):
+        Searcher(config(tmp_path, "digits", cutout=16))

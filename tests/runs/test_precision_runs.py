@@ -187,3 +187,29 @@ def test_a_backend_without_it_is_refused_before_the_data_are_read(tmp_path):
     settings = {**TINY, "precision": "fp16", "backend": "cpu", "data": "absent.npz"}
     with pytest.raises(BackendError, match="mixed_edges has no float16 kernel on cpu"):
         Searcher(make_config(SearchConfig, settings))
+
+
+def test_a_lost_auxiliary_loss_takes_its_figures_with_it(monkeypatch):
+    """The loss without the auxiliary one is finite, but its step is skipped: no mean holds it."""
+    text = (
+        "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=[2],"
+        " reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1)], reduce_concat=[2])"
+    )
+    genotype = parse(text)
+    config = TrainConfig(
+        genotype=text, channels=2, layers=3, images=32, batch_size=8, precision="fp16"
+    )
+    trainer = Trainer(config, genotype)
+    trainer.start_epoch()
+    logits_of, turn = trainer._logits, []
+
+    def logits(images):
+        turn.append(1)
+        found, auxiliary = logits_of(images)
+        return found, auxiliary * (float("inf") if len(turn) % 2 else 1.0)
+
+    monkeypatch.setattr(trainer, "_logits", logits)
+    for _ in range(4):
+        trainer._make_step()
+    assert trainer.precision.lost("train_loss") == 2
+    assert 1.5 < trainer.means()["train_loss"] < 3.5

@@ -12,6 +12,7 @@ import fastnas
 from fastnas.nn import Choice, InputChoice, MobileNetSearchNetwork, count_parameters
 from fastnas.nn.choice_cost import choice_costs, choice_shares, expected_cost
 from fastnas.nn.cost import count_macs
+from fastnas.search.checkpoint import CheckpointError
 from fastnas.search.choice_search import ChoiceSearch
 from fastnas.spaces import MobileSpace
 
@@ -286,3 +287,39 @@ def test_a_search_in_another_precision_resumes_to_the_same_bits(tmp_path, name):
         assert again.precision.state_dict() == whole.precision.state_dict()
     with pytest.raises(ValueError, match=r"the parameter '0.weight' is torch.float64"):
         search(column().double(), precision=name)
+
+
+def pictures(generator=None):
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    data = TensorDataset(x, torch.arange(16) % 2)
+    return DataLoader(data, batch_size=4, shuffle=True, generator=generator)
+
+
+def test_a_cost_that_is_asked_for_moves_no_batch():
+    """Counting takes a sample of the first batch, and puts the loader's generator back."""
+
+    def first_batches(**cost):
+        torch.manual_seed(0)
+        loader = pictures(torch.Generator().manual_seed(4))
+        seen = []
+
+        def loss(network, batch):
+            if len(batch[0]) > 1:  # the cost is counted with one row
+                seen.append(batch[0])
+            return nn.functional.cross_entropy(network(batch[0]), batch[1])
+
+        ChoiceSearch(column(), loader, pictures(), epochs=1, loss=loss, **cost).run()
+        return seen
+
+    plain, paid = first_batches(), first_batches(cost="params:1e9")
+    assert all(torch.equal(a, b) for a, b in zip(plain, paid, strict=True))
+
+
+def test_another_weight_of_the_cost_is_another_search(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "a folder that is made" / "search.pt"
+    options = {"epochs": 1, "cost": "params:10", "cost_weight": 0.5}
+    ChoiceSearch(column(), pictures(), pictures(), **options).run(path)
+    other = ChoiceSearch(column(), pictures(), pictures(), **{**options, "cost_weight": 0.25})
+    with pytest.raises(CheckpointError, match="is of another search: cost is"):
+        other.run(path, resume=True)

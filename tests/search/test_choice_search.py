@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -429,3 +430,22 @@ def test_loaders_without_batches():
 
 def test_it_is_a_name_of_the_package():
     assert fastnas.ChoiceSearch is ChoiceSearch
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"loss": nn.CrossEntropyLoss()}, "loss is CrossEntropyLoss(); a function of (network, b"),
+        ({"callbacks": TensorBoard("logs")}, "a list of callbacks is needed"),
+        ({"callbacks": ["logs"]}, "a callback is 'logs'"),
+    ],
+)
+def test_losses_and_callbacks_of_another_kind(options, text):
+    with pytest.raises(TypeError, match=re.escape(text)):
+        search(network(), **options)
+
+
+def test_a_batch_that_the_usual_loss_does_not_know():
+    rows = [{"x": torch.ones(2, 3)}]
+    with pytest.raises(TypeError, match="a batch is a dict; by default pairs"):
+        ChoiceSearch(network(), rows, rows, epochs=1).run()
