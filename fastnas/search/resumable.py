@@ -147,7 +147,7 @@ class ResumableRun:
             # epoch that is resumed has the means of one that was not.
             self._figures[-1][name] = value.detach().to(torch.float64, copy=True)
 
-    def _make_step(self) -> None:
+    def make_step(self) -> None:
         """Makes a step and sums its figures, without waiting for the device (but in fp16)."""
         self._figures.clear()
         self.run_step()
@@ -282,7 +282,7 @@ class ResumableRun:
         every = self.config.checkpoint_every
         started, steps = time.perf_counter(), 0
         while self.step < self.steps_per_epoch:
-            self._make_step()
+            self.make_step()
             steps += 1
             stops = self._agreed(stop)
             saves = stops or (every and self.step % every == 0)

@@ -323,6 +323,9 @@ def test_workers_are_in_a_group_of_their_own_and_end_with_the_stream(root: Path)
     stream.next()
     mine = children() - before
     assert len(mine) == 2
+    ends = time.monotonic() + 20  # the second one may not have begun yet
+    while not all(os.getpgid(child) == child for child in mine) and time.monotonic() < ends:
+        time.sleep(0.05)
     assert all(os.getpgid(child) == child for child in mine)
     stream.close()
     ends = time.monotonic() + 20

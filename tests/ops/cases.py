@@ -212,7 +212,8 @@ def check_repeats(inputs: Inputs, backend: str) -> None:
 
 def check_regenerates(inputs: Inputs, backend: str) -> None:
     """dw_0 = <dy, y> where y is x_0 with strong noise: backward sees the draw of forward."""
-    level = torch.tensor([0.0, 5.0], dtype=torch.float64, device=inputs.w.device)
+    # Of dropout the first is the probability to be kept.
+    level = torch.tensor([0.5, 5.0], dtype=torch.float64, device=inputs.w.device)
     inputs = replace(
         inputs, x=inputs.x[:1], w=torch.ones_like(inputs.w[:1]), noisy=(0,), level=level
     )

@@ -105,7 +105,7 @@ def test_the_logits_wait_for_their_first_epoch(tmp_path):
     searcher = MobileSearcher(config(tmp_path, arch_start_epoch=1, epochs=2, validate_every=0))
     before = [choice.logits.clone() for choice in searcher.network.choices]
     searcher.start_epoch()
-    searcher._make_step()
+    searcher.make_step()
     assert all(torch.equal(a, c.logits) for a, c in zip(before, searcher.network.choices))
     assert searcher.sums["valid_loss"] == 0.0 and searcher.sums["train_loss"] > 0
     searcher.epoch, searcher.step = 1, 0

@@ -210,6 +210,6 @@ def test_a_lost_auxiliary_loss_takes_its_figures_with_it(monkeypatch):
 
     monkeypatch.setattr(trainer, "_logits", logits)
     for _ in range(4):
-        trainer._make_step()
+        trainer.make_step()
     assert trainer.precision.lost("train_loss") == 2
     assert 1.5 < trainer.means()["train_loss"] < 3.5

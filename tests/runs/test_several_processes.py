@@ -43,7 +43,7 @@ def search(out, dies_at=None, resume=False, **settings):
     def work():
         config = make_config(SearchConfig, {**SETTINGS, "out": str(out), **settings})
         if dies_at is not None and here().rank == here().size - 1:
-            make = ResumableRun._make_step
+            make = ResumableRun.make_step
             done = []
 
             def step(run):
@@ -52,7 +52,7 @@ def search(out, dies_at=None, resume=False, **settings):
                     os.kill(os.getpid(), signal.SIGKILL)
                 make(run)
 
-            ResumableRun._make_step = step
+            ResumableRun.make_step = step
         return run_search(config, resume=resume)
 
     return work

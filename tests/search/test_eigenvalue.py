@@ -223,7 +223,7 @@ def test_a_state_without_what_it_needs_is_refused(tmp_path, rising, change, mess
     search = searcher(tmp_path, **STOPPING)
     search.start_epoch()
     for _ in range(search.steps_per_epoch):
-        search._make_step()
+        search.make_step()
     search.history.append({"epoch": 0, **search.means(), **search.end_epoch()})
     search.sums = dict.fromkeys(search.summed, 0.0)
     search.epoch, search.step = 1, 0

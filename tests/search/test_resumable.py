@@ -65,10 +65,10 @@ def test_a_slow_step_is_shown_at_once(monkeypatch, tmp_path):
 def test_sums_outlast_a_checkpoint(tmp_path):
     run = Counting(0)
     for _ in range(3):
-        run._make_step()
+        run.make_step()
     run.save(tmp_path / "run.pt")
     again = Counting(0)
     again.resume(tmp_path / "run.pt")
     assert again.sums == {"loss": 3.0, "never": 0.0}
-    again._make_step()
+    again.make_step()
     assert again.means()["loss"] == 1.5

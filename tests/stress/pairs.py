@@ -61,8 +61,7 @@ def half_done(out: Path) -> None:
             path.unlink()
     searcher = Searcher(config)
     searcher.start_epoch()
-    searcher.run_step()
-    searcher.step = 1
+    searcher.make_step()
     searcher.save(out / "search.pt")
 
 
