@@ -192,13 +192,17 @@ class Processes:
                     )
 
     def check_bits(self, states: Mapping[str, Any]) -> None:
-        """Makes sure that the tensors in states, nested as they are, have the same bits in all.
+        """Makes sure that states, nested tensors and plain values, have the same bits in all.
 
         Raises:
             ProcessesError: naming the first state that differs.
         """
-        if self.size > 1:
-            self.check_same({name: digest(tensors_in(state)) for name, state in states.items()})
+        found = {}
+        for name, state in states.items():
+            plain = [leaf for leaf in tree_leaves(state) if not isinstance(leaf, Tensor)]
+            values = hashlib.blake2b(repr(plain).encode(), digest_size=8).hexdigest()
+            found[name] = digest(tensors_in(state)), values
+        self.check_same(found)
 
     def _sum(self, tensor: Tensor) -> None:
         with _partners_told(self):

@@ -83,7 +83,7 @@ def no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     def leave_empty(*drawn_and_path: Any) -> None:
         Path(drawn_and_path[-1]).touch()
 
-    for name in ("search.draw_history", "mobile.draw_history", "genotype.save_figure",
+    for name in ("whole_search.draw_history", "genotype.save_figure",
                  "study.draw_best_so_far", "study.draw_simplex"):  # fmt: skip
         monkeypatch.setattr(f"fastnas.runs.{name}", leave_empty)
     monkeypatch.setattr("fastnas.runs.genotype.architecture_figure", lambda genotype, title: None)

@@ -157,3 +157,14 @@ def test_processes_drop_the_samples_of_one(tmp_path):
     assert torch.cat([first[0], second[0]]).equal(alone[0])
     assert not first[0].equal(second[0])
     assert first[1].equal(alone[1])
+
+
+@pytest.mark.parametrize("kind", ["tensor", "number"])
+def test_states_are_compared_to_the_bit(kind, tmp_path):
+    def work():
+        off = 1e-16 * here().rank
+        value = torch.tensor(off, dtype=torch.float64) if kind == "tensor" else off
+        here().check_bits({"alike": [torch.ones(2), "a"], "scale": {"of": [value]}})
+
+    for text in together(2, work, tmp_path):
+        assert text.startswith("ProcessesError: process 1 has another scale than process 0")

@@ -8,27 +8,22 @@ from typing import Any
 from rich.console import Console
 
 from fastnas.processes import joined
-from fastnas.report.curves import draw_history
 from fastnas.runs.columns import layer_table
-from fastnas.runs.compare import uncompared
-from fastnas.runs.derived import check_derived, derived_cost, train_derived
-from fastnas.runs.genotype import leave_genotype, next_step
+from fastnas.runs.derived import check_derived
 from fastnas.runs.mobile_compare import mobile_comparison
 from fastnas.runs.report import (
-    REPORT_MD,
     comparison_lines,
     cost_line,
     derived_lines,
     environment,
     header_lines,
-    paid_cost,
     paid_line,
-    write_report,
 )
+from fastnas.runs.whole_search import Answers, search_to_the_report
 from fastnas.search.build import load_data, seeded
 from fastnas.search.mobile_config import MobileConfig
 from fastnas.search.mobile_searcher import MobileSearcher
-from fastnas.search.progress import plain_console, stage
+from fastnas.search.progress import plain_console
 from fastnas.search.run_folder import claimed_folder
 from fastnas.spaces import MobileGenotype
 
@@ -63,38 +58,19 @@ def _run_mobile_search(config: MobileConfig, resume: bool, console: Console) -> 
     check_derived(config, images)
     searcher = MobileSearcher(config, images)
     with claimed_folder(config, resume, searcher) as out:
-        console.print(
-            f"searching {config.space} on {config.data} with {config.method}", style="bold"
+        answers = Answers(
+            config.space,
+            derive=searcher.genotype,
+            found=lambda genotype: _found(searcher, genotype, console),
+            text=lambda report, _: mobile_text(report),
+            compare=lambda steps: _compared(searcher, steps),
         )
-        # A search that was done already returns at once, and the stages after it go on.
-        searcher.search(out, console)
-        genotype = searcher.genotype()
-        if searcher.processes.is_first:
-            leave_genotype(out, genotype, f"{config.method} on {config.data}")
-            draw_history(searcher.history, out / "history.png")
-        derived = derived_cost(searcher, genotype)
-        report: dict[str, Any] = {
-            **_found(searcher, genotype, console),
-            **train_derived(config, genotype, images, out, resume, console),
-            **derived,
-            **paid_cost(searcher, derived),
-            **uncompared("it did not end" if config.compare_steps else None),
-        }
-        if not searcher.processes.is_first:
-            return report
-        # It is written first: eager may need more memory than there is, and the system then kills
-        # the process.
-        write_report(out, report, mobile_text(report))
-        if config.compare_steps:
-            with (
-                stage(console, f"timing {config.compare_steps} steps beside eager"),
-                searcher.on_backend(),
-            ):
-                report |= mobile_comparison(searcher, config.compare_steps)
-            write_report(out, report, mobile_text(report))
-        console.print(f"\nreport: {out / REPORT_MD}")
-        console.print(next_step(config, report, out))
-        return report
+        return search_to_the_report(searcher, out, resume, console, answers)
+
+
+def _compared(searcher: MobileSearcher, steps: int) -> dict[str, Any]:
+    with searcher.on_backend():
+        return mobile_comparison(searcher, steps)
 
 
 def _found(searcher: MobileSearcher, genotype: MobileGenotype, console: Console) -> dict[str, Any]:

@@ -10,19 +10,18 @@ from fastnas.evaluators import TableEvaluator
 from fastnas.evaluators.supernet import SupernetEvaluator
 from fastnas.evaluators.table import reported_column
 from fastnas.processes import joined
-from fastnas.report.curves import draw_history
-from fastnas.runs.compare import comparison, uncompared
-from fastnas.runs.derived import check_derived, derived_cost, train_derived, trained_cost
+from fastnas.runs.compare import comparison
+from fastnas.runs.derived import check_derived, trained_cost
 from fastnas.runs.eigenvalue_report import check_memory, eigenvalue_figures
-from fastnas.runs.genotype import leave_genotype, next_step, table_of
+from fastnas.runs.genotype import leave_genotype, table_of
 from fastnas.runs.report import (
     REPORT_MD,
     environment,
-    paid_cost,
     search_text,
     train_text,
     write_report,
 )
+from fastnas.runs.whole_search import Answers, search_to_the_report
 from fastnas.search.build import load_data, seeded
 from fastnas.search.config import SearchConfig, TrainConfig
 from fastnas.search.genotype_file import read_genotype
@@ -73,36 +72,14 @@ def _run_search(config: SearchConfig, resume: bool, console: Console) -> dict[st
         # A search that is finished measures nothing more, whatever memory there is by now.
         if goes_on and not searcher.finished:
             check_memory(searcher)
-        console.print(
-            f"searching {searcher.space.name} on {config.data} with {config.method}", style="bold"
+        answers = Answers(
+            searcher.space.name,
+            derive=lambda: _final_genotype(searcher, console),
+            found=lambda genotype: _found(searcher, genotype, table, console),
+            text=search_text,
+            compare=lambda steps: comparison(searcher, steps),
         )
-        # A search that was done already returns at once, and the stages after it go on.
-        searcher.search(out, console)
-
-        genotype = _final_genotype(searcher, console)
-        if searcher.processes.is_first:
-            leave_genotype(out, genotype, f"{config.method} on {config.data}")
-            draw_history(searcher.history, out / "history.png")
-        derived = derived_cost(searcher, genotype)
-        report: dict[str, Any] = {
-            **_found(searcher, genotype, table, console),
-            **derived,
-            **paid_cost(searcher, derived),
-            **train_derived(config, genotype, images, out, resume, console),
-            **uncompared("it did not end" if config.compare_steps else None),
-        }
-        if not searcher.processes.is_first:
-            return report
-        # It is written first: eager may need more memory than there is, and the system then kills
-        # the process.
-        write_report(out, report, search_text(report, genotype))
-        if config.compare_steps:
-            with stage(console, f"timing {config.compare_steps} steps beside eager"):
-                report |= comparison(searcher, config.compare_steps)
-            write_report(out, report, search_text(report, genotype))
-        console.print(f"\nreport: {out / REPORT_MD}")
-        console.print(next_step(config, report, out))
-        return report
+        return search_to_the_report(searcher, out, resume, console, answers)
 
 
 def _found(
@@ -130,7 +107,6 @@ def _found(
         # An epoch that is gone back to may be one that was not validated.
         "supernet_accuracy": last.get("valid_accuracy"),
         **eigenvalue_figures(searcher),
-        **_distribution(searcher),
         **searcher.strategy.findings(searcher.arch, searcher.space),
         "table": table and {table.column: table.score(genotype, table.column)},
         "search_seconds": searcher.seconds,
@@ -197,10 +173,3 @@ def _table(config: SearchConfig) -> TableEvaluator | None:
     if config.table is None:
         return None
     return TableEvaluator(config.table, config.table_report or reported_column(config.table))
-
-
-def _distribution(searcher: Searcher) -> dict[str, Any]:
-    strategy = searcher.strategy
-    if not isinstance(strategy, OnDistributions):
-        return {}
-    return {"distribution": strategy.distribution(searcher.arch, searcher.space).as_dict()}

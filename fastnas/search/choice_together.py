@@ -20,6 +20,8 @@ def check_alike(processes: Processes, parts: Mapping[str, Any]) -> None:
     Raises:
         ProcessesError: naming the first part that differs, or the random state.
     """
+    if processes.size == 1:  # to ask for states is work
+        return
     found = {
         name: part.state_dict()
         for name, part in parts.items()

@@ -260,11 +260,12 @@ class ResumableRun:
         # `end_epoch` derives a genotype, which refuses logits that are not finite by an error that
         # names neither step nor epoch. So the run is judged first.
         self.check_finite()
-        # Each process continues with its own; a computation that gives other bits on another
-        # machine, or draws another number of times, would part them.
-        drawn = [torch.get_rng_state(), *(g.get_state() for g in self.generators().values())]
-        parts = {name: part.state_dict() for name, part in self.checkpointed().items()}
-        self.processes.check_bits({**parts, "random state": drawn})
+        if self.processes.size > 1:  # to ask for states is work
+            # Each process continues with its own; a computation that gives other bits on another
+            # machine, or draws another number of times, would part them.
+            drawn = [torch.get_rng_state(), *(g.get_state() for g in self.generators().values())]
+            parts = {name: part.state_dict() for name, part in self.checkpointed().items()}
+            self.processes.check_bits({**parts, "random state": drawn})
         figures = {**self.means(), **self.precision.figures(), **self.end_epoch()}
         self.history.append({"epoch": self.epoch, **figures})
         self.precision.end_epoch()

@@ -187,8 +187,9 @@ class Trainer(ResumableRun):
                 weight = self.config.resolved("auxiliary_weight")
                 loss = loss + weight * F.cross_entropy(auxiliary, labels)
         half.backward(loss)
-        # In fp16 a step is skipped where its whole loss is not finite, and its figures with it.
-        own = torch.where(loss.detach().isfinite(), own.detach(), loss.detach())
+        if half.scaling is not None:
+            # In fp16 a step is skipped where its whole loss is not finite, its figures with it.
+            own = torch.where(loss.detach().isfinite(), own.detach(), loss.detach())
         half.finish(params, self.config.grad_clip)
         half.move(params, loss, self.optimizer.step)
         self.processes.join_statistics(self.network.buffers())

@@ -7,6 +7,8 @@ are here, and everything but the encoding is our reconstruction.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -41,6 +43,10 @@ class OnDistributions(Strategy):
         # common.
         slots_of(found)  # the same candidates on every edge
         return found
+
+    def findings(self, arch: ArchParameters, space: Space) -> dict[str, Any]:
+        """Returns the distribution, by cell type and operation."""
+        return {"distribution": self.distribution(arch, space).as_dict()}
 
     def distribution(self, arch: ArchParameters, space: Space) -> OperationDistribution:
         """Returns p_c proportional to softmax(alpha_c) on the operations that cells have.
